@@ -1,0 +1,67 @@
+"""The exceptions that driftline raises on purpose, and the exit code of each.
+
+    DriftlineError (1)
+    ├── ConfigError (64)      a key, a value or a file of the settings
+    ├── InputError (65)       an events file, an items file, a request
+    ├── StateError (73)       a state directory, its lock, its contents
+    │   └── LockedError (75)  another worker holds the partition
+    ├── BrokerError (69)      Kafka can't be reached or refuses
+    ├── SnapshotError (74)    a snapshot that may not be served
+    └── MissingModelError (66) weights that the set-up should have brought
+
+Every message says what was received, what was expected and what to do. The command line prints the message
+without a traceback and exits with `exit_code`.
+"""
+
+from __future__ import annotations
+
+UNEXPECTED_EXIT_CODE = 70
+"""A worker ends with this code on an unexpected error; its supervisor restarts it."""
+
+
+class DriftlineError(Exception):
+    """Base of every error that a user can act on."""
+
+    exit_code = 1
+
+
+class ConfigError(DriftlineError):
+    """A setting is unknown, out of range or can't be read."""
+
+    exit_code = 64
+
+
+class InputError(DriftlineError):
+    """Input data does not follow its schema."""
+
+    exit_code = 65
+
+
+class MissingModelError(DriftlineError):
+    """Model weights are not where the set-up puts them."""
+
+    exit_code = 66
+
+
+class BrokerError(DriftlineError):
+    """The broker can't be reached, or refused a request."""
+
+    exit_code = 69
+
+
+class StateError(DriftlineError):
+    """A state directory can't be opened or holds something else."""
+
+    exit_code = 73
+
+
+class SnapshotError(DriftlineError):
+    """A snapshot is missing, damaged or refused by its gate."""
+
+    exit_code = 74
+
+
+class LockedError(StateError):
+    """Another process holds the lock of this partition."""
+
+    exit_code = 75

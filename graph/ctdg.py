@@ -1,0 +1,191 @@
+"""Continuous-time dynamic graph: users and items are nodes, events are edges, every node has a memory.
+
+Events are applied one by one in their meaning and in t-batches in fact: an event waits only for the last earlier
+event of its item and for the last earlier *group* of its user (rows of one group read the state from before the
+group). Events that wait for nothing left form one t-batch. Any cut of a log into calls of `apply` gives the same
+memories to the bit (`graph.memory.tiled`; messages of a group are summed in row order).
+
+Source: t-batches, JODIE (arXiv 1908.01207, section 4.2). Times are int64 unix milliseconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from configs.settings import Graph
+from graph.memory import CODE_DIM, EDGE_DIM, MS_PER_DAY, Float32, GraphMemory, item_code, tiled
+
+Int64 = NDArray[np.int64]
+
+
+class Nodes:
+    """Named columns over dense node indices; they grow by doubling."""
+
+    def __init__(self, **columns: tuple[int, type | str]) -> None:
+        self.size = 0
+        self.columns = {
+            name: np.zeros((64, width) if width else 64, dtype) for name, (width, dtype) in columns.items()
+        }
+
+    def __getitem__(self, name: str) -> NDArray[np.generic]:
+        return self.columns[name]
+
+    def add(self) -> int:
+        """A new row of zeros; its index."""
+        capacity = len(next(iter(self.columns.values())))
+        if self.size == capacity:
+            for name, column in self.columns.items():
+                self.columns[name] = np.concatenate((column, np.zeros_like(column)))
+        self.size += 1
+        return self.size - 1
+
+
+@dataclass(slots=True)
+class _Runs:
+    """Runs of one call: rows of a user that share one pre-group state, in order of their first row."""
+
+    user: list[int]
+    group: list[int]
+    t_ms: list[int]
+    after: list[int]  # t-batch after which the pre-group state is known
+    done: list[int]  # t-batch of the last row
+    fresh: list[bool]  # False: the group was opened by an earlier call
+
+
+class TemporalGraph:
+    """Memories of all nodes and the rule by which events change them.
+
+    Attributes:
+        users: columns memory, pre [M], message_sum [G], message_count, group (key64), group_ms, pre_update_ms,
+            last_update_ms.
+        items: columns memory [M], code [CODE_DIM], last_update_ms.
+        model: the adopted graph version.
+    """
+
+    def __init__(self, settings: Graph, model: GraphMemory | None = None) -> None:
+        self.model = model or GraphMemory(settings)
+        memory, message = settings.memory_dim, settings.message_dim
+        self.users = Nodes(
+            memory=(memory, np.float32),
+            pre=(memory, np.float32),
+            message_sum=(message, np.float32),
+            message_count=(0, np.int64),
+            group=(0, np.uint64),
+            group_ms=(0, np.int64),
+            pre_update_ms=(0, np.int64),
+            last_update_ms=(0, np.int64),
+        )
+        self.items = Nodes(memory=(memory, np.float32), code=(CODE_DIM, np.float32), last_update_ms=(0, np.int64))
+
+    def add_user(self) -> int:
+        """A new user node without events."""
+        index = self.users.add()
+        for name in ("group_ms", "pre_update_ms", "last_update_ms"):
+            self.users[name][index] = -1
+        return index
+
+    def add_item(self, key: int) -> int:
+        """A new item node without events; `key` is the item's key64."""
+        index = self.items.add()
+        self.items["last_update_ms"][index] = -1
+        self.items["code"][index] = item_code(key)
+        return index
+
+    def apply(
+        self, users: Sequence[int], items: Sequence[int], t_ms: Sequence[int], groups: Sequence[int], edges: Float32
+    ) -> None:
+        """Applies events in order.
+
+        Args:
+            users: [n] dense user indices.
+            items: [n] dense item indices.
+            t_ms: [n] event times, not decreasing.
+            groups: [n] key64 of the group, 0 = an event of its own.
+            edges: [n, EDGE_DIM] float32, see `graph.memory.edge_features`.
+        """
+        assert edges.shape == (len(users), EDGE_DIM)  # a caller's bug, never input
+        if len(users) == 0:
+            return
+        runs, run_of, level_of = self._plan(users, items, t_ms, groups)
+        u, i, t = np.asarray(users), np.asarray(items), np.asarray(t_ms, np.int64)
+        order = np.argsort(level_of, kind="stable")
+        starts = np.searchsorted(level_of[order], np.arange(1, level_of.max() + 2))
+        after, done = np.asarray(runs.after), np.asarray(runs.done)
+        messages = np.empty((len(users), self.users["message_sum"].shape[1]), np.float32)
+        for level in range(1, len(starts)):
+            self._open_runs(runs, np.flatnonzero(after == level - 1))
+            rows = order[starts[level - 1] : starts[level]]
+            messages[rows] = self._apply_rows(u[rows], i[rows], t[rows], edges[rows])
+            closing = np.flatnonzero(done == level)
+            self._close_runs(runs, closing, u, messages, np.flatnonzero(np.isin(run_of, closing)))
+
+    def _plan(
+        self, users: Sequence[int], items: Sequence[int], t_ms: Sequence[int], groups: Sequence[int]
+    ) -> tuple[_Runs, Int64, Int64]:
+        """Runs, the run of each row [n], and the t-batch of each row [n], counted from 1."""
+        runs = _Runs([], [], [], [], [], [])
+        open_group, open_ms = self.users["group"], self.users["group_ms"]
+        current: dict[int, int] = {}
+        item_level: dict[int, int] = {}
+        run_of, level_of = np.empty(len(users), np.int64), np.empty(len(users), np.int64)
+        for row, (user, item, t, group) in enumerate(zip(users, items, t_ms, groups, strict=True)):
+            run = current.get(user, -1)
+            if run < 0 or not group or group != runs.group[run] or t != runs.t_ms[run]:
+                continues = run < 0 and bool(group) and group == open_group[user] and t == open_ms[user]
+                runs.after.append(runs.done[run] if run >= 0 else 0)
+                runs.done.append(0)
+                runs.user.append(user)
+                runs.group.append(group)
+                runs.t_ms.append(t)
+                runs.fresh.append(not continues)
+                run = current[user] = len(runs.user) - 1
+            level = 1 + max(item_level.get(item, 0), runs.after[run])
+            item_level[item] = level
+            runs.done[run] = max(runs.done[run], level)
+            run_of[row], level_of[row] = run, level
+        return runs, run_of, level_of
+
+    def _open_runs(self, runs: _Runs, which: Int64) -> None:
+        fresh = [run for run in which.tolist() if runs.fresh[run]]
+        if not fresh:
+            return
+        index, columns = [runs.user[run] for run in fresh], self.users
+        columns["pre"][index] = columns["memory"][index]
+        columns["pre_update_ms"][index] = columns["last_update_ms"][index]
+        columns["message_sum"][index] = 0
+        columns["message_count"][index] = 0
+        columns["group"][index] = np.array([runs.group[run] for run in fresh], np.uint64)
+        columns["group_ms"][index] = [runs.t_ms[run] for run in fresh]
+
+    def _apply_rows(self, u: Int64, i: Int64, t: Int64, edges: Float32) -> Float32:
+        """One t-batch: updates the items' memories; the messages [b, G] to the users."""
+        pre, memory, code = self.users["pre"][u], self.items["memory"][i], self.items["code"][i]
+        user_days = elapsed_days(t, self.users["pre_update_ms"][u])
+        item_days = elapsed_days(t, self.items["last_update_ms"][i])
+        to_users = tiled(self.model.user.messages, np.concatenate((pre, memory, code, edges, user_days), 1))
+        to_items = tiled(self.model.item.messages, np.concatenate((memory, pre, edges, item_days), 1))
+        self.items["memory"][i] = tiled(self.model.item.update, np.concatenate((to_items, memory), 1))
+        self.items["last_update_ms"][i] = t
+        return to_users
+
+    def _close_runs(self, runs: _Runs, which: Int64, u: Int64, messages: Float32, rows: Int64) -> None:
+        """memory = GRU(pre, mean of the group's messages so far) for the runs whose last row is in."""
+        if len(which) == 0:
+            return
+        columns = self.users
+        np.add.at(columns["message_sum"], u[rows], messages[rows])
+        np.add.at(columns["message_count"], u[rows], 1)
+        index = [runs.user[run] for run in which.tolist()]
+        mean = columns["message_sum"][index] / columns["message_count"][index][:, None].astype(np.float32)
+        columns["memory"][index] = tiled(self.model.user.update, np.concatenate((mean, columns["pre"][index]), 1))
+        columns["last_update_ms"][index] = [runs.t_ms[run] for run in which.tolist()]
+
+
+def elapsed_days(t_ms: Int64, since_ms: NDArray[np.generic]) -> Float32:
+    """Days [n, 1] float32 from `since_ms` to `t_ms`, 0 where there was no earlier event (since < 0)."""
+    since = since_ms.astype(np.int64)
+    return (np.where(since < 0, 0, t_ms - since) / MS_PER_DAY).astype(np.float32)[:, None]

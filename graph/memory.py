@@ -1,0 +1,121 @@
+"""The learnt functions of the continuous-time dynamic graph: time encoder, message function, memory updater.
+
+What a node remembers is a vector. An event (u, i, t) makes a raw message for each side, the message function
+turns it into a message, and a GRU cell turns memory and message into the new memory. Reading (attention over the
+last-K temporal neighbours, `graph/embed.py`) happens at request time and never changes a memory. This module knows
+nothing of storage or of the order of events; `graph/ctdg.py` applies it.
+
+Source: TGN (arXiv 2006.10637, section 3.1), DynLLM (arXiv 2405.07580, section 3).
+Departures: users and items have message functions and updaters of their own (the graph is bipartite, as in JODIE,
+arXiv 1908.01207); rows of one group are aggregated by their mean; an item brings a fixed random code, drawn from its
+id, so that memories can tell items apart without a table of learnt ids.
+
+Dimension keys: B rows, M memory_dim, G message_dim, T time_dim, C CODE_DIM, E EDGE_DIM.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from configs.settings import Graph
+
+CODE_DIM = 32
+EDGE_DIM = 3
+MS_PER_DAY = 86_400_000
+TILE = 32
+"""Rows of every matrix product in the stream. A fixed shape gives each row the same bits in any company."""
+
+Float32 = NDArray[np.float32]
+
+
+class TimeEncoder(nn.Module):
+    """Harmonic encoding of an elapsed time: cos(w dt + b), periods from a minute to three years at the start."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        periods_days = torch.logspace(math.log10(1 / 1440), math.log10(3 * 365), dim)
+        self.w = nn.Parameter(2 * math.pi / periods_days)
+        self.b = nn.Parameter(torch.zeros(dim))
+
+    def forward(self, dt_days: Tensor) -> Tensor:
+        """Encodes [B, 1] float32 days as [B, T]."""
+        return torch.cos(dt_days * self.w + self.b)
+
+
+class Side(nn.Module):
+    """Message function and memory updater of one side, users or items."""
+
+    def __init__(self, settings: Graph, other_dim: int) -> None:
+        super().__init__()
+        self.time = TimeEncoder(settings.time_dim)
+        self.dim_in = settings.memory_dim + other_dim + EDGE_DIM
+        self.message_function = nn.Sequential(
+            nn.Linear(self.dim_in + settings.time_dim, settings.message_dim),
+            nn.ReLU(),
+            nn.Linear(settings.message_dim, settings.message_dim),
+        )
+        self.memory_updater = nn.GRUCell(settings.message_dim, settings.memory_dim)
+
+    def messages(self, raw: Tensor) -> Tensor:
+        """Raw messages [B, dim_in + 1], elapsed days in the last column, to messages [B, G]."""
+        return self.message_function(torch.cat((raw[:, :-1], self.time(raw[:, -1:])), 1))
+
+    def update(self, message_and_memory: Tensor) -> Tensor:
+        """[B, G + M] to the new memory [B, M]."""
+        split = self.memory_updater.input_size
+        return self.memory_updater(message_and_memory[:, :split], message_and_memory[:, split:])
+
+
+class GraphMemory(nn.Module):
+    """Both sides; its weights are one graph version.
+
+    Raw message to a user: its memory before the group, the item's memory and code, the edge, days since its last
+    update. To an item: its memory, the user's memory before the group, the edge, days since its last update.
+    """
+
+    def __init__(self, settings: Graph) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(settings.seed)
+            self.user = Side(settings, settings.memory_dim + CODE_DIM)
+            self.item = Side(settings, settings.memory_dim)
+        self.settings = settings
+
+    def version(self) -> str:
+        """sha256 of the weights, in order of their names."""
+        digest = hashlib.sha256()
+        for name, value in sorted(self.state_dict().items()):
+            digest.update(name.encode() + value.detach().numpy().astype("<f4").tobytes())
+        return digest.hexdigest()
+
+
+def tiled(function: Callable[[Tensor], Tensor], rows: Float32) -> Float32:
+    """Applies a row-wise function to [n, d] in tiles of TILE rows, the last one padded with zeros.
+
+    The result of a row does not depend, to the bit, on how many rows come with it or where it stands.
+    """
+    n = len(rows)
+    padded = np.zeros((-(-n // TILE) * TILE, rows.shape[1]), np.float32)
+    padded[:n] = rows
+    tiles = torch.from_numpy(padded).split(TILE)
+    with torch.inference_mode():
+        return np.concatenate([function(tile).numpy() for tile in tiles])[:n]
+
+
+def item_code(key: int) -> Float32:
+    """The fixed code [CODE_DIM] float32 of an item: unit length, drawn from its key64."""
+    code = np.random.Generator(np.random.Philox(key=key)).standard_normal(CODE_DIM, np.float32)
+    return code / np.float32(np.linalg.norm(code))
+
+
+def edge_features(weight: Float32, value: Float32, price: Float32) -> Float32:
+    """Edge features [n, EDGE_DIM]: action weight, signed log of the value, log of the price; NaN becomes 0."""
+    value, price = np.nan_to_num(value), np.nan_to_num(price)
+    return np.stack((weight, np.sign(value) * np.log1p(np.abs(value)), np.log1p(np.maximum(price, 0))), 1)

@@ -7,8 +7,8 @@ with their first group if that is earlier), so the pool of a request is a prefix
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,8 +33,8 @@ class Columns:
         user_id, item_id, action, group_id, domain: (codes [n] int32, -1 = null; values) in order of first sight.
         t_ms: [n] int64.
         value, price: [n] float32, NaN = null.
-        event_id: [n] object of str or None.
-        extra: unknown columns by name, [n] object.
+        event_id: [n] object of str or None; None = no such column.
+        extra: [n] object, dict of a row's fields that the schema does not know, or None.
     """
 
     user_id: tuple[Int32, list[str]]
@@ -46,7 +46,7 @@ class Columns:
     group_id: tuple[Int32, list[str]]
     domain: tuple[Int32, list[str]]
     event_id: NDArray[np.object_] | None = None
-    extra: dict[str, NDArray[Any]] = field(default_factory=dict)
+    extra: NDArray[np.object_] | None = None
 
     def __len__(self) -> int:
         return len(self.t_ms)
@@ -193,7 +193,7 @@ class EventLog:
             price=None if np.isnan(price) else price,
             group_id=text(columns.group_id),
             domain=text(columns.domain),
-            extra={name: column[row] for name, column in columns.extra.items() if column[row] is not None},
+            extra={} if columns.extra is None else dict(columns.extra[row] or {}),
             offset=row,
         )
 

@@ -1,0 +1,8 @@
+"""The bundled shop: a year of invoices of a gift wholesaler as events and items (see NOTICE.md)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+EVENTS = Path(__file__).parent / "events.parquet"
+ITEMS = Path(__file__).parent / "items.parquet"

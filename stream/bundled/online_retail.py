@@ -34,7 +34,7 @@ def read_source(path: Path) -> dict[str, NDArray[Any]]:
         "invoice": np.array([text.strip() for text in table["invoice"].to_pylist()], object),
         "country": np.array(table["country"].cast(pa.string()).to_pylist(), object),
         "quantity": table["quantity"].to_numpy().astype(np.int64),
-        "price": table["unit_price"].to_numpy().astype(np.float32),
+        "price": np.round(table["unit_price"].to_numpy().astype(np.float64), 3),
     }
 
 
@@ -71,7 +71,7 @@ def write(rows: dict[str, NDArray[Any]], out: Path) -> tuple[int, int]:
             "timestamp_ms": pa.array(t_ms, pa.int64()),
             "action": pa.array(action).cast(text),
             "value": pa.array(value, pa.float32()),
-            "price": pa.array(price, pa.float32()),
+            "price": pa.array(price, pa.float64()),
             "group_id": pa.array(group_id).cast(text),
             "domain": pa.array(domain).cast(text),
         }
@@ -83,7 +83,7 @@ def write(rows: dict[str, NDArray[Any]], out: Path) -> tuple[int, int]:
         {
             "item_id": pa.array(list(titles), pa.string()),
             "title": pa.array([title for title, _, _ in titles.values()], pa.string()),
-            "price": pa.array([first_price for _, first_price, _ in titles.values()], pa.float32()),
+            "price": pa.array([first_price for _, first_price, _ in titles.values()], pa.float64()),
             "valid_from_ms": pa.array([t for _, _, t in titles.values()], pa.int64()),
         }
     )

@@ -1,0 +1,260 @@
+"""What is right and wrong with the columns of an events or items file, by row and kind.
+
+A check turns raw values into a typed Arrow array and a list of problems; it never raises. Readers raise on the
+first problem, `driftline validate` lists them all.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+ID_BYTES = 256
+LAST_MS = 253_402_300_799_999  # the end of year 9999
+SECONDS_BELOW_MS = 100_000_000_000  # read as milliseconds, everything below lies before March 1973
+
+EVENT_COLUMNS = {
+    "user_id": "id",
+    "item_id": "id",
+    "timestamp_ms": "time",
+    "action": "text",
+    "event_id": "text",
+    "value": "number",
+    "price": "number",
+    "group_id": "text",
+    "domain": "text",
+}
+EVENT_REQUIRED = ("user_id", "item_id", "timestamp_ms")
+
+ITEM_COLUMNS = {
+    "item_id": "id",
+    "title": "long",
+    "text": "long",
+    "categories": "texts",
+    "brand": "text",
+    "price": "number",
+    "domain": "text",
+    "available": "flag",
+    "valid_from_ms": "time",
+}
+ITEM_REQUIRED = ("item_id",)
+
+EXPECTED = {
+    "id": f"a string of 1 to {ID_BYTES} bytes",
+    "text": f"a string of at most {ID_BYTES} bytes, or nothing",
+    "long": "a string, or nothing",
+    "texts": "a list of strings, a string with | between them, or nothing",
+    "flag": "true or false",
+    "time": f"unix milliseconds, an integer from 0 to {LAST_MS}",
+    "number": "a finite number, or nothing",
+}
+ARROW = {
+    "id": pa.string(),
+    "text": pa.string(),
+    "long": pa.string(),
+    "texts": pa.list_(pa.string()),
+    "flag": pa.bool_(),
+    "time": pa.int64(),
+    "number": pa.float64(),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing wrong with one cell or row.
+
+    Attributes:
+        row: data row from 1 (a header is not counted); 0 = the file as a whole.
+        column: its name, "" = the row as a whole.
+        kind: short name of what is wrong, the same for all rows with this fault.
+        got: what stands there, shortened.
+        expected: what should.
+    """
+
+    row: int
+    column: str
+    kind: str
+    got: str
+    expected: str
+
+    def __str__(self) -> str:
+        place = f"row {self.row}" if self.row else "file"
+        where = f"{place}, column {self.column!r}" if self.column else place
+        return f"{where}: {self.kind}: got {self.got}; expected {self.expected}"
+
+
+@dataclass(slots=True)
+class Report:
+    """What `validate` found.
+
+    Attributes:
+        rows: data rows read.
+        counts: problems by (kind, column).
+        examples: the first problems of each kind.
+        warnings: (kind, column) of what is allowed but suspicious; the rest are errors.
+        unknown: columns that the schema does not know; they are kept.
+    """
+
+    path: str
+    rows: int = 0
+    counts: Counter[tuple[str, str]] = field(default_factory=Counter)
+    examples: list[Problem] = field(default_factory=list)
+    warnings: set[tuple[str, str]] = field(default_factory=set)
+    unknown: list[str] = field(default_factory=list)
+    first_ms: int | None = None
+    last_ms: int | None = None
+
+    @property
+    def ok(self) -> bool:
+        """True if nothing but warnings was found."""
+        return all(key in self.warnings for key in self.counts)
+
+    def add(self, problem: Problem, warning: bool = False, keep: int = 5) -> None:
+        """Count a problem and keep the first `keep` of its kind as examples."""
+        key = (problem.kind, problem.column)
+        if warning:
+            self.warnings.add(key)
+        if self.counts[key] < keep:
+            self.examples.append(problem)
+        self.counts[key] += 1
+
+    def as_json(self) -> dict[str, Any]:
+        """The report as plain values."""
+        return {
+            "path": self.path,
+            "ok": self.ok,
+            "rows": self.rows,
+            "first_ms": self.first_ms,
+            "last_ms": self.last_ms,
+            "unknown_columns": self.unknown,
+            "problems": [
+                {"kind": kind, "column": column, "count": n, "warning": (kind, column) in self.warnings}
+                for (kind, column), n in self.counts.items()
+            ],
+            "examples": [
+                {"row": p.row, "column": p.column, "kind": p.kind, "got": p.got, "expected": p.expected}
+                for p in self.examples
+            ],
+        }
+
+
+def shorten(value: object) -> str:
+    """A value as one short line."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def check_column(name: str, meaning: str, raw: Any, first_row: int, required: bool) -> tuple[pa.Array, list[Problem]]:
+    """Type one column.
+
+    Args:
+        name: its name.
+        meaning: a key of EXPECTED.
+        raw: Arrow array or list of Python values [n].
+        first_row: row number of the first value.
+        required: null is a problem.
+
+    Returns:
+        Arrow array [n] of ARROW[meaning] with null where a value is wrong, and the problems.
+    """
+    array = _whole(meaning, raw)
+    problems: list[Problem] = []
+    if array is None:  # some value does not convert: go cell by cell to name it
+        cells = raw.to_pylist() if isinstance(raw, pa.Array) else raw
+        typed: list[Any] = []
+        for i, cell in enumerate(cells):
+            value, kind = _cell(meaning, cell)
+            typed.append(value)
+            if kind:
+                problems.append(Problem(first_row + i, name, kind, shorten(cell), EXPECTED[meaning]))
+        array = pa.array(typed, ARROW[meaning])
+    found = {problem.row for problem in problems}
+    for kind, mask in _faults(meaning, array, required):
+        for i in np.flatnonzero(mask.to_numpy(zero_copy_only=False)).tolist():
+            if first_row + i not in found:
+                problems.append(Problem(first_row + i, name, kind, shorten(array[i].as_py()), EXPECTED[meaning]))
+    return array, sorted(problems, key=lambda problem: problem.row)
+
+
+def _whole(meaning: str, raw: Any) -> pa.Array | None:
+    """The column converted in one go; None if a value does not convert."""
+    want = ARROW[meaning]
+    try:
+        array = raw if isinstance(raw, pa.Array) else pa.array(raw)
+        if pa.types.is_dictionary(array.type):
+            array = array.dictionary_decode()
+        if pa.types.is_timestamp(array.type) and meaning == "time":
+            array = array.cast(pa.timestamp("ms"), safe=False)
+        if pa.types.is_floating(array.type) and want == pa.string():
+            return None  # 17.0 is not the id "17": whether it is meant so shows only in the cells
+        if meaning == "texts" and pa.types.is_string(array.type):
+            return None
+        if not isinstance(raw, pa.Array) and pa.types.is_boolean(array.type) and meaning != "flag":
+            return None
+        return array.cast(want)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError):
+        return None
+
+
+def _cell(meaning: str, cell: Any) -> tuple[Any, str]:
+    """One value and the kind of its fault, "" = none."""
+    if cell is None or (isinstance(cell, str) and cell == "" and meaning not in ("id", "text", "long")):
+        return None, ""
+    if meaning in ("id", "text", "long"):
+        return _text(cell)
+    if meaning == "texts":
+        parts = [part.strip() for part in cell.split("|") if part.strip()] if isinstance(cell, str) else cell
+        good = isinstance(parts, list) and all(isinstance(part, str) for part in parts)
+        return (parts, "") if good else (None, "not a list of strings")
+    if meaning == "flag":
+        flag = {"true": True, "false": False, "1": True, "0": False}.get(str(cell).lower())
+        return flag, "" if flag is not None else "not a flag"
+    return _number(meaning, cell)
+
+
+def _text(cell: Any) -> tuple[str | None, str]:
+    if isinstance(cell, float) and cell.is_integer():
+        cell = int(cell)
+    if isinstance(cell, bool) or not isinstance(cell, (str, int)):
+        return None, "not a string"
+    try:
+        str(cell).encode()
+    except UnicodeEncodeError:
+        return None, "not UTF-8"
+    return str(cell), ""
+
+
+def _number(meaning: str, cell: Any) -> tuple[float | int | None, str]:
+    try:
+        number = math.nan if isinstance(cell, bool) else float(cell)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if math.isnan(number) and not (isinstance(cell, float) and meaning == "number"):
+        return None, "not a number"
+    if meaning == "number":
+        return number, ""
+    if not number.is_integer():
+        return None, "not an integer"
+    whole = cell if isinstance(cell, int) else int(number)
+    return (whole, "") if abs(whole) < 1 << 63 else (None, "out of range")
+
+
+def _faults(meaning: str, array: pa.Array, required: bool) -> list[tuple[str, pa.Array]]:
+    """(kind, mask [n]) of what is wrong with converted values."""
+    faults = [("missing", pc.is_null(array))] if required else []
+    if meaning in ("id", "text"):
+        n_bytes = pc.binary_length(array)
+        faults.append(("too long", pc.greater(n_bytes, ID_BYTES)))
+        if meaning == "id":
+            faults.append(("empty", pc.equal(n_bytes, 0)))
+    elif meaning == "time":
+        faults.append(("out of range", pc.or_(pc.less(array, 0), pc.greater(array, LAST_MS))))
+    elif meaning == "number":
+        faults.append(("not finite", pc.invert(pc.is_finite(array))))
+    return [(kind, pc.fill_null(mask, False)) for kind, mask in faults]

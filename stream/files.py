@@ -1,0 +1,339 @@
+"""Events and items from Parquet, CSV and JSONL files: columns for replay, messages for Kafka, a report for people.
+
+All three formats hold the columns of the event or item schema; unknown columns are kept. Files are read in chunks,
+so that only `read_columns` needs memory for the whole. CSV columns are read as text and typed here, so that an
+error can name the row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
+
+from configs.errors import InputError
+from graph.view import Int32
+from stream.evaluate.log import Columns
+from stream.file_checks import (
+    EVENT_COLUMNS,
+    EVENT_REQUIRED,
+    ITEM_COLUMNS,
+    ITEM_REQUIRED,
+    SECONDS_BELOW_MS,
+    Problem,
+    Report,
+    check_column,
+    shorten,
+)
+
+CHUNK_ROWS = 65_536
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Some rows of a file as they were read.
+
+    Attributes:
+        first_row: number of the first row, from 1.
+        columns: raw values [n] of the columns that the schema knows.
+        extra: [n] dicts of the fields that it does not know, or None.
+        unknown: names of those fields.
+        broken: rows that could not be read at all; they are not in `columns`.
+    """
+
+    first_row: int
+    rows: int
+    columns: dict[str, Any]
+    extra: list[dict[str, Any] | None] | None
+    unknown: list[str]
+    broken: list[Problem]
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One row of an items file; None = not given."""
+
+    item_id: str
+    title: str | None = None
+    text: str | None = None
+    categories: tuple[str, ...] = ()
+    brand: str | None = None
+    price: float | None = None
+    domain: str | None = None
+    available: bool = True
+    valid_from_ms: int | None = None
+
+
+# ---------------------------------------------------------------------------------------------- reading chunks
+
+
+def _chunks(path: Path, known: dict[str, str]) -> Iterator[Chunk]:
+    readers: dict[str, Callable[[Path, dict[str, str]], Iterator[Chunk]]] = {
+        ".parquet": _parquet_chunks,
+        ".csv": _csv_chunks,
+        ".jsonl": _jsonl_chunks,
+        ".ndjson": _jsonl_chunks,
+    }
+    reader = readers.get(path.suffix.lower())
+    if reader is None:
+        raise InputError(f"{path}: got a file of type {path.suffix!r}; expected .parquet, .csv or .jsonl")
+    if not path.is_file():
+        raise InputError(f"{path}: there is no such file; check the path")
+    try:
+        yield from reader(path, known)
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: can't be read as {path.suffix[1:].upper()}: {error}; is it damaged?") from error
+
+
+def _table_chunk(batch: pa.RecordBatch, known: dict[str, str], first_row: int, broken: list[Problem]) -> Chunk:
+    names = batch.schema.names
+    unknown = [name for name in names if name not in known]
+    extra: list[dict[str, Any] | None] | None = None
+    if unknown:
+        rows = batch.select(unknown).to_pylist()
+        extra = [{k: v for k, v in row.items() if v is not None} or None for row in rows]
+    columns = {name: batch.column(name) for name in names if name in known}
+    return Chunk(first_row, batch.num_rows, columns, extra, unknown, broken)
+
+
+def _parquet_chunks(path: Path, known: dict[str, str]) -> Iterator[Chunk]:
+    first_row = 1
+    for batch in pa.parquet.ParquetFile(path).iter_batches(CHUNK_ROWS):
+        yield _table_chunk(batch, known, first_row, [])
+        first_row += batch.num_rows
+
+
+def _csv_chunks(path: Path, known: dict[str, str]) -> Iterator[Chunk]:
+    broken: list[Problem] = []
+
+    def on_bad_row(row: pa.csv.InvalidRow) -> str:
+        expected = f"{row.expected_columns} fields as in the header"
+        got = f"{row.actual_columns} fields in {shorten(row.text)}"
+        broken.append(Problem((row.number or 1) - 1, "", "wrong number of fields", got, expected))
+        return "skip"
+
+    with path.open("rb") as file:
+        header = file.readline().decode("utf-8-sig")
+    if not header.strip():
+        raise InputError(f"{path}: got an empty first line; expected a header with {', '.join(EVENT_REQUIRED)}")
+    names = pa.csv.read_csv(pa.BufferReader(header.encode())).schema.names
+    reader = pa.csv.open_csv(
+        path,
+        pa.csv.ReadOptions(block_size=1 << 23, use_threads=False),
+        pa.csv.ParseOptions(newlines_in_values=True, invalid_row_handler=on_bad_row),
+        pa.csv.ConvertOptions(
+            column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=True, null_values=[""]
+        ),
+    )
+    first_row = 1
+    for batch in reader:
+        chunk = _table_chunk(batch, known, first_row, broken.copy())
+        broken.clear()
+        yield chunk
+        first_row += batch.num_rows + len(chunk.broken)
+
+
+def _jsonl_chunks(path: Path, known: dict[str, str]) -> Iterator[Chunk]:
+    rows: list[dict[str, Any]] = []
+    broken: list[Problem] = []
+    first_row, number = 1, 0
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                row = orjson.loads(line)
+            except orjson.JSONDecodeError as error:
+                broken.append(Problem(number, "", "not JSON", shorten(line.decode(errors="replace")), str(error)))
+                continue
+            if isinstance(row, dict):
+                rows.append(row)
+            else:
+                broken.append(Problem(number, "", "not an object", shorten(row), "one JSON object a line"))
+            if len(rows) == CHUNK_ROWS:
+                yield _object_chunk(rows, known, first_row, broken)
+                rows, broken, first_row = [], [], number + 1
+    if rows or broken:
+        yield _object_chunk(rows, known, first_row, broken)
+
+
+def _object_chunk(rows: list[dict[str, Any]], known: dict[str, str], first_row: int, broken: list[Problem]) -> Chunk:
+    names: dict[str, None] = {}
+    for row in rows:
+        names.update(dict.fromkeys(row))
+    unknown = [name for name in names if name not in known]
+    columns = {name: [row.get(name) for row in rows] for name in names if name in known}
+    extra: list[dict[str, Any] | None] | None = None
+    if unknown:
+        extra = [{k: row[k] for k in unknown if row.get(k) is not None} or None for row in rows]
+    return Chunk(first_row, len(rows), columns, extra, unknown, broken)
+
+
+# ---------------------------------------------------------------------------------------------- typed chunks
+
+
+def _typed(
+    path: Path, known: dict[str, str], required: tuple[str, ...]
+) -> Iterator[tuple[Chunk, pa.RecordBatch, list[Problem]]]:
+    """Chunks with their typed columns and what is wrong in them."""
+    for chunk in _chunks(path, known):
+        problems = list(chunk.broken)
+        if chunk.rows == 0:
+            yield chunk, pa.RecordBatch.from_pydict({}), problems
+            continue
+        missing = [name for name in required if name not in chunk.columns]
+        if missing:
+            got = ", ".join([*chunk.columns, *chunk.unknown]) or "no columns"
+            raise InputError(
+                f"{path}: column {missing[0]!r} is missing: got {shorten(got)}; "
+                f"expected {', '.join(required)} and optionally {', '.join(n for n in known if n not in required)}"
+            )
+        typed = {}
+        for name, raw in chunk.columns.items():
+            typed[name], found = check_column(name, known[name], raw, chunk.first_row, name in required)
+            problems += found
+        yield chunk, pa.RecordBatch.from_pydict(typed), sorted(problems, key=lambda problem: problem.row)
+
+
+def _strict(path: Path, known: dict[str, str], required: tuple[str, ...]) -> Iterator[tuple[Chunk, pa.RecordBatch]]:
+    for chunk, batch, problems in _typed(path, known, required):
+        if problems:
+            raise InputError(f"{path}: {problems[0]}; `driftline validate` lists everything that is wrong")
+        if chunk.rows:
+            yield chunk, batch
+
+
+def validate(path: Path) -> Report:
+    """Everything that is wrong with an events file.
+
+    Raises:
+        InputError: the file can't be read at all or lacks a required column.
+    """
+    report = Report(str(path))
+    ids: set[str] = set()
+    last_ms = -1
+    for chunk, batch, problems in _typed(path, EVENT_COLUMNS, EVENT_REQUIRED):
+        report.rows += chunk.rows + len(chunk.broken)
+        report.unknown += [name for name in chunk.unknown if name not in report.unknown]
+        for problem in problems:
+            report.add(problem)
+        if chunk.rows == 0:
+            continue
+        for i, event_id in enumerate(batch.column("event_id").to_pylist() if "event_id" in batch.schema.names else ()):
+            if event_id is not None and event_id in ids:
+                expected = "an id that no other row has; the second row will be dropped"
+                report.add(Problem(chunk.first_row + i, "event_id", "duplicate", shorten(event_id), expected), True)
+            ids.add(event_id)
+        last_ms = _check_times(report, chunk, batch, last_ms)
+    return report
+
+
+def _check_times(report: Report, chunk: Chunk, batch: pa.RecordBatch, last_ms: int) -> int:
+    """Warn of times that run backwards or look like seconds; returns the latest time."""
+    times = batch.column("timestamp_ms").drop_null().to_numpy()
+    if len(times) == 0:
+        return last_ms
+    whole = batch.column("timestamp_ms").fill_null(-1).to_numpy()
+    ahead = np.maximum.accumulate(np.concatenate([[last_ms], whole]))
+    for i in np.flatnonzero((whole >= 0) & (whole < ahead[:-1])).tolist():
+        late = Problem(
+            chunk.first_row + i, "timestamp_ms", "earlier than a row above", str(whole[i]), "rows in time order"
+        )
+        report.add(late, True)
+    for i in np.flatnonzero((whole >= 0) & (whole < SECONDS_BELOW_MS)).tolist():
+        seconds = Problem(chunk.first_row + i, "timestamp_ms", "looks like seconds", str(whole[i]), "unix milliseconds")
+        report.add(seconds, True)
+    low, high = int(times.min()), int(times.max())
+    report.first_ms = low if report.first_ms is None else min(low, report.first_ms)
+    report.last_ms = high if report.last_ms is None else max(high, report.last_ms)
+    return int(ahead[-1])
+
+
+# ---------------------------------------------------------------------------------------------- what readers get
+
+
+def read_columns(path: Path, limit: int | None = None) -> Columns:
+    """The first `limit` rows of an events file as columns, sorted stably by time.
+
+    Raises:
+        InputError: the file can't be read, or a cell is wrong; names the row and the column.
+    """
+    batches: list[pa.RecordBatch] = []
+    extra: list[dict[str, Any] | None] = []
+    rows = 0
+    for chunk, batch in _strict(path, EVENT_COLUMNS, EVENT_REQUIRED):
+        batches.append(_full(batch))
+        if chunk.extra is not None:
+            extra += [None] * (rows - len(extra)) + chunk.extra
+        rows += batch.num_rows
+        if limit is not None and rows >= limit:
+            break
+    if not batches:
+        raise InputError(f"{path}: got 0 rows; expected at least one event")
+    table = pa.Table.from_batches(batches).slice(0, limit)
+    return _columns(table, (extra + [None] * (rows - len(extra)))[: table.num_rows] if extra else None)
+
+
+def _full(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """All columns of the schema, null where the file has none."""
+    types = {"time": pa.int64(), "number": pa.float64()}
+    columns = {}
+    for name, meaning in EVENT_COLUMNS.items():
+        present = name in batch.schema.names
+        columns[name] = batch.column(name) if present else pa.nulls(batch.num_rows, types.get(meaning, pa.string()))
+    columns["action"] = columns["action"].fill_null("interact")
+    return pa.RecordBatch.from_pydict(columns)
+
+
+def _columns(table: pa.Table, extra: list[dict[str, Any] | None] | None) -> Columns:
+    t_ms = table["timestamp_ms"].to_numpy()
+    order = np.argsort(t_ms, kind="stable")
+
+    def coded(name: str) -> tuple[Int32, list[str]]:
+        array = table[name].combine_chunks().dictionary_encode()
+        codes = array.indices.fill_null(-1).to_numpy()[order]
+        present, first = np.unique(codes[codes >= 0], return_index=True)
+        seen = present[np.argsort(first, kind="stable")]
+        new = np.full(len(array.dictionary) + 1, -1, np.int32)  # the last entry maps null to null
+        new[seen] = np.arange(len(seen), dtype=np.int32)
+        names = array.dictionary.to_pylist()
+        return new[codes], [names[i] for i in seen]
+
+    ids = table["event_id"]
+    return Columns(
+        user_id=coded("user_id"),
+        item_id=coded("item_id"),
+        t_ms=t_ms[order],
+        action=coded("action"),
+        value=table["value"].to_numpy().astype(np.float32)[order],
+        price=table["price"].to_numpy().astype(np.float32)[order],
+        group_id=coded("group_id"),
+        domain=coded("domain"),
+        event_id=None if ids.null_count == len(ids) else np.array(ids.to_pylist(), object)[order],
+        extra=None if extra is None else np.array([*extra, None], object)[:-1][order],
+    )
+
+
+def read_messages(path: Path) -> Iterator[tuple[bytes, bytes]]:
+    """(key, JSON value) of each event in the order of the file, for a producer. Raises as `read_columns` does."""
+    for chunk, batch in _strict(path, EVENT_COLUMNS, EVENT_REQUIRED):
+        extra = chunk.extra or [None] * batch.num_rows
+        for row, more in zip(batch.to_pylist(), extra, strict=True):
+            event = {name: cell for name, cell in row.items() if cell is not None}
+            yield row["user_id"].encode(), orjson.dumps(event | more if more else event)
+
+
+def read_items(path: Path) -> dict[str, Item]:
+    """Items by id; a later row replaces an earlier one of the same id. Raises as `read_columns` does."""
+    items: dict[str, Item] = {}
+    for _, batch in _strict(path, ITEM_COLUMNS, ITEM_REQUIRED):
+        for row in batch.to_pylist():
+            given = {name: cell for name, cell in row.items() if cell is not None}
+            given["categories"] = tuple(given.get("categories", ()))
+            items[row["item_id"]] = Item(**given)
+    return items

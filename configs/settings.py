@@ -91,12 +91,47 @@ class Signals(Section):
     """Counters over the stream that need no gradient."""
 
     half_lives_days: tuple[float, ...] = (1.0, 3.0, 7.0, 14.0, 30.0, 90.0)
-    neighbors: int = Field(64, ge=4, le=1024, description="partners kept for an item in each table")
-    pair_half_life_days: float = Field(120.0, gt=0)
-    user_half_life_days: float = Field(60.0, gt=0)
+    neighbors: int = Field(128, ge=4, le=4096, description="partners kept for an item in each table")
+    pair_half_life_days: float = Field(120.0, gt=0, description="of within-basket pairs and transitions")
+    user_half_life_days: float = Field(60.0, gt=0, description="of a touch in a user's history")
     users: int = Field(20_000, ge=10, description="most recent users that user-kNN searches")
+    user_items: int = Field(400, ge=1, description="most recent distinct items of a user in user-kNN")
+    nearest: int = Field(100, ge=1, description="users that user-kNN sums")
     refresh_ms: int = Field(86_400_000, ge=1, description="event time between two refreshes of user-kNN")
     recent: int = Field(100, ge=1, description="distinct items of a history that recallers start from")
+    top: int = Field(400, ge=1, description="most popular items kept by half-life")
+    domains: int = Field(64, ge=0, description="domains with a popularity of their own; further ones share none")
+    domain_half_life_days: float = Field(30.0, gt=0)
+
+
+class Profiles(Section):
+    """LLM-written user profiles: when one is due and what it may cost."""
+
+    first_events: int = Field(10, ge=1, description="events of a user before the first profile is asked for")
+    refresh_events: int = Field(50, ge=1, description="events between two profiles")
+
+
+class Model(Section):
+    """The sequence backbone and how it learns on the stream."""
+
+    backbone: Literal["hstu", "sasrec", "off"] = "hstu"
+    dim: int = Field(64, ge=4, le=1024, description="width of an item vector")
+    blocks: int = Field(2, ge=1, le=32)
+    heads: int = Field(1, ge=1, le=32, description="a divisor of dim")
+    max_len: int = Field(100, ge=2, le=8192, description="events of a user that are read")
+    dropout: float = Field(0.2, ge=0, lt=1)
+    temperature: float = Field(0.05, gt=0)
+    learning_rate: float = Field(1e-3, gt=0)
+    negatives: int = Field(1024, ge=1, description="seen items that a step draws, shared by its batch")
+    full_softmax: int = Field(8192, ge=0, description="with at most this many seen items all are negatives")
+    log_q: bool = Field(True, description="correct for the chance of a negative to be drawn")
+    repeat_weight: float = Field(1.0, ge=0, description="weight of a target that the user had before")
+    text_dim: int = Field(0, ge=0, description="width of the frozen text vectors that start new items; 0 = none")
+    batch: int = Field(32, ge=1, description="windows of one optimiser step")
+    replay_share: float = Field(0.75, ge=0, le=1, description="windows of a step that come from the replay log")
+    step_groups: int = Field(8, ge=1, description="groups between two optimiser steps")
+    replay_groups: int = Field(100_000, ge=1, description="newest groups that the replay log holds")
+    seed: int = 0
 
 
 class Trainer(Section):
@@ -146,7 +181,9 @@ class Settings(Section):
     goals: Goal = Goal()
     graph: Graph = Graph()
     signals: Signals = Signals()
+    model: Model = Model()
     ranker: Ranker = Ranker()
+    profiles: Profiles = Profiles()
     trainer: Trainer = Trainer()
     serving: Serving = Serving()
     metrics: Metrics = Metrics()

@@ -1,0 +1,129 @@
+"""HSTU: the sequence backbone whose attention is pointwise and whose bias knows the time of the request.
+
+Takes item vectors and int64 millisecond times, returns one unit vector a row. It does not know item ids, users,
+negatives or losses (model/sequence.py, model/loss.py).
+
+Source: Zhai et al., "Actions Speak Louder than Words", arXiv 2402.17152, section 3; layer sizes, bias and
+input scale as in the authors' published research code for MovieLens (equal within 1e-5, tests/model).
+Departures: windows are padded to the longest of the batch instead of a fixed length (the constant N stays), and
+time differences are taken in int64 and their logarithm in float64, so that millisecond clocks lose nothing.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from model.backbone import Dropout, unit
+
+# B windows, L rows of the longest window, M = L + 1 times, D model width, H heads, K width of a head
+# q/k/v/u: [B, L, H, K]; scores and bias: [B, H or 1, L, L], query row first
+
+TIME_BUCKETS = 128
+BUCKET_WIDTH = 0.301
+NORM_EPSILON = 1e-6
+INIT_STD = 0.02
+
+
+def time_buckets(t_ms_BM: Tensor) -> Tensor:
+    """Bucket of the time between each row's request and each earlier event.
+
+    Args:
+        t_ms_BM: [B, M] int64 milliseconds; row i asks at entry i + 1, event j happened at entry j.
+
+    Returns:
+        [B, L, L] int64 in 0..TIME_BUCKETS: int(ln(max(1, |dt|)) / 0.301) of dt in seconds.
+    """
+    dt_ms_BLL = t_ms_BM[:, 1:, None] - t_ms_BM[:, None, :-1]
+    seconds = dt_ms_BLL.abs().clamp_(min=1000).double().div_(1000.0)
+    return seconds.log_().div_(BUCKET_WIDTH).long().clamp_(max=TIME_BUCKETS)
+
+
+class RelativeBias(nn.Module):
+    """Position bias + time bias of one layer, shared by its heads.
+
+    Args:
+        n: constant N; positions 0..N-1 back have a weight each.
+    """
+
+    def __init__(self, n: int, generator: torch.Generator) -> None:
+        super().__init__()
+        self.position = nn.Parameter(torch.empty(n).normal_(0, INIT_STD, generator=generator))
+        self.time = nn.Parameter(torch.empty(TIME_BUCKETS + 1).normal_(0, INIT_STD, generator=generator))
+
+    def forward(self, buckets_BLL: Tensor) -> Tensor:
+        """The bias [B, L, L] float32 for time buckets [B, L, L] int64."""
+        rows = buckets_BLL.size(-1)
+        at = torch.arange(rows)
+        back_LL = (at[:, None] - at[None, :]).clamp_(min=0)
+        time_BLL = self.time.index_select(0, buckets_BLL.flatten()).view(buckets_BLL.shape)
+        return time_BLL + self.position.index_select(0, back_LL.flatten()).view(rows, rows)
+
+
+class HSTULayer(nn.Module):
+    """One block: h = LN(x); u, v, q, k = split(SiLU(h W)); y = x + W_o dropout(u * LN(A v)) + b.
+
+    A = SiLU(q k^T + bias) / N, causal, without softmax and without 1/sqrt(K).
+
+    Args:
+        dim: D, divisible by heads.
+        heads: H.
+        n: constant N of the attention, the same in training and serving.
+    """
+
+    def __init__(self, dim: int, heads: int, n: int, generator: torch.Generator) -> None:
+        super().__init__()
+        self.heads = heads
+        self.n = n
+        self.uvqk = nn.Parameter(torch.empty(dim, 4 * dim).normal_(0, INIT_STD, generator=generator))
+        self.out = nn.Linear(dim, dim)
+        nn.init.xavier_uniform_(self.out.weight, generator=generator)
+        nn.init.zeros_(self.out.bias)
+        self.bias = RelativeBias(n, generator)
+
+    def forward(self, x_BLD: Tensor, buckets_BLL: Tensor, dropout: Dropout | None) -> Tensor:
+        """Returns [B, L, D] float32."""
+        B, L, D = x_BLD.shape
+        h_BLD = F.layer_norm(x_BLD, (D,), eps=NORM_EPSILON)
+        u_BLD, v, q, k = torch.split(F.silu(h_BLD @ self.uvqk), D, dim=-1)
+        q, k, v = (z.view(B, L, self.heads, D // self.heads).transpose(1, 2) for z in (q, k, v))  # [B, H, L, K]
+        scores_BHLL = q @ k.transpose(-1, -2) + self.bias(buckets_BLL)[:, None]
+        attention_BHLL = F.silu(scores_BHLL).tril() / self.n
+        mixed_BLD = (attention_BHLL @ v).transpose(1, 2).reshape(B, L, D)
+        gated_BLD = u_BLD * F.layer_norm(mixed_BLD, (D,), eps=NORM_EPSILON)
+        out: Tensor = self.out(dropout(gated_BLD) if dropout else gated_BLD)
+        return out + x_BLD
+
+
+class HSTU(nn.Module):
+    """The stack: x = sqrt(D) * item + position, blocks, L2 norm.
+
+    Args:
+        dim: D, width of an item vector.
+        blocks: layers.
+        heads: H, a divisor of dim.
+        max_len: rows of a window at most.
+        outputs: rows that are decoded after the window; they only enter N = max_len + outputs + 1.
+        generator: source of the initial weights.
+    """
+
+    def __init__(
+        self, dim: int, blocks: int, heads: int, max_len: int, generator: torch.Generator, outputs: int = 1
+    ) -> None:
+        super().__init__()
+        self.max_len = max_len
+        self.n = max_len + outputs + 1
+        self.position = nn.Parameter(torch.empty(self.n, dim).normal_(0, dim**-0.5, generator=generator))
+        self.layers = nn.ModuleList(HSTULayer(dim, heads, self.n, generator) for _ in range(blocks))
+
+    def forward(self, x_BLD: Tensor, t_ms_BM: Tensor, dropout: Dropout | None = None) -> Tensor:
+        """Encodes windows; the contract is `Backbone.forward`."""
+        L, D = x_BLD.shape[1:]
+        y_BLD = x_BLD * D**0.5 + self.position[:L]
+        if dropout:
+            y_BLD = dropout(y_BLD)
+        buckets_BLL = time_buckets(t_ms_BM)
+        for layer in self.layers:
+            y_BLD = layer(y_BLD, buckets_BLL, dropout)
+        return unit(y_BLD)

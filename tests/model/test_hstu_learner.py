@@ -1,0 +1,244 @@
+"""The sequence learner: streaming equals batch, restore, negatives, order, growth."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+
+from configs.settings import Model
+from graph.view import Group
+from model.loss import draw_candidates, sampled_softmax
+from model.replay import ReplayLog
+from model.sequence import SequenceLearner, SequenceScorer
+
+DAY_MS = 86_400_000
+SETTINGS = Model(dim=16, max_len=12, batch=6, step_groups=2, learning_rate=0.01)
+
+
+def group(user, t_ms, items, weight=1.0):
+    rows = np.array(items, np.int32)
+    ones = np.ones(len(rows), np.float32)
+    return Group(user, t_ms, rows, ones * np.float32(weight), ones, ones, np.ones(len(rows), bool))
+
+
+def stream(n=60, users=5, catalogue=30, seed=0):
+    random = np.random.default_rng(seed)
+    t_ms = 1_260_000_000_000 + np.sort(random.integers(0, 90 * DAY_MS, n))
+    return [
+        group(f"u{random.integers(users)}", int(t), random.choice(catalogue, random.integers(1, 5), replace=False))
+        for t in t_ms
+    ]
+
+
+def taught(settings=SETTINGS, groups=None, seed=0):
+    learner = SequenceLearner(settings, seed)
+    for one in groups if groups is not None else stream():
+        learner.learn(one)
+    return learner
+
+
+@pytest.mark.parametrize("backbone", ["hstu", "sasrec"])
+def test_a_restored_learner_continues_bit_by_bit(backbone):
+    settings = SETTINGS.model_copy(update={"backbone": backbone, "full_softmax": 4, "negatives": 7})
+    groups = stream(80)
+    whole = taught(settings, groups)
+    half = taught(settings, groups[:41])
+    file = io.BytesIO()
+    torch.save(half.state_dict(), file)
+    file.seek(0)
+    restored = SequenceLearner(settings, seed=123)
+    restored.load_state_dict(torch.load(file, weights_only=False))
+    for one in groups[41:]:
+        restored.learn(one)
+    for name, array in whole.arrays().items():
+        assert np.array_equal(array, restored.arrays()[name]), name
+
+
+def test_two_learners_with_one_seed_are_equal_and_another_seed_differs():
+    first, second, third = taught(), taught(), taught(seed=1)
+    assert np.array_equal(first.item_matrix(), second.item_matrix())
+    assert not np.array_equal(first.item_matrix(), third.item_matrix())
+
+
+def test_events_observed_one_by_one_encode_as_the_whole_history_does():
+    learner = taught()
+    for at, items in enumerate(([3, 4], [5], [6, 1, 2])):
+        learner.observe(group("new", 1_270_000_000_000 + at * DAY_MS, items))
+    items, t_ms = learner.log.history("new")
+    assert items.tolist() == [3, 4, 5, 6, 1, 2]
+    now_ms = 1_270_000_000_000 + 9 * DAY_MS
+    whole = (np.array([3, 4, 5, 6, 1, 2]), 1_270_000_000_000 + DAY_MS * np.array([0, 0, 1, 2, 2, 2]))
+    assert np.array_equal(learner.encode([(items, t_ms)], [now_ms]), learner.encode([whole], [now_ms]))
+
+
+def test_a_training_row_and_a_request_give_the_same_vector():
+    learner = taught()
+    for at, items in enumerate(([3, 4], [5], [6, 1, 2])):
+        learner.observe(group("new", 1_270_000_000_000 + at * DAY_MS, items))
+    window = learner.log.window(learner.log.end - 1)
+    x = learner.items.vectors()[torch.from_numpy(window.items)][None]
+    with torch.no_grad():
+        y = learner.backbone(x, torch.from_numpy(window.t_ms)[None])[0, window.rows[-1]]
+    request = learner.encode([(window.items, window.t_ms[:-1])], [int(window.t_ms[-1])])[0]
+    np.testing.assert_allclose(y.numpy(), request, atol=1e-6)
+
+
+def test_a_batch_of_users_encodes_as_each_user_alone():
+    learner = taught()
+    random = np.random.default_rng(4)
+    histories = [
+        (random.integers(0, 30, n).astype(np.int32), 1_260_000_000_000 + np.sort(random.integers(0, 90 * DAY_MS, n)))
+        for n in (0, 3, 12, 40, 1, 7, 9, 2, 5, 12, 6)
+    ]
+    now_ms = [1_270_000_000_000 + i * DAY_MS for i in range(len(histories))]
+    together = learner.encode(histories, now_ms)
+    for row, history, now in zip(together, histories, now_ms, strict=True):
+        np.testing.assert_allclose(row, learner.encode([history], [now])[0], atol=1e-6)
+    assert not together[0].any()
+
+
+def test_unknown_items_of_a_history_are_skipped():
+    learner = taught()
+    t_ms = 1_260_000_000_000 + np.arange(4) * DAY_MS
+    with_unknown = learner.scores((np.array([1, -1, 2, -1]), t_ms), int(t_ms[-1]) + 1)
+    without = learner.scores((np.array([1, 2]), t_ms[[0, 2]]), int(t_ms[-1]) + 1)
+    assert np.array_equal(with_unknown, without)
+
+
+def test_scoring_changes_nothing_that_is_learnt():
+    groups = stream()
+    silent, asked = SequenceLearner(SETTINGS), SequenceLearner(SETTINGS)
+    for one in groups:
+        silent.learn(one)
+        if len(asked.items):
+            asked.scores(asked.log.history(one.user_id), one.t_ms)
+        asked.learn(one)
+    assert np.array_equal(silent.item_matrix(), asked.item_matrix())
+
+
+def test_negatives_come_only_from_items_that_were_seen():
+    g = torch.Generator().manual_seed(0)
+    seen = torch.tensor([9, 2, 5, 7, 11])
+    for negatives in (0, 2, 3, 99):
+        for _ in range(20):
+            drawn = draw_candidates(torch.tensor([5, 2]), seen, negatives, g)
+            assert set(drawn.rows_C[drawn.negative_C].tolist()) <= set(seen.tolist())
+            assert int(drawn.negative_C.sum()) == (5 if negatives in (0, 99) else negatives)
+            assert drawn.rows_C.tolist() == sorted(set(drawn.rows_C.tolist()))
+
+
+@pytest.mark.parametrize("full_softmax", [0, 8192])
+def test_an_item_of_the_table_that_nobody_touched_is_never_trained(full_softmax):
+    settings = SETTINGS.model_copy(update={"full_softmax": full_softmax, "negatives": 8})
+    learner = SequenceLearner(settings)
+    learner.items.grow(40)
+    before = learner.items.vectors()[30:].clone()
+    for one in stream():
+        learner.learn(one)
+    assert torch.equal(learner.items.vectors()[30:], before)
+
+
+def test_all_items_as_sampled_negatives_give_the_full_softmax():
+    g = torch.Generator().manual_seed(0)
+    logits = torch.randn(3, 6, generator=g)
+    row, column, weight = torch.tensor([0, 0, 1, 2]), torch.tensor([1, 4, 0, 5]), torch.tensor([0.5, 0.5, 1.0, 1.0])
+    full = draw_candidates(column, torch.arange(6), 0, g)
+    expected = -(logits.log_softmax(1)[row, column] * weight).sum() / weight.sum()
+    torch.testing.assert_close(sampled_softmax(logits, full, row, column, weight, log_q=True), expected)
+
+
+def test_another_rows_positive_is_not_a_negative_unless_it_was_drawn():
+    g = torch.Generator().manual_seed(0)
+    drawn = draw_candidates(torch.tensor([0, 1]), torch.tensor([2, 3, 4, 5]), 2, g)
+    logits = torch.zeros(2, len(drawn.rows_C))
+    loss = sampled_softmax(logits, drawn, torch.tensor([0, 1]), torch.tensor([0, 1]), torch.ones(2), log_q=False)
+    torch.testing.assert_close(loss, torch.tensor(3.0).log())  # two negatives and the row's own positive
+
+
+def test_equal_times_keep_the_order_of_arrival():
+    log = ReplayLog(10, 20)
+    for items in ([5, 1], [9], [2, 0]):
+        log.add("u", np.array(items, np.int32), np.ones(len(items), bool), 1000)
+    items, _ = log.history("u")
+    assert items.tolist() == [5, 1, 9, 2, 0]
+
+
+def test_a_window_holds_what_came_before_and_asks_at_the_end_of_each_group():
+    log = ReplayLog(10, 3)
+    for t_ms, items in ((1, [7, 8]), (2, [8, 9]), (5, [7, 4, 9])):
+        log.add("u", np.array(items, np.int32), np.ones(len(items), bool), t_ms)
+    window = log.window(2)
+    assert window.items.tolist() == [8, 8, 9]
+    assert window.t_ms.tolist() == [1, 2, 2, 5]
+    assert window.rows.tolist() == [0, 2]
+    assert window.targets.tolist() == [8, 9, 7, 4, 9]
+    assert window.counts.tolist() == [2, 3]
+    assert window.repeated.tolist() == [True, False, False, False, True]
+
+
+def test_a_full_log_forgets_the_oldest_groups_and_their_links():
+    log = ReplayLog(3, 20)
+    for at in range(8):
+        log.add(f"u{at % 2}", np.array([at], np.int32), np.ones(1, bool), at)
+    assert log.start == 5
+    assert log.history("u0")[0].tolist() == [6]
+    assert log.history("u1")[0].tolist() == [5, 7]
+    assert [log.has_past(n) for n in range(4, 8)] == [False, False, False, True]
+    assert log.window(7).items.tolist() == [5]
+
+
+def test_rows_that_undo_something_are_not_read():
+    learner = SequenceLearner(SETTINGS)
+    learner.observe(group("u", 1000, [1, 2]))
+    learner.observe(group("u", 2000, [1], weight=-1.0))
+    assert learner.log.history("u")[0].tolist() == [1, 2]
+
+
+def test_growing_by_doubling_keeps_vectors_and_moments():
+    learner = taught()
+    before = learner.items.state_dict()
+    learner.items.grow(5000)
+    after = learner.items.state_dict()
+    for name in ("id", "mean", "square", "steps"):
+        assert torch.equal(after[name][: len(before[name])], before[name])
+    assert len(learner.items) == 5000
+
+
+def test_a_new_item_starts_near_items_with_the_same_text():
+    learner = SequenceLearner(SETTINGS.model_copy(update={"text_dim": 8}))
+    random = torch.Generator().manual_seed(0)
+    texts = torch.nn.functional.normalize(torch.randn(40, 8, generator=random), dim=1)
+    for row in range(30):
+        learner.items.set_text(row, texts[row])
+    for one in stream(200):
+        learner.learn(one)
+    learner.items.set_text(30, texts[3])
+    matrix = learner.items.matrix()
+    learner.items.set_text(31, texts[35])
+    assert float(matrix[30] @ matrix[3]) > float(learner.items.matrix()[31] @ matrix[3])
+
+
+def test_a_text_vector_of_another_width_is_refused_in_words():
+    learner = SequenceLearner(SETTINGS.model_copy(update={"text_dim": 8}))
+    with pytest.raises(ValueError, match="width 8"):
+        learner.items.set_text(0, torch.zeros(9))
+
+
+def test_a_published_scorer_answers_as_the_learner_did():
+    learner = taught()
+    scorer = SequenceScorer.from_arrays(SETTINGS, learner.arrays())
+    history = (np.array([3, 4, -1, 5, 9999]), 1_260_000_000_000 + DAY_MS * np.arange(5))
+    now_ms = 1_270_000_000_000
+    known = (history[0][:4], history[1][:4])
+    np.testing.assert_allclose(scorer.scores(history, now_ms), learner.scores(known, now_ms), atol=1e-6)
+
+
+def test_the_loss_falls_on_a_stream_with_a_pattern():
+    settings = SETTINGS.model_copy(update={"dropout": 0.0, "step_groups": 1})
+    learner = SequenceLearner(settings)
+    losses = []
+    for at in range(200):
+        learner.observe(group(f"u{at % 4}", 1_260_000_000_000 + at * DAY_MS, [(at // 4) % 10]))
+        losses.append(learner.step())
+    assert np.nanmean(losses[-20:]) < 0.3 * np.nanmean(losses[20:40])

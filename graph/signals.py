@@ -1,0 +1,310 @@
+"""Everything about items and users that is counted, not trained: learnt group by group, read at request time.
+
+    observe(group, view_before) -> counters, item-item tables, user vectors
+    read by model/recall.py and model/features.py at a request time
+
+Popularity is kept at several half-lives by forward decay and read as a share, so seasons cancel. A first purchase (the item
+was new to the user) is counted apart: what newcomers to an item buy differs from what its regulars reorder. All state is
+arrays over dense item indices that grow by doubling; no constant depends on the number of items, users or rows.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from graph.history import DAY_MS, History, history_of
+from graph.neighbors import Arrays, PartnerTable, UserVectors, grown
+from graph.rows import key64
+
+if TYPE_CHECKING:
+    from configs.settings import Signals as SignalSettings
+    from graph.rows import Float32
+    from graph.view import Group, Int32, UserView
+
+Float64 = NDArray[np.float64]
+MAX_HALF_LIVES = 500.0
+"""Forward-decayed float64 counters grow to 2^500 before their origin moves."""
+
+
+class DecayedCounts:
+    """Counts of rows at several half-lives, with the exact largest ones of each kept in order of arrival.
+
+    Decay multiplies all rows alike, so only what is added can change the order: a bounded set of the largest can be
+    kept exactly by comparing what was just added with it.
+    """
+
+    def __init__(self, half_lives_ms: tuple[float, ...], top: int) -> None:
+        self.half_lives_ms = np.array(half_lives_ms, np.float64)
+        h = len(half_lives_ms)
+        self.count: Float64 = np.zeros((0, h))
+        self.total: Float64 = np.zeros(h)
+        self.origin_ms = np.full(h, -1, np.int64)
+        self.top: Int32 = np.full((h, top), -1, np.int32)
+
+    def ensure(self, n: int) -> None:
+        """Make room for rows 0..n-1."""
+        self.count = grown(self.count, n)
+
+    def _scale(self, t_ms: int) -> Float64:
+        if self.origin_ms[0] < 0:
+            self.origin_ms[:] = t_ms
+        passed = (t_ms - self.origin_ms) / self.half_lives_ms
+        for h in np.flatnonzero(passed > MAX_HALF_LIVES):
+            self.count[:, h] *= 2.0 ** -passed[h]
+            self.total[h] *= 2.0 ** -passed[h]
+            self.origin_ms[h], passed[h] = t_ms, 0.0
+        return np.exp2(passed)
+
+    def add(self, rows: Int32, weight: Float64, t_ms: int) -> None:
+        """Add weights [b] to distinct rows [b] at a time."""
+        if len(rows) == 0:
+            return
+        scale = self._scale(t_ms)
+        self.count[rows] += weight[:, None] * scale
+        self.total += weight.sum() * scale
+        k = self.top.shape[1]
+        for h in range(len(self.top)):
+            held = self.top[h]
+            held = held[held >= 0]
+            column = self.count[:, h]
+            if len(held) == k:
+                rising = rows[column[rows] > column[held[-1]]]
+                if len(rising) == 0:
+                    continue
+            else:
+                rising = rows
+            merged = np.unique(np.concatenate((held, rising)))
+            order = np.argsort(-column[merged], kind="stable")[:k]
+            self.top[h, : len(order)] = merged[order]
+
+    def share(self, rows: Int32, t_ms: int, items: int) -> Float32:
+        """Share of each row at each half-life, times the number of items: 1 = average. [c, h] float32."""
+        # numerator and total share the origin, so the decay since then cancels
+        return (self.count[rows] * (items / np.maximum(self.total, 1e-300))).astype(np.float32)
+
+    def value(self, rows: Int32, t_ms: int) -> Float64:
+        """Decayed counts [c, h] as of a time."""
+        passed = (t_ms - self.origin_ms) / self.half_lives_ms
+        return self.count[rows] * np.exp2(-passed)
+
+    def arrays(self, prefix: str, n: int) -> Arrays:
+        """Everything that is learnt, by name."""
+        return {
+            f"{prefix}.count": self.count[:n].copy(),
+            f"{prefix}.total": self.total.copy(),
+            f"{prefix}.origin_ms": self.origin_ms.copy(),
+            f"{prefix}.top": self.top.copy(),
+        }
+
+    def restore(self, arrays: Arrays, prefix: str) -> None:
+        """Take over what `arrays` gave."""
+        self.count = np.asarray(arrays[f"{prefix}.count"], np.float64)
+        self.total = np.array(arrays[f"{prefix}.total"], np.float64)
+        self.origin_ms = np.array(arrays[f"{prefix}.origin_ms"], np.int64)
+        self.top = np.array(arrays[f"{prefix}.top"], np.int32)
+
+
+_COLUMNS: dict[str, tuple[Any, float]] = {
+    "times": (np.float64, 0),  # summed weights of all touches
+    "groups": (np.float64, 0),  # groups that held the item
+    "buyers": (np.float64, 0),  # users to whom it was new
+    "first_ms": (np.int64, -1),
+    "last_ms": (np.int64, -1),
+    "interval_sum": (np.float64, 0),  # log1p days between two touches of one user
+    "interval_n": (np.float64, 0),
+    "value_sum": (np.float64, 0),  # log1p of the event's value
+    "value_n": (np.float64, 0),
+    "returned": (np.float64, 0),
+    "price": (np.float32, float("nan")),  # the latest
+}
+
+
+class Signals:
+    """All counted state of one stream.
+
+    Attributes:
+        n: items known.
+        popularity: [n, h] decayed touches; first_buyers: [n, h] decayed first touches.
+        domain: one row an item, one column a domain.
+        basket: partners in one group; following: from the previous group to the next; onward: from the recent history to
+            items that are new to the user.
+        users: vectors of the most recent users.
+    """
+
+    def __init__(self, settings: SignalSettings) -> None:
+        self.settings = settings
+        lives = tuple(days * DAY_MS for days in settings.half_lives_days)
+        self.user_half_life_ms = settings.user_half_life_days * DAY_MS
+        pair_ms = settings.pair_half_life_days * DAY_MS
+        self.n = 0
+        self.groups = 0
+        self.read_only = False
+        self.popularity = DecayedCounts(lives, settings.top)
+        self.first_buyers = DecayedCounts(lives, settings.top)
+        self.domains: dict[int, DecayedCounts] = {}
+        self.basket = PartnerTable(settings.neighbors, pair_ms)
+        self.following = PartnerTable(settings.neighbors, pair_ms)
+        self.onward = PartnerTable(settings.neighbors, pair_ms)
+        self.users = UserVectors(settings.users, self.user_half_life_ms, settings.refresh_ms, settings.nearest)
+        self.columns: dict[str, NDArray[Any]] = {k: np.zeros(0, dtype) for k, (dtype, _) in _COLUMNS.items()}
+
+    def __getattr__(self, name: str) -> NDArray[Any]:
+        columns = self.__dict__.get("columns", {})
+        if name in columns:
+            return columns[name]  # type: ignore[no-any-return]
+        raise AttributeError(f"Signals has no {name!r}; the item columns are {', '.join(_COLUMNS)}")
+
+    def ensure(self, n: int) -> None:
+        """Make room for items 0..n-1."""
+        if n <= self.n:
+            return
+        self.n = n
+        for name, (_, fill) in _COLUMNS.items():
+            self.columns[name] = grown(self.columns[name], n, fill)
+        for counts in (self.popularity, self.first_buyers, *self.domains.values()):
+            counts.ensure(n)
+        for table in (self.basket, self.following, self.onward):
+            table.ensure(n)
+
+    def observe(self, group: Group, view_before: UserView, history: History | None = None) -> None:
+        """Learn one group.
+
+        Args:
+            group: its rows.
+            view_before: the user before the group.
+            history: `history_of(view_before)` if the caller has it.
+
+        Raises:
+            ValueError: the signals were opened read-only.
+        """
+        if self.read_only:
+            raise ValueError("these signals were opened read-only, but a group was to be learnt; open a writable copy")
+        if len(group.items) == 0:
+            return
+        self.ensure(int(group.items.max()) + 1)
+        self.groups += 1
+        past = history if history is not None else history_of(view_before)
+        self._returns(group)
+        wanted = (group.weight > 0) & (group.items >= 0)
+        if not wanted.any():
+            return
+        items, row, inverse = np.unique(group.items[wanted], return_index=True, return_inverse=True)
+        weight = np.bincount(inverse, weights=group.weight[wanted], minlength=len(items))
+        at = np.full(len(items), -1, np.int64)  # place of each item in the history
+        if len(past.items):
+            order = np.argsort(past.items)
+            place = np.minimum(np.searchsorted(past.items, items, sorter=order), len(order) - 1)
+            at = np.where(past.items[order[place]] == items, order[place], -1)
+        self._count(group, items, row, weight, wanted, past, at)
+        self._pairs(items, weight.astype(np.float32), past, at, group.t_ms)
+        kept = past.items[np.isin(past.items, items, invert=True)] if len(past.items) else past.items
+        last = past.last_ms[np.isin(past.items, items, invert=True)] if len(past.items) else past.last_ms
+        size = self.settings.user_items
+        self.users.observe(
+            group.user_id,
+            np.concatenate((items, kept)).astype(np.int32)[:size],
+            np.concatenate((np.full(len(items), group.t_ms, np.int64), last))[:size],
+            group.t_ms,
+        )
+
+    def _returns(self, group: Group) -> None:
+        back = (group.weight < 0) & (group.items >= 0)
+        if back.any():
+            np.add.at(self.columns["returned"], group.items[back], -group.weight[back])
+
+    def _count(
+        self,
+        group: Group,
+        items: Int32,
+        row: NDArray[np.intp],
+        weight: Float64,
+        wanted: NDArray[np.bool_],
+        past: History,
+        at: NDArray[np.int64],
+    ) -> None:
+        t, c = group.t_ms, self.columns
+        new = at < 0
+        self.popularity.add(items, weight, t)
+        self.first_buyers.add(items[new], weight[new], t)
+        if group.domain:
+            self._domain(group.domain).add(items, weight, t)
+        c["times"][items] += weight
+        c["groups"][items] += 1
+        c["buyers"][items] += new
+        c["first_ms"][items] = np.where(c["first_ms"][items] < 0, t, c["first_ms"][items])
+        c["last_ms"][items] = np.maximum(c["last_ms"][items], t)
+        again, since = items[~new], past.last_ms[at[~new]]
+        c["interval_sum"][again] += np.log1p(np.maximum(t - since, 0) / DAY_MS)
+        c["interval_n"][again] += 1
+        value, price = group.value[wanted][row], group.price[wanted][row]
+        given = np.isfinite(value) & (value > -1)
+        c["value_sum"][items[given]] += np.log1p(value[given])
+        c["value_n"][items[given]] += 1
+        priced = np.isfinite(price)
+        c["price"][items[priced]] = price[priced]
+
+    def _domain(self, name: str) -> DecayedCounts:
+        key = key64(name)
+        if key not in self.domains and len(self.domains) < self.settings.domains:
+            self.domains[key] = DecayedCounts((self.settings.domain_half_life_days * DAY_MS,), self.settings.top)
+            self.domains[key].ensure(len(self.columns["times"]))
+        return self.domains.get(key, DecayedCounts((1.0,), 1))
+
+    def domain_counts(self, name: str) -> DecayedCounts | None:
+        """The popularity within a domain, None if it has none of its own."""
+        return self.domains.get(key64(name)) if name else None
+
+    def _pairs(self, items: Int32, weight: Float32, past: History, at: NDArray[np.int64], t_ms: int) -> None:
+        limit = self.settings.recent
+        if len(items) > 1:
+            share = np.minimum(weight, 1)
+            self.basket.add(items, items, share, share, t_ms)
+        if past.groups == 0:
+            return
+        new = items[at < 0]
+        previous = past.basket[:limit]
+        gap = 2.0 ** (-max(t_ms - int(past.group_ms[-1]), 0) / self.user_half_life_ms)
+        self.following.add(previous, items, np.full(len(previous), gap, np.float32), np.ones(len(items), np.float32), t_ms)
+        source = past.items[:limit]
+        faded = past.decayed(t_ms, self.user_half_life_ms, limit)
+        self.onward.add(source, new, faded, np.ones(len(new), np.float32), t_ms)
+
+    def arrays(self) -> Arrays:
+        """The whole state by name; `from_arrays` continues exactly where this one stands."""
+        out: Arrays = {f"item.{k}": v[: self.n].copy() for k, v in self.columns.items()}
+        out["counts"] = np.array([self.n, self.groups], np.int64)
+        out |= self.popularity.arrays("popularity", self.n) | self.first_buyers.arrays("first_buyers", self.n)
+        out["domains"] = np.fromiter(self.domains, np.uint64, len(self.domains))
+        for i, counts in enumerate(self.domains.values()):
+            out |= counts.arrays(f"domain.{i}", self.n)
+        for name in ("basket", "following", "onward"):
+            out |= getattr(self, name).arrays(name)
+        return out | self.users.arrays("users")
+
+    @classmethod
+    def from_arrays(cls, settings: SignalSettings, arrays: Arrays, read_only: bool = False) -> Signals:
+        """The signals whose `arrays` these are.
+
+        Args:
+            settings: those under which the arrays were made.
+            arrays: read-only maps are shared, not copied, when `read_only`.
+            read_only: only read; `observe` raises.
+        """
+        if not read_only:
+            arrays = {k: np.array(v) for k, v in arrays.items()}
+        self = cls(settings)
+        self.read_only = read_only
+        self.n, self.groups = (int(x) for x in arrays["counts"])
+        self.columns = {k: np.asarray(arrays[f"item.{k}"], dtype) for k, (dtype, _) in _COLUMNS.items()}
+        self.popularity.restore(arrays, "popularity")
+        self.first_buyers.restore(arrays, "first_buyers")
+        for i, key in enumerate(arrays["domains"].tolist()):
+            self.domains[key] = DecayedCounts((settings.domain_half_life_days * DAY_MS,), settings.top)
+            self.domains[key].restore(arrays, f"domain.{i}")
+        for name in ("basket", "following", "onward"):
+            getattr(self, name).restore(arrays, name)
+        self.users.restore(arrays, "users")
+        return self

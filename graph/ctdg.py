@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,11 +28,9 @@ class Nodes:
 
     def __init__(self, **columns: tuple[int, type | str]) -> None:
         self.size = 0
-        self.columns = {
-            name: np.zeros((64, width) if width else 64, dtype) for name, (width, dtype) in columns.items()
-        }
+        self.columns = {name: np.zeros((64, width) if width else 64, dtype) for name, (width, dtype) in columns.items()}
 
-    def __getitem__(self, name: str) -> NDArray[np.generic]:
+    def __getitem__(self, name: str) -> NDArray[Any]:
         return self.columns[name]
 
     def add(self) -> int:
@@ -96,8 +95,14 @@ class TemporalGraph:
         return index
 
     def apply(
-        self, users: Sequence[int], items: Sequence[int], t_ms: Sequence[int], groups: Sequence[int], edges: Float32
-    ) -> None:
+        self,
+        users: Sequence[int],
+        items: Sequence[int],
+        t_ms: Sequence[int],
+        groups: Sequence[int],
+        edges: Float32,
+        update_items: bool = True,
+    ) -> Float32:
         """Applies events in order.
 
         Args:
@@ -106,11 +111,16 @@ class TemporalGraph:
             t_ms: [n] event times, not decreasing.
             groups: [n] key64 of the group, 0 = an event of its own.
             edges: [n, EDGE_DIM] float32, see `graph.memory.edge_features`.
+            update_items: False where the items' memories are owned elsewhere and only read here.
+
+        Returns:
+            [n, M] float32, the memory of each row's user from before its group.
         """
         assert edges.shape == (len(users), EDGE_DIM)  # a caller's bug, never input
+        pre = np.empty((len(users), self.users["pre"].shape[1]), np.float32)
         if len(users) == 0:
-            return
-        runs, run_of, level_of = self._plan(users, items, t_ms, groups)
+            return pre
+        runs, run_of, level_of = self._plan(users, items, t_ms, groups, update_items)
         u, i, t = np.asarray(users), np.asarray(items), np.asarray(t_ms, np.int64)
         order = np.argsort(level_of, kind="stable")
         starts = np.searchsorted(level_of[order], np.arange(1, level_of.max() + 2))
@@ -119,12 +129,38 @@ class TemporalGraph:
         for level in range(1, len(starts)):
             self._open_runs(runs, np.flatnonzero(after == level - 1))
             rows = order[starts[level - 1] : starts[level]]
-            messages[rows] = self._apply_rows(u[rows], i[rows], t[rows], edges[rows])
+            pre[rows] = self.users["pre"][u[rows]]
+            messages[rows] = self._user_messages(pre[rows], u[rows], i[rows], t[rows], edges[rows])
+            if update_items:
+                self._update_items(pre[rows], i[rows], t[rows], edges[rows])
             closing = np.flatnonzero(done == level)
             self._close_runs(runs, closing, u, messages, np.flatnonzero(np.isin(run_of, closing)))
+        return pre
+
+    def apply_items(self, items: Sequence[int], t_ms: Sequence[int], user_memory: Float32, edges: Float32) -> None:
+        """The items' half of events whose users live in another partition.
+
+        Args:
+            items: [n] dense item indices, in order of arrival.
+            t_ms: [n] event times.
+            user_memory: [n, M] float32, each user's memory from before its group.
+            edges: [n, EDGE_DIM] float32.
+        """
+        i, t = np.asarray(items), np.asarray(t_ms, np.int64)
+        waiting = np.arange(len(i))
+        while len(waiting):
+            first = np.sort(np.unique(i[waiting], return_index=True)[1])
+            rows = waiting[first]
+            self._update_items(user_memory[rows], i[rows], t[rows], edges[rows])
+            waiting = np.delete(waiting, first)
 
     def _plan(
-        self, users: Sequence[int], items: Sequence[int], t_ms: Sequence[int], groups: Sequence[int]
+        self,
+        users: Sequence[int],
+        items: Sequence[int],
+        t_ms: Sequence[int],
+        groups: Sequence[int],
+        items_wait: bool,
     ) -> tuple[_Runs, Int64, Int64]:
         """Runs, the run of each row [n], and the t-batch of each row [n], counted from 1."""
         runs = _Runs([], [], [], [], [], [])
@@ -143,7 +179,7 @@ class TemporalGraph:
                 runs.t_ms.append(t)
                 runs.fresh.append(not continues)
                 run = current[user] = len(runs.user) - 1
-            level = 1 + max(item_level.get(item, 0), runs.after[run])
+            level = 1 + max(item_level.get(item, 0) if items_wait else 0, runs.after[run])
             item_level[item] = level
             runs.done[run] = max(runs.done[run], level)
             run_of[row], level_of[row] = run, level
@@ -161,16 +197,18 @@ class TemporalGraph:
         columns["group"][index] = np.array([runs.group[run] for run in fresh], np.uint64)
         columns["group_ms"][index] = [runs.t_ms[run] for run in fresh]
 
-    def _apply_rows(self, u: Int64, i: Int64, t: Int64, edges: Float32) -> Float32:
-        """One t-batch: updates the items' memories; the messages [b, G] to the users."""
-        pre, memory, code = self.users["pre"][u], self.items["memory"][i], self.items["code"][i]
-        user_days = elapsed_days(t, self.users["pre_update_ms"][u])
-        item_days = elapsed_days(t, self.items["last_update_ms"][i])
-        to_users = tiled(self.model.user.messages, np.concatenate((pre, memory, code, edges, user_days), 1))
-        to_items = tiled(self.model.item.messages, np.concatenate((memory, pre, edges, item_days), 1))
-        self.items["memory"][i] = tiled(self.model.item.update, np.concatenate((to_items, memory), 1))
-        self.items["last_update_ms"][i] = t
-        return to_users
+    def _user_messages(self, pre: Float32, u: Int64, i: Int64, t: Int64, edges: Float32) -> Float32:
+        """Messages [b, G] of one t-batch to the users."""
+        memory, code = self.items["memory"][i], self.items["code"][i]
+        days = elapsed_days(t, self.users["pre_update_ms"][u])
+        return tiled(self.model.user.messages, np.concatenate((pre, memory, code, edges, days), 1))
+
+    def _update_items(self, pre: Float32, i: Int64, t: Int64, edges: Float32) -> None:
+        """One t-batch: no item twice."""
+        memory, last = self.items["memory"][i], self.items["last_update_ms"][i]
+        messages = tiled(self.model.item.messages, np.concatenate((memory, pre, edges, elapsed_days(t, last)), 1))
+        self.items["memory"][i] = tiled(self.model.item.update, np.concatenate((messages, memory), 1))
+        self.items["last_update_ms"][i] = np.maximum(t, last)
 
     def _close_runs(self, runs: _Runs, which: Int64, u: Int64, messages: Float32, rows: Int64) -> None:
         """memory = GRU(pre, mean of the group's messages so far) for the runs whose last row is in."""
@@ -185,7 +223,7 @@ class TemporalGraph:
         columns["last_update_ms"][index] = [runs.t_ms[run] for run in which.tolist()]
 
 
-def elapsed_days(t_ms: Int64, since_ms: NDArray[np.generic]) -> Float32:
-    """Days [n, 1] float32 from `since_ms` to `t_ms`, 0 where there was no earlier event (since < 0)."""
+def elapsed_days(t_ms: Int64, since_ms: NDArray[Any]) -> Float32:
+    """Days [n, 1] float32 from `since_ms` to `t_ms`, 0 where there was no earlier event (since < 0), never below 0."""
     since = since_ms.astype(np.int64)
-    return (np.where(since < 0, 0, t_ms - since) / MS_PER_DAY).astype(np.float32)[:, None]
+    return (np.where(since < 0, 0, np.maximum(t_ms - since, 0)) / MS_PER_DAY).astype(np.float32)[:, None]

@@ -65,12 +65,14 @@ class Side(nn.Module):
 
     def messages(self, raw: Tensor) -> Tensor:
         """Raw messages [B, dim_in + 1], elapsed days in the last column, to messages [B, G]."""
-        return self.message_function(torch.cat((raw[:, :-1], self.time(raw[:, -1:])), 1))
+        messages: Tensor = self.message_function(torch.cat((raw[:, :-1], self.time(raw[:, -1:])), 1))
+        return messages
 
     def update(self, message_and_memory: Tensor) -> Tensor:
         """[B, G + M] to the new memory [B, M]."""
         split = self.memory_updater.input_size
-        return self.memory_updater(message_and_memory[:, :split], message_and_memory[:, split:])
+        memory: Tensor = self.memory_updater(message_and_memory[:, :split], message_and_memory[:, split:])
+        return memory
 
 
 class GraphMemory(nn.Module):
@@ -104,7 +106,7 @@ def tiled(function: Callable[[Tensor], Tensor], rows: Float32) -> Float32:
     n = len(rows)
     padded = np.zeros((-(-n // TILE) * TILE, rows.shape[1]), np.float32)
     padded[:n] = rows
-    tiles = torch.from_numpy(padded).split(TILE)
+    tiles = torch.split(torch.from_numpy(padded), TILE)
     with torch.inference_mode():
         return np.concatenate([function(tile).numpy() for tile in tiles])[:n]
 

@@ -1,0 +1,187 @@
+"""The event and item schema: bytes from Kafka to values, with a reason for every refusal.
+
+Unknown fields are kept in `extra`; null means absent. A refusal never raises past the processor: it becomes a dead
+letter with the original bytes.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import orjson
+
+from graph.rows import Event
+
+MAX_EVENT_BYTES = 65_536
+MAX_ID_BYTES = 256
+MAX_ACTION_BYTES = 64
+MAX_TIMESTAMP_MS = 4_102_444_800_000  # 2100-01-01
+EVENT_TYPE = "driftline.interaction.v1"
+ITEM_TYPE = "driftline.item.v1"
+
+
+class InvalidEvent(ValueError):
+    """A record that is not an event of this schema.
+
+    Attributes:
+        reason: short code for headers and counters, such as "missing_field" or "not_json".
+        detail: what was received and what was expected, in words.
+    """
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason, self.detail = reason, detail
+
+
+@dataclass(slots=True)
+class Item:
+    """One item of the catalogue.
+
+    Attributes:
+        item_id: 1..256 bytes of UTF-8.
+        title, text: what the item says of itself.
+        categories, brand, domain: where it belongs.
+        price: current price, None = not given.
+        available: False takes it out of recommendations.
+        valid_from_ms: when it may first be recommended, None = from its first event.
+    """
+
+    item_id: str
+    title: str = ""
+    text: str = ""
+    categories: list[str] = field(default_factory=list)
+    brand: str = ""
+    price: float | None = None
+    domain: str = ""
+    available: bool = True
+    valid_from_ms: int | None = None
+
+    def description(self) -> str:
+        """Everything in words, for the text encoder."""
+        parts = (self.title, self.text, ", ".join(self.categories), self.brand)
+        return ". ".join(dict.fromkeys(part for part in parts if part))
+
+
+def parse_event(raw: bytes) -> Event:
+    """An event from its JSON bytes.
+
+    Raises:
+        InvalidEvent: with the reason; the caller keeps the bytes.
+    """
+    if len(raw) > MAX_EVENT_BYTES:
+        raise InvalidEvent("too_large", f"{len(raw)} bytes, at most {MAX_EVENT_BYTES} are accepted")
+    try:
+        data = orjson.loads(raw)
+    except orjson.JSONDecodeError as error:
+        raise InvalidEvent("not_json", f"{error}; expected one JSON object in UTF-8") from None
+    return event_of(data)
+
+
+def event_of(data: object) -> Event:
+    """An event from a decoded JSON object; takes the fields it knows out of it.
+
+    Raises:
+        InvalidEvent: a field is missing, has another type or is out of range.
+    """
+    if not isinstance(data, dict):
+        raise InvalidEvent("not_an_object", f"received {type(data).__name__}, expected a JSON object")
+    take = data.pop
+    event = Event(
+        _text(take("user_id", None), "user_id", required=True) or "",
+        _text(take("item_id", None), "item_id", required=True) or "",
+        _timestamp(take("timestamp_ms", None)),
+        _text(take("action", None), "action", MAX_ACTION_BYTES) or "interact",
+        _text(take("event_id", None), "event_id"),
+        _number(take("value", None), "value"),
+        _number(take("price", None), "price"),
+        _text(take("group_id", None), "group_id"),
+        _text(take("domain", None), "domain"),
+    )
+    if data:
+        event.extra = data
+    return event
+
+
+def item_of(data: object) -> Item:
+    """An item from a decoded JSON object.
+
+    Raises:
+        InvalidEvent: a field is missing, has another type or is out of range.
+    """
+    if not isinstance(data, dict):
+        raise InvalidEvent("not_an_object", f"received {type(data).__name__}, expected a JSON object")
+    categories = data.get("categories") or []
+    if not isinstance(categories, list) or not all(isinstance(c, str) for c in categories):
+        raise InvalidEvent("wrong_type", f"categories is {categories!r}, expected a list of strings")
+    texts = {name: data.get(name) or "" for name in ("title", "text", "brand", "domain")}
+    for name, value in texts.items():
+        if not isinstance(value, str):
+            raise InvalidEvent("wrong_type", f"{name} is {value!r}, expected a string")
+    available = data.get("available")
+    if available is not None and not isinstance(available, bool):
+        raise InvalidEvent("wrong_type", f"available is {available!r}, expected true or false")
+    valid_from = data.get("valid_from_ms")
+    return Item(
+        item_id=_text(data.get("item_id"), "item_id", required=True) or "",
+        categories=categories,
+        price=_number(data.get("price"), "price"),
+        available=available is not False,
+        valid_from_ms=None if valid_from is None else _timestamp(valid_from, "valid_from_ms"),
+        **texts,
+    )
+
+
+def encode_event(event: Event) -> bytes:
+    """The JSON bytes of an event; absent fields are left out."""
+    data: dict[str, object] = dict(event.extra)
+    data.update(user_id=event.user_id, item_id=event.item_id, timestamp_ms=event.timestamp_ms, action=event.action)
+    for name in ("event_id", "value", "price", "group_id", "domain"):
+        if (value := getattr(event, name)) is not None:
+            data[name] = value
+    return orjson.dumps(data)
+
+
+def encode_item(item: Item) -> bytes:
+    """The JSON bytes of an item; absent fields are left out."""
+    data = {name: getattr(item, name) for name in Item.__slots__ if getattr(item, name) not in (None, "", [])}
+    return orjson.dumps(data)
+
+
+def _text(value: object, name: str, limit: int = MAX_ID_BYTES, required: bool = False) -> str | None:
+    if value is None:
+        if required:
+            raise InvalidEvent("missing_field", f"{name} is missing, expected a string of 1..{limit} bytes")
+        return None
+    if not isinstance(value, str):
+        raise InvalidEvent("wrong_type", f"{name} is {value!r:.80}, expected a string of 1..{limit} bytes")
+    if not 0 < len(value) <= limit or (not value.isascii() and not 0 < _utf8_bytes(value, name) <= limit):
+        raise InvalidEvent("out_of_range", f"{name} has {len(value)} characters, expected 1..{limit} bytes of UTF-8")
+    return value
+
+
+def _utf8_bytes(value: str, name: str) -> int:
+    try:
+        return len(value.encode())
+    except UnicodeEncodeError:
+        raise InvalidEvent("wrong_type", f"{name} is {value!r:.80}, which is not valid Unicode") from None
+
+
+def _timestamp(value: object, name: str = "timestamp_ms") -> int:
+    if value is None:
+        raise InvalidEvent("missing_field", f"{name} is missing, expected unix milliseconds")
+    if type(value) is not int:
+        raise InvalidEvent("wrong_type", f"{name} is {value!r:.80}, expected an integer of unix milliseconds")
+    if not 0 <= value <= MAX_TIMESTAMP_MS:
+        raise InvalidEvent("out_of_range", f"{name} is {value}, expected 0..{MAX_TIMESTAMP_MS} (unix milliseconds)")
+    return value
+
+
+def _number(value: object, name: str) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise InvalidEvent("wrong_type", f"{name} is {value!r:.80}, expected a number")
+    if not math.isfinite(value) or abs(value) > 1e30:
+        raise InvalidEvent("out_of_range", f"{name} is {value}, expected a finite number up to 1e30")
+    return float(value)

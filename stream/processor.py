@@ -1,0 +1,420 @@
+"""The processor: one epoch of records in, changed rows and outgoing records out.
+
+    records -> 1 validate -> 2 dedupe -> 3 late? -> 4 roll back -> 5 apply in (time, offset) order -> 6 changes
+
+It is deterministic and knows nothing of Kafka, RocksDB or gRPC: a Faust agent, the trainer and the replay tool drive
+the same object. The state after a record depends on the log up to it, never on how the log was cut into epochs.
+
+Why a crash loses nothing: `Changes.puts` holds the changed rows, the next offset, the deduplication ids, the undo
+records and the outgoing records not yet sent, and is committed as one batch. A restart opens the store, re-sends
+what `unsent` lists and goes on at `next_offset`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import orjson
+
+from configs.settings import Settings
+from graph.ctdg import TemporalGraph
+from graph.memory import GraphMemory, edge_features
+from graph.rows import Event, UserRow, action_code, decode_user, encode_user, key64, pack_event
+from stream.events import InvalidEvent, encode_event, parse_event
+from stream.items import ItemNodes, floats, frame, unframe
+from stream.late import LateWindow, Undo
+from stream.store import StateStore
+
+FUTURE_MS = 86_400_000
+"""An event may lie this far after the time at which the broker took it; more would hold the watermark hostage."""
+
+
+@dataclass(slots=True)
+class Record:
+    """One record of a partition. `value` may already be an Event (files, tests)."""
+
+    offset: int
+    value: bytes | Event
+    key: bytes | None = None
+    timestamp_ms: int = -1
+    """When the broker took it; -1 = unknown."""
+
+
+@dataclass(slots=True)
+class Outgoing:
+    """A record that has to be sent after the commit, at least once."""
+
+    topic: str
+    key: bytes | None
+    value: bytes
+    headers: tuple[tuple[str, bytes], ...] = ()
+
+
+@dataclass(slots=True)
+class Changes:
+    """What one epoch changed; `Processor.commit` writes it, the driver sends `outgoing` after that."""
+
+    next_offset: int = 0
+    watermark_ms: int = -1
+    puts: dict[bytes, bytes | None] = field(default_factory=dict)
+    outgoing: list[Outgoing] = field(default_factory=list)
+    applied: int = 0
+    duplicates: int = 0
+    dead: int = 0
+    late: int = 0
+    too_late: int = 0
+    unknown_actions: int = 0
+
+
+class Processor:
+    """State of one partition and the rule by which records change it.
+
+    Args:
+        settings: the whole configuration.
+        store: where the partition's state lies; everything in it is loaded.
+        topic, partition: name the offset under which the state is committed.
+        partitions: of `interactions`. With one, item rows live here; with more, each event goes on to
+            `interactions.by-item`, and messages to users read the item vectors of the adopted item epoch.
+        model: graph version to start from; default is the seeded version 0.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        store: StateStore,
+        topic: str = "interactions",
+        partition: int = 0,
+        partitions: int = 1,
+        model: GraphMemory | None = None,
+    ) -> None:
+        self.settings, self.store, self.partition = settings, store, partition
+        self.local_items = partitions == 1
+        self.graph = TemporalGraph(settings.graph, model)
+        self.users: list[UserRow] = []
+        self.user_index: dict[str, int] = {}
+        self.items = ItemNodes(settings, self.graph)
+        self.window = LateWindow(settings.state.late_ms, settings.state.late_events)
+        self.next_offset = 0
+        self.unsent: list[Outgoing] = []
+        self._offset_key = f"m:offset:{topic}:{partition}".encode()
+        self._pending: dict[bytes, bytes | None] = {}
+        self._sent_keys: list[bytes] = []
+        self._ids: dict[str, None] = {}
+        self._load()
+
+    # -- reading -----------------------------------------------------------------------------------------------
+
+    def user(self, user_id: str) -> UserRow | None:
+        """The current row of a user, None before the first event."""
+        index = self.user_index.get(user_id, -1)
+        return None if index < 0 or self.users[index].events == 0 else self._synced(index)
+
+    # -- one epoch ---------------------------------------------------------------------------------------------
+
+    def apply(self, records: Sequence[Record]) -> Changes:
+        """Applies one epoch in memory. Records below `next_offset` are dropped: they are in the state already."""
+        changes = Changes(next_offset=self.next_offset)
+        fresh: list[Event] = []
+        for record in records:
+            if record.offset < self.next_offset:
+                continue
+            self.next_offset = record.offset + 1
+            try:
+                event = self._validated(record)  # 1
+            except InvalidEvent as refusal:
+                self._dead(record, refusal, changes)
+                continue
+            if self._duplicate(event):  # 2
+                changes.duplicates += 1
+                continue
+            match self.window.judge(event.timestamp_ms, event.offset):  # 3
+                case "in order":
+                    fresh.append(event)
+                case "late":
+                    fresh.append(event)
+                    changes.late += 1
+                case "too late":
+                    self._count_too_late(event)
+                    changes.too_late += 1
+        changes.applied = len(fresh)
+        before = {event.user_id: self._events_of(event.user_id) for event in fresh}
+        if changes.late:
+            fresh = self._roll_back(fresh)  # 4
+        size = self.settings.state.epoch_events
+        for start in range(0, len(fresh), size):
+            self._apply_sorted(fresh[start : start + size], changes)  # 5
+        self._request_profiles(before, changes)
+        return self._finish(changes)  # 6
+
+    def commit(self, changes: Changes) -> None:
+        """Writes an epoch: one batch, all or nothing."""
+        self.store.commit(changes.puts)
+
+    def adopt(self, model: GraphMemory, item_vectors: dict[str, np.ndarray] | None = None) -> Changes:
+        """Adopts a graph version from `next_offset` on; commit the changes like an epoch's.
+
+        Events from before it can't be rolled back any more: a later arrival among them only counts.
+
+        Args:
+            model: the trained weights.
+            item_vectors: the item epoch that goes with them, [M] float32 by item id (several partitions only).
+        """
+        self.graph.model = model
+        if item_vectors is not None:
+            self.items.load_epoch(item_vectors)
+        for key in self.window.clear():
+            self._pending[key] = None
+        adopted = {"sha256": model.version(), "offset": self.next_offset}
+        self._pending[b"m:graph"] = orjson.dumps(adopted)
+        return self._finish(Changes(next_offset=self.next_offset))
+
+    # -- steps -------------------------------------------------------------------------------------------------
+
+    def _validated(self, record: Record) -> Event:
+        event = record.value if isinstance(record.value, Event) else parse_event(record.value)
+        event.offset = record.offset
+        if record.key is not None and record.key != event.user_id.encode():
+            raise InvalidEvent("key_mismatch", f"key is {record.key!r:.80}, expected user_id {event.user_id!r:.80}")
+        if 0 < record.timestamp_ms < event.timestamp_ms - FUTURE_MS:
+            raise InvalidEvent(
+                "from_the_future",
+                f"timestamp_ms is {event.timestamp_ms}, more than a day after the broker's {record.timestamp_ms}",
+            )
+        return event
+
+    def _dead(self, record: Record, refusal: InvalidEvent, changes: Changes) -> None:
+        value = record.value if isinstance(record.value, bytes) else encode_event(record.value)
+        headers = (
+            ("reason", refusal.reason.encode()),
+            ("detail", refusal.detail.encode(errors="backslashreplace")),
+            ("source", f"{self.partition}:{record.offset}".encode()),
+        )
+        changes.outgoing.append(Outgoing("interactions.dlq", record.key, value, headers))
+        changes.dead += 1
+
+    def _duplicate(self, event: Event) -> bool:
+        if event.event_id is None or self.settings.state.dedupe_ids == 0:
+            return False
+        if event.event_id in self._ids:
+            return True
+        self._ids[event.event_id] = None
+        self._pending[b"d:" + event.event_id.encode()] = event.offset.to_bytes(8, "big")
+        if len(self._ids) > self.settings.state.dedupe_ids:
+            oldest = next(iter(self._ids))
+            del self._ids[oldest]
+            self._pending[b"d:" + oldest.encode()] = None
+        return False
+
+    def _count_too_late(self, event: Event) -> None:
+        user = self._user_index(event.user_id)
+        self.users[user].too_late += 1
+        self._pending[user_key(event.user_id)] = encode_user(self._synced(user))
+        if self.local_items:
+            self.items.count_too_late(event.item_id, self._pending)
+
+    def _roll_back(self, fresh: list[Event]) -> list[Event]:
+        """Undoes the epochs after the earliest late event; returns all events to apply, in order."""
+        fresh.sort(key=_order)
+        undone = self.window.take_after(_order(fresh[0]))
+        for undo in reversed(undone):
+            self._pending[undo.store_key] = None
+            for key, value in undo.before.items():
+                self._pending[key] = value
+                self._restore(key, value)
+        return sorted([event for undo in undone for event in undo.events] + fresh, key=_order)
+
+    def _restore(self, key: bytes, value: bytes | None) -> None:
+        if key.startswith(b"i:"):
+            self.items.restore(key[2:].decode(), value)
+            return
+        index = self._user_index(key[2:].decode())
+        too_late = self.users[index].too_late
+        row = decode_user(value) if value else self._blank(self.users[index].user_id)
+        row.too_late = too_late
+        self._put_row(index, row)
+
+    def _apply_sorted(self, events: list[Event], changes: Changes) -> None:
+        user_keys = dict.fromkeys(user_key(event.user_id) for event in events)
+        item_keys = dict.fromkeys(item_key(event.item_id) for event in events) if self.local_items else {}
+        touched = [*user_keys, *item_keys]
+        undo = self.window.push(events, lambda: dict(zip(touched, self._stored(touched), strict=True)))
+        if undo is not None:
+            self._pending[undo.store_key] = undo.encode()
+        users, items = self._apply_graph(events, changes)
+        history_bytes = self.settings.state.history * 40
+        for event, user in zip(events, users, strict=True):
+            self._append(self.users[user], event)
+        for user in dict.fromkeys(users):
+            row = self.users[user]
+            if len(row.history) > history_bytes:
+                del row.history[:-history_bytes]
+            self._pending[user_key(row.user_id)] = encode_user(self._synced(user))
+        if self.local_items:
+            self.items.record(events, items, self._pending)
+
+    def _apply_graph(self, events: list[Event], changes: Changes) -> tuple[list[int], list[int]]:
+        users = [self._user_index(event.user_id) for event in events]
+        items = [self.items.index(event.item_id, self._pending) for event in events]
+        times = [event.timestamp_ms for event in events]
+        groups = [key64(event.group_id) if event.group_id else 0 for event in events]
+        weights = np.array([self.settings.action(event.action).weight for event in events], np.float32)
+        edges = edge_features(weights, floats(e.value for e in events), floats(e.price for e in events))
+        pre = self.graph.apply(users, items, times, groups, edges, self.local_items)
+        if not self.local_items:
+            for event, memory in zip(events, pre, strict=True):
+                changes.outgoing.append(self._by_item(event, memory))
+        changes.unknown_actions += sum(event.action not in self.settings.actions for event in events)
+        return users, items
+
+    def _append(self, row: UserRow, event: Event) -> None:
+        action = action_code(event.action)
+        row.history += pack_event(
+            key64(event.item_id),
+            event.timestamp_ms,
+            key64(event.group_id) if event.group_id else 0,
+            self.settings.action(event.action).weight,
+            _NAN if event.value is None else event.value,
+            _NAN if event.price is None else event.price,
+            action,
+        )
+        row.actions[action] = row.actions.get(action, 0) + 1
+        row.events += 1
+        row.version = max(row.version, event.offset + 1)
+        if row.first_ms < 0:
+            row.first_ms = event.timestamp_ms
+        if event.domain:
+            row.domain = event.domain
+
+    def _request_profiles(self, before: dict[str, int], changes: Changes) -> None:
+        """Asks for a profile at the first count of events and then at every `refresh_events` more."""
+        first, every = self.settings.profiles.first_events, self.settings.profiles.refresh_events
+        for user_id, events in before.items():
+            row = self.users[self._user_index(user_id)]
+            if row.events >= first and (row.events - first) // every > (events - first) // every:
+                request = profile_request(row, self.items)
+                changes.outgoing.append(Outgoing("profile-requests", user_id.encode(), request))
+
+    def _by_item(self, event: Event, memory: np.ndarray) -> Outgoing:
+        headers = (("source", f"{self.partition}:{event.offset}".encode()), ("user_memory", memory.tobytes()))
+        return Outgoing("interactions.by-item", event.item_id.encode(), encode_event(event), headers)
+
+    def _finish(self, changes: Changes) -> Changes:
+        """Offsets, watermark and outbox join the batch."""
+        puts, self._pending = self._pending, {}
+        for key in self._sent_keys:
+            puts[key] = None
+        self._sent_keys = []
+        for key in self.window.drop_old():
+            puts[key] = None
+        if changes.outgoing:
+            key = b"o:" + self.next_offset.to_bytes(8, "big")
+            puts[key] = frame([part for out in changes.outgoing for part in _pack(out)])
+            self._sent_keys.append(key)
+        puts[self._offset_key] = b"%d" % self.next_offset
+        puts[b"m:watermark"] = b"%d" % self.window.watermark_ms
+        puts[b"m:late"] = self.window.encode()
+        changes.puts, changes.next_offset, changes.watermark_ms = puts, self.next_offset, self.window.watermark_ms
+        return changes
+
+    # -- rows --------------------------------------------------------------------------------------------------
+
+    def _load(self) -> None:
+        for _, value in self.store.scan(b"u:"):
+            row = decode_user(value)
+            self._put_row(self._user_index(row.user_id), row)
+        self.items.load(self.store)
+        by_age = sorted((value, key) for key, value in self.store.scan(b"d:"))
+        self._ids = {key[2:].decode(): None for _, key in by_age}
+        offset, late = self.store.get([self._offset_key, b"m:late"])
+        self.next_offset = int(offset or 0)
+        self.window.load(late, [Undo.decode(key, value) for key, value in self.store.scan(b"w:")])
+        for key, value in self.store.scan(b"o:"):
+            self.unsent += _unpack(unframe(value))
+            self._sent_keys.append(key)
+
+    def _stored(self, keys: list[bytes]) -> list[bytes | None]:
+        """Values as of the last applied event: what this epoch changed, else what the store holds."""
+        missing = [key for key in keys if key not in self._pending]
+        stored = dict(zip(missing, self.store.get(missing), strict=True))
+        return [self._pending[key] if key in self._pending else stored[key] for key in keys]
+
+    def _events_of(self, user_id: str) -> int:
+        index = self.user_index.get(user_id, -1)
+        return 0 if index < 0 else self.users[index].events
+
+    def _user_index(self, user_id: str) -> int:
+        index = self.user_index.get(user_id, -1)
+        if index < 0:
+            index = self.user_index[user_id] = self.graph.add_user()
+            self.users.append(self._blank(user_id))
+        return index
+
+    def _blank(self, user_id: str) -> UserRow:
+        memory, message = self.settings.graph.memory_dim, self.settings.graph.message_dim
+        zeros = np.zeros(memory, np.float32)
+        return UserRow(user_id, zeros, zeros.copy(), np.zeros(message, np.float32))
+
+    def _put_row(self, index: int, row: UserRow) -> None:
+        for name in _GRAPH_COLUMNS:
+            self.graph.users[name][index] = getattr(row, name)
+        self.users[index] = row
+
+    def _synced(self, index: int) -> UserRow:
+        """The row with the graph's columns filled in."""
+        row, columns = self.users[index], self.graph.users.columns
+        row.memory, row.pre = columns["memory"][index].copy(), columns["pre"][index].copy()
+        row.message_sum = columns["message_sum"][index].copy()
+        for name in _GRAPH_SCALARS:
+            setattr(row, name, int(columns[name][index]))
+        return row
+
+
+_NAN = float("nan")
+_GRAPH_SCALARS = ("message_count", "group", "group_ms", "pre_update_ms", "last_update_ms")
+_GRAPH_COLUMNS = ("memory", "pre", "message_sum", *_GRAPH_SCALARS)
+
+
+def user_key(user_id: str) -> bytes:
+    """The store's key of a user row."""
+    return b"u:" + user_id.encode()
+
+
+def item_key(item_id: str) -> bytes:
+    """The store's key of an item row."""
+    return b"i:" + item_id.encode()
+
+
+def profile_request(row: UserRow, items: ItemNodes) -> bytes:
+    """What a profile is to be written from: the user's latest items with counts, as of the row's last event."""
+    events = row.events_array()
+    keys, counts = np.unique(events["item"][events["weight"] > 0], return_counts=True)
+    last = {int(key): int(t) for key, t in zip(events["item"], events["t"], strict=True)}
+    bought = sorted(zip(keys.tolist(), counts.tolist(), strict=True), key=lambda kn: (last[kn[0]], kn[0]), reverse=True)
+    seen = [{"item_id": items.name(key), "count": n, "last_ms": last[key]} for key, n in bought[:50]]
+    data = {
+        "user_id": row.user_id,
+        "as_of_ms": row.last_update_ms,
+        "events": row.events,
+        "domain": row.domain,
+        "items": seen,
+    }
+    return orjson.dumps(data)
+
+
+def _order(event: Event) -> tuple[int, int]:
+    return event.timestamp_ms, event.offset
+
+
+def _pack(out: Outgoing) -> list[bytes | None]:
+    headers = orjson.dumps([[name, value.hex()] for name, value in out.headers])
+    return [out.topic.encode(), out.key, out.value, headers]
+
+
+def _unpack(parts: list[bytes | None]) -> list[Outgoing]:
+    outgoing = []
+    for topic, key, value, headers in zip(parts[::4], parts[1::4], parts[2::4], parts[3::4], strict=True):
+        pairs = tuple((name, bytes.fromhex(text)) for name, text in orjson.loads(headers or b"[]"))
+        outgoing.append(Outgoing((topic or b"").decode(), key, value or b"", pairs))
+    return outgoing

@@ -1,0 +1,200 @@
+"""The processor's promises: cuts, late events, duplicates, poison and restarts do not change where a log ends."""
+
+from __future__ import annotations
+
+import numpy as np
+import orjson
+import pytest
+
+from configs.settings import Settings, State
+from graph.rows import Event
+from stream.events import encode_event
+from stream.processor import Changes, Processor, Record
+from stream.store import MemoryStore, RocksStore, StateStore, state_sha256
+
+SETTINGS = Settings()
+
+
+def shop_log(groups: int = 120, seed: int = 0) -> list[Event]:
+    """Baskets of up to 12 items and single events of 30 users on 40 items, in order of time."""
+    rng = np.random.default_rng(seed)
+    events, now = [], 1_600_000_000_000
+    for group in range(groups):
+        now += int(rng.integers(0, 120_000))
+        user, size = f"u{rng.integers(30)}", int(rng.integers(1, 13))
+        basket = None if rng.random() < 0.2 else f"g{group}"
+        for _ in range(size):
+            price = float(rng.integers(1, 90)) if rng.random() < 0.8 else None
+            events.append(Event(user, f"i{rng.integers(40)}", now, "purchase", None, 1.0, price, basket, "UK"))
+    return events
+
+
+def records(events: list[Event]) -> list[Record]:
+    return [Record(offset, encode_event(event), event.user_id.encode()) for offset, event in enumerate(events)]
+
+
+def run(log: list[Record], cuts: list[int], store: StateStore | None = None, settings: Settings = SETTINGS) -> str:
+    store = store or MemoryStore()
+    processor = Processor(settings, store)
+    edges = [0, *sorted(cuts), len(log)]
+    for start, end in zip(edges, edges[1:], strict=False):
+        processor.commit(processor.apply(log[start:end]))
+    return state_sha256([store])
+
+
+def test_a_log_cut_at_20_random_places_ends_in_the_same_state() -> None:
+    log = records(shop_log())
+    whole = run(log, [])
+    rng = np.random.default_rng(1)
+    for _ in range(3):
+        assert run(log, rng.choice(np.arange(1, len(log)), 20, replace=False).tolist()) == whole
+
+
+def test_shuffled_arrivals_within_the_late_window_end_in_the_sorted_state() -> None:
+    events = shop_log()
+    rng = np.random.default_rng(2)
+    delay = rng.integers(0, SETTINGS.state.late_ms // 2, len(events))
+    arrival = np.argsort([e.timestamp_ms for e in events] + delay, kind="stable")
+    shuffled = records([events[i] for i in arrival])
+    in_order = sorted(shuffled, key=lambda r: (orjson.loads(r.value)["timestamp_ms"], r.offset))
+    expected = Processor(SETTINGS, MemoryStore())
+    # offsets must not decrease for the oracle, so it takes the sorted events in one epoch
+    renumbered = [Record(n, r.value, r.key) for n, r in enumerate(in_order)]
+    expected.commit(expected.apply(renumbered))
+    cuts = rng.choice(np.arange(1, len(shuffled)), 25, replace=False).tolist()
+    store = MemoryStore()
+    run(shuffled, cuts, store)
+    live = Processor(SETTINGS, store)
+    assert sum(r.too_late for r in live.users) == 0
+    for user_id in expected.user_index:
+        ours, theirs = live.user(user_id), expected.user(user_id)
+        assert ours is not None
+        assert theirs is not None
+        assert ours.memory.tobytes() == theirs.memory.tobytes()
+        assert ours.history == theirs.history
+
+
+def test_shuffled_arrivals_cut_anywhere_end_in_the_same_state_even_past_the_window() -> None:
+    events = shop_log()
+    settings = SETTINGS.model_copy(update={"state": State(late_ms=600_000, late_events=60)})
+    rng = np.random.default_rng(3)
+    arrival = np.argsort([e.timestamp_ms for e in events] + rng.integers(0, 1_500_000, len(events)), kind="stable")
+    log = records([events[i] for i in arrival])
+    whole = run(log, [], settings=settings)
+    processor = Processor(settings, MemoryStore())
+    changes = processor.apply(log)
+    assert changes.late > 20
+    assert changes.too_late > 20
+    for _ in range(4):
+        cuts = rng.choice(np.arange(1, len(log)), 20, replace=False).tolist()
+        assert run(log, cuts, settings=settings) == whole
+
+
+def test_a_processor_reopened_at_every_cut_ends_in_the_same_state(tmp_path) -> None:
+    events = shop_log(80)
+    rng = np.random.default_rng(4)
+    arrival = np.argsort([e.timestamp_ms for e in events] + rng.integers(0, 900_000, len(events)), kind="stable")
+    log = records([events[i] for i in arrival])
+    whole = run(log, [])
+    edges = [0, *sorted(rng.choice(np.arange(1, len(log)), 8, replace=False).tolist()), len(log)]
+    for start, end in zip(edges, edges[1:], strict=False):
+        store = RocksStore(tmp_path / "partition-0")
+        processor = Processor(SETTINGS, store)
+        assert processor.next_offset == start
+        lost = processor.apply(log[start : min(end + 7, len(log))])  # applied, never committed: a crash
+        assert lost.applied > 0
+        processor = Processor(SETTINGS, store)
+        processor.commit(processor.apply(log[max(start - 5, 0) : end]))  # a broker that sends some again
+        store.close()
+    store = RocksStore(tmp_path / "partition-0")
+    assert state_sha256([store]) == whole
+    store.close()
+
+
+@pytest.mark.parametrize(
+    ("raw", "reason"),
+    [
+        (b"", "not_json"),
+        (b"\xff\xfe", "not_json"),
+        (b"[1]", "not_an_object"),
+        (b'{"item_id":"i","timestamp_ms":1}', "missing_field"),
+        (b'{"user_id":7,"item_id":"i","timestamp_ms":1}', "wrong_type"),
+        (b'{"user_id":"u","item_id":"i","timestamp_ms":"1"}', "wrong_type"),
+        (b'{"user_id":"u","item_id":"i","timestamp_ms":true}', "wrong_type"),
+        (b'{"user_id":"u","item_id":"i","timestamp_ms":-5}', "out_of_range"),
+        (b'{"user_id":"u","item_id":"i","timestamp_ms":1,"value":1e39}', "out_of_range"),
+        (b'{"user_id":"u","item_id":"i","timestamp_ms":1,"value":NaN}', "not_json"),
+        (b'{"user_id":"u","item_id":"","timestamp_ms":1}', "out_of_range"),
+        (b'{"user_id":"u","item_id":"' + b"x" * 300 + b'","timestamp_ms":1}', "out_of_range"),
+        (b'{"user_id":"other","item_id":"i","timestamp_ms":1}', "key_mismatch"),
+        (b" " * 70_000, "too_large"),
+    ],
+)
+def test_a_poison_record_becomes_a_dead_letter_with_its_bytes_and_the_stream_goes_on(raw: bytes, reason: str) -> None:
+    events = shop_log(20)
+    clean = run(records(events), [])
+    log = records(events)
+    log.insert(37, Record(37, raw, b"u"))
+    log = [Record(n, r.value, r.key) for n, r in enumerate(log)]
+    processor = Processor(SETTINGS, MemoryStore())
+    changes = processor.apply(log)
+    (letter,) = [out for out in changes.outgoing if out.topic == "interactions.dlq"]
+    assert letter.value == raw
+    assert dict(letter.headers)["reason"] == reason.encode()
+    assert changes.applied == len(events)
+    plain = Processor(SETTINGS, MemoryStore())
+    plain.apply(records(events))
+    assert clean
+    for user_id in plain.user_index:
+        assert processor.user(user_id).memory.tobytes() == plain.user(user_id).memory.tobytes()
+
+
+def test_an_event_from_the_far_future_does_not_hold_the_watermark_hostage() -> None:
+    processor = Processor(SETTINGS, MemoryStore())
+    bad = Event("u", "i", 4_000_000_000_000)
+    changes = processor.apply([Record(0, encode_event(bad), b"u", timestamp_ms=1_600_000_000_000)])
+    assert changes.dead == 1
+    assert changes.watermark_ms == -1
+
+
+def test_a_second_event_of_one_id_is_dropped_also_after_a_restart() -> None:
+    store = MemoryStore()
+    event = Event("u", "i", 5, event_id="a")
+    processor = Processor(SETTINGS, store)
+    processor.commit(processor.apply([Record(0, encode_event(event)), Record(1, encode_event(event))]))
+    processor = Processor(SETTINGS, store)
+    changes = processor.apply([Record(2, encode_event(event))])
+    assert changes.duplicates == 1
+    assert processor.user("u").events == 1
+
+
+def test_a_group_whose_rows_arrive_apart_ends_as_one_that_arrives_whole() -> None:
+    basket = [Event("u", f"i{n}", 1000, group_id="b") for n in range(9)]
+    other = [Event("v", f"x{n}", 1000, group_id="c") for n in range(9)]
+    apart = [event for pair in zip(basket, other, strict=True) for event in pair]
+    whole = Processor(SETTINGS, MemoryStore())
+    whole.apply(records(basket + other))
+    split = Processor(SETTINGS, MemoryStore())
+    split.apply(records(apart))
+    assert whole.user("u").memory.tobytes() == split.user("u").memory.tobytes()
+
+
+def test_outgoing_records_that_were_not_seen_sent_are_sent_again_after_a_restart() -> None:
+    store = MemoryStore()
+    processor = Processor(SETTINGS, store)
+    processor.commit(processor.apply([Record(0, b"poison", b"u")]))
+    again = Processor(SETTINGS, store)
+    assert [out.value for out in again.unsent] == [b"poison"]
+    again.commit(again.apply([Record(1, encode_event(Event("u", "i", 1)))]))
+    assert Processor(SETTINGS, store).unsent == []
+
+
+def test_replayed_offsets_change_nothing() -> None:
+    log = records(shop_log(10))
+    store = MemoryStore()
+    digest = run(log, [], store)
+    processor = Processor(SETTINGS, store)
+    changes: Changes = processor.apply(log)
+    processor.commit(changes)
+    assert changes.applied == 0
+    assert state_sha256([store]) == digest

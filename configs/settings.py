@@ -55,6 +55,9 @@ class Graph(Section):
     embed_dim: int = Field(32, ge=4, le=512)
     weights: Literal["trained", "random", "off"] = Field("trained", description="arm of the ablation")
     learning_rate: float = Field(1e-3, gt=0)
+    batch_groups: int = Field(8, ge=1, description="groups of one training step")
+    full_softmax: int = Field(8192, ge=0, description="with at most this many seen items all are negatives")
+    negatives: int = Field(1024, ge=1, description="else so many are drawn, shared by the batch")
     publish_groups: int = Field(2000, ge=1, description="groups learnt between two graph versions")
     seed: int = 0
 
@@ -81,9 +84,11 @@ class Ranker(Section):
     learning_rate: float = Field(1e-3, gt=0)
     replay_groups: int = Field(1500, ge=0, description="logged groups that may be replayed")
     replay_steps: int = Field(3, ge=0, description="replayed groups for each new one")
-    sampled: int = Field(200, ge=10, description="negatives of a training row, weighted by inverse inclusion")
+    sampled: int = Field(200, ge=2, description="negatives of each list of a group, weighted by inverse inclusion")
+    hard: float = Field(0.5, ge=0, le=0.9, description="share of the sampled negatives that are the hardest ones")
     recall: int = Field(150, ge=1, description="candidates of each recaller")
-    pool: int = Field(1000, ge=10, description="candidates of a request at most; replay and Recommend share it")
+    newest: int = Field(50, ge=0, description="items that entered last")
+    pool: int = Field(1000, ge=10, description="candidates of the base recallers at most; replay and Recommend share it")
     personal: int = Field(300, ge=0, description="the user's own past items in the pool at most")
 
 

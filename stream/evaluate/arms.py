@@ -137,10 +137,12 @@ class Arm(Protocol):
     Attributes:
         name: as in `--arms` and in metrics.json.
         refresh_cpu_s: CPU seconds that `score` has spent on training so far (a lazy refit); counted as training.
+        trained_share: share of the log's groups that its weights were trained on; 1 unless it stops or samples.
     """
 
     name: str
     refresh_cpu_s: float
+    trained_share: float
 
     def start(self, split_ms: int) -> None:
         """Called once, after the last warm-up group is learnt and before the first score."""

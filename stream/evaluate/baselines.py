@@ -1,0 +1,298 @@
+"""The simple arms: what any engine has to beat, each with its usual parameters and open to any catalogue.
+
+Sources: item-item cosine: Sarwar et al., WWW 2001; user-user neighbourhoods on decayed profiles: Ding and Li, CIKM
+2005; EASE: Steck, "Embarrassingly shallow autoencoders for sparse data", WWW 2019 (arXiv 1905.03375), here on
+baskets instead of users, with time-decayed rows. `_recent` multiplies by the log of recent popularity.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+
+import numpy as np
+import scipy.linalg.lapack as lapack
+import scipy.sparse as sp
+from numpy.typing import NDArray
+
+from configs.errors import InputError
+from graph.view import Int32
+from stream.evaluate.arms import Arm, Arrival, Ranking, Request, Slate
+from stream.evaluate.counters import (
+    DAY_MS,
+    Daily,
+    DecayedCount,
+    LastPurchases,
+    basket_matrix,
+    basket_parts,
+    last_taken,
+    positive_items,
+)
+
+EASE_ITEMS = 12_000
+"""The inverse is cubic in items: 4,000 take about a second, 12,000 about half a minute and 1.2 GB."""
+
+
+class SimpleArm:
+    """What the arms below share."""
+
+    refresh_cpu_s = 0.0
+    trained_share = 1.0
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def start(self, split_ms: int) -> None:
+        """Nothing changes at the split."""
+
+
+class Popularity(SimpleArm):
+    """Counts of an item's positive rows, decayed or not."""
+
+    def __init__(self, name: str = "popularity", tau_days: float = math.inf) -> None:
+        super().__init__(name)
+        self._count = DecayedCount(tau_days)
+
+    def score(self, request: Request) -> Slate:
+        """The same order for every user."""
+        return Slate(Ranking(self._count.now(request.pool, request.t_ms)))
+
+    def learn(self, request: Request, arrival: Arrival) -> None:
+        """Count the group."""
+        self._count.add(positive_items(arrival), request.t_ms)
+
+
+class PersonalRecency(SimpleArm):
+    """How often and how lately this user took an item; ties and the rest by recent popularity."""
+
+    def __init__(self, name: str = "personal_recency") -> None:
+        super().__init__(name)
+        self._count = DecayedCount(30.0)
+
+    def score(self, request: Request) -> Slate:
+        """Sum over the purchases of exp(-age / 30 d), + .01 for each, + .001 exp(-age of the last / 365 d)."""
+        popularity = self._count.now(request.pool, request.t_ms)
+        scores = popularity * (1e-9 / max(1.0, popularity.max(initial=0.0)))
+        log, rows = request.log, request.history
+        rows = rows[log.positive[rows]]
+        age_days = (request.t_ms - log.t_ms[rows]) / DAY_MS
+        np.add.at(scores, log.item[rows], np.exp(-age_days / 30.0) + 0.01)
+        items, last_ms = last_taken(request)
+        scores[items] += 0.001 * np.exp(-(request.t_ms - last_ms) / DAY_MS / 365.0)
+        return Slate(Ranking(scores))
+
+    def learn(self, request: Request, arrival: Arrival) -> None:
+        """Count the group; the user's own past is read from the request."""
+        self._count.add(positive_items(arrival), request.t_ms)
+
+
+class ItemKnn(SimpleArm):
+    """Cosine between items over baskets, the nearest 50 of each, refreshed daily.
+
+    Args:
+        name: name of the arm.
+        recent_days: with it, scores are multiplied by log1p of popularity weighted exp(-age / recent_days).
+    """
+
+    neighbors = 50
+
+    def __init__(self, name: str = "item_knn", recent_days: float | None = None) -> None:
+        super().__init__(name)
+        self._recent = None if recent_days is None else DecayedCount(recent_days)
+        self._pairs = sp.csr_matrix(np.zeros((0, 0), np.float32))
+        self._pending: list[tuple[Int32, float]] = []
+        self._daily = Daily()
+        self._similar = self._pairs
+
+    def score(self, request: Request) -> Slate:
+        """Summed similarity to the user's past items."""
+        if self._daily.due(request.t_ms):
+            before = time.process_time()
+            self._refresh(request.pool)
+            self.refresh_cpu_s += time.process_time() - before
+        scores = np.zeros(request.pool)
+        known = self._similar.shape[0]
+        taken = request.touched[request.touched < known]
+        scores[:known] = np.asarray(self._similar[taken].sum(axis=0)).ravel()
+        if self._recent is not None:
+            scores *= np.log1p(self._recent.now(request.pool, request.t_ms))
+        return Slate(Ranking(scores))
+
+    def learn(self, request: Request, arrival: Arrival) -> None:
+        """Keep the basket for the next refresh, count recent popularity now."""
+        self._pending += basket_parts(request, arrival)
+        if self._recent is not None:
+            self._recent.add(positive_items(arrival), request.t_ms)
+
+    def _refresh(self, pool: int) -> None:
+        baskets, weight = basket_matrix(self._pending, pool)
+        self._pending.clear()
+        old = self._pairs
+        ends = np.pad(old.indptr, (0, pool - old.shape[0]), mode="edge")
+        old = sp.csr_matrix((old.data, old.indices, ends), shape=(pool, pool))
+        self._pairs = sp.csr_matrix(old + baskets.T @ sp.diags_array(weight) @ baskets)
+        self._similar = nearest(self._pairs, self.neighbors)
+
+
+def nearest(pairs: sp.csr_matrix, neighbors: int) -> sp.csr_matrix:
+    """The `neighbors` largest cosines of each row.
+
+    Args:
+        pairs: [n, n] counts; the diagonal holds how often an item occurs.
+        neighbors: kept entries of a row, the diagonal left out.
+
+    Returns:
+        [n, n] float32.
+    """
+    n = pairs.shape[0]
+    occurs = pairs.diagonal()
+    inverse = 1.0 / np.sqrt(np.where(occurs > 0, occurs, 1.0))
+    indptr, indices, data = pairs.indptr, pairs.indices, pairs.data * inverse[pairs.indices]
+    kept_indices, kept_data, sizes = [], [], np.zeros(n, np.int64)
+    for i in range(n):
+        row = slice(indptr[i], indptr[i + 1])
+        columns, values = indices[row], data[row] * inverse[i]
+        other = (columns != i) & (values > 0)
+        columns, values = columns[other], values[other]
+        if len(values) > neighbors:
+            top = np.argpartition(-values, neighbors - 1)[:neighbors]
+            columns, values = columns[top], values[top]
+        kept_indices.append(columns)
+        kept_data.append(values)
+        sizes[i] = len(columns)
+    if n == 0:
+        return pairs
+    ends = np.concatenate([[0], np.cumsum(sizes)])
+    return sp.csr_matrix((np.concatenate(kept_data), np.concatenate(kept_indices), ends), shape=(n, n))
+
+
+class UserKnn(SimpleArm):
+    """The 100 users with the most similar decayed purchases; user matrix refreshed daily, the request's user live."""
+
+    neighbors = 100
+    tau_days = 60.0
+
+    def __init__(self, name: str = "user_knn_recent", recent_days: float = 7.0) -> None:
+        super().__init__(name)
+        self._last = LastPurchases(self.tau_days)
+        self._recent = DecayedCount(recent_days)
+        self._daily = Daily()
+        self._users = sp.csr_matrix(np.zeros((0, 0)))
+        self._norm: NDArray[np.float64] = np.zeros(0)
+
+    def score(self, request: Request) -> Slate:
+        """Neighbours' vectors summed by cosine, times log1p of recent popularity."""
+        if self._daily.due(request.t_ms):
+            before = time.process_time()
+            self._users = self._last.matrix(request.pool, request.t_ms)
+            self._norm = np.sqrt(np.asarray(self._users.multiply(self._users).sum(axis=1)).ravel())
+            self.refresh_cpu_s += time.process_time() - before
+        scores = np.zeros(request.pool)
+        known = self._users.shape[1]
+        items, last_ms = last_taken(request)
+        query = np.zeros(known)
+        inside = items < known
+        query[items[inside]] = np.exp((last_ms[inside] - request.t_ms) / (self.tau_days * DAY_MS))
+        similar = self._users @ query / np.maximum(self._norm * np.sqrt((query**2).sum()), 1e-12)
+        if request.user < len(similar):
+            similar[request.user] = 0.0
+        top = np.arange(len(similar))
+        if len(similar) > self.neighbors:
+            top = np.argpartition(-similar, self.neighbors - 1)[: self.neighbors]
+        scores[:known] = similar[top] @ self._users[top]
+        scores *= np.log1p(self._recent.now(request.pool, request.t_ms))
+        return Slate(Ranking(scores))
+
+    def learn(self, request: Request, arrival: Arrival) -> None:
+        """Note the purchases for the next refresh, count recent popularity now."""
+        items = positive_items(arrival)
+        self._last.add(arrival.user, items, request.t_ms)
+        self._recent.add(items, request.t_ms)
+
+
+class Ease(SimpleArm):
+    """EASE on time-decayed baskets, refreshed daily once scoring has begun.
+
+    Args:
+        name: name of the arm.
+        recent_days: scores are multiplied by log1p of popularity weighted exp(-age / recent_days).
+    """
+
+    ridge = 100.0
+    basket_days = 120.0
+    history_days = 60.0
+
+    def __init__(self, name: str = "ease_recent", recent_days: float = 30.0) -> None:
+        super().__init__(name)
+        self._recent = DecayedCount(recent_days)
+        self._daily = Daily()
+        self._gram: NDArray[np.float32] = np.zeros((0, 0), np.float32)
+        self._gram_ms = 0
+        self._pending: list[tuple[Int32, float, int]] = []
+        self._weights: NDArray[np.float32] = np.zeros((0, 0), np.float32)
+
+    def score(self, request: Request) -> Slate:
+        """Decayed history times the weights, times log1p of recent popularity."""
+        if self._daily.due(request.t_ms):
+            before = time.process_time()
+            self._refresh(request.pool, request.t_ms)
+            self.refresh_cpu_s += time.process_time() - before
+        scores = np.zeros(request.pool)
+        known = len(self._weights)
+        items, last_ms = last_taken(request)
+        inside = items < known
+        weight = np.exp((last_ms[inside] - request.t_ms) / (self.history_days * DAY_MS)).astype(np.float32)
+        scores[:known] = weight @ self._weights[items[inside]]
+        scores *= np.log1p(self._recent.now(request.pool, request.t_ms))
+        return Slate(Ranking(scores))
+
+    def learn(self, request: Request, arrival: Arrival) -> None:
+        """Keep the basket for the next refresh, count recent popularity now."""
+        self._pending += [(items, sign, request.t_ms) for items, sign in basket_parts(request, arrival)]
+        self._recent.add(positive_items(arrival), request.t_ms)
+
+    def _refresh(self, pool: int, t_ms: int) -> None:
+        """Weights B = I - P diag(1 / P_jj) with P the inverse of the Gram matrix plus the ridge."""
+        if pool > EASE_ITEMS:
+            raise InputError(
+                f"arm {self.name!r} got a catalogue of {pool} items; it inverts an items x items matrix and takes at "
+                f"most {EASE_ITEMS}: leave it out of --arms"
+            )
+        self._advance(pool, t_ms)
+        system = self._gram.copy(order="F")
+        system[np.diag_indices(pool)] += self.ridge
+        factor, failed = lapack.spotrf(system, lower=True, overwrite_a=True, clean=False)
+        inverse, also_failed = lapack.spotri(factor, lower=True, overwrite_c=True)
+        if failed or also_failed:
+            raise ArithmeticError(f"the Gram matrix of {pool} items is not positive definite: LAPACK {failed}")
+        upper = np.triu(inverse.T, 1)
+        diagonal = np.diagonal(inverse).copy()
+        inverse = upper + upper.T
+        self._weights = -inverse / diagonal  # column j divided by P_jj; the diagonal stays 0
+
+    def _advance(self, pool: int, t_ms: int) -> None:
+        """Decay the Gram matrix to a time and add the pending baskets."""
+        tau_ms = self.basket_days * DAY_MS
+        gram = np.zeros((pool, pool), np.float32)
+        known = len(self._gram)
+        gram[:known, :known] = self._gram
+        gram *= np.float32(math.exp(-(t_ms - self._gram_ms) / tau_ms)) if known else np.float32(0)
+        weighted = [(items, sign * math.exp((t - t_ms) / tau_ms)) for items, sign, t in self._pending]
+        baskets, weight = basket_matrix(weighted, pool)
+        new = (baskets.T @ sp.diags_array(weight) @ baskets).tocoo()
+        gram[new.row, new.col] += new.data
+        self._gram, self._gram_ms = gram, t_ms
+        self._pending.clear()
+
+
+SIMPLE_ARMS: dict[str, Callable[[], Arm]] = {
+    "popularity": Popularity,
+    "recent_popularity": lambda: Popularity("recent_popularity", 30.0),
+    "personal_recency": PersonalRecency,
+    "item_knn": ItemKnn,
+    "item_knn_recent": lambda: ItemKnn("item_knn_recent", 7.0),
+    "user_knn_recent": UserKnn,
+    "ease_recent": Ease,
+}
+"""The simple arms by name."""

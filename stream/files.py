@@ -291,32 +291,24 @@ def _full(batch: pa.RecordBatch) -> pa.RecordBatch:
 
 
 def _columns(table: pa.Table, extra: list[dict[str, Any] | None] | None) -> Columns:
-    t_ms = table["timestamp_ms"].to_numpy()
-    order = np.argsort(t_ms, kind="stable")
-
     def coded(name: str) -> tuple[Int32, list[str]]:
         array = table[name].combine_chunks().dictionary_encode()
-        codes = array.indices.fill_null(-1).to_numpy()[order]
-        present, first = np.unique(codes[codes >= 0], return_index=True)
-        seen = present[np.argsort(first, kind="stable")]
-        new = np.full(len(array.dictionary) + 1, -1, np.int32)  # the last entry maps null to null
-        new[seen] = np.arange(len(seen), dtype=np.int32)
-        names = array.dictionary.to_pylist()
-        return new[codes], [names[i] for i in seen]
+        return array.indices.fill_null(-1).to_numpy(), array.dictionary.to_pylist()
 
-    ids = table["event_id"]
-    return Columns(
+    ids, t_ms = table["event_id"], table["timestamp_ms"].to_numpy()
+    columns = Columns(
         user_id=coded("user_id"),
         item_id=coded("item_id"),
-        t_ms=t_ms[order],
+        t_ms=t_ms,
         action=coded("action"),
-        value=table["value"].to_numpy().astype(np.float32)[order],
-        price=table["price"].to_numpy().astype(np.float32)[order],
+        value=table["value"].to_numpy().astype(np.float32),
+        price=table["price"].to_numpy().astype(np.float32),
         group_id=coded("group_id"),
         domain=coded("domain"),
-        event_id=None if ids.null_count == len(ids) else np.array(ids.to_pylist(), object)[order],
-        extra=None if extra is None else np.array([*extra, None], object)[:-1][order],
+        event_id=None if ids.null_count == len(ids) else np.array(ids.to_pylist(), object),
+        extra=None if extra is None else np.array([*extra, None], object)[:-1],
     )
+    return columns.take(np.argsort(t_ms, kind="stable"))
 
 
 def read_messages(path: Path) -> Iterator[tuple[bytes, bytes]]:

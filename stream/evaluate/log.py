@@ -18,7 +18,7 @@ from graph.rows import Event, Float32, action_code, key64
 from graph.view import Group, Int32, Int64
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Container, Mapping
 
     from configs.settings import Action
 
@@ -51,6 +51,30 @@ class Columns:
     def __len__(self) -> int:
         return len(self.t_ms)
 
+    def take(self, rows: Int64) -> Columns:
+        """Some rows in the given order, ids recoded in order of first sight."""
+        return Columns(
+            user_id=_recoded(self.user_id, rows),
+            item_id=_recoded(self.item_id, rows),
+            t_ms=self.t_ms[rows],
+            action=_recoded(self.action, rows),
+            value=self.value[rows],
+            price=self.price[rows],
+            group_id=_recoded(self.group_id, rows),
+            domain=_recoded(self.domain, rows),
+            event_id=None if self.event_id is None else self.event_id[rows],
+            extra=None if self.extra is None else self.extra[rows],
+        )
+
+
+def _recoded(column: tuple[Int32, list[str]], rows: Int64) -> tuple[Int32, list[str]]:
+    codes, names = column[0][rows], column[1]
+    present, first = np.unique(codes[codes >= 0], return_index=True)
+    seen = present[np.argsort(first, kind="stable")]
+    new = np.full(len(names) + 1, -1, np.int32)  # the last entry maps null to null
+    new[seen] = np.arange(len(seen), dtype=np.int32)
+    return new[codes], [names[i] for i in seen]
+
 
 class EventLog:
     """Columns and groups of one log.
@@ -64,6 +88,7 @@ class EventLog:
         group_start: [g + 1] int64; group_user: [g] int32; group_t_ms: [g] int64.
         pool: [g + 1] int64, candidates of group g's request; the last entry is the size after the last group.
         entered_ms: [items] int64, when an item entered the pool.
+        held_out: [items] bool, items whose past was taken out of the log on purpose.
     """
 
     def __init__(
@@ -71,13 +96,15 @@ class EventLog:
         columns: Columns,
         action_of: Callable[[str], Action],
         valid_from_ms: Mapping[str, int] | None = None,
+        held_out: Container[str] = (),
     ) -> None:
         """Group and index the rows.
 
         Args:
             columns: the rows.
             action_of: the configured meaning of an action.
-            valid_from_ms: item id -> time from which it is a candidate; None = candidates are the items seen so far.
+            valid_from_ms: item id -> time from which it is a candidate, seen or not; others from their first group on.
+            held_out: ids of items whose past was taken out of the log on purpose.
 
         Raises:
             InputError: there are no rows.
@@ -97,6 +124,7 @@ class EventLog:
         self.group_key = np.array([0] + [key64(name) for name in group_names], np.uint64)[group_codes + 1]
         self._cut_groups()
         self._index_items(valid_from_ms)
+        self.held_out = np.array([item_id in held_out for item_id in self.item_ids], np.bool_)
 
     def __len__(self) -> int:
         return len(self.t_ms)

@@ -7,6 +7,7 @@ A group is scored by every arm before any arm learns any row of it. Lists:
     novel       candidates that the user never touched; relevant: those of the group; users with a past only
     repeat      the user's own past items; relevant: those of the group
     cold_items  every candidate; relevant: those of the group that entered the pool within a day
+    held_out_items  every candidate; relevant: those of the group whose past was taken out of the log on purpose
 
 What is kept is one row of metrics for each scored group, list and arm, so that windows, intervals and subsets are
 computed afterwards.
@@ -29,10 +30,10 @@ from stream.evaluate.metrics import METRICS, rank_list
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from stream.evaluate.arms import Arm, Ranking, Slate
+    from stream.evaluate.arms import Arm, Floats, Ranking, Slate
     from stream.evaluate.log import EventLog
 
-LISTS = ("overall", "novel", "repeat", "cold_items")
+LISTS = ("overall", "novel", "repeat", "cold_items", "held_out_items")
 COLD_EVENTS = 5
 COLD_GROUPS = 3
 COLD_ITEM_MS = 86_400_000
@@ -46,10 +47,10 @@ class Facts:
 
     Attributes:
         number: [m] int64 group in the log; user: [m] int32; t_ms: [m] int64.
-        relevant: [m, 4] int32, relevant items by list; 0 = the group does not count in that list.
-        reachable: [m, 4] int32, how many of them are candidates at all.
+        relevant: [m, len(LISTS)] int32, relevant items by list; 0 = the group does not count in that list.
+        reachable: [m, len(LISTS)] int32, how many of them are candidates at all.
         cold_user: [m] bool, at most 5 earlier events or 3 earlier groups.
-        follow_up: [m] bool, the user's group before was at most 72 minutes earlier.
+        gap_ms: [m] int64, since the user's positive group before, -1 = there was none.
     """
 
     number: Int64
@@ -58,7 +59,12 @@ class Facts:
     relevant: Int32
     reachable: Int32
     cold_user: NDArray[np.bool_]
-    follow_up: NDArray[np.bool_]
+    gap_ms: Int64
+
+    @property
+    def follow_up(self) -> NDArray[np.bool_]:
+        """[m] bool: the user's group before was at most 72 minutes earlier."""
+        return (self.gap_ms >= 0) & (self.gap_ms <= FOLLOW_UP_MS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +72,7 @@ class ArmResult:
     """What one arm did.
 
     Attributes:
-        values: [m, 4, len(METRICS)] float64, NaN where a group does not count in a list.
+        values: [m, len(LISTS), len(METRICS)] float64, NaN where a group does not count in a list.
         train_cpu_s, score_cpu_s: CPU seconds in `learn` (and lazy refits) and in `score`.
         trained_share: as the arm says.
     """
@@ -131,6 +137,7 @@ def run(
     arms: Sequence[Arm],
     split_ms: int,
     progress: Callable[[int, int], None] | None = None,
+    worth_of: Callable[[Arrival], Floats] | None = None,
 ) -> Pass:
     """Drive arms over a log.
 
@@ -139,14 +146,15 @@ def run(
         arms: arms with distinct names.
         split_ms: groups of this time and later are scored; all are learnt.
         progress: called with (groups done, groups in total) now and then.
+        worth_of: what each item is worth to the business in this group, by dense index [arrival.pool]; None = no goals.
 
     Raises:
         InputError: no group with a positive row lies at or past the split.
     """
-    scored = _scored_groups(log, split_ms)
+    scored = scored_groups(log, split_ms)
     m = len(scored)
     relevant, reachable = np.zeros((m, len(LISTS)), np.int32), np.zeros((m, len(LISTS)), np.int32)
-    cold_user, follow_up = np.zeros(m, np.bool_), np.zeros(m, np.bool_)
+    cold_user, gap_ms = np.zeros(m, np.bool_), np.full(m, -1, np.int64)
     values = {arm.name: np.full((m, len(LISTS), len(METRICS)), np.nan) for arm in arms}
     clocks = {arm.name: [0.0, 0.0] for arm in arms}
     started, row = time.perf_counter(), 0
@@ -156,17 +164,19 @@ def run(
                 for arm in arms:
                     arm.start(split_ms)
             lists = list(_lists(request, arrival))
+            worth = None if worth_of is None else worth_of(arrival)
             relevant[row] = [len(items) for _, items in lists]
             reachable[row] = [_reachable(candidate, items) for candidate, items in lists]
             cold_user[row] = request.events <= COLD_EVENTS or request.groups <= COLD_GROUPS
-            follow_up[row] = last_ms is not None and request.t_ms - last_ms <= FOLLOW_UP_MS
+            gap_ms[row] = -1 if last_ms is None else request.t_ms - last_ms
             for arm in arms:
                 before = time.process_time()
                 slate = arm.score(request)
                 clocks[arm.name][1] += time.process_time() - before
                 for i, (ranking, (candidate, items)) in enumerate(zip(rankings(slate), lists, strict=True)):
                     if len(items):
-                        values[arm.name][row, i] = rank_list(ranking, candidate, items)
+                        price = None if worth is None else worth[items]
+                        values[arm.name][row, i] = rank_list(ranking, candidate, items, price)
             row += 1
         for arm in arms:
             before = time.process_time()
@@ -174,7 +184,7 @@ def run(
             clocks[arm.name][0] += time.process_time() - before
         if progress is not None and (request.number % 64 == 0 or request.number == log.groups - 1):
             progress(request.number + 1, log.groups)
-    facts = Facts(scored, log.group_user[scored], log.group_t_ms[scored], relevant, reachable, cold_user, follow_up)
+    facts = Facts(scored, log.group_user[scored], log.group_t_ms[scored], relevant, reachable, cold_user, gap_ms)
     results = {
         arm.name: ArmResult(
             values[arm.name],
@@ -187,12 +197,14 @@ def run(
     return Pass(split_ms, facts, results, len(log), time.perf_counter() - started)
 
 
-def rankings(slate: Slate) -> tuple[Ranking, Ranking, Ranking, Ranking]:
+def rankings(slate: Slate) -> tuple[Ranking, ...]:
     """The ranking that answers each of LISTS."""
-    return slate.overall, slate.novel or slate.overall, slate.repeat or slate.overall, slate.overall
+    first = slate.overall
+    return first, slate.novel or first, slate.repeat or first, first, first
 
 
-def _scored_groups(log: EventLog, split_ms: int) -> Int64:
+def scored_groups(log: EventLog, split_ms: int) -> Int64:
+    """Numbers of the groups with a positive row at or past the split. Raises InputError if there is none."""
     answers = np.zeros(log.groups, np.bool_)
     answers[log.group_of[log.positive]] = True
     scored = np.flatnonzero(answers & (log.group_t_ms >= split_ms))
@@ -215,6 +227,7 @@ def _lists(request: Request, arrival: Arrival) -> Iterator[tuple[NDArray[np.bool
     yield ~own, np.setdiff1d(wanted, repeated, assume_unique=True) if request.groups else NO_ITEMS
     yield own, repeated
     yield everything, known[request.log.entered_ms[known] >= request.t_ms - COLD_ITEM_MS]
+    yield everything, known[request.log.held_out[known]]
 
 
 def _reachable(candidate: NDArray[np.bool_], items: Int32) -> int:

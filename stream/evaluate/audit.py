@@ -1,0 +1,175 @@
+"""The leak audit: no arm may know what it is asked for, nor anything that comes later.
+
+A short log is replayed with fresh arms and every slate past its split is kept, byte for byte. Then, at a few
+groups, the world is changed from that group on and the arms are run again:
+
+    permutation      the group and all later ones get other items: the score may not depend on which one is true
+    future deletion  the group and all later ones do not exist: the user merely asks at that time
+
+Up to and including that group, every slate must be bit-identical to the first run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from configs.settings import Action
+from stream.evaluate.arms import Arm, Arrival, Request, Slate
+from stream.evaluate.log import Columns, EventLog
+from stream.evaluate.protocol import NO_ITEMS, questions, rankings, scored_groups
+
+ArmsOf = Callable[[EventLog], Sequence[Arm]]
+Slates = dict[int, dict[str, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class AuditResult:
+    """Outcome: "pass", or "fail: ..." naming the first arm and group that differ."""
+
+    permutation: str
+    future_deletion: str
+    groups: int
+
+    @property
+    def passed(self) -> bool:
+        """True if both parts passed."""
+        return self.permutation == "pass" and self.future_deletion == "pass"
+
+
+def audit(
+    columns: Columns,
+    action_of: Callable[[str], Action],
+    arms_of: ArmsOf,
+    rows: int = 20_000,
+    split: float = 0.7,
+    samples: int = 2,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> AuditResult:
+    """Run the audit on the first rows of a log.
+
+    Args:
+        columns: the log.
+        action_of: the configured meaning of an action.
+        arms_of: makes the arms under test, untrained, for a log.
+        rows: how many of the log's first rows are replayed.
+        split: share of the positive rows that warm up.
+        samples: groups at which the world is changed; 1 + 2 x samples short replays are run.
+        seed: of the choice of groups and of the other items.
+        progress: called with (replays done, replays in total).
+    """
+    log = EventLog(columns.take(np.arange(min(rows, len(columns)))), action_of)
+    split_ms = log.split_ms(split)
+    scored = scored_groups(log, split_ms)
+    rng = np.random.default_rng(seed)
+    chosen = np.sort(rng.choice(scored, min(samples, len(scored)), replace=False)).tolist()
+    total, done = 1 + 2 * len(chosen), 0
+
+    def slates(changed: EventLog, last: int, extra: Request | None = None) -> Slates:
+        nonlocal done
+        out = _slates(changed, arms_of(changed), set(scored.tolist()), last, split_ms, extra)
+        done += 1
+        if progress is not None:
+            progress(done, total)
+        return out
+
+    truth = slates(log, int(scored[-1]))
+    permutation, deletion = "pass", "pass"
+    for number in chosen:
+        if permutation == "pass":
+            other = slates(EventLog(_permuted(log, number, rng), action_of), number)
+            permutation = _compare(truth, other, number)
+        if deletion == "pass":
+            shorter = EventLog(_cut(log, number), action_of)
+            other = slates(shorter, number, _question(log, shorter, number))
+            deletion = _compare(truth, other, number)
+    return AuditResult(permutation, deletion, len(scored[scored <= chosen[-1]]))
+
+
+def _slates(
+    log: EventLog, arms: Sequence[Arm], scored: set[int], last: int, split_ms: int, extra: Request | None
+) -> Slates:
+    """Digests of every arm's slate at the scored groups up to `last`, and at an extra request after the log."""
+    slates: Slates = {}
+
+    def ask(request: Request) -> None:
+        if not slates:
+            for arm in arms:
+                arm.start(split_ms)
+        slates[request.number] = {arm.name: digest(arm.score(request)) for arm in arms}
+
+    for request, arrival in _until(log, last):
+        if request.number in scored:
+            ask(request)
+        for arm in arms:
+            arm.learn(request, arrival)
+    if extra is not None:
+        ask(extra)
+    return slates
+
+
+def _until(log: EventLog, last: int) -> Iterator[tuple[Request, Arrival]]:
+    for request, arrival, _ in questions(log):
+        if request.number > last:
+            return
+        yield request, arrival
+
+
+def digest(slate: Slate) -> str:
+    """SHA-256 of everything that a slate says, bit for bit."""
+    sha = hashlib.sha256()
+    for ranking in rankings(slate):
+        for array in (ranking.scores, ranking.items):
+            sha.update(b"none" if array is None else array.dtype.str.encode() + array.tobytes())
+    return sha.hexdigest()
+
+
+def _compare(truth: Slates, other: Slates, number: int) -> str:
+    """ "pass", or which arm gave another slate at or before a group."""
+    for asked in sorted(other):
+        for name, sha in other[asked].items():
+            if truth[asked][name] != sha:
+                return f"fail: arm {name!r} scores group {asked} otherwise when groups from {number} on are changed"
+    return "pass"
+
+
+def _permuted(log: EventLog, number: int, rng: np.random.Generator) -> Columns:
+    """The log with other items, values and prices in all groups from `number` on."""
+    rows = log.group_rows[log.group_start[number] :]
+    item = log.item.copy()
+    item[rows] = rng.integers(0, log.pool[number], len(rows))
+    value, price = log.value.copy(), log.price.copy()
+    value[rows], price[rows] = value[rng.permutation(rows)], price[rng.permutation(rows)]
+    changed = dataclasses.replace(log.columns, item_id=(item, log.item_ids), value=value, price=price, extra=None)
+    return changed.take(np.arange(len(log)))
+
+
+def _cut(log: EventLog, number: int) -> Columns:
+    """The log without the groups from `number` on."""
+    return log.columns.take(np.sort(log.group_rows[: log.group_start[number]]))
+
+
+def _question(log: EventLog, shorter: EventLog, number: int) -> Request:
+    """What the user of a deleted group asks, told from the shorter log alone."""
+    user_id, t_ms = log.user_ids[log.group_user[number]], int(log.group_t_ms[number])
+    known = user_id in shorter.user_ids
+    user = shorter.user_ids.index(user_id) if known else len(shorter.user_ids)
+    history = shorter.group_rows[shorter.user[shorter.group_rows] == user]
+    liked = history[shorter.positive[history]]
+    return Request(
+        number=number,
+        user=user,
+        user_id=user_id,
+        t_ms=t_ms,
+        pool=int(shorter.pool[-1]),
+        touched=np.unique(shorter.item[liked]) if len(liked) else NO_ITEMS,
+        history=history,
+        events=len(history),
+        groups=len(np.unique(shorter.group_of[liked])),
+        log=shorter,
+    )

@@ -8,15 +8,17 @@ beside their equation; what a business sets is here.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Positive = Annotated[float, Field(gt=0)]
 
 
 class Section(BaseModel):
     """A frozen group of settings that forbids unknown keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Broker(Section):
@@ -27,8 +29,11 @@ class Broker(Section):
     replication: int = Field(1, ge=1, le=9, description="replicas of a topic that driftline creates")
     prefix: str = Field("", description="put before every topic name and consumer group")
     embedded_port: int = Field(19292, ge=1, le=65535, description="port of the embedded broker")
+    embedded_dir: Path = Field(Path(".driftline/broker"), description="where the embedded broker keeps its data")
+    connect_timeout_s: float = Field(10.0, gt=0, description="give up on a broker that does not answer after this")
+    retention_days: float = Field(0.0, ge=0, description="of the event topics; 0 = keep all, as rebuilding needs")
     session_timeout_s: float = Field(10.0, gt=0, description="a killed worker's partitions move after this")
-    heartbeat_s: float = Field(3.0, gt=0)
+    heartbeat_s: float = Field(3.0, gt=0, description="a third of session_timeout_s at most")
 
 
 class State(Section):
@@ -48,18 +53,18 @@ class State(Section):
 class Graph(Section):
     """Continuous-time dynamic graph: node memory, temporal neighbours, message function."""
 
-    memory_dim: int = Field(32, ge=4, le=512)
-    time_dim: int = Field(16, ge=2, le=256)
-    message_dim: int = Field(32, ge=4, le=512)
+    memory_dim: int = Field(32, ge=4, le=512, description="width of a node's memory")
+    time_dim: int = Field(16, ge=2, le=256, description="width of the time encoding")
+    message_dim: int = Field(32, ge=4, le=512, description="width of a message between two nodes")
     neighbors: int = Field(20, ge=1, le=512, description="last-K temporal neighbours of a node")
-    embed_dim: int = Field(32, ge=4, le=512)
+    embed_dim: int = Field(32, ge=4, le=512, description="width of what attention over neighbours reads out")
     weights: Literal["trained", "random", "off"] = Field("trained", description="arm of the ablation")
-    learning_rate: float = Field(1e-3, gt=0)
+    learning_rate: float = Field(1e-3, gt=0, description="of the next-link loss")
     batch_groups: int = Field(8, ge=1, description="groups of one training step")
     full_softmax: int = Field(8192, ge=0, description="with at most this many seen items all are negatives")
     negatives: int = Field(1024, ge=1, description="else so many are drawn, shared by the batch")
     publish_groups: int = Field(2000, ge=1, description="groups learnt between two graph versions")
-    seed: int = 0
+    seed: int = Field(0, description="of the initial weights and of the sampled links")
 
 
 class Action(Section):
@@ -67,35 +72,65 @@ class Action(Section):
 
     weight: float = Field(1.0, description="share of an interaction; negative undoes")
     positive: bool = Field(True, description="counts as something the user wanted: a training target")
+    positive_from: float | None = Field(None, description="if the event has a value: positive only from this value")
+
+    def wanted(self, value: float | None) -> bool:
+        """Whether an event with this value (None or NaN = none) is a training target."""
+        return self.positive and (self.positive_from is None or value is None or not value < self.positive_from)
+
+
+ACTIONS = {
+    "interact": Action(),
+    "view": Action(),
+    "click": Action(),
+    "cart": Action(),
+    "purchase": Action(),
+    "play": Action(),
+    "rate": Action(),
+    "return": Action(weight=-1.0, positive=False),
+}
+"""What actions mean until a configuration says more: each counts as one, a return undoes one."""
 
 
 class Goal(Section):
     """How a business weighs outcomes when metrics are also printed weighted."""
 
-    action_weights: dict[str, float] = Field(default_factory=dict)
-    by: Literal["", "value", "margin", "price"] = ""
+    action_weights: dict[str, float] = Field(
+        default_factory=dict, description="weight of each action in the weighted metrics; empty = they are not printed"
+    )
+    by: Literal["", "value", "margin", "price"] = Field(
+        "", description="what a hit is worth beside its action: a column of the event, or nothing"
+    )
 
 
 class Ranker(Section):
     """The small network that joins every signal and learns on the stream."""
 
-    hidden: int = Field(48, ge=4, le=1024)
+    hidden: int = Field(48, ge=4, le=1024, description="units of the hidden layer")
     members: int = Field(3, ge=1, le=16, description="networks with seeds of their own, averaged")
-    learning_rate: float = Field(1e-3, gt=0)
+    learning_rate: float = Field(1e-3, gt=0, description="of Adam")
     replay_groups: int = Field(1500, ge=0, description="logged groups that may be replayed")
     replay_steps: int = Field(3, ge=0, description="replayed groups for each new one")
     sampled: int = Field(200, ge=2, description="negatives of each list of a group, weighted by inverse inclusion")
     hard: float = Field(0.5, ge=0, le=0.9, description="share of the sampled negatives that are the hardest ones")
     recall: int = Field(150, ge=1, description="candidates of each recaller")
     newest: int = Field(50, ge=0, description="items that entered last")
-    pool: int = Field(1000, ge=10, description="candidates of the base recallers at most; replay and Recommend share it")
+    pool: int = Field(
+        1000, ge=10, description="candidates of the base recallers at most; replay and Recommend share it"
+    )
     personal: int = Field(300, ge=0, description="the user's own past items in the pool at most")
+    text_dim: int = Field(384, ge=0, description="width of the items' text vectors")
+    seed: int = Field(0, description="of the initial weights and of the sampled rows")
 
 
 class Signals(Section):
     """Counters over the stream that need no gradient."""
 
-    half_lives_days: tuple[float, ...] = (1.0, 3.0, 7.0, 14.0, 30.0, 90.0)
+    half_lives_days: tuple[Positive, ...] = Field(
+        (1.0, 3.0, 7.0, 14.0, 30.0, 90.0),
+        min_length=1,
+        description="of the decayed popularity counters, shortest first",
+    )
     neighbors: int = Field(128, ge=4, le=4096, description="partners kept for an item in each table")
     pair_half_life_days: float = Field(120.0, gt=0, description="of within-basket pairs and transitions")
     user_half_life_days: float = Field(60.0, gt=0, description="of a touch in a user's history")
@@ -106,27 +141,69 @@ class Signals(Section):
     recent: int = Field(100, ge=1, description="distinct items of a history that recallers start from")
     top: int = Field(400, ge=1, description="most popular items kept by half-life")
     domains: int = Field(64, ge=0, description="domains with a popularity of their own; further ones share none")
-    domain_half_life_days: float = Field(30.0, gt=0)
+    domain_half_life_days: float = Field(30.0, gt=0, description="of the popularity within a domain")
+
+
+class LLM(Section):
+    """Which language model writes profiles, and how it is reached."""
+
+    client: Literal["smollm", "openai", "template"] = Field(
+        "smollm", description="in process, an OpenAI-compatible endpoint, or no model"
+    )
+    threads: int = Field(1, ge=1, le=256, description="torch threads of the model in process")
+    dtype: Literal["auto", "bfloat16", "float32"] = Field("auto", description="auto = bfloat16 where the CPU has it")
+    evidence_weight: float = Field(
+        0.3, ge=0, description="nats that one e-fold of evidence in the history adds to an answer's score"
+    )
+    base_url: str = Field("http://127.0.0.1:11434/v1", description="of the endpoint, without /chat/completions")
+    model: str = Field("llama3.2", description="the endpoint's name of the model")
+    api_key: str = Field("", description="bearer key; better in the environment: DRIFTLINE__LLM__API_KEY")
+    timeout_s: float = Field(30.0, gt=0, description="for one call of the endpoint")
+    retries: int = Field(3, ge=0, le=20, description="further tries after a 429, a 5xx or a broken connection")
+    backoff_s: float = Field(0.5, ge=0, description="wait before the first retry; doubles each time")
+    concurrency: int = Field(4, ge=1, le=256, description="calls of the endpoint under way at once")
+    max_tokens: int = Field(160, ge=16, le=4096, description="of one answer of the endpoint")
 
 
 class Profiles(Section):
-    """LLM-written user profiles: when one is due and what it may cost."""
+    """LLM-written user profiles: when one is due, what it may rest on and what it may cost."""
 
+    prompts: str = Field("ecommerce", description="a file in configs/prompts by name, or a path to a YAML file")
     first_events: int = Field(10, ge=1, description="events of a user before the first profile is asked for")
     refresh_events: int = Field(50, ge=1, description="events between two profiles")
+    min_interval_ms: int = Field(86_400_000, ge=0, description="event time between two profiles of a user")
+    max_per_minute: int = Field(120, ge=1, description="profiles written in a minute at most")
+    queue: int = Field(1000, ge=1, description="requests that wait at most; past it the oldest is dropped")
+    delay_ms: int = Field(60_000, ge=0, description="in replay a profile is valid this long after its request")
+    titles: int = Field(40, ge=1, le=1000, description="distinct titles that a request carries")
+    prompt_titles: int = Field(14, ge=1, le=200, description="titles that a prompt shows")
+    candidates: int = Field(8, ge=1, le=64, description="answers of a facet among which the model chooses")
+    picks: int = Field(3, ge=1, le=10, description="interests, categories and brands of a profile at most, each")
+    batch: int = Field(16, ge=1, le=1024, description="requests that the profiler hands to the model at once")
+
+
+class Encoder(Section):
+    """The sentence encoder of titles and profile facets."""
+
+    model: str = Field("minilm-l6", description="a fetched model, or a folder with a sentence-transformers BERT")
+    threads: int = Field(1, ge=1, le=256, description="torch threads of the encoder")
+    max_tokens: int = Field(128, ge=8, le=512, description="longer texts are cut")
+    cache: Path | None = Field(Path(".driftline/encodings.sqlite"), description="vectors by text; null = none kept")
 
 
 class Model(Section):
     """The sequence backbone and how it learns on the stream."""
 
-    backbone: Literal["hstu", "sasrec", "off"] = "hstu"
+    backbone: Literal["hstu", "sasrec", "off"] = Field(
+        "hstu", description="sequence model; off = the engine goes without"
+    )
     dim: int = Field(64, ge=4, le=1024, description="width of an item vector")
-    blocks: int = Field(2, ge=1, le=32)
+    blocks: int = Field(2, ge=1, le=32, description="layers")
     heads: int = Field(1, ge=1, le=32, description="a divisor of dim")
     max_len: int = Field(100, ge=2, le=8192, description="events of a user that are read")
-    dropout: float = Field(0.2, ge=0, lt=1)
-    temperature: float = Field(0.05, gt=0)
-    learning_rate: float = Field(1e-3, gt=0)
+    dropout: float = Field(0.2, ge=0, lt=1, description="share of a layer's output that a training step leaves out")
+    temperature: float = Field(0.05, gt=0, description="divides the cosine of user and item")
+    learning_rate: float = Field(1e-3, gt=0, description="of AdamW")
     negatives: int = Field(1024, ge=1, description="seen items that a step draws, shared by its batch")
     full_softmax: int = Field(8192, ge=0, description="with at most this many seen items all are negatives")
     log_q: bool = Field(True, description="correct for the chance of a negative to be drawn")
@@ -136,7 +213,13 @@ class Model(Section):
     replay_share: float = Field(0.75, ge=0, le=1, description="windows of a step that come from the replay log")
     step_groups: int = Field(8, ge=1, description="groups between two optimiser steps")
     replay_groups: int = Field(100_000, ge=1, description="newest groups that the replay log holds")
-    seed: int = 0
+    seed: int = Field(0, description="of initial weights, dropout and negatives")
+
+    @model_validator(mode="after")
+    def _heads_divide_dim(self) -> Self:
+        if self.dim % self.heads:
+            raise ValueError(f"heads is {self.heads} and dim is {self.dim}; expected heads that divide dim")
+        return self
 
 
 class Trainer(Section):
@@ -144,51 +227,71 @@ class Trainer(Section):
 
     publish_s: float = Field(5.0, gt=0, description="seconds between two snapshots")
     publish_events: int = Field(5000, ge=1, description="or this many events, whichever is first")
-    checkpoint_s: float = Field(60.0, gt=0)
+    checkpoint_s: float = Field(
+        60.0, gt=0, description="seconds between two checkpoints of weights, optimiser and offsets"
+    )
     catch_up_events: int = Field(5000, ge=1, description="with more lag than this, only a share is learnt")
-    catch_up_share: float = Field(0.1, gt=0, le=1)
+    catch_up_share: float = Field(0.1, gt=0, le=1, description="that share")
     gate_drop: float = Field(0.5, ge=0, le=1, description="refuse a snapshot whose NDCG@10 fell by this share")
-    threads: int = Field(1, ge=1)
-    root: Path = Path(".driftline/trainer")
+    threads: int = Field(1, ge=1, description="of torch")
+    root: Path = Field(Path(".driftline/trainer"), description="directory of the checkpoints")
 
 
 class Serving(Section):
     """The gRPC service and its snapshots."""
 
-    host: str = "127.0.0.1"
-    port: int = Field(50551, ge=0, le=65535)
-    threads: int = Field(4, ge=1, le=256)
+    host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 = every interface")
+    port: int = Field(50551, ge=0, le=65535, description="gRPC; 0 = any free port")
+    threads: int = Field(4, ge=1, le=256, description="requests that are computed at once")
     max_in_flight: int = Field(64, ge=1, description="requests past this are shed with RESOURCE_EXHAUSTED")
-    snapshots: Path = Path(".driftline/snapshots")
-    keep: int = Field(5, ge=1)
+    snapshots: Path = Field(
+        Path(".driftline/snapshots"), description="directory of the snapshots that the trainer publishes"
+    )
+    keep: int = Field(5, ge=1, description="snapshots kept for a rollback")
     poll_s: float = Field(0.5, gt=0, description="how often CURRENT is looked at")
-    tls_certificate: Path | None = None
-    tls_key: Path | None = None
+    tls_certificate: Path | None = Field(None, description="PEM file; with tls_key calls are encrypted")
+    tls_key: Path | None = Field(None, description="PEM file of the certificate's key")
     tokens: tuple[str, ...] = Field((), description="bearer tokens that may call; empty = open")
+    history: int = Field(50, ge=1, le=65536, description="events that GetUserState returns by default")
+    max_watchers: int = Field(64, ge=1, le=4096, description="open WatchUserState streams; each holds a thread")
+    state_poll_ms: int = Field(50, ge=1, description="how often the reader catches up with the state's writer")
+    cache_users: int = Field(2048, ge=0, description="users whose last slate is kept")
+    cache_ms: int = Field(1000, ge=0, description="request times this close may share a slate; 0 = only equal ones")
+    follow_profiles: bool = Field(True, description="read the topic `profiles`; off = answers without profiles")
+    profile_users: int = Field(1_000_000, ge=1, description="users whose profile is kept in memory")
+    grace_s: float = Field(5.0, ge=0, description="what requests in flight get when the server stops")
+
+    @model_validator(mode="after")
+    def _tls_is_whole(self) -> Self:
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise ValueError("got one half of a TLS pair; expected tls_certificate and tls_key together, or neither")
+        return self
 
 
 class Metrics(Section):
     """Prometheus end points: `port` 0 switches them off."""
 
-    worker_port: int = Field(0, ge=0, le=65535)
-    trainer_port: int = Field(0, ge=0, le=65535)
-    profiler_port: int = Field(0, ge=0, le=65535)
-    serving_port: int = Field(0, ge=0, le=65535)
+    worker_port: int = Field(0, ge=0, le=65535, description="/metrics of the worker")
+    trainer_port: int = Field(0, ge=0, le=65535, description="/metrics of the trainer")
+    profiler_port: int = Field(0, ge=0, le=65535, description="/metrics of the profiler")
+    serving_port: int = Field(0, ge=0, le=65535, description="/metrics of the gRPC service")
 
 
 class Settings(Section):
     """The whole configuration."""
 
-    name: str = "default"
+    name: str = Field("default", description="name of the business; shown in reports and metrics")
     broker: Broker = Broker()
     state: State = State()
-    actions: dict[str, Action] = Field(default_factory=dict)
+    actions: dict[str, Action] = Field(ACTIONS, description="what each action means; others weigh 1 and are counted")
     goals: Goal = Goal()
     graph: Graph = Graph()
     signals: Signals = Signals()
     model: Model = Model()
     ranker: Ranker = Ranker()
+    llm: LLM = LLM()
     profiles: Profiles = Profiles()
+    encoder: Encoder = Encoder()
     trainer: Trainer = Trainer()
     serving: Serving = Serving()
     metrics: Metrics = Metrics()

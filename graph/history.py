@@ -35,6 +35,8 @@ class History:
         groups: number of groups.
         group_ms: [g] int64 times of the groups, oldest first.
         touches: number of touching events.
+        row_ms: [touches] int64, times of all touches ordered by item.
+        row_start, recent: item i of `items` has the run of `row_ms` that starts at row_start[recent[i]].
     """
 
     items: Int32
@@ -52,16 +54,28 @@ class History:
     groups: int
     group_ms: Int64
     touches: int
+    row_ms: Int64
+    row_start: NDArray[np.intp]
+    recent: NDArray[np.intp]
 
     def decayed(self, now_ms: int, half_life_ms: float, limit: int | None = None) -> Float32:
         """Weights [m] or [limit] of the last touches, 1 now and a half after each half-life."""
         age = (now_ms - self.last_ms[:limit]).astype(np.float32)
         return np.exp2(np.maximum(age, 0) * np.float32(-1 / half_life_ms))
 
+    def decayed_times(self, now_ms: int, half_life_ms: float) -> Float32:
+        """Decayed number [m] of all touches of each item."""
+        if self.touches == 0:
+            return np.zeros(0, np.float32)
+        age = np.maximum((now_ms - self.row_ms).astype(np.float32), 0)
+        fresh = np.exp2(age * np.float32(-1 / half_life_ms))
+        return np.add.reduceat(fresh, self.row_start)[self.recent]
+
 
 def _empty() -> History:
     i4, i8, f4 = np.zeros(0, np.int32), np.zeros(0, np.int64), np.zeros(0, np.float32)
-    return History(i4, i8, i8, f4, f4, i4, i4, i8, f4, f4, f4, i4, 0, i8, 0)
+    at = np.zeros(0, np.intp)
+    return History(i4, i8, i8, f4, f4, i4, i4, i8, f4, f4, f4, i4, 0, i8, 0, i8, at, at)
 
 
 def history_of(view: UserView) -> History:
@@ -93,6 +107,7 @@ def history_of(view: UserView) -> History:
 
     end_row, start_row = order[end], order[start]
     recent = np.argsort(-end_row, kind="stable")
+    row_start = start
     end, start, end_row, start_row = end[recent], start[recent], end_row[recent], start_row[recent]
     before = np.maximum(end - 1, start)  # a second row of the same group would be no earlier touch: rare, harmless
     basket = items[group == groups - 1]
@@ -115,6 +130,9 @@ def history_of(view: UserView) -> History:
         groups=groups,
         group_ms=t[new_group],
         touches=len(rows),
+        row_ms=t[order],
+        row_start=row_start,
+        recent=recent,
     )
 
 

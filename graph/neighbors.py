@@ -10,7 +10,7 @@ Source: forward decay, Cormode, Shkapenyuk, Srivastava, Xu (ICDE 2009).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -22,13 +22,14 @@ if TYPE_CHECKING:
 
     from graph.rows import Float32
 
-Arrays = dict[str, "NDArray[np.generic]"]
+Arrays = dict[str, "NDArray[Any]"]
+Kind = TypeVar("Kind", bound=np.generic)
 
 REBASE_HALF_LIVES = 60.0
 """Stored weights grow to 2^60 at most before the origin moves; float32 holds 2^127."""
 
 
-def grown(array: NDArray[np.generic], n: int, fill: float = 0) -> NDArray[np.generic]:
+def grown(array: NDArray[Kind], n: int, fill: float = 0) -> NDArray[Kind]:
     """The array with at least n rows: itself, or a copy that is at least doubled, new rows filled."""
     if len(array) >= n:
         return array
@@ -181,8 +182,8 @@ class PartnerTable:
 class UserVectors:
     """Decayed item vectors of the most recent users, and the users nearest to a history.
 
-    The matrix is rebuilt when `refresh_ms` of event time has passed, from the last touches that were observed by then; the
-    asking user's own vector is always the live one.
+    The matrix is rebuilt when `refresh_ms` of event time has passed, from the last touches that were observed by
+    then; the asking user's own vector is always the live one.
 
     Attributes:
         latest: user key -> (items [m] int32, last touches [m] int64), the most recently active user last.

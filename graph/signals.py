@@ -3,9 +3,10 @@
     observe(group, view_before) -> counters, item-item tables, user vectors
     read by model/recall.py and model/features.py at a request time
 
-Popularity is kept at several half-lives by forward decay and read as a share, so seasons cancel. A first purchase (the item
-was new to the user) is counted apart: what newcomers to an item buy differs from what its regulars reorder. All state is
-arrays over dense item indices that grow by doubling; no constant depends on the number of items, users or rows.
+Popularity is kept at several half-lives by forward decay and read as a share, so seasons cancel. A first purchase
+(the item was new to the user) is counted apart: what newcomers to an item buy differs from what its regulars reorder.
+All state is arrays over dense item indices that grow by doubling; no constant depends on the number of items, users
+or rows.
 """
 
 from __future__ import annotations
@@ -128,9 +129,9 @@ class Signals:
     Attributes:
         n: items known.
         popularity: [n, h] decayed touches; first_buyers: [n, h] decayed first touches.
-        domain: one row an item, one column a domain.
-        basket: partners in one group; following: from the previous group to the next; onward: from the recent history to
-            items that are new to the user.
+        domains: key64 of a domain -> decayed touches within it.
+        basket: partners in one group; following: from the previous group to the next; onward: from the recent
+            history to items that are new to the user.
         users: vectors of the most recent users.
     """
 
@@ -192,7 +193,7 @@ class Signals:
         if not wanted.any():
             return
         items, row, inverse = np.unique(group.items[wanted], return_index=True, return_inverse=True)
-        weight = np.bincount(inverse, weights=group.weight[wanted], minlength=len(items))
+        weight = np.bincount(inverse, group.weight[wanted], len(items)).astype(np.float64)
         at = np.full(len(items), -1, np.int64)  # place of each item in the history
         if len(past.items):
             order = np.argsort(past.items)
@@ -267,7 +268,9 @@ class Signals:
         new = items[at < 0]
         previous = past.basket[:limit]
         gap = 2.0 ** (-max(t_ms - int(past.group_ms[-1]), 0) / self.user_half_life_ms)
-        self.following.add(previous, items, np.full(len(previous), gap, np.float32), np.ones(len(items), np.float32), t_ms)
+        self.following.add(
+            previous, items, np.full(len(previous), gap, np.float32), np.ones(len(items), np.float32), t_ms
+        )
         source = past.items[:limit]
         faded = past.decayed(t_ms, self.user_half_life_ms, limit)
         self.onward.add(source, new, faded, np.ones(len(new), np.float32), t_ms)

@@ -1,0 +1,106 @@
+"""Why an item is in a slate: the strongest signal that speaks for it, in words."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from graph.history import DAY_MS, History
+from model.recall import BIT, SCORED, Pool
+
+if TYPE_CHECKING:
+    from graph.signals import Signals
+    from graph.view import Int32, ItemTable
+
+STRONG_RANK = 50
+"""A recaller's opinion is a reason down to this rank."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """One reason.
+
+    Attributes:
+        kind: "repeat", "bought_with", "next_after", "similar_users", "similar_text", "popular", "new" or "recalled".
+        text: for people.
+        item: the other item that it speaks of, -1 = none.
+    """
+
+    kind: str
+    text: str
+    item: int = -1
+
+
+def explain(past: History, now_ms: int, items: Int32, signals: Signals, table: ItemTable, pool: Pool) -> list[Reason]:
+    """One reason for each item.
+
+    Args:
+        past: the user's digest; now_ms: request time.
+        items: [k] int32, candidates of the pool.
+        signals: the counted state; table: names of items; pool: the recallers' opinions.
+    """
+    place = {int(item): i for i, item in enumerate(past.items)}
+    bits = dict(zip(pool.candidates.tolist(), pool.recalled.tolist(), strict=True))
+    return [
+        _repeat(past, place[item], now_ms)
+        if item in place
+        else _novel(past, item, bits.get(item, 0), now_ms, signals, table, pool)
+        for item in items.tolist()
+    ]
+
+
+def _repeat(past: History, at: int, now_ms: int) -> Reason:
+    times = int(past.times[at])
+    ago = _span((now_ms - int(past.last_ms[at])) / DAY_MS)
+    if times > 2:
+        every = _span((int(past.last_ms[at]) - int(past.first_ms[at])) / DAY_MS / (times - 1))
+        return Reason("repeat", f"you come back to this about every {every}; the last time was {ago} ago")
+    return Reason("repeat", f"you had this {'twice' if times == 2 else 'once'}; the last time was {ago} ago")
+
+
+def _novel(past: History, item: int, bits: int, now_ms: int, signals: Signals, table: ItemTable, pool: Pool) -> Reason:
+    only = np.array([item], np.int32)
+    ranks = {name: float(pool.scored[name].of(only)[1][0]) for name in SCORED if bits & int(BIT[name])}
+    best = min(ranks, key=lambda name: ranks[name], default="")
+    if not best or ranks[best] > STRONG_RANK:
+        return _listed(bits)
+    source = past.items[: signals.settings.recent]
+    weight = past.decayed(now_ms, signals.user_half_life_ms, signals.settings.recent)
+    if best in ("basket_last", "following"):
+        source, weight = past.basket, np.ones(len(past.basket), np.float32)
+    tables = {
+        "basket_history": signals.basket,
+        "basket_last": signals.basket,
+        "following": signals.following,
+        "onward": signals.onward,
+    }
+    if best in tables:
+        other, _ = tables[best].strongest(source, weight, item)
+        if other >= 0:
+            kind, words = ("bought_with", "often taken with") if "basket" in best else ("next_after", "often follows")
+            return Reason(kind, f"{words} {table.ids[other]}", other)
+    if best == "user_knn":
+        return Reason("similar_users", "liked by people with a history like yours")
+    return Reason("similar_text", "described like what you took before")
+
+
+def _listed(bits: int) -> Reason:
+    for name, kind, text in (
+        ("domain", "popular", "popular where you are"),
+        ("popularity", "popular", "popular now"),
+        ("first_buyers", "popular", "many people take this for the first time now"),
+        ("newest", "new", "new in the catalogue"),
+    ):
+        if bits & int(BIT[name]):
+            return Reason(kind, text)
+    return Reason("recalled", "fits what you did lately")
+
+
+def _span(days: float) -> str:
+    for unit, length in (("day", 1.0), ("hour", 1 / 24), ("minute", 1 / 1440)):
+        if days >= length:
+            n = round(days / length)
+            return f"{n} {unit}{'s' if n > 1 else ''}"
+    return "minute"

@@ -1,0 +1,211 @@
+"""Settings: presets, files, the environment, origins, and what is said when something is wrong."""
+
+import pytest
+
+from configs.errors import ConfigError
+from configs.load import config_sha256, load, load_settings, presets
+from configs.settings import Settings
+
+
+def write(tmp_path, text, name="own.yaml"):
+    path = tmp_path / name
+    path.write_text(text)
+    return path
+
+
+def message(source, environment=None):
+    with pytest.raises(ConfigError) as caught:
+        load(source, environment or {})
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_nothing_given_is_the_default_preset(monkeypatch):
+    assert load_settings() == load_settings("default") == Settings()
+
+
+def test_a_file_changes_only_the_keys_that_it_names(tmp_path):
+    settings = load_settings(write(tmp_path, "serving: {port: 7000}\n"))
+    assert settings.serving.port == 7000
+    assert settings.serving.threads == Settings().serving.threads
+
+
+def test_a_file_that_extends_a_preset_lies_on_top_of_it(tmp_path):
+    path = write(tmp_path, "extends: ecommerce\nactions: {view: {weight: 0.9}}\n")
+    settings, base = load_settings(path), load_settings("ecommerce")
+    assert settings.actions["view"].weight == 0.9
+    assert settings.actions["view"].positive == base.actions["view"].positive
+    assert settings.actions["purchase"] == base.actions["purchase"]
+
+
+def test_extends_takes_a_path_beside_the_file(tmp_path):
+    write(tmp_path, "serving: {port: 7001, threads: 2}\n", "base.yaml")
+    settings = load_settings(write(tmp_path, "extends: base.yaml\nserving: {port: 7002}\n"))
+    assert (settings.serving.port, settings.serving.threads) == (7002, 2)
+
+
+def test_an_empty_group_takes_inherited_entries_away(tmp_path):
+    assert load_settings(write(tmp_path, "extends: ecommerce\nactions: {}\n")).actions == {}
+
+
+def test_an_empty_file_and_an_empty_section_are_the_defaults(tmp_path):
+    assert load_settings(write(tmp_path, "")) == Settings()
+    assert load_settings(write(tmp_path, "serving:\n  # port: 1\n")) == Settings()
+
+
+def test_the_environment_overrides_the_file(tmp_path):
+    path = write(tmp_path, "serving: {port: 7000}\nstate: {sync: true}\n")
+    environment = {
+        "DRIFTLINE__SERVING__PORT": "7100",
+        "DRIFTLINE__STATE__SYNC": "false",
+        "DRIFTLINE__SIGNALS__HALF_LIVES_DAYS": "[1, 2.5]",
+        "DRIFTLINE__SERVING__TOKENS": "[a, b]",
+        "DRIFTLINE__ACTIONS__VIEW__WEIGHT": "0.25",
+        "DRIFTLINE_OTHER": "not ours",
+    }
+    settings = load(path, environment).settings
+    assert settings.serving.port == 7100
+    assert settings.state.sync is False
+    assert settings.signals.half_lives_days == (1.0, 2.5)
+    assert settings.serving.tokens == ("a", "b")
+    assert settings.actions["view"].weight == 0.25
+
+
+def test_the_environment_of_the_process_is_read(monkeypatch):
+    monkeypatch.setenv("DRIFTLINE__SERVING__PORT", "7200")
+    assert load_settings().serving.port == 7200
+
+
+def test_every_value_has_an_origin(tmp_path):
+    path = write(tmp_path, "# a comment\nserving:\n  port: 7000\nactions:\n  view: {weight: 0.5}\n")
+    origins = load(path, {"DRIFTLINE__STATE__SYNC": "false"}).origins
+    assert origins["serving.port"] == f"{path}:3"
+    assert origins["actions.view.weight"] == f"{path}:5"
+    assert origins["state.sync"] == "DRIFTLINE__STATE__SYNC"
+    assert origins["serving.threads"] == "default"
+
+
+def test_equal_settings_have_equal_hashes_wherever_they_came_from(tmp_path):
+    path = write(tmp_path, "serving: {port: 7000}\n")
+    by_file, by_environment = load(path, {}).settings, load(None, {"DRIFTLINE__SERVING__PORT": "7000"}).settings
+    assert config_sha256(by_file) == config_sha256(by_environment)
+    assert config_sha256(by_file) != config_sha256(Settings())
+    assert len(config_sha256(by_file)) == 64
+
+
+# ------------------------------------------------------------------------------------------- what goes wrong
+
+
+def test_an_unknown_key_names_the_nearest_one_and_the_line(tmp_path):
+    path = write(tmp_path, "serving:\n  prot: 7000\n")
+    assert message(path) == f"{path}:2: unknown key 'serving.prot'; did you mean 'serving.port'?"
+
+
+def test_an_unknown_key_of_an_action_names_the_nearest_one(tmp_path):
+    path = write(tmp_path, "actions: {view: {wieght: 1}}\n")
+    assert "unknown key 'actions.view.wieght'; did you mean 'actions.view.weight'?" in message(path)
+
+
+def test_a_key_in_the_wrong_section_is_found_in_the_right_one(tmp_path):
+    path = write(tmp_path, "epoch_events: 7\n")
+    assert "unknown key 'epoch_events'; did you mean 'state.epoch_events'?" in message(path)
+
+
+def test_a_key_like_no_other_lists_the_known_ones(tmp_path):
+    path = write(tmp_path, "metrics: {qqq: 7}\n")
+    assert "known here: worker_port, trainer_port" in message(path)
+
+
+def test_an_unknown_key_of_the_environment_names_the_variable():
+    found = message(None, {"DRIFTLINE__SERVING__PROT": "1"})
+    assert found == "DRIFTLINE__SERVING__PROT: unknown key 'serving.prot'; did you mean 'serving.port'?"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("serving: {port: many}", "serving.port: got 'many'; expected a whole number"),
+        ("serving: {port: 1.5}", "serving.port: got 1.5; expected a whole number"),
+        ("serving: {port: 70000}", "serving.port: got 70000; expected a number at most 65535"),
+        ("state: {history: 1}", "state.history: got 1; expected a number at least 8"),
+        ("broker: {heartbeat_s: 0}", "broker.heartbeat_s: got 0; expected a number above 0"),
+        ("broker: {heartbeat_s: .inf}", "broker.heartbeat_s: got inf; expected a finite number"),
+        ("broker: {prefix: 5}", "broker.prefix: got 5; expected text; put it in quotes"),
+        ("state: {sync: perhaps}", "state.sync: got 'perhaps'; expected true or false"),
+        ("serving: {tokens: abc}", "serving.tokens: got 'abc'; expected a list"),
+        ("serving: 7", "serving: got 7; expected a group of keys"),
+        ("serving: {threads: null}", "serving.threads: got nothing; expected a whole number"),
+        ("actions: [view]", "actions: got ['view']; expected a group of keys"),
+        ("model: {backbone: lstm}", "model.backbone: got 'lstm'; expected 'hstu', 'sasrec' or 'off'"),
+        ("signals: {half_lives_days: [1, two]}", "signals.half_lives_days.1: got 'two'; expected a finite number"),
+        ("signals: {half_lives_days: [1, 0]}", "signals.half_lives_days.1: got 0; expected a number above 0"),
+        ("model: {dim: 10, heads: 3}", "heads is 3 and dim is 10; expected heads that divide dim"),
+        ("serving: {tls_key: a.pem}", "expected tls_certificate and tls_key together"),
+    ],
+)
+def test_a_wrong_value_is_told_in_plain_words(tmp_path, text, expected):
+    path = write(tmp_path, f"# first line\n{text}\n")
+    found = message(path)
+    assert found.startswith(f"{path}:2: ")
+    assert expected in found
+
+
+def test_several_faults_are_counted(tmp_path):
+    assert message(write(tmp_path, "serving: {port: -1, threads: 0}\n")).endswith("(1 more like this)")
+
+
+def test_a_missing_file_names_the_presets():
+    found = message("ecomerce")
+    assert found.startswith("settings: got 'ecomerce'; expected a preset (default, ecommerce, media)")
+    assert found.endswith("did you mean 'ecommerce'?")
+    assert "check the name or the path" in message("no/such/file.yaml")
+
+
+def test_a_syntax_error_names_file_and_line(tmp_path):
+    path = write(tmp_path, "serving:\n  port: [1\n")
+    assert message(path).startswith(f"{path}:3: is not YAML: ")
+
+
+def test_a_tab_and_a_control_character_are_one_sentence(tmp_path):
+    assert "is not YAML" in message(write(tmp_path, "serving:\n\tport: 1\n"))
+    assert "is not YAML" in message(write(tmp_path, "serving: \x07\n"))
+
+
+def test_a_file_that_is_not_text_is_refused(tmp_path):
+    path = tmp_path / "own.yaml"
+    path.write_bytes(b"serving: \xff\xfe\n")
+    assert "is not UTF-8 at byte 9" in message(path)
+
+
+def test_a_file_of_something_else_is_refused(tmp_path):
+    assert "got ['a', 'b']; expected sections of settings" in message(write(tmp_path, "[a, b]\n"))
+
+
+def test_a_key_that_stands_there_twice_is_refused(tmp_path):
+    path = write(tmp_path, "serving:\n  port: 1\n  port: 2\n")
+    assert message(path) == f"{path}:3: serving.port stands there twice; keep one"
+
+
+def test_a_python_object_in_a_file_is_never_made(tmp_path):
+    assert "expected plain YAML" in message(write(tmp_path, "name: !!python/object/apply:os.getcwd []\n"))
+
+
+def test_files_that_extend_each_other_are_refused(tmp_path):
+    write(tmp_path, "extends: b.yaml\n", "a.yaml")
+    write(tmp_path, "extends: a.yaml\n", "b.yaml")
+    assert "extends itself: a.yaml -> b.yaml -> a.yaml" in message(tmp_path / "a.yaml")
+
+
+def test_extending_what_is_not_there_names_the_line(tmp_path):
+    path = write(tmp_path, "name: x\nextends: shoop\n")
+    assert message(path).startswith(f"{path}:2: extends: got 'shoop'; expected a preset")
+
+
+def test_an_environment_value_that_is_no_list_is_told():
+    found = message(None, {"DRIFTLINE__SERVING__TOKENS": "[a"})
+    assert found == "environment DRIFTLINE__SERVING__TOKENS: got '[a'; expected a list or group as in YAML"
+    assert "expected DRIFTLINE__SECTION__KEY" in message(None, {"DRIFTLINE__SERVING____PORT": "1"})
+
+
+def test_presets_are_the_three_that_ship():
+    assert presets() == ["default", "ecommerce", "media"]

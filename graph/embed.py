@@ -1,10 +1,10 @@
 """Reading the graph: a user's query vector and the items' vectors, for retrieval and as a feature of the ranker.
 
-    query = normalise(MLP(memory, elapsed, attention over the last-K temporal neighbours))
-    fused = normalise(query + attention of the query over the profile's facets)
-    item  = normalise(W (memory, code, text))
+    query = MLP(memory, elapsed, attention over the last-K temporal neighbours)
+    fused = query + attention of the query over the profile's facets
+    item  = W (memory, code, text)
 
-The score of a link is their cosine times a learnt scale. Nothing here changes a memory. A profile joins at this
+The score of a link is their dot product. Nothing here changes a memory. A profile joins at this
 point and not before: the recurrent memory and the state's hash never hold what an LLM wrote.
 
 Source: TGN (arXiv 2006.10637, section 3.1, temporal graph attention); DynLLM (arXiv 2405.07580, section 3: facets
@@ -49,12 +49,11 @@ class GraphReader(nn.Module):
             self.out = nn.Sequential(nn.Linear(memory + time + embed, embed), nn.ReLU(), nn.Linear(embed, embed))
             self.facet_key = nn.Linear(text_dim, embed)
             self.facet_value = nn.Linear(text_dim, embed)
-            self.log_scale = nn.Parameter(torch.tensor(math.log(10.0)))
 
     def items(self, memory_NM: Tensor, code_NC: Tensor, text_NX: Tensor) -> Tensor:
-        """Item vectors [N, D], unit length."""
+        """Item vectors [N, D]."""
         state_ND = self.item_state(torch.cat((memory_NM, code_NC), 1))
-        return functional.normalize(state_ND + self.item_text(text_NX), dim=1)
+        return state_ND + self.item_text(text_NX)  # type: ignore[no-any-return]
 
     def users(
         self,
@@ -65,7 +64,7 @@ class GraphReader(nn.Module):
         edges_BKE: Tensor,
         mask_BK: Tensor,
     ) -> Tensor:
-        """Query vectors [B, D], unit length.
+        """Query vectors [B, D].
 
         Args:
             memory_BM: node memories.
@@ -78,17 +77,13 @@ class GraphReader(nn.Module):
         state = torch.cat((memory_BM, self.time(idle_days_B[:, None])), 1)
         around = torch.cat((items_BKD, self.time(age_days_BK[:, :, None]), edges_BKE), 2)
         attended_BD = self._attend(self.query(state), self.key(around), self.value(around), mask_BK)
-        return functional.normalize(self.out(torch.cat((state, attended_BD), 1)), dim=1)
+        return self.out(torch.cat((state, attended_BD), 1))  # type: ignore[no-any-return]
 
     def fuse(self, query_BD: Tensor, facets_BFX: Tensor) -> Tensor:
         """Query vectors [B, D] joined with profile facets; rows of zeros are facets that are not there."""
         mask_BF = facets_BFX.abs().sum(2) > 0
         joined = self._attend(query_BD, self.facet_key(facets_BFX), self.facet_value(facets_BFX), mask_BF)
-        return functional.normalize(query_BD + joined, dim=1)
-
-    def scores(self, query_BD: Tensor, items_ND: Tensor) -> Tensor:
-        """Logits [B, N] of links."""
-        return query_BD @ items_ND.T * self.log_scale.exp()
+        return query_BD + joined
 
     @staticmethod
     def _attend(query_BD: Tensor, key_BKD: Tensor, value_BKD: Tensor, mask_BK: Tensor) -> Tensor:

@@ -64,12 +64,14 @@ class GraphLearner:
             "memory": np.zeros((0, settings.memory_dim), np.float32),
             "code": np.zeros((0, CODE_DIM), np.float32),
             "text": np.zeros((0, text_dim), np.float32),
-            "before": np.zeros((0, settings.memory_dim), np.float32),
+            "then": np.zeros((0, settings.memory_dim), np.float32),  # memory when the open batch began
+            "before": np.zeros((0, settings.memory_dim), np.float32),  # memory before the last raw message
             "raw": np.zeros((0, self.memory.item.dim_in + 1), np.float32),
             "vector": np.zeros((0, settings.embed_dim), np.float32),
         }
         self._stale: set[int] = set()
         self.steps = 0
+        self.loss = 0.0
 
     # -- what the engine reads ---------------------------------------------------------------------------------
 
@@ -141,13 +143,14 @@ class GraphLearner:
 
     def after(self, graph: TemporalGraph, nodes: NDArray[np.int64], group: Group) -> None:
         """Takes the items' new memories; learns when a batch of groups is full."""
+        self._columns["memory"][group.items] = graph.items["memory"][nodes]
         if len(self._batch) >= self.settings.batch_groups:
             self._step()
         if not self._batch:
             for items, memory, raw in self._pending:
                 self._columns["before"][items], self._columns["raw"][items] = memory, raw
+                self._columns["then"][items] = self._columns["memory"][items]
             self._pending.clear()
-        self._columns["memory"][group.items] = graph.items["memory"][nodes]
         self._stale.update(group.items.tolist())
 
     # -- training ----------------------------------------------------------------------------------------------
@@ -169,6 +172,7 @@ class GraphLearner:
         torch.nn.utils.clip_grad_norm_([*self.memory.parameters(), *self.reader.parameters()], 1.0)
         self._optimizer.step()
         self.steps += 1
+        self.loss = 0.99 * self.loss + 0.01 * float(loss.detach()) if self.steps > 1 else float(loss.detach())
         self._stale.update(range(self.size))
 
     def _pool(self, batch: list[_Sample]) -> tuple[NDArray[np.int64], Tensor]:
@@ -186,22 +190,24 @@ class GraphLearner:
         return pool, targets
 
     def _recomputed_items(self, pool: NDArray[np.int64]) -> Tensor:
-        raw, before, code, text = (torch.from_numpy(self._columns[k][pool]) for k in ("raw", "before", "code", "text"))
+        names = ("raw", "before", "then", "code", "text")
+        raw, before, then, code, text = (torch.from_numpy(self._columns[name][pool]) for name in names)
         memory = self.memory.item.update(torch.cat((self.memory.item.messages(raw), before), 1))
-        seen = (raw.abs().sum(1, keepdim=True) > 0).float()
-        return self.reader.items(memory * seen, code, text)
+        seen = raw.abs().sum(1, keepdim=True) > 0
+        return self.reader.items(torch.where(seen, as_stored(memory, then), then), code, text)
 
     def _recomputed_users(self, batch: list[_Sample]) -> Tensor:
+        stored = torch.from_numpy(np.stack([s.view.memory for s in batch]))
         rows = [s.raw for s in batch if len(s.raw)]
         if not rows:
-            return torch.from_numpy(np.stack([s.pre for s in batch]))
+            return stored
         counts = torch.tensor([len(s.raw) for s in batch])
         messages = self.memory.user.messages(torch.from_numpy(np.concatenate(rows)))
         owner = torch.repeat_interleave(torch.arange(len(batch)), counts)
         total = torch.zeros(len(batch), messages.shape[1]).index_add(0, owner, messages)
         pre = torch.from_numpy(np.stack([s.pre for s in batch]))
-        updated = self.memory.user.update(torch.cat((total / counts.clamp(min=1)[:, None], pre), 1))
-        return torch.where((counts > 0)[:, None], updated, pre)
+        memory = self.memory.user.update(torch.cat((total / counts.clamp(min=1)[:, None], pre), 1))
+        return torch.where((counts > 0)[:, None], as_stored(memory, stored), stored)
 
     def _queries(
         self, views: list[UserView], now_ms: list[int], memory: Tensor, vectors: Tensor, pool: NDArray[np.int64]
@@ -223,7 +229,7 @@ class GraphLearner:
         return self.reader.users(memory, torch.from_numpy(idle), chosen, *arrays)
 
     def _loss(self, queries: Tensor, items: Tensor, targets: Tensor) -> Tensor:
-        return -(functional.log_softmax(self.reader.scores(queries, items), 1) * targets).sum(1).mean()
+        return -(functional.log_softmax(queries @ items.T, 1) * targets).sum(1).mean()
 
     # -- checkpoints and snapshots -----------------------------------------------------------------------------
 
@@ -281,3 +287,12 @@ class GraphLearner:
         self._stale = set(state["stale"])  # type: ignore[call-overload]
         self._rng.bit_generator.state = state["rng"]  # type: ignore[assignment]
         self.steps = int(state["steps"])  # type: ignore[call-overload]
+
+
+def as_stored(recomputed: Tensor, stored: Tensor) -> Tensor:
+    """The stored memory in value, the recomputed one in gradient.
+
+    A memory that the stream holds was written by earlier weights than those in training. The reader must learn on
+    what it will read.
+    """
+    return recomputed + (stored - recomputed).detach()

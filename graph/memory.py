@@ -112,9 +112,8 @@ def tiled(function: Callable[[Tensor], Tensor], rows: Float32) -> Float32:
 
 
 def item_code(key: int) -> Float32:
-    """The fixed code [CODE_DIM] float32 of an item: unit length, drawn from its key64."""
-    code = np.random.Generator(np.random.Philox(key=key)).standard_normal(CODE_DIM, np.float32)
-    return code / np.float32(np.linalg.norm(code))
+    """The fixed code [CODE_DIM] float32 of an item: standard normal, drawn from its key64."""
+    return np.random.Generator(np.random.Philox(key=key)).standard_normal(CODE_DIM, np.float32)
 
 
 def edge_features(weight: Float32, value: Float32, price: Float32) -> Float32:

@@ -36,11 +36,14 @@ Float32 = NDArray[np.float32]
 
 
 class TimeEncoder(nn.Module):
-    """Harmonic encoding of an elapsed time: cos(w dt + b), periods from a minute to three years at the start."""
+    """Harmonic encoding of an elapsed time: cos(w dt + b), periods from an hour to three years at the start.
+
+    Shorter periods would only turn the rounding of long times into noise: float32 holds a year to about a second.
+    """
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        periods_days = torch.logspace(math.log10(1 / 1440), math.log10(3 * 365), dim)
+        periods_days = torch.logspace(math.log10(1 / 24), math.log10(3 * 365), dim)
         self.w = nn.Parameter(2 * math.pi / periods_days)
         self.b = nn.Parameter(torch.zeros(dim))
 

@@ -56,7 +56,7 @@ class DayEncoder(nn.Module):
         """PyG calls it; ours keeps its weights."""
 
     def forward(self, dt):
-        return self.encoder(dt.view(-1, 1) / MS_PER_DAY)
+        return self.encoder((dt.double().view(-1, 1) / MS_PER_DAY).float())
 
 
 def test_memories_equal_pyg_tgn_memory_one_event_at_a_time() -> None:
@@ -75,6 +75,7 @@ def test_memories_equal_pyg_tgn_memory_one_event_at_a_time() -> None:
     oracle.time_enc = DayEncoder(graph.model.user.time)
     oracle.gru.load_state_dict(graph.model.user.memory_updater.state_dict())
     oracle.eval()
+    oracle.reset_state()  # switching to eval runs the updater on every node once
     with torch.no_grad():
         for row in range(n):
             raw = torch.cat((torch.tensor([float(i[row])]), torch.from_numpy(edges[row])))[None]

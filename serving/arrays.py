@@ -1,0 +1,80 @@
+"""Arrays and strings in files: what snapshots are made of.
+
+Strings are stored as their UTF-8 bytes and the ends of each, so that a snapshot holds nothing but arrays.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from configs.errors import SnapshotError
+
+Array = NDArray[Any]
+
+_DTYPES = {
+    "BOOL": "?", "U8": "u1", "I8": "i1", "U16": "<u2", "I16": "<i2", "U32": "<u4", "I32": "<i4", "U64": "<u8",
+    "I64": "<i8", "F16": "<f2", "F32": "<f4", "F64": "<f8",
+}  # fmt: skip
+
+
+def pack_strings(name: str, values: Iterable[str]) -> dict[str, Array]:
+    """A column of strings as two arrays that a part can hold: UTF-8 bytes and [n + 1] int64 ends."""
+    encoded = [value.encode() for value in values]
+    ends = np.zeros(len(encoded) + 1, np.int64)
+    np.cumsum([len(value) for value in encoded], out=ends[1:])
+    return {f"{name}.utf8": np.frombuffer(b"".join(encoded), np.uint8), f"{name}.ends": ends}
+
+
+def unpack_strings(arrays: Mapping[str, Array], name: str) -> list[str]:
+    """The column that `pack_strings` wrote; [] if there is none of this name."""
+    if f"{name}.ends" not in arrays:
+        return []
+    data, ends = arrays[f"{name}.utf8"].tobytes(), arrays[f"{name}.ends"].tolist()
+    return [data[start:end].decode() for start, end in itertools.pairwise(ends)]
+
+
+def item_part(ids: Sequence[str], titles: Sequence[str] = (), domains: Sequence[str] = ()) -> dict[str, Array]:
+    """The part "items": ids in order of their dense indices, with titles and domains ("" = none) of equal length."""
+    columns = {"id": ids, "title": titles or [""] * len(ids), "domain": domains or [""] * len(ids)}
+    wrong = [name for name, column in columns.items() if len(column) != len(ids)]
+    if wrong:
+        raise SnapshotError(f"item column {wrong[0]!r} has {len(columns[wrong[0]])} rows, expected {len(ids)}.")
+    return {key: array for name, column in columns.items() for key, array in pack_strings(name, column).items()}
+
+
+def map_arrays(file: Path) -> dict[str, Array]:
+    """Read-only views of a safetensors file: 8 bytes of header length, a JSON header, the data."""
+    data = np.memmap(file, np.uint8, mode="r")
+    start = 8 + int(data[:8].view("<u8")[0])
+    header = orjson.loads(data[8:start].tobytes())
+    header.pop("__metadata__", None)
+    arrays = {}
+    for key, stated in header.items():
+        first, last = stated["data_offsets"]
+        raw = data[start + first : start + last].view(np.ndarray)
+        arrays[key] = raw.view(_DTYPES[stated["dtype"]]).reshape(stated["shape"])
+    return arrays
+
+
+def file_sha256(file: Path) -> str:
+    """The SHA-256 of a file's bytes in hex."""
+    with file.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def sync(path: Path) -> None:
+    """Forces a file or a directory to disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

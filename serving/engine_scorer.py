@@ -1,0 +1,113 @@
+"""The engine as a scorer: a snapshot's arrays, opened read-only, behind the seam of serving/scorer.py.
+
+Parts of a snapshot: `items` (serving.arrays.item_part) · `engine` (Engine.arrays(replay=False)) · one part for each
+name in `meta.extra["plugs"]`, in that order: `graph` holds GraphLearner.arrays(), others SequenceLearner.arrays().
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from configs.settings import Settings
+from graph.learn import GraphLearner
+from graph.rows import Float32
+from graph.view import Int32, ItemTable, UserView
+from model.engine import MAIN, Engine, Plug, Slate
+from model.features import features
+from model.ranker import HEADS
+from model.sequence import SequenceScorer
+from serving.arrays import unpack_strings
+from serving.models import BuildScorer
+from serving.scorer import Ranking, Scorer
+from serving.snapshot import Snapshot
+
+GRAPH = "graph"
+_TEXT_WEIGHT = 0.1
+"""Of the text's cosine beside the basket cosine: it decides where few baskets speak."""
+
+
+class SequencePlug:
+    """A published sequence model as the engine's plug."""
+
+    def __init__(self, scorer: SequenceScorer) -> None:
+        self._scorer = scorer
+
+    def user_vector(self, view: UserView, now_ms: int) -> Float32:
+        """[D] float32, zeros for a user without a readable event."""
+        kept = view.weight > 0
+        out: Float32 = self._scorer.encode([(view.items[kept].astype(np.int64), view.t_ms[kept])], [now_ms])[0]
+        return out
+
+    def item_matrix(self) -> Float32:
+        """[N, D] float32 unit vectors."""
+        return self._scorer.item_matrix()
+
+
+class EngineScorer:
+    """See Scorer. Its engine only reads, so threads may share it.
+
+    Args:
+        engine: opened read-only; its table names exactly the items that it knows.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+
+    @property
+    def table(self) -> ItemTable:
+        """See Scorer."""
+        return self.engine.table
+
+    def rank(self, view: UserView, now_ms: int) -> Ranking:
+        """See Scorer."""
+        slate = self.engine.slate(view, now_ms)
+
+        def reasons(places: Sequence[int]) -> list[tuple[str, ...]]:
+            chosen = slate.candidates[np.asarray(places, np.int64)]
+            return [(reason.text,) for reason in self.engine.reasons(slate, chosen)]
+
+        return Ranking(slate.candidates, dict(zip(HEADS, slate.scores, strict=True)), reasons)
+
+    def score(self, view: UserView, now_ms: int, items: Int32) -> dict[str, Float32]:
+        """See Scorer; an item need not be among the candidates that recall would bring."""
+        slate: Slate = self.engine.slate(view, now_ms)
+        pool = replace(slate.pool, candidates=items, recalled=np.zeros(len(items), np.uint32))
+        engine = self.engine
+        raw = features(view, slate.past, now_ms, pool, engine.signals, engine.text, engine.layout)
+        scores = engine.arms[MAIN].ranker.score(engine.standardiser.apply(raw))
+        return dict(zip(HEADS, scores, strict=True))
+
+    def similar(self, item: int, k: int) -> tuple[Int32, Float32]:
+        """See Scorer: cosine over baskets, plus a little of the text's."""
+        signals, text = self.engine.signals, self.engine.text
+        scores = signals.basket.scores(np.array([item], np.int32), np.ones(1, np.float32), signals.n)
+        if text.shape[1]:
+            scores = scores + _TEXT_WEIGHT * np.maximum(text @ text[item], 0)
+        scores[item] = 0
+        best = np.argsort(-scores, kind="stable")[:k].astype(np.int32)
+        best = best[scores[best] > 0]
+        return best, scores[best]
+
+
+def engine_builder(settings: Settings) -> BuildScorer:
+    """How a snapshot becomes a scorer under some settings; they must be those that trained it."""
+
+    def build(snapshot: Snapshot) -> Scorer:
+        torch.set_num_threads(1)
+        arrays = snapshot.parts["engine"]
+        known = int(arrays["signals.counts"][0])
+        table = ItemTable(unpack_strings(snapshot.parts["items"], "id")[:known])
+        plugs = {name: _plug(settings, name, snapshot) for name in snapshot.meta.extra.get("plugs", ())}
+        return EngineScorer(Engine.from_arrays(settings, table, arrays, plugs, read_only=True))
+
+    return build
+
+
+def _plug(settings: Settings, name: str, snapshot: Snapshot) -> Plug:
+    if name == GRAPH:
+        return GraphLearner.from_arrays(settings.graph, snapshot.parts[name])
+    return SequencePlug(SequenceScorer.from_arrays(settings.model, snapshot.parts[name]))

@@ -1,0 +1,164 @@
+"""The model that serves, and how a new one takes its place.
+
+A thread looks at CURRENT. When it names another snapshot: open and check it, build its scorer, warm it, then swap one
+reference. Requests hold the reference they started with, so none ever sees two models. A snapshot that is refused is
+remembered with its reason, and the one before keeps serving.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from configs.errors import SnapshotError
+from graph.view import Int32, view_of
+from serving.arrays import unpack_strings
+from serving.metrics import ServingMetrics
+from serving.scorer import Scorer
+from serving.snapshot import Pointer, Snapshot, current, gate, list_snapshots, open_snapshot
+
+LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """One model in service: a snapshot, its scorer, and what answers say about its items."""
+
+    snapshot: Snapshot
+    scorer: Scorer
+    titles: list[str]
+    domain_codes: Int32
+    """[items] int32 index into `domains` of each item, 0 = belongs to none."""
+    domains: dict[str, int]
+    adopted_ms: int = field(default_factory=lambda: time.time_ns() // 1_000_000)
+
+    def title(self, index: int) -> str:
+        """Title of an item by dense index, "" if none is known."""
+        return self.titles[index] if 0 <= index < len(self.titles) else ""
+
+    def allowed(self, domain: str) -> np.ndarray[tuple[int], np.dtype[np.bool_]] | None:
+        """[items] bool: items of this domain or of none; None = no restriction."""
+        if not domain or not self.domains:
+            return None
+        mask: np.ndarray[tuple[int], np.dtype[np.bool_]] = self.domain_codes == 0
+        return mask | (self.domain_codes == self.domains[domain]) if domain in self.domains else mask
+
+
+BuildScorer = Callable[[Snapshot], Scorer]
+
+
+class ModelSlot:
+    """Holds the serving model and follows CURRENT.
+
+    Args:
+        root: directory of the snapshots.
+        build: makes a scorer from an open snapshot.
+        metrics: counts swaps and refusals.
+        poll_s: wall time between two looks at CURRENT.
+        gate_drop: share of NDCG@10 that a newer snapshot may lose against the serving one.
+    """
+
+    def __init__(
+        self, root: Path, build: BuildScorer, metrics: ServingMetrics, poll_s: float = 0.5, gate_drop: float = 0.5
+    ) -> None:
+        self.root, self._build, self._metrics = root, build, metrics
+        self._poll_s, self._gate_drop = poll_s, gate_drop
+        self._seen: Pointer | None = None
+        self._stop = threading.Event()
+        self.served: Served | None = None
+        """The model in service; take it once a request and use only that."""
+        self.refused = ""
+        """Why the snapshot that CURRENT names does not serve, "" if it does."""
+        self.held = False
+        """Whether an operator holds the version."""
+        self.poll()
+        if self.served is None:
+            self._serve_an_older_one()
+        self._thread = threading.Thread(target=self._follow, name="model-slot", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stops following CURRENT; the model stays usable."""
+        self._stop.set()
+        self._thread.join()
+
+    def poll(self) -> bool:
+        """Looks at CURRENT and swaps if it names another snapshot that may serve. Returns whether it swapped."""
+        try:
+            pointer = current(self.root)
+        except SnapshotError as error:
+            return self._refuse(None, str(error))
+        if pointer is None or pointer == self._seen:
+            return False
+        self._seen, self.held = pointer, pointer.held
+        if self.served is not None and self.served.snapshot.version == pointer.version:
+            self.refused = ""
+            return False
+        try:
+            self._swap(pointer.version, check=not pointer.held)
+        except SnapshotError as error:
+            return self._refuse(pointer, str(error))
+        return True
+
+    def _follow(self) -> None:
+        while not self._stop.wait(self._poll_s):
+            self.poll()
+
+    def _refuse(self, pointer: Pointer | None, reason: str) -> bool:
+        if reason != self.refused:
+            self._metrics.refused.inc()
+            LOG.warning("%s", reason)
+        self._seen, self.refused = pointer, reason
+        return False
+
+    def _swap(self, version: str, check: bool) -> None:
+        started = time.perf_counter()
+        snapshot = open_snapshot(self.root, version)
+        if check and self.served is not None:
+            fell = gate(snapshot.meta.metrics, self.served.snapshot.meta.metrics, self._gate_drop)
+            if fell:
+                raise SnapshotError(f"snapshot {version} is refused: {fell}. The one before keeps serving.")
+        served = self._load(snapshot)
+        self.served, self.refused = served, ""
+        self._metrics.swaps.inc()
+        self._metrics.sequence.set(snapshot.sequence)
+        self._metrics.swap_s.set(time.perf_counter() - started)
+        LOG.info("serving snapshot %s, ready in %.0f ms", version, (time.perf_counter() - started) * 1000)
+
+    def _load(self, snapshot: Snapshot) -> Served:
+        items = snapshot.parts.get("items", {})
+        domains = unpack_strings(items, "domain")
+        codes = {domain: number for number, domain in enumerate(sorted(set(domains) - {""}), 1)}
+        try:
+            scorer = self._build(snapshot)
+            table = scorer.table
+            for index in {0, len(table) // 2, len(table) - 1} if len(table) else ():  # touch the maps and the code
+                scorer.rank(view_of(None, table), max(0, snapshot.meta.watermark_ms))
+                scorer.similar(index, 10)
+        except SnapshotError:
+            raise
+        except Exception as error:
+            LOG.exception("snapshot %s can't be built into a model", snapshot.version)
+            raise SnapshotError(
+                f"snapshot {snapshot.version} can't be built into a model: {error!r}. Its trainer and this server must "
+                "run the same release and settings."
+            ) from error
+        domain_codes = np.zeros(len(table), np.int32)
+        domain_codes[: len(domains)] = [codes.get(domain, 0) for domain in domains[: len(table)]]
+        return Served(snapshot, scorer, unpack_strings(items, "title"), domain_codes, codes)
+
+    def _serve_an_older_one(self) -> None:
+        for entry in list_snapshots(self.root):
+            try:
+                refused = self.refused
+                self._swap(entry.version, check=False)
+                self.refused = refused
+                return
+            except SnapshotError as error:
+                LOG.warning("%s", error)

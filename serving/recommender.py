@@ -1,0 +1,236 @@
+"""What the service answers, without the transport: read the user, rank, choose, say where it came from.
+
+    row (state reader) + profile (feature store) -> view -> scorer -> ranking -> slate
+                                                no model, or it fails -> popularity of the store, FALLBACK
+
+Time never runs before the state: a request for a time before the user's newest event is answered as of that event.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from configs.settings import Serving
+from graph.view import UserView, view_of
+from serving import answers
+from serving.cache import RecentRankings
+from serving.checks import Options
+from serving.errors import NotReady, UnknownItem
+from serving.models import ModelSlot, Served
+from serving.profiles import ProfileStore, StoredProfile
+from serving.proto.driftline.v1 import recommendation_pb2 as pb
+from serving.scorer import OVERALL, PopularityScorer, Ranking, choose
+from serving.snapshot import Meta, Snapshot
+from serving.state_reader import StateReader, StoredUser
+
+LOG = logging.getLogger(__name__)
+RETRY_MS = 1000
+_FALLBACK_S = 10.0
+_NO_SNAPSHOT = Snapshot("", 0, -1, Meta(), {})
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """One user as an answer sees them.
+
+    Attributes:
+        stored: the row and where it lies.
+        profile: valid at `now_ms`, or None.
+        now_ms: the time for which the answer holds.
+    """
+
+    user_id: str
+    stored: StoredUser
+    profile: StoredProfile | None
+    now_ms: int
+
+    @property
+    def mark(self) -> tuple[object, ...]:
+        """Differs whenever the row or the profile does."""
+        row, profile = self.stored.row, self.profile
+        counted = (row.version, row.events, row.too_late) if row else (0, 0, 0)
+        return (*counted, profile.vectors.version if profile else -1)
+
+    def view(self, served: Served, domain: str = "") -> UserView:
+        """The user in the dense indices of a model."""
+        profile = self.profile.vectors if self.profile else None
+        view = view_of(self.stored.row, served.scorer.table, self.user_id, profile)
+        return replace(view, domain=domain) if domain else view
+
+
+class Recommender:
+    """Answers from a state reader, a feature store and a model slot; owns none of them."""
+
+    def __init__(
+        self,
+        settings: Serving,
+        state: StateReader,
+        profiles: ProfileStore,
+        models: ModelSlot,
+        messages: answers.StateMessages,
+    ) -> None:
+        self._state, self._profiles, self._models, self._messages = state, profiles, models, messages
+        self._poll_ms = settings.state_poll_ms
+        self._rankings = RecentRankings(settings.cache_users, settings.cache_ms)
+        self._fallback: tuple[float, Served] = (float("-inf"), _popularity(()))
+        self._fallback_lock = threading.Lock()
+
+    def model(self, min_sequence: int) -> Served | None:
+        """The serving model.
+
+        Raises:
+            NotReady: it is older than asked for.
+        """
+        served = self._models.served
+        sequence = served.snapshot.sequence if served else 0
+        if sequence < min_sequence:
+            raise NotReady(f"model sequence {sequence} serves, asked for {min_sequence}", RETRY_MS)
+        return served
+
+    def required_model(self, min_sequence: int) -> Served:
+        """The serving model.
+
+        Raises:
+            NotReady: there is none, or it is older than asked for.
+        """
+        served = self.model(min_sequence)
+        if served is None:
+            raise NotReady(self._models.refused or "no snapshot serves yet", RETRY_MS)
+        return served
+
+    def read(self, user_id: str, time_ms: int) -> Reading:
+        """One user at a time, 0 = now; later if their newest event is."""
+        stored = self._state.user(user_id)
+        newest_ms = stored.row.last_update_ms if stored.row else -1
+        now_ms = max(time_ms or time.time_ns() // 1_000_000, newest_ms)
+        return Reading(user_id, stored, self._profiles.get(user_id, now_ms), now_ms)
+
+    def user_state(self, reading: Reading, limit: int) -> tuple[pb.Provenance, pb.UserState]:
+        """The state of a user with its newest `limit` events."""
+        served, stored = self._models.served, reading.stored
+        reasons = [] if self._state.ready else ["no_state"]
+        reasons += [] if stored.row is not None else ["cold_start"]
+        origin = pb.SERVED_FROM_MODEL if self._state.ready else pb.SERVED_FROM_FALLBACK
+        message = self._messages.user_state(reading.user_id, stored, served, reading.profile, reading.now_ms, limit)
+        return answers.provenance(served, stored, reading.profile, reading.now_ms, origin, reasons), message
+
+    def recommend(self, user_id: str, options: Options, served: Served | None) -> tuple[pb.Provenance, pb.Slate]:
+        """The best items of a user by one model; by popularity if it is None or fails.
+
+        Raises:
+            NotReady: the user's state is older than asked for, or there is no popularity either.
+        """
+        reading = self.read(user_id, options.request_time_ms)
+        version = reading.stored.version
+        if version < options.min_user_state_version:
+            text = f"state of user {user_id!r} is at version {version}, asked for {options.min_user_state_version}"
+            raise NotReady(text, self._poll_ms)
+        row = reading.stored.row
+        reasons = [] if row is not None and row.events else ["cold_start"]
+        try:
+            ranking, origin = self._rank(reading, served, options.domain) if served else (None, pb.SERVED_FROM_FALLBACK)
+            reasons += [] if served else ["no_snapshot"]
+        except Exception:
+            LOG.exception("model %s failed on user %r", served.snapshot.version if served else "", user_id)
+            ranking, origin = None, pb.SERVED_FROM_FALLBACK
+            reasons.append("model_error")
+        by = served if served is not None and ranking is not None else self._popular()
+        if ranking is None:
+            ranking = by.scorer.rank(reading.view(by), reading.now_ms)
+        slate = self._slate(by, ranking, options, reading.view(by))
+        model = by if by.snapshot.sequence else None
+        return answers.provenance(model, reading.stored, reading.profile, reading.now_ms, origin, reasons), slate
+
+    def score(
+        self, user_id: str, item_ids: Sequence[str], time_ms: int, which: str, served: Served
+    ) -> tuple[pb.Provenance, list[float]]:
+        """Scores of given items, parallel to their ids.
+
+        Raises:
+            UnknownItem: the model does not know one of them.
+        """
+        items = np.array([_known(served, item_id) for item_id in item_ids], np.int32)
+        reading = self.read(user_id, time_ms)
+        scores = served.scorer.score(reading.view(served), reading.now_ms, items)[which]
+        reasons = [] if reading.stored.row is not None else ["cold_start"]
+        origin = pb.SERVED_FROM_MODEL
+        return (
+            answers.provenance(served, reading.stored, reading.profile, reading.now_ms, origin, reasons),
+            scores.tolist(),
+        )
+
+    def similar(
+        self, item_id: str, k: int, left_out: Sequence[str], domain: str, served: Served
+    ) -> tuple[pb.Provenance, pb.Slate]:
+        """The items that go with one item.
+
+        Raises:
+            UnknownItem: the model does not know it.
+        """
+        table, item = served.scorer.table, _known(served, item_id)
+        excluded = {table.find(other) for other in left_out} | {item}
+        allowed = served.allowed(domain)
+        items, scores = served.scorer.similar(item, k + len(excluded) if allowed is None else len(table))
+        ranking = Ranking(items, {OVERALL: scores}, lambda places: [()] * len(places))
+        places = choose(ranking, OVERALL, k, items[:0], excluded, allowed)
+        slate = answers.slate(served, ranking, scores[places].tolist(), places.tolist(), reasons=False)
+        return self._about(served), slate
+
+    def info(self) -> pb.GetModelInfoResponse:
+        """Which model serves and what lies on disk."""
+        served = self._models.served
+        return answers.model_info(self._models, served, self._about(served))
+
+    def _about(self, served: Served | None) -> pb.Provenance:
+        now_ms = time.time_ns() // 1_000_000
+        if served is None:
+            return answers.provenance(None, StoredUser(None), None, now_ms, pb.SERVED_FROM_FALLBACK, ["no_snapshot"])
+        return answers.provenance(served, StoredUser(None), None, now_ms, pb.SERVED_FROM_MODEL)
+
+    def _rank(self, reading: Reading, served: Served, domain: str) -> tuple[Ranking, pb.ServedFrom]:
+        key = (served.snapshot.version, reading.mark, domain)
+        kept = self._rankings.get(reading.user_id, key, reading.now_ms)
+        if kept is not None:
+            return kept, pb.SERVED_FROM_CACHE
+        ranking = served.scorer.rank(reading.view(served, domain), reading.now_ms)
+        self._rankings.put(reading.user_id, key, reading.now_ms, ranking)
+        return ranking, pb.SERVED_FROM_MODEL
+
+    def _slate(self, served: Served, ranking: Ranking, options: Options, view: UserView) -> pb.Slate:
+        table = served.scorer.table
+        excluded = {table.find(item_id) for item_id in options.excluded}
+        places = choose(ranking, options.which, options.k, view.items, excluded, served.allowed(options.domain))
+        scores = ranking.scores[options.which][places].tolist()
+        return answers.slate(served, ranking, scores, places.tolist(), options.item_reasons)
+
+    def _popular(self) -> Served:
+        """Popularity from the state store, read at most every few seconds.
+
+        Raises:
+            NotReady: there is none.
+        """
+        with self._fallback_lock:
+            read_s, served = self._fallback
+            if time.monotonic() - read_s > _FALLBACK_S or not len(served.scorer.table):
+                served = _popularity(self._state.popular())
+                self._fallback = time.monotonic(), served
+        if not len(served.scorer.table):
+            raise NotReady(self._models.refused or "neither a snapshot nor any item popularity exists yet", RETRY_MS)
+        return served
+
+
+def _popularity(scores: Sequence[tuple[str, float]]) -> Served:
+    return Served(_NO_SNAPSHOT, PopularityScorer(scores), [], np.zeros(len(scores), np.int32), {})
+
+
+def _known(served: Served, item_id: str) -> int:
+    index = served.scorer.table.find(item_id)
+    if index < 0:
+        raise UnknownItem(item_id, served.snapshot.version)
+    return index

@@ -1,0 +1,117 @@
+"""Scoring behind one seam: a ranking of candidates for one view, and the choice of a slate from it.
+
+`PopularityScorer` answers while no model serves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from graph.rows import Float32
+from graph.view import Int32, ItemTable, UserView
+
+OVERALL, NOVEL, REPEAT = "mix", "novel", "repeat"
+"""Names of the lists, as the ranker names its heads."""
+
+
+Reasons = Callable[[Sequence[int]], list[tuple[str, ...]]]
+"""Readable reasons of the candidates at some places, the strongest first; computed only for those that are shown."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """Candidates of one request with their scores.
+
+    Attributes:
+        items: [c] int32 dense indices, each once.
+        scores: [c] float32 by list ("mix", "novel", "repeat"), larger is better.
+        reasons: of places in `items`.
+    """
+
+    items: Int32
+    scores: dict[str, Float32]
+    reasons: Reasons
+
+
+class Scorer(Protocol):
+    """What answers requests: loaded from a snapshot, read-only, called from several threads."""
+
+    @property
+    def table(self) -> ItemTable:
+        """The items that it knows."""
+
+    def rank(self, view: UserView, now_ms: int) -> Ranking:
+        """Candidates and scores for a user at a time."""
+
+    def score(self, view: UserView, now_ms: int, items: Int32) -> dict[str, Float32]:
+        """Scores [n] by list of given items [n] int32."""
+
+    def similar(self, item: int, k: int) -> tuple[Int32, Float32]:
+        """At most k items [k] int32 that go with an item, best first, and their scores [k]."""
+
+
+class PopularityScorer:
+    """Decayed popularity for everybody, the user's own items by recency on the repeat list."""
+
+    def __init__(self, popularity: Sequence[tuple[str, float]]) -> None:
+        self._table = ItemTable(item_id for item_id, _ in popularity)
+        self._popularity = np.array([score for _, score in popularity], np.float32)
+
+    @property
+    def table(self) -> ItemTable:
+        """See Scorer."""
+        return self._table
+
+    def rank(self, view: UserView, now_ms: int) -> Ranking:
+        """See Scorer."""
+        items = np.arange(len(self._table), dtype=np.int32)
+        return Ranking(items, self.score(view, now_ms, items), lambda places: [("popular now",)] * len(places))
+
+    def score(self, view: UserView, now_ms: int, items: Int32) -> dict[str, Float32]:
+        """See Scorer."""
+        popularity = self._popularity[items]
+        last_ms = np.full(len(self._table), -1, np.int64)
+        own = view.items >= 0
+        np.maximum.at(last_ms, view.items[own], view.t_ms[own])
+        age_days = np.maximum(0, now_ms - last_ms[items]) / 86_400_000
+        recency = np.where(last_ms[items] >= 0, 0.5 ** (age_days / 30.0), 0.0).astype(np.float32)
+        return {OVERALL: popularity, NOVEL: popularity, REPEAT: recency}
+
+    def similar(self, item: int, k: int) -> tuple[Int32, Float32]:
+        """See Scorer; popularity knows no similarity."""
+        return np.zeros(0, np.int32), np.zeros(0, np.float32)
+
+
+def choose(
+    ranking: Ranking,
+    which: str,
+    k: int,
+    own: Int32,
+    excluded: Collection[int] = (),
+    allowed: NDArray[np.bool_] | None = None,
+) -> NDArray[np.intp]:
+    """Places in a ranking of the best k items that qualify, best first; ties by place.
+
+    Args:
+        ranking: candidates and scores.
+        which: list: "mix", "novel" (none of `own`) or "repeat" (only `own`).
+        k: how many at most.
+        own: [n] int32 items that the user touched; -1 is ignored.
+        excluded: dense indices that may not be returned.
+        allowed: [items] bool by dense index; None = all.
+    """
+    keep = np.ones(len(ranking.items), np.bool_)
+    if which != OVERALL:
+        keep &= np.isin(ranking.items, own) == (which == REPEAT)
+    if excluded:
+        keep &= ~np.isin(ranking.items, list(excluded))
+    if allowed is not None:
+        keep &= allowed[ranking.items]
+    places = np.flatnonzero(keep)
+    order = np.argsort(-ranking.scores[which][places], kind="stable")[:k]
+    return places[order]

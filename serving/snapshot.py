@@ -1,0 +1,336 @@
+"""Snapshots: immutable directories from which serving answers. Knows nothing of models.
+
+    root/CURRENT                     {"version": ..., "held": false}, renamed last
+    root/0000000012-3fa9c1d2/        sequence and the first digits of its content's hash
+        manifest.json                what it is, where it comes from, sha256, dtype and shape of everything in it
+        PART.safetensors             one file for each part: engine, sequence, graph, items, ...
+
+A directory appears under its name complete or not at all: it is written under a temporary name, synced, renamed.
+Opening maps the files into memory; arrays are read-only views of them, valid for as long as someone holds one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import orjson
+from safetensors.numpy import save_file
+
+from configs.errors import SnapshotError
+from serving.arrays import Array, file_sha256, map_arrays, sync
+
+Parts = Mapping[str, Mapping[str, Array]]
+
+SCHEMA_VERSION = 1
+_ABANDONED_S = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Meta:
+    """Where a snapshot comes from and how good it was.
+
+    Attributes:
+        offsets: next offset to learn from, by "topic:partition".
+        watermark_ms: largest event time learnt, -1 = none.
+        metrics: prequential metrics, such as {"ndcg@10": .13}.
+        config_sha256: hash of the settings that trained it.
+        git_revision: revision of the code that trained it, "" = unknown.
+        gate: why it may not serve; "" = it may.
+        extra: what else the engine needs to be rebuilt; JSON.
+    """
+
+    offsets: Mapping[str, int] = field(default_factory=dict)
+    watermark_ms: int = -1
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    config_sha256: str = ""
+    git_revision: str = ""
+    gate: str = ""
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """An open snapshot; `parts` holds read-only arrays mapped from its files."""
+
+    version: str
+    sequence: int
+    created_ms: int
+    meta: Meta
+    parts: dict[str, dict[str, Array]]
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One line of the list of snapshots. `state` is current, held, kept, gated or damaged; `reason` says more."""
+
+    version: str
+    sequence: int
+    created_ms: int
+    watermark_ms: int
+    bytes: int
+    metrics: dict[str, float]
+    state: str
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Pointer:
+    """Content of CURRENT. While `held`, publishing does not move it."""
+
+    version: str
+    held: bool = False
+
+
+def gate(metrics: Mapping[str, float], reference: Mapping[str, float], drop: float, metric: str = "ndcg@10") -> str:
+    """Why a snapshot may not serve after the one with metrics `reference`; "" if it may.
+
+    Args:
+        metrics: of the new snapshot.
+        reference: of the one that serves.
+        drop: share of `metric` that may be lost, 0..1.
+        metric: its name; a snapshot that does not measure it passes.
+    """
+    bad = [name for name, value in metrics.items() if not np.isfinite(value)]
+    if bad:
+        return f"{bad[0]} is {metrics[bad[0]]}"
+    new, old = metrics.get(metric), reference.get(metric)
+    if new is None or old is None or new >= old * (1.0 - drop):
+        return ""
+    return f"{metric} fell from {old:.4f} to {new:.4f}, more than {drop:.0%}"
+
+
+def publish(root: Path, parts: Parts, meta: Meta, keep: int = 5) -> str:
+    """Writes a snapshot and makes it the current one, unless it is gated or an operator holds another.
+
+    Args:
+        root: directory of the snapshots, made if missing.
+        parts: arrays of each part by name; dtypes that safetensors knows (strings: `serving.arrays.pack_strings`).
+        meta: where it comes from.
+        keep: newest snapshots that stay on disk; the current one always does.
+
+    Returns:
+        Its version.
+
+    Raises:
+        SnapshotError: the directory can't be written, or an array has a dtype that can't be stored.
+    """
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        temporary = root / f".tmp-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        temporary.mkdir()
+        try:
+            version = _write(root, temporary, parts, meta)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        pointer = current(root)
+        if not meta.gate and not (pointer and pointer.held):
+            _point(root, Pointer(version))
+        _prune(root, keep)
+    except OSError as error:
+        raise SnapshotError(
+            f"snapshot can't be written to {root}: {error}. Make room or set serving.snapshots."
+        ) from error
+    return version
+
+
+def open_snapshot(root: Path, version: str | None = None) -> Snapshot:
+    """Opens a snapshot memory-mapped after checking every sum, dtype and shape.
+
+    Args:
+        root: directory of the snapshots.
+        version: which one; None = the one that CURRENT names.
+
+    Raises:
+        SnapshotError: there is none, it is damaged or half-written, or its gate refused it.
+    """
+    if version is None:
+        pointer = current(root)
+        if pointer is None:
+            raise SnapshotError(f"no snapshot in {root}: the trainer has not published one yet.")
+        version = pointer.version
+    directory = root / version
+    manifest = _manifest(directory)
+    meta = Meta(**manifest["meta"])
+    if meta.gate:
+        raise SnapshotError(f"snapshot {version} is refused by its gate: {meta.gate}. The one before keeps serving.")
+    parts = {name: _open_part(directory, name, stated) for name, stated in manifest["parts"].items()}
+    return Snapshot(version, manifest["sequence"], manifest["created_ms"], meta, parts)
+
+
+def list_snapshots(root: Path) -> list[Entry]:
+    """The snapshots in a directory, newest first; sums are not checked here."""
+    pointer = current(root)
+    return [_entry(root / name, pointer) for name in sorted(_versions(root), reverse=True)]
+
+
+def rollback(root: Path, version: str) -> None:
+    """Makes an older snapshot current and holds it: publishing goes on, but does not move CURRENT until `release`.
+
+    Raises:
+        SnapshotError: it may not serve.
+    """
+    open_snapshot(root, version)
+    _point(root, Pointer(version, held=True))
+
+
+def release(root: Path) -> str:
+    """Ends a hold: the newest snapshot that may serve is current again. Returns its version.
+
+    Raises:
+        SnapshotError: there is none.
+    """
+    for version in sorted(_versions(root), reverse=True):
+        with contextlib.suppress(SnapshotError):
+            open_snapshot(root, version)
+            _point(root, Pointer(version))
+            return version
+    raise SnapshotError(f"no snapshot in {root} may serve: wait for the trainer to publish one.")
+
+
+def current(root: Path) -> Pointer | None:
+    """What CURRENT names, None before the first snapshot.
+
+    Raises:
+        SnapshotError: CURRENT is not a pointer.
+    """
+    try:
+        data = (root / "CURRENT").read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise SnapshotError(f"{root / 'CURRENT'} can't be read: {error}. Check serving.snapshots.") from error
+    try:
+        pointer = Pointer(**orjson.loads(data))
+    except (orjson.JSONDecodeError, TypeError):
+        raise SnapshotError(f"{root / 'CURRENT'} holds {data[:60]!r}; expected a version. Roll back to one.") from None
+    return pointer
+
+
+# -- writing ---------------------------------------------------------------------------------------------------
+
+
+def _write(root: Path, temporary: Path, parts: Parts, meta: Meta) -> str:
+    stated = {}
+    for name, arrays in parts.items():  # 1 the parts
+        file = temporary / f"{name}.safetensors"
+        plain = {key: np.ascontiguousarray(array) for key, array in arrays.items()}
+        try:
+            save_file(plain, file)
+        except (KeyError, TypeError, ValueError) as error:
+            raise SnapshotError(
+                f"part {name!r} can't be stored: {error!r}. Use numpy arrays of plain numbers."
+            ) from error
+        sync(file)
+        stated[name] = {
+            "sha256": file_sha256(file),
+            "arrays": {k: [a.dtype.str, list(a.shape)] for k, a in plain.items()},
+        }
+    sequence = 1 + max((int(version.split("-")[0]) for version in _versions(root)), default=0)
+    manifest = {
+        "schema_version": SCHEMA_VERSION,
+        "sequence": sequence,
+        "created_ms": time.time_ns() // 1_000_000,
+        "meta": asdict(meta),
+        "parts": stated,
+    }
+    body = orjson.dumps(manifest, option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS)
+    version = f"{sequence:010d}-{hashlib.sha256(body).hexdigest()[:8]}"
+    (temporary / "manifest.json").write_bytes(body)  # 2 the manifest
+    sync(temporary / "manifest.json")
+    sync(temporary)
+    temporary.rename(root / version)  # 3 its name
+    sync(root)
+    return version
+
+
+def _point(root: Path, pointer: Pointer) -> None:
+    temporary = root / f".CURRENT-{os.getpid()}"
+    temporary.write_bytes(orjson.dumps(asdict(pointer)))
+    sync(temporary)
+    temporary.replace(root / "CURRENT")
+    sync(root)
+
+
+def _prune(root: Path, keep: int) -> None:
+    pointer = current(root)
+    for version in sorted(_versions(root))[:-keep]:
+        if pointer is None or version != pointer.version:
+            shutil.rmtree(root / version, ignore_errors=True)
+    for left in root.glob(".tmp-*"):
+        with contextlib.suppress(OSError):
+            if time.time() - left.stat().st_mtime > _ABANDONED_S:
+                shutil.rmtree(left, ignore_errors=True)
+
+
+# -- reading ---------------------------------------------------------------------------------------------------
+
+
+def _versions(root: Path) -> Iterator[str]:
+    if root.is_dir():
+        yield from (p.name for p in root.iterdir() if p.is_dir() and p.name.split("-")[0].isdigit())
+
+
+def _manifest(directory: Path) -> dict[str, Any]:
+    version = directory.name
+    try:
+        body = (directory / "manifest.json").read_bytes()
+    except OSError:
+        raise SnapshotError(f"snapshot {version} is missing or half-written: no manifest in {directory}.") from None
+    if hashlib.sha256(body).hexdigest()[:8] != version.partition("-")[2]:
+        raise SnapshotError(f"snapshot {version} is damaged: its manifest does not have the hash in its name.")
+    manifest = cast("dict[str, Any]", orjson.loads(body))
+    if manifest["schema_version"] != SCHEMA_VERSION:
+        raise SnapshotError(
+            f"snapshot {version} has schema version {manifest['schema_version']}, expected {SCHEMA_VERSION}: "
+            "publish it with this release."
+        )
+    return manifest
+
+
+def _open_part(directory: Path, name: str, stated: Mapping[str, Any]) -> dict[str, Array]:
+    file = directory / f"{name}.safetensors"
+    if not file.is_file():
+        raise SnapshotError(f"snapshot {directory.name} is damaged: {file.name} is missing.")
+    if file_sha256(file) != stated["sha256"]:
+        raise SnapshotError(f"snapshot {directory.name} is damaged: {file.name} does not have its sha256.")
+    arrays = map_arrays(file)
+    held = {key: [array.dtype.str, list(array.shape)] for key, array in arrays.items()}
+    if held != stated["arrays"]:
+        raise SnapshotError(
+            f"snapshot {directory.name} is damaged: the arrays of {file.name} differ from the manifest."
+        )
+    return arrays
+
+
+def _entry(directory: Path, pointer: Pointer | None) -> Entry:
+    version = directory.name
+    size = sum(file.stat().st_size for file in directory.iterdir())
+    try:
+        manifest = _manifest(directory)
+    except SnapshotError as error:
+        return Entry(version, int(version.split("-")[0]), -1, -1, size, {}, "damaged", str(error))
+    meta = Meta(**manifest["meta"])
+    state = "gated" if meta.gate else "kept"
+    if pointer is not None and pointer.version == version:
+        state = "held" if pointer.held else "current"
+    return Entry(
+        version,
+        manifest["sequence"],
+        manifest["created_ms"],
+        meta.watermark_ms,
+        size,
+        dict(meta.metrics),
+        state,
+        meta.gate,
+    )

@@ -1,0 +1,286 @@
+"""The RPCs against a real server, a real RocksDB written by the processor, and a snapshot of a real engine."""
+
+from __future__ import annotations
+
+import math
+import queue
+import threading
+import time
+
+import grpc
+import orjson
+import pytest
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+
+from graph.rows import Event
+from serving.proto.driftline.v1 import recommendation_pb2 as pb
+
+
+def detail(error, kind):
+    """The first detail of a kind in a rich status."""
+    for packed in rpc_status.from_call(error).details:
+        if packed.Is(kind.DESCRIPTOR):
+            out = kind()
+            packed.Unpack(out)
+            return out
+    return None
+
+
+def test_the_state_of_a_user_holds_history_memory_freshness_and_counters(running, worker):
+    row = worker.processor.user("user-3")
+    answer = running.stub.GetUserState(pb.GetUserStateRequest(user_id="user-3", history_limit=4))
+    state = answer.user_state
+    events = row.events_array()[::-1]
+    assert state.known
+    assert state.domain == "home"
+    assert list(state.history.event_times_ms) == events["t"][:4].tolist()
+    assert state.history.item_ids[0].startswith("item-")
+    assert state.history.titles[0] == f"Title of {state.history.item_ids[0]}"
+    assert set(state.history.actions) == {"purchase"}
+    assert set(state.history.values) == {2.0}
+    assert state.history.prices[0] == events["price"][0]
+    assert list(state.memory) == row.memory.tolist()
+    assert state.counters.events == row.events == state.counters.history_events
+    assert state.counters.actions[0].action == "purchase"
+    assert state.freshness.last_event_ms == row.last_update_ms
+    assert state.freshness.store_offset == worker.processor.next_offset
+    assert 0 <= state.freshness.state_age_ms < 2000
+    assert answer.provenance.user_state_version == row.version
+    assert answer.provenance.watermark_ms == state.freshness.watermark_ms == worker.processor.window.watermark_ms
+    assert answer.provenance.served_from == pb.SERVED_FROM_MODEL
+
+
+def test_an_unknown_user_gets_an_empty_state_and_a_cold_start_slate(running):
+    state = running.stub.GetUserState(pb.GetUserStateRequest(user_id="nobody"))
+    slate = running.stub.Recommend(pb.RecommendRequest(user_id="nobody"))
+    assert not state.user_state.known
+    assert state.user_state.freshness.last_event_ms == -1
+    assert list(slate.provenance.reasons) == ["cold_start"]
+    assert len(slate.slate.item_ids) == 10
+
+
+def test_a_slate_carries_version_watermark_reasons_and_titles(running, snapshot):
+    answer = running.stub.Recommend(pb.RecommendRequest(user_id="user-3", options=pb.SlateOptions(k=7)))
+    origin, slate = answer.provenance, answer.slate
+    assert origin.model_version == snapshot
+    assert origin.model_sequence == 1
+    assert origin.served_from == pb.SERVED_FROM_MODEL
+    assert origin.model_watermark_ms == origin.watermark_ms
+    assert len(slate.item_ids) == len(slate.scores) == len(slate.titles) == len(slate.item_reasons) == 7
+    assert list(slate.scores) == sorted(slate.scores, reverse=True)
+    assert all(row.reasons for row in slate.item_reasons)
+
+
+def test_novel_and_repeat_lists_split_the_users_past(running, worker):
+    own = set(running.stub.GetUserState(pb.GetUserStateRequest(user_id="user-3")).user_state.history.item_ids)
+
+    def ids(which):
+        options = pb.SlateOptions(k=100, list=which)
+        return set(running.stub.Recommend(pb.RecommendRequest(user_id="user-3", options=options)).slate.item_ids)
+
+    novel, repeat, overall = ids(pb.SLATE_LIST_NOVEL), ids(pb.SLATE_LIST_REPEAT), ids(pb.SLATE_LIST_OVERALL)
+    assert repeat == own
+    assert not novel & own
+    assert overall == novel | repeat
+
+
+def test_another_list_of_the_same_user_comes_from_the_cache_and_a_new_event_ends_it(running, worker):
+    def ask(which):
+        at_ms = worker.processor.window.watermark_ms + 1000
+        options = pb.SlateOptions(list=which, request_time_ms=at_ms)
+        return running.stub.Recommend(pb.RecommendRequest(user_id="user-3", options=options))
+
+    assert ask(pb.SLATE_LIST_OVERALL).provenance.served_from == pb.SERVED_FROM_MODEL
+    assert ask(pb.SLATE_LIST_NOVEL).provenance.served_from == pb.SERVED_FROM_CACHE
+    version = worker.processor.next_offset + 1
+    worker.apply([Event("user-3", "item-50", worker.processor.window.watermark_ms, "purchase")])
+    options = pb.SlateOptions(min_user_state_version=version, k=100, list=pb.SLATE_LIST_REPEAT)
+    answer = retried(lambda: running.stub.Recommend(pb.RecommendRequest(user_id="user-3", options=options)))
+    assert answer.provenance.served_from == pb.SERVED_FROM_MODEL
+    assert answer.provenance.user_state_version == version
+    assert "item-50" in answer.slate.item_ids
+
+
+def retried(call, seconds=5.0):
+    """Calls again while the answer is UNAVAILABLE, as RetryInfo says."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            return call()
+        except grpc.RpcError as error:
+            retry = detail(error, error_details_pb2.RetryInfo)
+            if error.code() != grpc.StatusCode.UNAVAILABLE or time.monotonic() > deadline or retry is None:
+                raise
+            time.sleep(min(0.05, retry.retry_delay.ToMilliseconds() / 1000))
+
+
+def test_excluded_items_and_items_of_another_domain_are_left_out(running):
+    def ids(**options):
+        request = pb.RecommendRequest(user_id="user-3", options=pb.SlateOptions(k=1000, **options))
+        return list(running.stub.Recommend(request).slate.item_ids)
+
+    everything = ids()
+    left_out = everything[:3]
+    assert ids(excluded_item_ids=left_out) == everything[3:]
+    assert set(ids(domain="home")) == set(everything)
+    elsewhere = ids(domain="garden")
+    assert elsewhere
+    assert len(elsewhere) < len(everything)
+
+
+def test_a_batch_answers_each_user_as_a_single_request_does(running, worker):
+    at_ms = worker.processor.window.watermark_ms + 1
+    options = pb.SlateOptions(k=5, request_time_ms=at_ms)
+    users = ["user-1", "nobody", "user-1"]
+    batch = running.stub.RecommendBatch(pb.RecommendBatchRequest(user_ids=users, options=options))
+    assert [one.user_id for one in batch.user_slates] == users
+    for one in batch.user_slates:
+        single = running.stub.Recommend(pb.RecommendRequest(user_id=one.user_id, options=options))
+        assert single.slate == one.slate
+
+
+def test_scores_of_chosen_items_equal_those_of_the_slate(running, worker):
+    at_ms = worker.processor.window.watermark_ms + 1
+    options = pb.SlateOptions(k=20, request_time_ms=at_ms, list=pb.SLATE_LIST_NOVEL)
+    slate = running.stub.Recommend(pb.RecommendRequest(user_id="user-3", options=options)).slate
+    ids = list(reversed(slate.item_ids))
+    request = pb.ScoreItemsRequest(user_id="user-3", item_ids=ids, request_time_ms=at_ms, list=pb.SLATE_LIST_NOVEL)
+    scores = running.stub.ScoreItems(request).scores
+    assert list(scores) == pytest.approx(list(reversed(slate.scores)), abs=1e-5)
+
+
+def test_similar_items_are_those_of_shared_baskets(running):
+    slate = running.stub.SimilarItems(pb.SimilarItemsRequest(item_id="item-20", k=4)).slate
+    assert set(slate.item_ids) <= {f"item-{n}" for n in range(15, 26)}
+    assert "item-20" not in slate.item_ids
+    assert list(slate.scores) == sorted(slate.scores, reverse=True)
+
+
+def test_the_model_info_names_version_source_and_metrics(running, snapshot):
+    info = running.stub.GetModelInfo(pb.GetModelInfoRequest())
+    assert info.provenance.model_version == snapshot
+    assert [(one.name, one.value) for one in info.metrics] == [("ndcg@10", 0.2)]
+    assert (info.source_offsets[0].topic, info.source_offsets[0].partition) == ("interactions", 0)
+    assert info.items == 60
+    assert [one.model_version for one in info.available_versions] == [snapshot]
+    assert info.git_revision == "abc"
+
+
+@pytest.mark.parametrize(
+    ("call", "fields"),
+    [
+        (lambda stub: stub.GetUserState(pb.GetUserStateRequest(history_limit=-1)), {"user_id", "history_limit"}),
+        (
+            lambda stub: stub.Recommend(
+                pb.RecommendRequest(
+                    user_id="x" * 300,
+                    options=pb.SlateOptions(
+                        k=1001, list=9, request_time_ms=1_700_000_000_000_000, excluded_item_ids=[""]
+                    ),
+                )
+            ),
+            {"user_id", "options.k", "options.list", "options.request_time_ms", "options.excluded_item_ids[0]"},
+        ),
+        (lambda stub: stub.RecommendBatch(pb.RecommendBatchRequest()), {"user_ids"}),
+        (lambda stub: stub.ScoreItems(pb.ScoreItemsRequest(user_id="u")), {"item_ids"}),
+        (lambda stub: stub.SimilarItems(pb.SimilarItemsRequest(k=-3)), {"item_id", "k"}),
+        (
+            lambda stub: list(stub.WatchUserState(pb.WatchUserStateRequest(min_interval_ms=-1))),
+            {"user_id", "min_interval_ms"},
+        ),
+    ],
+)
+def test_invalid_arguments_name_every_field(running, call, fields):
+    with pytest.raises(grpc.RpcError) as caught:
+        call(running.stub)
+    assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    violations = detail(caught.value, error_details_pb2.BadRequest).field_violations
+    assert {one.field for one in violations} == fields
+    assert all("expected" in one.description for one in violations)
+
+
+def test_an_unknown_item_is_not_found_by_name(running):
+    for call in (
+        lambda: running.stub.SimilarItems(pb.SimilarItemsRequest(item_id="no-such")),
+        lambda: running.stub.ScoreItems(pb.ScoreItemsRequest(user_id="user-1", item_ids=["item-1", "no-such"])),
+    ):
+        with pytest.raises(grpc.RpcError) as caught:
+            call()
+        assert caught.value.code() == grpc.StatusCode.NOT_FOUND
+        assert detail(caught.value, error_details_pb2.ResourceInfo).resource_name == "no-such"
+
+
+def test_a_model_that_is_not_there_yet_is_unavailable_with_retry_info(running):
+    options = pb.SlateOptions(min_model_sequence=2)
+    with pytest.raises(grpc.RpcError) as caught:
+        running.stub.Recommend(pb.RecommendRequest(user_id="user-1", options=options))
+    assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
+    assert detail(caught.value, error_details_pb2.RetryInfo).retry_delay.ToMilliseconds() > 0
+
+
+def test_a_request_before_the_newest_event_is_answered_as_of_that_event(running, worker):
+    last_ms = worker.processor.user("user-3").last_update_ms
+    options = pb.SlateOptions(request_time_ms=last_ms - 10_000)
+    answer = running.stub.Recommend(pb.RecommendRequest(user_id="user-3", options=options))
+    assert answer.provenance.request_time_ms == last_ms
+
+
+def test_a_request_years_after_the_last_event_is_answered(running):
+    options = pb.SlateOptions(request_time_ms=2_200_000_000_000)
+    answer = running.stub.Recommend(pb.RecommendRequest(user_id="user-3", options=options))
+    assert answer.provenance.served_from == pb.SERVED_FROM_MODEL
+    assert all(math.isfinite(score) for score in answer.slate.scores)
+
+
+def test_a_profile_joins_from_its_valid_time_on(running, worker):
+    now_ms = worker.processor.window.watermark_ms
+    for version, valid_from_ms in ((1, now_ms - 10), (2, now_ms + 3_600_000)):
+        record = {
+            "user_id": "user-3",
+            "text": f"Text {version}",
+            "facets": {"interests": "lamps", "brands": "none"},
+            "source": "template",
+            "version": version,
+            "valid_from_ms": valid_from_ms,
+            "embedding": [[1.0, 0.0], [0.0, 1.0], [0.0, 0.0], [0.0, 0.0]],
+        }
+        assert running.server.profiles.put(b"user-3", orjson.dumps(record))
+
+    def ask(at_ms):
+        return running.stub.GetUserState(pb.GetUserStateRequest(user_id="user-3", request_time_ms=at_ms))
+
+    before, after = ask(now_ms), ask(now_ms + 3_600_000)
+    assert before.user_state.profile.text == "Text 1"
+    assert before.provenance.profile_version == 1
+    assert after.user_state.profile.text == "Text 2"
+    assert [(one.name, one.text) for one in after.user_state.profile.facets] == [
+        ("interests", "lamps"),
+        ("brands", "none"),
+    ]
+    assert after.user_state.profile.valid_from_ms == now_ms + 3_600_000
+
+
+def test_a_watcher_sees_a_change_that_the_writer_commits(running, worker):
+    stream = running.stub.WatchUserState(pb.WatchUserStateRequest(user_id="user-3", history_limit=1))
+    seen: queue.Queue = queue.Queue()
+
+    def read():
+        try:
+            for message in stream:
+                seen.put(message)
+        except grpc.RpcError:
+            pass
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    first = seen.get(timeout=5)
+    worker.apply([Event("user-4", "item-1", worker.processor.window.watermark_ms, "purchase")])
+    worker.apply([Event("user-3", "item-9", worker.processor.window.watermark_ms, "view")])
+    second = seen.get(timeout=5)
+    stream.cancel()
+    reader.join()
+    assert seen.empty()
+    assert second.user_state.counters.events == first.user_state.counters.events + 1
+    assert second.user_state.history.item_ids[0] == "item-9"
+    assert second.user_state.history.actions[0] == "view"

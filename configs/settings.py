@@ -246,6 +246,7 @@ class Serving(Section):
     max_in_flight: int = Field(64, ge=1, description="requests past this are shed with RESOURCE_EXHAUSTED")
     snapshots: Path = Field(
         Path(".driftline/snapshots"), description="directory of the snapshots that the trainer publishes"
+    reuse_port: bool = Field(False, description="let several serving processes share the port")
     )
     keep: int = Field(5, ge=1, description="snapshots kept for a rollback")
     poll_s: float = Field(0.5, gt=0, description="how often CURRENT is looked at")

@@ -118,7 +118,8 @@ class EventLog:
         codes, names = columns.action
         meanings = [action_of(name) for name in names]
         self.weight = np.array([m.weight for m in meanings], np.float32)[codes]
-        self.positive = np.array([m.positive for m in meanings], np.bool_)[codes]
+        least = np.array([-np.inf if m.positive_from is None else m.positive_from for m in meanings])[codes]
+        self.positive = np.array([m.positive for m in meanings], np.bool_)[codes] & ~(self.value < least)
         self.action_code = np.array([action_code(name) for name in names], np.uint32)[codes]
         group_codes, group_names = columns.group_id
         self.group_key = np.array([0] + [key64(name) for name in group_names], np.uint64)[group_codes + 1]

@@ -1,0 +1,97 @@
+"""Texts and profiles as a replay's engine arms read them: the same encoder, policy and validity as live.
+
+Profiles come from a file (the lines of `profiles.log`) where it has one for a request, else from the template; each is
+valid from its request's time plus `profiles.delay_ms`, so that no profile knows more than its user had done.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from graph.view import Profile
+from llm.client import TemplateClient
+from llm.encoder import TextEncoder
+from llm.generator import ProfileGenerator
+from llm.profile import Profile as Written
+from llm.profile import read_profiles
+from llm.request import CatalogueItem, read_request
+
+if TYPE_CHECKING:
+    from configs.settings import Settings
+    from graph.rows import Float32
+    from stream.evaluate.registry import Setup
+    from stream.events import Item
+
+
+def text_vectors(items: Mapping[str, Item], encoder: TextEncoder) -> dict[str, Float32]:
+    """Unit text vectors of the items that say something."""
+    texts = {item_id: item.description() for item_id, item in items.items()}
+    texts = {item_id: text for item_id, text in texts.items() if text}
+    vectors = encoder.encode(list(texts.values()))
+    return dict(zip(texts, vectors, strict=True))
+
+
+def catalogue_of(items: Mapping[str, Item]) -> dict[str, CatalogueItem]:
+    """The items as prompts name them."""
+    return {i: CatalogueItem(item.title or item.text, item.categories, item.brand) for i, item in items.items()}
+
+
+class ReplayProfiles:
+    """Profiles by user and time: those of a file, the template's where the file has none."""
+
+    def __init__(
+        self, settings: Settings, items: Mapping[str, Item], encoder: TextEncoder, written: Sequence[Written]
+    ) -> None:
+        self._settings = settings.profiles
+        self._catalogue = catalogue_of(items)
+        self._template = ProfileGenerator(TemplateClient(), settings.profiles, encoder)
+        self._from_file = {(profile.user_id, profile.version): profile for profile in written}
+        self._valid: dict[str, tuple[list[int], list[Profile]]] = {}
+
+    def at(self, user_id: str, now_ms: int) -> Profile | None:
+        """The newest profile that is valid at `now_ms`."""
+        times, profiles = self._valid.get(user_id, ([], []))
+        newest = bisect_right(times, now_ms)
+        return profiles[newest - 1] if newest else None
+
+    def request(self, record: bytes) -> None:
+        """Answers a profile request at once; its profile is valid later."""
+        request = read_request(record, self._catalogue, self._settings)
+        written = self._from_file.get((request.user_id, request.version))
+        if written is None or written.as_of_ms > request.as_of_ms:
+            written = self._template.generate([request])[0]
+        if written.vectors is None:
+            return
+        valid_from_ms = request.as_of_ms + self._settings.delay_ms
+        times, profiles = self._valid.setdefault(request.user_id, ([], []))
+        profile = Profile(np.ascontiguousarray(written.vectors), valid_from_ms, written.version, written.source)
+        at = bisect_right(times, valid_from_ms)
+        times.insert(at, valid_from_ms)
+        profiles.insert(at, profile)
+
+
+def replay_texts(setup: Setup) -> dict[str, Float32]:
+    """Text vectors of the items file; made once for all passes of a replay."""
+    if "texts" not in setup.shared:
+        setup.shared["texts"] = text_vectors(setup.items, _encoder(setup)) if setup.items else {}
+    texts: dict[str, Float32] = setup.shared["texts"]
+    return texts
+
+
+def replay_profiles(setup: Setup) -> ReplayProfiles | None:
+    """Profiles of a replay; None without an items file, since a profile speaks of titles."""
+    if not setup.items:
+        return None
+    written = read_profiles(setup.profiles, _encoder(setup)) if setup.profiles else []
+    return ReplayProfiles(setup.settings, setup.items, _encoder(setup), written)
+
+
+def _encoder(setup: Setup) -> TextEncoder:
+    if "encoder" not in setup.shared:
+        setup.shared["encoder"] = TextEncoder(setup.settings.encoder)
+    encoder: TextEncoder = setup.shared["encoder"]
+    return encoder

@@ -1,0 +1,285 @@
+"""Replay: a historical log through arms, strictly predict-then-learn, to `metrics.json` and `report.html`.
+
+    read -> cut into groups -> one pass for all arms that share work (a seed each) -> leak audit -> summary -> report
+
+Every arm's rows of metrics are kept in OUT/arms, so `resume` computes only what is missing. The state hash comes from
+a Processor that read the whole log in order: the same object that a worker drives.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+
+from configs.load import config_sha256
+from configs.settings import Settings
+from stream.evaluate.audit import AuditResult, audit
+from stream.evaluate.goals import worth_function
+from stream.evaluate.log import Columns, EventLog
+from stream.evaluate.protocol import run
+from stream.evaluate.registry import SIMPLE, Family, Setup, build_arm, default_arms
+from stream.evaluate.report import write_report
+from stream.evaluate.results import Saved, arm_path, load, save
+from stream.evaluate.summary import arm_summary, compare, drift, freshness, incremental_claim, intervals_of, table
+from stream.events import Item
+from stream.files import read_columns, read_items
+from stream.processor import Processor, Record
+from stream.store import MemoryStore, state_sha256
+
+PROTOCOL_VERSION = 1
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What `driftline replay` was asked for.
+
+    Attributes:
+        events, items: files in the event and item schema.
+        out: folder for the report; created.
+        arms: names, empty = the default ones.
+        split: share of the positive rows that only warm up.
+        candidates: "seen", or "items" = all items whose valid_from_ms is not later.
+        seeds: one run each for arms in which something is random.
+        limit: first rows of the file to read.
+        resume: take over results that lie in `out` for the same data, protocol and configuration.
+        hold_out_items: share of items whose rows before the split are taken out, reported as `held_out_items`.
+        profiles: file of profiles, valid from their time plus a fixed delay; None = the template.
+        audit_rows: rows of the leak audit's short log; 0 = no audit.
+    """
+
+    events: Path
+    out: Path
+    items: Path | None = None
+    arms: Sequence[str] = ()
+    split: float = 0.85
+    candidates: str = "seen"
+    seeds: Sequence[int] = (0,)
+    limit: int | None = None
+    resume: bool = False
+    hold_out_items: float = 0.0
+    profiles: Path | None = None
+    audit_rows: int = 20_000
+
+
+@dataclass(frozen=True, slots=True)
+class _Input:
+    columns: Columns
+    log: EventLog
+    items: Mapping[str, Item]
+    split_ms: int
+    sha256: str
+
+
+def replay(options: Options, settings: Settings, progress: Progress | None = None) -> dict[str, Any]:
+    """Run the arms and write the report.
+
+    Args:
+        options: what to run.
+        settings: the whole configuration.
+        progress: called with (what, done, total).
+
+    Returns:
+        The content of metrics.json.
+
+    Raises:
+        InputError: a file, an arm's name or the split is wrong.
+    """
+    started = time.perf_counter()
+    say = progress or (lambda what, done, total: None)
+    names = list(options.arms) or default_arms()
+    data = _read(options, settings)
+    random = _families(names, data, options, settings)
+    runs: dict[str, dict[int, Saved]] = {name: {} for name in names}
+    for seed in options.seeds:
+        due = [name for name in names if seed == options.seeds[0] or random[name]]
+        for name, saved in _run_seed(due, seed, data, options, settings, say).items():
+            runs[name][seed] = saved
+    state = next((saved.state_sha256 for seeds in runs.values() for saved in seeds.values() if saved.state_sha256), "")
+    state = state or _drive_state(data.log, settings, say)
+    checked = _audit(names, data, options, settings, say)
+    metrics = _summary(runs, data, options, settings, checked)
+    metrics["seconds"] = round(time.perf_counter() - started, 3)
+    metrics["state_sha256"] = state
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / "metrics.json").write_bytes(orjson.dumps(metrics, option=orjson.OPT_INDENT_2))
+    write_report(options.out / "report.html", metrics)
+    return metrics
+
+
+def _read(options: Options, settings: Settings) -> _Input:
+    columns = read_columns(options.events, options.limit)
+    items = read_items(options.items) if options.items else {}
+    log = EventLog(columns, settings.action)
+    split_ms = log.split_ms(options.split)
+    held_out: set[str] = set()
+    if options.hold_out_items:
+        rng = np.random.default_rng(options.seeds[0])
+        chosen = rng.permutation(len(log.item_ids))[: round(options.hold_out_items * len(log.item_ids))]
+        held_out = {log.item_ids[i] for i in chosen}
+        columns = columns.take(np.flatnonzero(~(np.isin(log.item, chosen) & (log.t_ms < split_ms))))
+    valid_from = dict.fromkeys(sorted(held_out), split_ms)
+    if options.candidates == "items":
+        valid_from |= {
+            name: item.valid_from_ms
+            for name, item in items.items()
+            if item.valid_from_ms is not None and name not in held_out
+        }
+    log = EventLog(columns, settings.action, valid_from or None, held_out)
+    sha = hashlib.sha256(options.events.read_bytes())
+    return _Input(columns, log, items, split_ms, sha.hexdigest())
+
+
+def _families(names: Sequence[str], data: _Input, options: Options, settings: Settings) -> dict[str, bool]:
+    """Whether each arm is random; a name that no family knows is an error before anything runs."""
+    found: dict[str, Family] = {}
+    for name in names:
+        if name in SIMPLE.names:
+            found[name] = SIMPLE
+        else:
+            found[name] = build_arm(name, Setup(data.log, settings, 0, data.items, options.profiles))[1]
+    return {name: family.random for name, family in found.items()}
+
+
+def _run_seed(
+    names: Sequence[str], seed: int, data: _Input, options: Options, settings: Settings, say: Progress
+) -> dict[str, Saved]:
+    """One pass over the log for the arms that are not on disk yet."""
+    key = _key(data, options, settings)
+    paths = {name: arm_path(options.out / "arms", name, seed, key) for name in names}
+    missing = [name for name in names if not (options.resume and paths[name].is_file())]
+    if missing:
+        setup = Setup(data.log, settings, seed, data.items, options.profiles)
+        arms = [build_arm(name, setup)[0] for name in missing]
+        result = run(
+            data.log,
+            arms,
+            data.split_ms,
+            lambda done, total: say(f"seed {seed}: {len(missing)} arms", done, total),
+            worth_function(settings.goals, data.log),
+        )
+        state = setup.shared.get("state_sha256")
+        for name in missing:
+            save(paths[name], name, result, state() if state is not None else "")
+    return {name: load(paths[name]) for name in names}
+
+
+def _key(data: _Input, options: Options, settings: Settings) -> str:
+    """Hash of everything but seed and arm that a result depends on."""
+    parts = [
+        PROTOCOL_VERSION,
+        data.sha256,
+        data.split_ms,
+        options.candidates,
+        options.limit,
+        options.hold_out_items,
+        config_sha256(settings),
+        None if options.profiles is None else hashlib.sha256(options.profiles.read_bytes()).hexdigest(),
+    ]
+    return hashlib.sha256(orjson.dumps(parts)).hexdigest()
+
+
+def _drive_state(log: EventLog, settings: Settings, say: Progress) -> str:
+    """Hash of the state after the whole log went through a Processor."""
+    store = MemoryStore()
+    processor = Processor(settings, store)
+    step = settings.state.epoch_events
+    for start in range(0, len(log), step):
+        rows = range(start, min(start + step, len(log)))
+        processor.commit(processor.apply([Record(row, log.event(row)) for row in rows]))
+        say("state", rows.stop, len(log))
+    return state_sha256([store])
+
+
+def _audit(
+    names: Sequence[str], data: _Input, options: Options, settings: Settings, say: Progress
+) -> AuditResult | None:
+    if options.audit_rows == 0:
+        return None
+
+    def arms_of(log: EventLog) -> list[Any]:
+        setup = Setup(log, settings, options.seeds[0], data.items, options.profiles)
+        return [build_arm(name, setup)[0] for name in names]
+
+    return audit(
+        data.columns,
+        settings.action,
+        arms_of,
+        options.audit_rows,
+        seed=options.seeds[0],
+        progress=lambda done, total: say("leak audit", done, total),
+    )
+
+
+def _summary(
+    runs: Mapping[str, Mapping[int, Saved]],
+    data: _Input,
+    options: Options,
+    settings: Settings,
+    checked: AuditResult | None,
+) -> dict[str, Any]:
+    log, seed = data.log, options.seeds[0]
+    joined = table(runs, seed)
+    cis = intervals_of(joined)
+    per_seed: dict[str, Any] = {}
+    if len(options.seeds) > 1:
+        for one in options.seeds:
+            single = table({name: {one: of.get(one, of[seed])} for name, of in runs.items()}, seed)
+            arms = {name: arm_summary(single, name, data.split_ms, {}) for name in runs}
+            per_seed[str(one)] = arms
+    comparisons = []
+    for comparison in compare(joined, SIMPLE.names):
+        entry = dataclasses.asdict(comparison)
+        comparisons.append({name: _rounded(value) for name, value in entry.items()})
+    passes = {(saved.seconds, saved.events) for of in runs.values() for saved in of.values()}
+    metrics: dict[str, Any] = {
+        "data": {
+            "events": len(log),
+            "users": len(log.user_ids),
+            "items": len(log.item_ids),
+            "sha256": data.sha256,
+            "first_ms": int(log.t_ms[0]),
+            "last_ms": int(log.t_ms[-1]),
+        },
+        "protocol": {
+            "split": options.split,
+            "split_ms": data.split_ms,
+            "group": True,
+            "candidates": options.candidates,
+            "groups": len(joined.facts.number),
+            "seed": seed,
+            "seeds": list(options.seeds),
+            "profiles": "template" if options.profiles is None else options.profiles.name,
+            "config_sha256": config_sha256(settings),
+        },
+        "arms": {name: arm_summary(joined, name, data.split_ms, cis[name]) for name in runs},
+        "comparisons": comparisons,
+        "seeds": per_seed,
+        "freshness": freshness(joined),
+        "drift": drift(log, data.split_ms),
+        "leak_audit": {
+            "permutation": "not run" if checked is None else checked.permutation,
+            "future_deletion": "not run" if checked is None else checked.future_deletion,
+        },
+        "events_per_second": round(sum(n for _, n in passes) / max(1e-9, sum(s for s, _ in passes)), 1),
+    }
+    claim = incremental_claim(joined)
+    if claim is not None:
+        metrics["incremental_learning"] = claim
+    return metrics
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return round(value, 6)
+    if isinstance(value, tuple):
+        return [_rounded(part) for part in value]
+    return value

@@ -1,0 +1,164 @@
+"""The worker's dataflow: one Faust application.
+
+    [interactions] --> apply_interactions --1 commit--> state of the partition (RocksDB)
+                              |--2 send--> [interactions.dlq]      what is not an event
+                              |--2 send--> [profile-requests]      users whose profile is due
+                              '--2 send--> [interactions.by-item] --> apply_items --> item rows (several partitions)
+    [graph-versions] --> adopt_graph: a newer trained version, from the next epoch on
+
+Reads `interactions`, `interactions.by-item`, `graph-versions`; writes `interactions.dlq`, `profile-requests`,
+`interactions.by-item`, `graph-versions`.
+
+Why replay is safe: an epoch's rows, next offset and outgoing records are one atomic commit (1); what goes out is sent
+after it and sent again after a crash (2); Faust's own offset (3) is never used to decide where reading goes on.
+Faust loses events when an agent raises, so no agent ever raises: an unexpected error ends the process, and
+`stream/worker.py` starts it again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Iterable, Sequence
+from typing import Any
+
+import faust
+from faust.types import TP
+
+from configs.settings import Settings
+from stream.consumer import BUFFERED_BLOCKS, Block, BlockTransport
+from stream.exits import end_process
+from stream.metrics import WorkerMetrics
+from stream.partitions import Bounds, Partitions, check_position
+from stream.processor import Outgoing, Record
+from stream.versions import GraphVersions
+
+INTERACTIONS = "interactions"
+BY_ITEM = "interactions.by-item"
+
+
+class WorkerApp(faust.App):  # type: ignore[misc]
+    """A Faust application over the partitions that it owns."""
+
+    def __init__(self, settings: Settings, bootstrap: str, partitions: int) -> None:
+        broker = settings.broker
+        self.settings, self.prefix, self.metrics = settings, broker.prefix, WorkerMetrics()
+        self.versions = GraphVersions(settings, bootstrap, self.send_all)
+        self.open = Partitions(settings, partitions, self.send_all, self.versions.load)
+        super().__init__(
+            f"{broker.prefix}worker",
+            broker=[f"kafka://{address}" for address in bootstrap.split(",")],
+            broker_session_timeout=broker.session_timeout_s,
+            broker_heartbeat_interval=broker.heartbeat_s,
+            consumer_auto_offset_reset="earliest",
+            producer_acks=-1,
+            key_serializer="raw",
+            value_serializer="raw",
+            store="memory://",
+            datadir=str(settings.state.root / "faust"),
+            web_enabled=False,
+            topic_allow_declare=False,
+            topic_disable_leader=True,
+            stream_wait_empty=False,
+            broker_max_poll_records=settings.state.epoch_events,
+            stream_buffer_maxsize=BUFFERED_BLOCKS,
+        )
+
+    def _new_transport(self) -> BlockTransport:
+        return BlockTransport(self.conf.broker_consumer, self)
+
+    def raw_topic(self, name: str) -> Any:
+        """A topic of bytes, by its name without prefix."""
+        return self.topic(self.prefix + name, key_type=bytes, value_type=bytes, allow_empty=True)
+
+    async def send_all(self, outgoing: Sequence[Outgoing]) -> None:
+        """Sends records; returns when all are acknowledged."""
+        sending = [
+            await self.producer.send(self.prefix + out.topic, out.key, out.value, None, None, list(out.headers))
+            for out in outgoing
+        ]
+        await asyncio.gather(*sending)
+
+    # -- partitions come and go --------------------------------------------------------------------------------
+
+    async def take_over(self, assigned: set[TP]) -> None:
+        """Opens the partitions that Kafka assigned."""
+        for tp in sorted(assigned):
+            await (self.open.open_items if tp.topic == self.prefix + BY_ITEM else self.open.open_users)(tp.partition)
+        self.metrics.partitions.set(len(self.open.users))
+
+    def give_up(self, revoked: Iterable[TP]) -> None:
+        """Closes the partitions that Kafka took away."""
+        by_item = {tp for tp in revoked if tp.topic == self.prefix + BY_ITEM}
+        self.open.close([tp.partition for tp in set(revoked) - by_item], [tp.partition for tp in by_item])
+
+    async def store_positions(self, assigned: set[TP]) -> dict[TP, int]:
+        """Where reading goes on, checked against what the broker has."""
+        positions = {}
+        first, end = await self.consumer.earliest_offsets(*assigned), await self.consumer.highwaters(*assigned)
+        for tp in assigned:
+            owners: Any = self.open.items if tp.topic == self.prefix + BY_ITEM else self.open.users
+            next_offset = owners[tp.partition].next_offset
+            check_position(tp.topic, tp.partition, next_offset, Bounds(first[tp], end[tp]))
+            positions[tp] = max(next_offset, first[tp])
+        return positions
+
+    # -- epochs ------------------------------------------------------------------------------------------------
+
+    async def apply(self, block: Block) -> None:
+        """One epoch of a partition of `interactions`."""
+        processor = self.open.users.get(block.partition)
+        if processor is None:
+            return  # taken away while the block waited
+        with self.metrics.epoch(processor, block.end):
+            changes = processor.apply([Record(r.offset, r.value or b"", r.key, r.timestamp) for r in block.records])
+            processor.commit(changes)  # 1
+        await self.send_all(changes.outgoing)  # 2
+        self.metrics.count(changes)
+        if self.versions.due(processor):
+            await self.versions.adopt(processor)
+
+    async def apply_by_item(self, block: Block) -> None:
+        """One epoch of a partition of `interactions.by-item`."""
+        owner = self.open.items.get(block.partition)
+        if owner is not None:
+            owner.store.commit(owner.apply([(r.offset, r.value, dict(r.headers)) for r in block.records]))
+
+
+def create_app(settings: Settings, bootstrap: str, partitions: int) -> WorkerApp:
+    """The application with its agents; `partitions` is the number that `interactions` has."""
+    app = WorkerApp(settings, bootstrap, partitions)
+
+    @app.agent(app.raw_topic(INTERACTIONS))  # type: ignore[untyped-decorator]
+    async def apply_interactions(stream: Any) -> None:
+        async for event in stream.noack().events():
+            await _or_end(app.apply(event.message))
+            event.ack()  # 3
+
+    if partitions > 1:
+
+        @app.agent(app.raw_topic(BY_ITEM))  # type: ignore[untyped-decorator]
+        async def apply_items(stream: Any) -> None:
+            async for event in stream.noack().events():
+                await _or_end(app.apply_by_item(event.message))
+                event.ack()
+
+    @app.task  # type: ignore[untyped-decorator]
+    async def adopt_graph() -> None:
+        await _or_end(app.versions.follow())
+
+    @app.on_partitions_assigned.connect  # type: ignore[untyped-decorator]
+    async def on_assigned(_: Any, assigned: set[TP], **kwargs: Any) -> None:
+        await _or_end(app.take_over(assigned))
+
+    @app.on_partitions_revoked.connect  # type: ignore[untyped-decorator]
+    async def on_revoked(_: Any, revoked: set[TP], **kwargs: Any) -> None:
+        app.give_up(revoked)
+
+    return app
+
+
+async def _or_end(work: Awaitable[None]) -> None:
+    try:
+        await work
+    except Exception as error:  # noqa: BLE001 - whatever it is, the stream must not go on past it
+        end_process(error)

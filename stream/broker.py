@@ -1,0 +1,247 @@
+"""The broker: yours when `broker.bootstrap` names one, else an embedded one that driftline starts and stops.
+
+The embedded broker is the `noida-db` binary from PyPI: it speaks Kafka on one port and keeps its data on disk. All
+driftline processes of one directory share it. Who shares it is held in file locks, which the kernel drops when a
+process dies, so that kill -9 leaves nothing to clean up:
+
+    start.lock   exclusive while somebody starts or stops the broker
+    users.lock   shared by every process that uses it; who gets it exclusively is the last one and stops the broker
+    broker.json  process id, its start time and port of the running broker
+
+It rewrites its whole data file on change: right for demos and tests up to about a million events, not for production.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+import psutil
+from kafka.admin import KafkaAdminClient
+from kafka.errors import KafkaError
+
+from configs.errors import BrokerError
+from configs.settings import Broker
+
+HOST = "127.0.0.1"
+STOP_S = 10.0
+START_S = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A running embedded broker.
+
+    Attributes:
+        pid: its process.
+        created: start time of that process, so that a reused process id is not taken for it.
+        port: where it listens.
+    """
+
+    pid: int
+    created: float
+    port: int
+
+    def process(self) -> psutil.Process | None:
+        """The process, None when it is gone."""
+        with suppress(psutil.NoSuchProcess):
+            process = psutil.Process(self.pid)
+            if abs(process.create_time() - self.created) < 1.0 and process.status() != psutil.STATUS_ZOMBIE:
+                return process
+        return None
+
+
+class EmbeddedBroker:
+    """One user's share in the embedded broker of a directory: a context manager that gives the bootstrap address.
+
+    Args:
+        settings: port and directory.
+        keep: leave the broker running when the last user goes.
+
+    Raises:
+        BrokerError: the port is taken, the binary is missing or the broker does not come up.
+    """
+
+    def __init__(self, settings: Broker, keep: bool = False) -> None:
+        self.directory, self.port, self.keep = settings.embedded_dir.absolute(), settings.embedded_port, keep
+        self._users: IO[str] | None = None
+
+    def __enter__(self) -> str:
+        self.directory.mkdir(parents=True, exist_ok=True)
+        with self._exclusive():
+            self._users = (self.directory / "users.lock").open("a")
+            fcntl.flock(self._users, fcntl.LOCK_SH)
+            try:
+                running = self.running() or self._start()
+            except BaseException:
+                self._users.close()
+                raise
+        if running.port != self.port:
+            self.__exit__(None, None, None)
+            raise BrokerError(
+                f"the embedded broker of {self.directory} listens on port {running.port}, broker.embedded_port is "
+                f"{self.port}; set it to {running.port} or stop the processes that use that broker"
+            )
+        return f"{HOST}:{running.port}"
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._users is None:
+            return
+        with self._exclusive():
+            fcntl.flock(self._users, fcntl.LOCK_UN)
+            last = _try_lock(self._users)
+            if last and not self.keep:
+                self.stop()
+            self._users.close()
+            self._users = None
+
+    def running(self) -> Running | None:
+        """The running broker of this directory, None when there is none."""
+        with suppress(OSError, ValueError, TypeError):
+            running = Running(**json.loads((self.directory / "broker.json").read_text()))
+            if running.process() is not None:
+                return running
+        return None
+
+    def stop(self) -> None:
+        """Stops the running broker, whoever uses it; its data stays."""
+        running = self.running()
+        process = running.process() if running else None
+        if process is not None:
+            with suppress(psutil.NoSuchProcess):
+                process.terminate()
+                _wait_or_kill(process)
+        (self.directory / "broker.json").unlink(missing_ok=True)
+
+    def _start(self) -> Running:
+        binary = Path(str(files("noida_db").joinpath("noida-db")))
+        if not binary.is_file():
+            raise BrokerError(
+                f"the embedded broker is missing: no file {binary}; install noida-db or set broker.bootstrap"
+            )
+        if _listens(self.port):
+            raise BrokerError(
+                f"port {self.port} is taken, so the embedded broker can't start; set broker.embedded_port to a free "
+                f"port, or broker.bootstrap to {HOST}:{self.port} if a Kafka broker listens there"
+            )
+        binary.chmod(0o755)
+        command = [str(binary), "start", "--only", "kafka", "--kafka-port", str(self.port), "--host", HOST]
+        with (self.directory / "broker.log").open("ab") as log:
+            child = subprocess.Popen(
+                [*command, "--data-dir", str(self.directory / "data")],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        running = Running(child.pid, psutil.Process(child.pid).create_time(), self.port)
+        (self.directory / "broker.json").write_text(json.dumps({n: getattr(running, n) for n in Running.__slots__}))
+        deadline = time.monotonic() + START_S
+        while not _listens(self.port):
+            if child.poll() is not None or time.monotonic() > deadline:
+                raise BrokerError(f"the embedded broker did not start on port {self.port}: {self._last_words(child)}")
+            time.sleep(0.02)
+        return running
+
+    def _last_words(self, child: subprocess.Popen[bytes]) -> str:
+        if child.poll() is None:
+            child.kill()
+            return f"nothing listens after {START_S:g} s; see {self.directory / 'broker.log'}"
+        lines = (self.directory / "broker.log").read_text(errors="replace").splitlines()
+        return next((line for line in reversed(lines) if line.startswith("error")), f"exit code {child.returncode}")
+
+    @contextmanager
+    def _exclusive(self) -> Iterator[None]:
+        with (self.directory / "start.lock").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+
+@contextmanager
+def broker(settings: Broker, keep: bool = False) -> Iterator[str]:
+    """The bootstrap address of a broker that answers; starts the embedded one when none is configured.
+
+    Raises:
+        BrokerError: it can't be started or reached.
+    """
+    if settings.bootstrap:
+        check_reachable(settings, settings.bootstrap)
+        yield settings.bootstrap
+        return
+    with EmbeddedBroker(settings, keep) as bootstrap:
+        check_reachable(settings, bootstrap)
+        yield bootstrap
+
+
+def check_reachable(settings: Broker, bootstrap: str) -> None:
+    """Returns when a broker answers.
+
+    Raises:
+        BrokerError: the address is malformed or nothing answers within `connect_timeout_s`.
+    """
+    with admin(settings, bootstrap):
+        pass
+
+
+@contextmanager
+def admin(settings: Broker, bootstrap: str) -> Iterator[Any]:
+    """A kafka-python admin client.
+
+    Raises:
+        BrokerError: as `check_reachable`.
+    """
+    for address in bootstrap.split(","):
+        host, _, port = address.strip().rpartition(":")
+        if not host or not port.isdigit() or not 0 < int(port) < 65536:
+            raise BrokerError(f"broker.bootstrap is {bootstrap!r}; expected host:port[,host:port]")
+    try:
+        timeout_ms = int(settings.connect_timeout_s * 1000)
+        client = KafkaAdminClient(bootstrap_servers=bootstrap.split(","), bootstrap_timeout_ms=timeout_ms)
+    except (KafkaError, OSError) as error:
+        raise BrokerError(
+            f"no Kafka broker answers at {bootstrap} within {settings.connect_timeout_s:g} s "
+            f"({type(error).__name__}); start it, or correct broker.bootstrap, or leave that empty for the embedded one"
+        ) from None
+    try:
+        yield client
+    finally:
+        client.close()
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.settimeout(0.5)
+        return probe.connect_ex((HOST, port)) == 0
+
+
+def _try_lock(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _wait_or_kill(process: psutil.Process) -> None:
+    """Waits for a process that may be a child of ours or not."""
+    deadline = time.monotonic() + STOP_S
+    while time.monotonic() < deadline:
+        with suppress(ChildProcessError):
+            os.waitpid(process.pid, os.WNOHANG)
+        if not process.is_running() or process.status() == psutil.STATUS_ZOMBIE:
+            return
+        time.sleep(0.02)
+    process.kill()

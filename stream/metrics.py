@@ -1,0 +1,65 @@
+"""Prometheus counters of the processes that read Kafka."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+
+from configs.errors import ConfigError
+from stream.processor import Changes, Processor
+
+COUNTS = ("applied", "duplicates", "dead", "late", "too_late", "unknown_actions")
+EPOCH_BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+
+
+class WorkerMetrics:
+    """What a worker counts."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.events = Counter("driftline_events", "Events by outcome", ["outcome"], registry=self.registry)
+        self.partitions = Gauge("driftline_partitions", "Partitions owned", registry=self.registry)
+        self.offset = Gauge("driftline_next_offset", "Next offset by partition", ["partition"], registry=self.registry)
+        self.watermark = Gauge(
+            "driftline_watermark_ms", "Event time reached, unix ms", ["partition"], registry=self.registry
+        )
+        self.lag = Gauge("driftline_lag", "Records not yet applied", ["partition"], registry=self.registry)
+        self.epochs = Histogram(
+            "driftline_epoch_seconds", "Apply and commit of one epoch", buckets=EPOCH_BUCKETS_S, registry=self.registry
+        )
+        self.totals = dict.fromkeys(COUNTS, 0)
+
+    @contextmanager
+    def epoch(self, processor: Processor, end: int) -> Iterator[None]:
+        """Times an epoch; then notes where the partition stands against the `end` of its topic."""
+        start = time.perf_counter()
+        yield
+        self.epochs.observe(time.perf_counter() - start)
+        self.offset.labels(processor.partition).set(processor.next_offset)
+        self.lag.labels(processor.partition).set(max(0, end - processor.next_offset))
+        self.watermark.labels(processor.partition).set(processor.window.watermark_ms)
+
+    def count(self, changes: Changes) -> None:
+        """Adds what an epoch did."""
+        for name in COUNTS:
+            n = getattr(changes, name)
+            self.totals[name] += n
+            if n:
+                self.events.labels(name).inc(n)
+
+
+def serve_metrics(registry: CollectorRegistry, port: int, setting: str) -> None:
+    """Opens `/metrics` on a port; 0 = not at all.
+
+    Raises:
+        ConfigError: the port is taken.
+    """
+    if port == 0:
+        return
+    try:
+        start_http_server(port, registry=registry)
+    except OSError as error:
+        raise ConfigError(f"{setting} is {port}, which can't be opened: {error}; set a free port or 0") from None

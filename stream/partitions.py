@@ -1,0 +1,139 @@
+"""The partitions that a worker owns now: their stores, their processors, and where reading them goes on.
+
+A partition is opened when Kafka assigns it and closed when Kafka takes it away. Its offset lies in its store; the
+group's offset in Kafka is only a hint for people. Directories under `state.root`:
+
+    partition-P   user rows of partition P of `interactions` (with one partition also the item rows)
+    items-P       item rows of partition P of `interactions.by-item` (several partitions only)
+    layout.json   number of partitions: ids hash to partitions, so the number is for life
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from configs.errors import StateError
+from configs.settings import Settings
+from graph.memory import GraphMemory
+from stream.items import ItemProcessor
+from stream.processor import Outgoing, Processor
+from stream.store import RocksStore, partition_path
+
+Send = Callable[[Sequence[Outgoing]], Awaitable[None]]
+"""Sends records and returns when the broker has acknowledged all of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What the broker still has of a partition: offsets from `first` to `end` - 1."""
+
+    first: int
+    end: int
+
+
+class Partitions:
+    """Open partitions of one worker.
+
+    Args:
+        count: partitions of `interactions`.
+        send: for what an earlier life of the partition committed but did not send.
+        model_of: the graph version that a store says it adopted; None for the seeded version.
+    """
+
+    def __init__(
+        self, settings: Settings, count: int, send: Send, model_of: Callable[[str], GraphMemory | None]
+    ) -> None:
+        self.settings, self.count = settings, count
+        self.users: dict[int, Processor] = {}
+        self.items: dict[int, ItemProcessor] = {}
+        self._send, self._model_of = send, model_of
+        check_layout(settings.state.root, count)
+
+    async def open_users(self, partition: int) -> None:
+        """Opens a partition of `interactions` and sends what its last owner left unsent.
+
+        Raises:
+            LockedError: another process holds it.
+            StateError: its directory can't be opened.
+        """
+        if partition in self.users:
+            return
+        store = await self._store(partition_path(self.settings.state.root, partition))
+        processor = Processor(
+            self.settings, store, partition=partition, partitions=self.count, model=self._adopted(store)
+        )
+        await self._send(processor.unsent)
+        self.users[partition] = processor
+
+    async def open_items(self, partition: int) -> None:
+        """Opens a partition of `interactions.by-item`. Raises as `open_users` does."""
+        if partition in self.items:
+            return
+        store = await self._store(self.settings.state.root / f"items-{partition}")
+        self.items[partition] = ItemProcessor(self.settings, store, partition, self._adopted(store))
+
+    def close(self, users: Sequence[int], items: Sequence[int]) -> None:
+        """Closes partitions that belong to somebody else now."""
+        for user_partition in users:
+            if (processor := self.users.pop(user_partition, None)) is not None:
+                processor.store.close()
+        for item_partition in items:
+            if (item_processor := self.items.pop(item_partition, None)) is not None:
+                item_processor.store.close()
+
+    def close_all(self) -> None:
+        """Closes everything."""
+        self.close(list(self.users), list(self.items))
+
+    async def _store(self, path: Path) -> RocksStore:
+        state = self.settings.state
+        return await asyncio.to_thread(RocksStore, path, state.sync, state.lock_wait_s)
+
+    def _adopted(self, store: RocksStore) -> GraphMemory | None:
+        (value,) = store.get([b"m:graph"])
+        return self._model_of(json.loads(value)["sha256"]) if value else None
+
+
+def check_position(name: str, partition: int, next_offset: int, bounds: Bounds) -> None:
+    """Returns when the broker still has every record from `next_offset` on.
+
+    Raises:
+        StateError: the topic is another one than the state was made from, or old records are gone.
+    """
+    where = f"partition {partition} of {name}"
+    if next_offset > bounds.end:
+        raise StateError(
+            f"the state of {where} is at offset {next_offset}, but the topic ends at {bounds.end}: it was made from "
+            "another topic or the topic was made anew. Move the state directory away to rebuild it from this topic."
+        )
+    if next_offset < bounds.first and next_offset > 0:
+        raise StateError(
+            f"the state of {where} is at offset {next_offset}, but the topic begins at {bounds.first}: "
+            f"{bounds.first - next_offset} records were deleted before they were applied. Restore the topic, or move "
+            "the state directory away to start from what is left."
+        )
+
+
+def check_layout(root: Path, partitions: int) -> None:
+    """Records the number of partitions of a new state root, and holds an old one to it.
+
+    Raises:
+        StateError: the state was made with another number, or the directory can't be written.
+    """
+    path = root / "layout.json"
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            path.write_text(json.dumps({"partitions": partitions}) + "\n")
+        made_with = json.loads(path.read_text())["partitions"]
+    except (OSError, ValueError, KeyError) as error:
+        raise StateError(f"state.root {root} can't be used: {error!r}; expected a directory to write to") from None
+    if made_with != partitions:
+        raise StateError(
+            f"the state in {root} was made from {made_with} partitions, the topic has {partitions}; ids would move "
+            "between partitions. Use another state.root, or a topic with the old number."
+        )

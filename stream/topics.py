@@ -1,0 +1,111 @@
+"""The topics of driftline: what they hold, how they are keyed and what becomes of old records.
+
+    interactions          user_id   delete    events, as producers sent them
+    interactions.by-item  item_id   delete    applied events for the item rows (several partitions only)
+    interactions.dlq      as it was delete    records that are not events, with reason headers
+    items                 item_id   compact   the catalogue
+    profile-requests      user_id   compact   users whose profile is due, with what the model is to see
+    profiles              user_id   compact   the current profile of a user
+    profiles.log          user_id   delete    every profile ever written, for replay as of a time
+    graph-versions        sha256    delete    trained graph versions and where each was adopted
+    snapshots             name      compact   announcements of published snapshots
+    users.changelog       user_id   compact   user rows for serving replicas on other hosts
+
+Every name gets `broker.prefix`. Records carry the broker's time, never the event's: a broker deletes by the record's
+time, and a log of 2010 would be gone within the minute.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from kafka.admin import NewTopic
+from kafka.errors import KafkaError, TopicAlreadyExistsError
+
+from configs.errors import BrokerError
+from configs.settings import Broker
+from stream.broker import admin
+
+MS_PER_DAY = 86_400_000
+
+
+@dataclass(frozen=True, slots=True)
+class Topic:
+    """One topic.
+
+    Attributes:
+        compact: keep the last record of each key; else keep by time.
+        single: always one partition, whatever `broker.partitions` says.
+    """
+
+    name: str
+    compact: bool = False
+    single: bool = False
+
+
+TOPICS = (
+    Topic("interactions"),
+    Topic("interactions.by-item"),
+    Topic("interactions.dlq", single=True),
+    Topic("items", compact=True),
+    Topic("profile-requests", compact=True),
+    Topic("profiles", compact=True),
+    Topic("profiles.log", single=True),
+    Topic("graph-versions", single=True),
+    Topic("snapshots", compact=True, single=True),
+    Topic("users.changelog", compact=True),
+)
+CE_TYPE = "ce_type"
+"""Header that names schema and version of a record, as in CloudEvents."""
+
+
+def create_topics(settings: Broker, bootstrap: str) -> list[str]:
+    """Creates the topics that are missing; returns their names.
+
+    Raises:
+        BrokerError: the broker can't be reached or refuses.
+    """
+    with admin(settings, bootstrap) as client:
+        try:
+            existing = set(client.list_topics())
+            missing = [topic for topic in TOPICS if settings.prefix + topic.name not in existing]
+            for topic in missing:
+                _create(client, settings, topic)
+        except KafkaError as error:
+            raise BrokerError(f"the broker at {bootstrap} refused to create topics: {_words(error)}") from None
+    return [settings.prefix + topic.name for topic in missing]
+
+
+def partitions_of(settings: Broker, bootstrap: str, name: str) -> int:
+    """Number of partitions of an existing topic, 0 when there is none.
+
+    Raises:
+        BrokerError: the broker can't be reached.
+    """
+    with admin(settings, bootstrap) as client:
+        if settings.prefix + name not in client.list_topics():
+            return 0
+        return len(client.describe_topics([settings.prefix + name])[0]["partitions"])
+
+
+def _create(client: Any, settings: Broker, topic: Topic) -> None:
+    retention_ms = int(settings.retention_days * MS_PER_DAY) or -1
+    configs = (
+        {"cleanup.policy": "compact"}
+        if topic.compact
+        else {"cleanup.policy": "delete", "retention.ms": str(retention_ms)}
+    )
+    partitions = 1 if topic.single else settings.partitions
+    new = NewTopic(settings.prefix + topic.name, partitions, settings.replication, topic_configs=configs)
+    try:
+        client.create_topics([new])
+    except TopicAlreadyExistsError:
+        return
+
+
+def _words(error: KafkaError) -> str:
+    """The broker's own words out of a long message."""
+    text = str(error)
+    _, found, after = text.partition("error_message=")
+    return after.split("', topic_config")[0].strip("'\"") if found else text[:300]

@@ -113,7 +113,15 @@ class GraphLearner:
             self._columns["text"][index] = text
         self._stale.add(index)
 
-    def before(self, graph: TemporalGraph, user: int, nodes: NDArray[np.int64], view: UserView, group: Group) -> None:
+    def before(
+        self,
+        graph: TemporalGraph,
+        user: int,
+        nodes: NDArray[np.int64],
+        view: UserView,
+        group: Group,
+        sample: bool = True,
+    ) -> None:
         """Keeps what a group's rows will read; takes the group as a sample.
 
         Args:
@@ -122,6 +130,7 @@ class GraphLearner:
             nodes: [b] item nodes of the group, -1 for new ones.
             view: the user's view before the group.
             group: with table indices.
+            sample: False = the group is not learnt from.
         """
         dim = self.settings.memory_dim
         pre = graph.users["memory"][user].copy() if user >= 0 else np.zeros(dim, np.float32)
@@ -131,7 +140,7 @@ class GraphLearner:
         item_last = np.where(nodes >= 0, graph.items["last_update_ms"][nodes], -1)
         t = np.full(len(nodes), group.t_ms, np.int64)
         edges = edge_features(group.weight, group.value, group.price)
-        if self.trained and len(view.items) and group.positive.any():
+        if sample and self.trained and len(view.items) and group.positive.any():
             old_pre, old_raw = self._raw_of_user.get(group.user_id, (pre, np.zeros((0, 0), np.float32)))
             self._batch.append(_Sample(view, group.t_ms, old_pre, old_raw, np.unique(group.items[group.positive])))
         pre_rows = np.repeat(pre[None], len(nodes), 0)

@@ -21,6 +21,7 @@ import pyarrow.parquet
 from configs.errors import InputError
 from graph.view import Int32
 from stream.evaluate.log import Columns
+from stream.events import Item
 from stream.file_checks import (
     EVENT_COLUMNS,
     EVENT_REQUIRED,
@@ -54,21 +55,6 @@ class Chunk:
     extra: list[dict[str, Any] | None] | None
     unknown: list[str]
     broken: list[Problem]
-
-
-@dataclass(frozen=True, slots=True)
-class Item:
-    """One row of an items file; None = not given."""
-
-    item_id: str
-    title: str | None = None
-    text: str | None = None
-    categories: tuple[str, ...] = ()
-    brand: str | None = None
-    price: float | None = None
-    domain: str | None = None
-    available: bool = True
-    valid_from_ms: int | None = None
 
 
 # ---------------------------------------------------------------------------------------------- reading chunks
@@ -326,6 +312,6 @@ def read_items(path: Path) -> dict[str, Item]:
     for _, batch in _strict(path, ITEM_COLUMNS, ITEM_REQUIRED):
         for row in batch.to_pylist():
             given = {name: cell for name, cell in row.items() if cell is not None}
-            given["categories"] = tuple(given.get("categories", ()))
+            given["categories"] = list(given.get("categories", ()))
             items[row["item_id"]] = Item(**given)
     return items

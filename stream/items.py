@@ -49,6 +49,10 @@ class ItemNodes:
                 pending[b"n:" + key.to_bytes(8, "big")] = item_id.encode()
         return index
 
+    def find(self, item_id: str) -> int:
+        """Dense index of an item, -1 if it was never seen."""
+        return self._index.get(item_id, -1)
+
     def name(self, key: int) -> str:
         """The id behind a key64, "" if it was never seen here."""
         return self._names.get(key, "")

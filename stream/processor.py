@@ -22,6 +22,7 @@ from configs.settings import Settings
 from graph.ctdg import TemporalGraph
 from graph.memory import GraphMemory, edge_features
 from graph.rows import Event, UserRow, action_code, decode_user, encode_user, key64, pack_event
+from llm.refresh import due_version
 from stream.events import InvalidEvent, encode_event, parse_event
 from stream.items import ItemNodes, floats, frame, unframe
 from stream.late import LateWindow, Undo
@@ -288,12 +289,12 @@ class Processor:
             row.domain = event.domain
 
     def _request_profiles(self, before: dict[str, int], changes: Changes) -> None:
-        """Asks for a profile at the first count of events and then at every `refresh_events` more."""
-        first, every = self.settings.profiles.first_events, self.settings.profiles.refresh_events
+        """Asks for a profile of every user for whom one has fallen due."""
         for user_id, events in before.items():
             row = self.users[self._user_index(user_id)]
-            if row.events >= first and (row.events - first) // every > (events - first) // every:
-                request = profile_request(row, self.items)
+            version = due_version(events, row.events, self.settings.profiles)
+            if version:
+                request = profile_request(row, version, self.items, self.settings)
                 changes.outgoing.append(Outgoing("profile-requests", user_id.encode(), request))
 
     def _by_item(self, event: Event, memory: np.ndarray) -> Outgoing:
@@ -386,19 +387,24 @@ def item_key(item_id: str) -> bytes:
     return b"i:" + item_id.encode()
 
 
-def profile_request(row: UserRow, items: ItemNodes) -> bytes:
+def profile_request(row: UserRow, version: int, items: ItemNodes, settings: Settings) -> bytes:
     """What a profile is to be written from: the user's latest items with counts, as of the row's last event."""
     events = row.events_array()
     keys, counts = np.unique(events["item"][events["weight"] > 0], return_counts=True)
-    last = {int(key): int(t) for key, t in zip(events["item"], events["t"], strict=True)}
-    bought = sorted(zip(keys.tolist(), counts.tolist(), strict=True), key=lambda kn: (last[kn[0]], kn[0]), reverse=True)
-    seen = [{"item_id": items.name(key), "count": n, "last_ms": last[key]} for key, n in bought[:50]]
+    last = dict(zip(events["item"].tolist(), events["t"].tolist(), strict=True))
+    ranked = sorted(zip(keys.tolist(), counts.tolist(), strict=True), key=lambda kn: (-last[kn[0]], kn[0]))
+    names = {action_code(name): name for name in settings.actions}
+    most = settings.profiles.titles
+    values = events["value"][np.isfinite(events["value"])]
     data = {
         "user_id": row.user_id,
+        "version": version,
         "as_of_ms": row.last_update_ms,
         "events": row.events,
         "domain": row.domain,
-        "items": seen,
+        "actions": {names[code]: n for code, n in sorted(row.actions.items()) if code in names},
+        "mean_value": float(values.mean()) if len(values) else None,
+        "items": [{"item_id": items.name(key), "count": n, "last_ms": last[key]} for key, n in ranked[:most]],
     }
     return orjson.dumps(data)
 

@@ -101,7 +101,7 @@ def _slates(
         if not slates:
             for arm in arms:
                 arm.start(split_ms)
-        slates[request.number] = {arm.name: digest(arm.score(request)) for arm in arms}
+        slates[request.number] = {arm.name: _answer(arm, request) for arm in arms}
 
     for request, arrival in _until(log, last):
         if request.number in scored:
@@ -111,6 +111,13 @@ def _slates(
     if extra is not None:
         ask(extra)
     return slates
+
+
+def _answer(arm: Arm, request: Request) -> str:
+    try:
+        return digest(arm.score(request))
+    except LookupError as error:  # it looked for a row that was deleted
+        return f"raised {error!r}"
 
 
 def _until(log: EventLog, last: int) -> Iterator[tuple[Request, Arrival]]:

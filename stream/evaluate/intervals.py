@@ -77,9 +77,10 @@ def bootstrap_means(
 
 
 def interval(samples: NDArray[np.float64]) -> tuple[float, float]:
-    """Percentile interval of bootstrap samples [resamples] at LEVEL."""
-    low, high = np.quantile(samples, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return float(low), float(high)
+    """Percentile interval of bootstrap samples [resamples] at LEVEL; infinite samples are ends like any other."""
+    ordered = np.sort(samples)
+    tail = int((1 - LEVEL) / 2 * len(ordered))
+    return float(ordered[tail]), float(ordered[-1 - tail])
 
 
 def two_sided_p(samples: NDArray[np.float64]) -> float:

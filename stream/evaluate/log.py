@@ -170,7 +170,7 @@ class EventLog:
         if valid_from_ms is not None:
             start = np.array([valid_from_ms.get(name, NEVER_MS) for name in catalogue], np.int64)
             by_start = np.searchsorted(self.group_t_ms, start, side="left")
-            entry = np.minimum(entry, by_start)
+            entry = np.minimum(entry, np.where(by_start < last, by_start, last + 1))
             time = np.minimum(time, start)
         order = np.lexsort((np.arange(len(catalogue)), row, entry))
         dense = np.empty(len(catalogue), np.int32)

@@ -81,6 +81,6 @@ def build_arm(name: str, setup: Setup) -> tuple[Arm, Family]:
         if arm is not None:
             return arm, family
     known = [known for family in FAMILIES for known in family.names]
-    near = difflib.get_close_matches(name, known, 1)
+    near = difflib.get_close_matches(name, known, 1, 0.5)
     hint = f"did you mean {near[0]!r}?" if near else "choose among these"
     raise InputError(f"--arms got {name!r}; expected any of {', '.join(known)}; {hint}")

@@ -1,0 +1,98 @@
+import numpy as np
+import pytest
+
+from configs.settings import Action
+from stream.evaluate.arms import Ranking, Slate
+from stream.evaluate.audit import audit
+from stream.evaluate.baselines import SIMPLE_ARMS, Popularity, SimpleArm
+from stream.evaluate.log import Columns
+
+DAY = 86_400_000
+
+
+def columns(n=1500, users=20, items=40, seed=0):
+    rng = np.random.default_rng(seed)
+    t_ms = np.sort(rng.integers(0, 300, n)) * DAY // 4
+    everyone = (rng.integers(0, users, n).astype(np.int32), [f"u{i}" for i in range(users)])
+    things = (rng.integers(0, items, n).astype(np.int32), [f"i{i}" for i in range(items)])
+    nothing = (np.full(n, -1, np.int32), [])
+    purchase = (np.zeros(n, np.int32), ["purchase"])
+    ones = np.ones(n, np.float32)
+    return Columns(everyone, things, t_ms, purchase, ones, ones, nothing, nothing).take(np.arange(n))
+
+
+def run_audit(*arms):
+    return audit(columns(), lambda name: Action(), lambda log: [make() for make in arms], samples=3)
+
+
+class KnowsTheAnswer(SimpleArm):
+    """Peeks at the group that it is asked for."""
+
+    def score(self, request):
+        scores = np.zeros(request.pool)
+        answer = request.log.group(request.number).items
+        scores[answer[answer < request.pool]] = 1.0
+        return Slate(Ranking(scores))
+
+    def learn(self, request, arrival):
+        pass
+
+
+class KnowsTheFuture(Popularity):
+    """Counts rows of the whole log."""
+
+    def score(self, request):
+        future = np.bincount(request.log.item, minlength=request.pool)[: request.pool]
+        return Slate(Ranking(future.astype(float)))
+
+
+class KnowsTheLengthOfTheLog(Popularity):
+    """Depends on something later than the request that is no item."""
+
+    def score(self, request):
+        return Slate(Ranking(np.full(request.pool, float(len(request.log)))))
+
+
+def test_the_simple_arms_pass():
+    result = run_audit(*SIMPLE_ARMS.values())
+    assert (result.permutation, result.future_deletion) == ("pass", "pass")
+    assert result.groups > 10
+
+
+def test_an_arm_that_reads_the_answer_is_caught_by_permutation():
+    result = run_audit(Popularity, lambda: KnowsTheAnswer("peeking"))
+    assert result.permutation.startswith("fail: arm 'peeking'")
+    assert not result.passed
+
+
+def test_an_arm_that_counts_later_rows_is_caught_by_both():
+    result = run_audit(lambda: KnowsTheFuture("prophet"))
+    assert result.permutation.startswith("fail: arm 'prophet'")
+    assert result.future_deletion.startswith("fail: arm 'prophet'")
+
+
+def test_an_arm_that_knows_how_much_is_to_come_is_caught_by_deletion():
+    result = run_audit(lambda: KnowsTheLengthOfTheLog("counting"))
+    assert result.permutation == "pass"
+    assert result.future_deletion.startswith("fail: arm 'counting'")
+
+
+def test_one_leaking_arm_among_honest_ones_is_named():
+    result = run_audit(*SIMPLE_ARMS.values(), lambda: KnowsTheFuture("prophet"))
+    assert "'prophet'" in result.future_deletion
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_scores_with_the_same_order_but_other_bits_are_told_apart(seed):
+    class Jitter(Popularity):
+        made = 0
+
+        def __init__(self):
+            super().__init__("jitter")
+            Jitter.made += 1
+            self.scale = 1.0 + 1e-12 * Jitter.made
+
+        def score(self, request):
+            return Slate(Ranking(super().score(request).overall.scores * self.scale))
+
+    assert not audit(columns(seed=seed), lambda name: Action(), lambda log: [Jitter()], seed=seed).passed

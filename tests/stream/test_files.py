@@ -1,0 +1,192 @@
+import orjson
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+import pytest
+
+from configs.errors import InputError
+from configs.settings import Settings
+from stream.bundled import EVENTS, ITEMS
+from stream.evaluate.log import EventLog
+from stream.files import read_columns, read_items, read_messages, validate
+
+ROWS = [
+    {"user_id": "u1", "item_id": "a", "timestamp_ms": 1_600_000_000_000, "action": "view", "value": 1.5, "shelf": "x"},
+    {"user_id": "u2", "item_id": "b", "timestamp_ms": 1_600_000_000_001, "price": 9.5, "group_id": "g1"},
+    {"user_id": "u1", "item_id": "ü,\"q\"", "timestamp_ms": 1_600_000_000_000, "event_id": "e1", "domain": "DE"},
+]  # fmt: skip
+NAMES = ["user_id", "item_id", "timestamp_ms", "action", "event_id", "value", "price", "group_id", "domain", "shelf"]
+
+
+def write(path, rows, names=NAMES):
+    match path.suffix:
+        case ".parquet":
+            pq.write_table(pa.table({name: [row.get(name) for row in rows] for name in names}), path)
+        case ".csv":
+            pa.csv.write_csv(pa.table({name: [row.get(name) for row in rows] for name in names}), path)
+        case _:
+            path.write_bytes(b"".join(orjson.dumps(row) + b"\n" for row in rows))
+    return path
+
+
+def cells(column):
+    codes, names = column
+    return [names[code] if code >= 0 else None for code in codes]
+
+
+@pytest.fixture(params=[".parquet", ".csv", ".jsonl"])
+def suffix(request):
+    return request.param
+
+
+def test_the_three_formats_give_the_same_columns(tmp_path, suffix):
+    columns = read_columns(write(tmp_path / f"events{suffix}", ROWS))
+    # sorted by time, equal times in the order of the file
+    assert cells(columns.user_id) == ["u1", "u1", "u2"]
+    assert cells(columns.item_id) == ["a", 'ü,"q"', "b"]
+    assert cells(columns.action) == ["view", "interact", "interact"]
+    assert cells(columns.group_id) == [None, None, "g1"]
+    assert columns.value[0] == 1.5
+    assert columns.price[2] == 9.5
+    assert list(columns.event_id) == [None, "e1", None]
+    assert list(columns.extra) == [{"shelf": "x"}, None, None]
+
+
+def test_the_three_formats_give_the_same_messages_in_the_order_of_the_file(tmp_path, suffix):
+    messages = list(read_messages(write(tmp_path / f"events{suffix}", ROWS)))
+    assert [key for key, _ in messages] == [b"u1", b"u2", b"u1"]
+    decoded = [orjson.loads(value) for _, value in messages]
+    assert decoded[0] == ROWS[0]
+    assert decoded[1] == ROWS[1] | {"action": "interact"} or decoded[1] == ROWS[1]
+    assert decoded[2]["item_id"] == 'ü,"q"'
+
+
+def test_a_limit_reads_the_first_rows_of_the_file(tmp_path, suffix):
+    assert len(read_columns(write(tmp_path / f"events{suffix}", ROWS), limit=2)) == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "column", "kind"),
+    [
+        ({"user_id": None}, "user_id", "missing"),
+        ({"item_id": "x" * 257}, "item_id", "too long"),
+        ({"timestamp_ms": -5}, "timestamp_ms", "out of range"),
+        ({"timestamp_ms": None}, "timestamp_ms", "missing"),
+        ({"value": float("inf")}, "value", "not finite"),
+    ],
+)
+def test_a_wrong_cell_is_named_by_file_row_and_column(tmp_path, suffix, change, column, kind):
+    if suffix == ".jsonl" and change.get("value"):
+        pytest.skip("JSON has no infinity")
+    path = write(tmp_path / f"events{suffix}", [ROWS[0], ROWS[1] | change, ROWS[2]])
+    with pytest.raises(InputError, match=rf"events{suffix}: row 2, column '{column}': {kind}"):
+        read_columns(path)
+    report = validate(path)
+    assert not report.ok
+    assert {key: n for key, n in report.counts.items() if key not in report.warnings} == {(kind, column): 1}
+    assert next(problem.row for problem in report.examples if problem.kind == kind) == 2
+
+
+@pytest.mark.parametrize("cell", ["soon", "12.5", "1e400", True, [1]])
+def test_a_time_that_is_no_integer_is_named(tmp_path, cell):
+    path = write(tmp_path / "events.jsonl", [ROWS[0], ROWS[1] | {"timestamp_ms": cell}])
+    with pytest.raises(InputError, match=r"row 2, column 'timestamp_ms'.*expected unix milliseconds"):
+        read_columns(path)
+
+
+def test_a_csv_cell_that_is_no_number_is_named(tmp_path):
+    path = tmp_path / "events.csv"
+    path.write_text("user_id,item_id,timestamp_ms,price\nu,a,1600000000000,\nu,b,1600000000000,cheap\n")
+    with pytest.raises(InputError, match="row 2, column 'price': not a number: got 'cheap'"):
+        read_columns(path)
+
+
+def test_whole_numbers_are_taken_as_ids_and_fractions_are_not(tmp_path):
+    path = write(tmp_path / "events.jsonl", [{"user_id": 7, "item_id": "a", "timestamp_ms": 1_600_000_000_000}])
+    assert cells(read_columns(path).user_id) == ["7"]
+    path = write(tmp_path / "bad.jsonl", [{"user_id": 7.5, "item_id": "a", "timestamp_ms": 1_600_000_000_000}])
+    with pytest.raises(InputError, match=r"column 'user_id': not a string: got 7\.5"):
+        read_columns(path)
+
+
+def test_rows_that_can_not_be_read_are_reported_and_the_rest_is_checked(tmp_path):
+    path = tmp_path / "events.jsonl"
+    good = orjson.dumps(ROWS[0])
+    path.write_bytes(b"\n".join([good, b"{broken", b"[1]", b"\xff\xfe", good, b'{"user_id":"u","item_id":""}']))
+    report = validate(path)
+    assert report.rows == 6
+    kinds = {kind: n for (kind, _), n in report.counts.items()}
+    assert kinds == {"not JSON": 2, "not an object": 1, "empty": 1, "missing": 1}
+    assert [problem.row for problem in report.examples if problem.kind == "not JSON"] == [2, 4]
+
+
+def test_a_csv_row_with_too_few_fields_is_reported(tmp_path):
+    path = tmp_path / "events.csv"
+    path.write_text("user_id,item_id,timestamp_ms\nu,a,1600000000000\nu\nu,b,1600000000000\n")
+    report = validate(path)
+    assert report.counts == {("wrong number of fields", ""): 1}
+    assert report.examples[0].row == 2
+
+
+def test_suspicious_rows_are_warnings_and_the_file_stays_good(tmp_path):
+    early = {"user_id": "u", "item_id": "a", "timestamp_ms": 1_600_000_000}
+    rows = [ROWS[1] | {"event_id": "e"}, ROWS[0] | {"event_id": "e"}, early]
+    report = validate(write(tmp_path / "events.jsonl", rows))
+    assert report.ok
+    kinds = {kind: n for (kind, _), n in report.counts.items()}
+    assert kinds == {"duplicate": 1, "earlier than a row above": 2, "looks like seconds": 1}
+    assert report.unknown == ["shelf"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("events.txt", b"x", r"got a file of type '.txt'; expected .parquet, .csv or .jsonl"),
+        ("events.parquet", b"not parquet", "can't be read as PARQUET"),
+        ("events.csv", b"", "empty first line"),
+        ("events.csv", b"user,item\n1,2\n", "column 'user_id' is missing"),
+        ("events.csv", b"user_id,item_id,timestamp_ms\n", "got 0 rows"),
+        ("events.jsonl", b"", "got 0 rows"),
+        ("events.jsonl", b'{"user_id":"u"}\n', "column 'item_id' is missing"),
+    ],
+)
+def test_a_bad_file_gives_one_clear_message(tmp_path, name, content, message):
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        read_columns(path)
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(InputError, match="there is no such file"):
+        read_columns(tmp_path / "nowhere.csv")
+
+
+def test_items_are_read_with_their_lists_and_flags(tmp_path):
+    path = tmp_path / "items.csv"
+    path.write_text("item_id,title,categories,available,price,valid_from_ms\na,Lamp,home|light,false,3.5,5\nb,,,,,\n")
+    items = read_items(path)
+    assert list(items["a"].categories) == ["home", "light"]
+    assert items["a"].available is False
+    assert items["a"].valid_from_ms == 5
+    assert not items["b"].title
+    assert items["b"].available
+    assert items["b"].price is None
+    path = tmp_path / "items.jsonl"
+    path.write_bytes(b'{"item_id":"a","categories":["home"]}\n{"item_id":"b","categories":3}\n')
+    with pytest.raises(InputError, match="row 2, column 'categories': not a list of strings"):
+        read_items(path)
+
+
+def test_the_bundled_shop_is_what_its_notice_says():
+    log = EventLog(read_columns(EVENTS), Settings().action)
+    assert len(log) == 404_804
+    assert int(log.positive.sum()) == 394_965
+    assert len(set(log.group_of[log.positive].tolist())) == 19_179
+    assert len(set(log.user[log.positive].tolist())) == 4_314
+    assert len(set(log.item[log.positive].tolist())) == 4_017
+    items = read_items(ITEMS)
+    assert set(items) == set(log.item_ids)
+    assert all(item.title for item in items.values())
+    assert EVENTS.stat().st_size + ITEMS.stat().st_size < 4_000_000
+    assert "CC BY 4.0" in (EVENTS.parent / "NOTICE.md").read_text()

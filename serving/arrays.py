@@ -20,10 +20,12 @@ from configs.errors import SnapshotError
 
 Array = NDArray[Any]
 
-_DTYPES = {
-    "BOOL": "?", "U8": "u1", "I8": "i1", "U16": "<u2", "I16": "<i2", "U32": "<u4", "I32": "<i4", "U64": "<u8",
-    "I64": "<i8", "F16": "<f2", "F32": "<f4", "F64": "<f8",
+DTYPES = {
+    "BOOL": np.dtype("?"), "U8": np.dtype("u1"), "I8": np.dtype("i1"), "U16": np.dtype("<u2"), "I16": np.dtype("<i2"),
+    "U32": np.dtype("<u4"), "I32": np.dtype("<i4"), "U64": np.dtype("<u8"), "I64": np.dtype("<i8"),
+    "F16": np.dtype("<f2"), "F32": np.dtype("<f4"), "F64": np.dtype("<f8"),
 }  # fmt: skip
+"""What an array in a snapshot may hold, by the names of the safetensors format."""
 
 
 def pack_strings(name: str, values: Iterable[str]) -> dict[str, Array]:
@@ -61,7 +63,7 @@ def map_arrays(file: Path) -> dict[str, Array]:
     for key, stated in header.items():
         first, last = stated["data_offsets"]
         raw = data[start + first : start + last].view(np.ndarray)
-        arrays[key] = raw.view(_DTYPES[stated["dtype"]]).reshape(stated["shape"])
+        arrays[key] = raw.view(DTYPES[stated["dtype"]]).reshape(stated["shape"])
     return arrays
 
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import logging
 import signal
+import ssl
 import threading
-from pathlib import Path
 from types import FrameType, TracebackType
 
 import grpc
@@ -183,17 +183,17 @@ def _bind(server: grpc.Server, settings: Serving) -> int:
 
 
 def _credentials(settings: Serving) -> grpc.ServerCredentials:
-    certificate = _read("serving.tls_certificate", settings.tls_certificate)
-    return grpc.ssl_server_credentials(((_read("serving.tls_key", settings.tls_key), certificate),))
-
-
-def _read(key: str, path: Path | None) -> bytes:
-    if path is None:
-        raise ConfigError(f"{key} is not set; TLS needs serving.tls_certificate and serving.tls_key, both PEM files.")
+    certificate, key = settings.tls_certificate, settings.tls_key
+    if certificate is None or key is None:
+        raise ConfigError("TLS needs both serving.tls_certificate and serving.tls_key; set the other one, too.")
     try:
-        return path.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"{key} {path} can't be read: {error.strerror}. Expected a PEM file.") from None
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key)
+        return grpc.ssl_server_credentials(((key.read_bytes(), certificate.read_bytes()),))
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(
+            f"serving.tls_certificate {certificate} with serving.tls_key {key} can't be used: {error}. "
+            "Expected PEM files of a certificate chain and its key."
+        ) from None
 
 
 def _follow(settings: Settings, store: ProfileStore) -> ProfileFollower:

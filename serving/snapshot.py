@@ -27,7 +27,7 @@ import orjson
 from safetensors.numpy import save_file
 
 from configs.errors import SnapshotError
-from serving.arrays import Array, file_sha256, map_arrays, sync
+from serving.arrays import DTYPES, Array, file_sha256, map_arrays, sync
 
 Parts = Mapping[str, Mapping[str, Array]]
 
@@ -224,13 +224,14 @@ def _write(root: Path, temporary: Path, parts: Parts, meta: Meta) -> str:
     stated = {}
     for name, arrays in parts.items():  # 1 the parts
         file = temporary / f"{name}.safetensors"
-        plain = {key: np.ascontiguousarray(array) for key, array in arrays.items()}
-        try:
-            save_file(plain, file)
-        except (KeyError, TypeError, ValueError) as error:
+        plain = {key: np.asarray(array, order="C") for key, array in arrays.items()}
+        wrong = [key for key, array in plain.items() if array.dtype not in DTYPES.values()]
+        if wrong:
             raise SnapshotError(
-                f"part {name!r} can't be stored: {error!r}. Use numpy arrays of plain numbers."
-            ) from error
+                f"array {wrong[0]!r} of part {name!r} has dtype {plain[wrong[0]].dtype}, expected one of "
+                f"{', '.join(dtype.name for dtype in DTYPES.values())}; strings: serving.arrays.pack_strings."
+            )
+        save_file(plain, file)
         sync(file)
         stated[name] = {
             "sha256": file_sha256(file),

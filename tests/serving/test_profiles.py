@@ -1,0 +1,115 @@
+"""The feature store, filled directly and from a real broker's compacted topic."""
+
+from __future__ import annotations
+
+import gc
+import socket
+import time
+
+import numpy as np
+import orjson
+import pytest
+
+from configs.settings import Broker
+from llm.profile import Profile
+from serving.profiles import ProfileFollower, ProfileStore
+
+
+def record(user_id="u", version=1, valid_from_ms=0, **changes):
+    facets = {"crowd": "collectors", "interests": "lamps", "categories": "", "brands": ""}
+    vectors = np.eye(4, 8, dtype=np.float32)
+    profile = Profile(user_id, facets, f"Text {version}.", "template", {}, version, valid_from_ms, 0, vectors=vectors)
+    return orjson.dumps({**profile.to_dict(), **changes})
+
+
+def test_what_the_profiler_writes_is_what_the_store_gives():
+    store = ProfileStore()
+    assert store.put(b"u", record(valid_from_ms=5))
+    got = store.get("u", 5)
+    assert got.text == "Text 1."
+    assert dict(got.facets)["interests"] == "lamps"
+    assert (got.vectors.source, got.vectors.version, got.vectors.valid_from_ms) == ("template", 1, 5)
+    np.testing.assert_array_equal(got.vectors.facets, np.eye(4, 8))
+    assert store.get("u", 4) is None
+    assert store.get("nobody", 5) is None
+
+
+def test_a_version_that_is_not_valid_yet_does_not_hide_the_one_before():
+    store = ProfileStore()
+    for version, valid_from_ms in ((2, 20), (1, 10), (3, 30)):
+        store.put(b"u", record(version=version, valid_from_ms=valid_from_ms))
+    assert store.get("u", 35).vectors.version == 3
+    assert store.get("u", 25).vectors.version == 2
+    assert store.get("u", 15) is None
+
+
+def test_a_tombstone_forgets_the_user_and_capacity_forgets_the_oldest():
+    store = ProfileStore(capacity=2)
+    for user_id in ("a", "b", "c"):
+        store.put(user_id.encode(), record(user_id))
+    assert [store.get(user_id, 1) is not None for user_id in "abc"] == [False, True, True]
+    assert store.put(b"b", None)
+    assert store.get("b", 1) is None
+    assert len(store) == 1
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        b"{",
+        b"[]",
+        b'{"user_id": "u"}',
+        record(embedding="AAAA"),
+        record(embedding=[1, 2, 3]),
+        record(valid_from_ms="x"),
+    ],
+)
+def test_a_record_that_is_none_is_counted_and_left_out(value):
+    store = ProfileStore()
+    assert not store.put(b"u", value)
+    assert (store.invalid, len(store)) == (1, 0)
+
+
+def test_a_hit_is_quick_and_a_miss_never_blocks():
+    store = ProfileStore()
+    for n in range(200):
+        store.put(b"k", record(f"user-{n}"))
+    started = time.perf_counter()
+    for n in range(400):
+        store.get(f"user-{n}", 1)
+    assert (time.perf_counter() - started) / 400 < 0.01
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
+def test_the_topic_is_read_from_its_beginning_and_followed(tmp_path):
+    from kafka import KafkaProducer
+
+    from stream.broker import EmbeddedBroker
+    from stream.topics import create_topics
+
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port = one.getsockname()[1]
+    settings = Broker(embedded_port=port, embedded_dir=tmp_path / "broker", prefix="t-")
+    store = ProfileStore()
+    follower = ProfileFollower(store, f"127.0.0.1:{port}", "t-profiles")  # before there is a broker
+    try:
+        with EmbeddedBroker(settings) as bootstrap:
+            create_topics(settings, bootstrap)
+            producer = KafkaProducer(bootstrap_servers=bootstrap)
+            producer.send("t-profiles", key=b"a", value=record("a"))
+            producer.send("t-profiles", key=b"b", value=b"not a profile")
+            producer.flush()
+            deadline = time.monotonic() + 20
+            while store.get("a", 1) is None and time.monotonic() < deadline:
+                time.sleep(0.02)
+            producer.send("t-profiles", key=b"a", value=record("a", version=2)).get(5)
+            while store.get("a", 1).vectors.version != 2 and time.monotonic() < deadline:
+                time.sleep(0.02)
+            producer.close()
+            assert store.get("a", 1).text == "Text 2."
+            assert store.invalid >= 1
+            follower.close()
+    finally:
+        follower.close()
+        gc.collect()  # kafka-python leaves sockets of failed connections to the collector

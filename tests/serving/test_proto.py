@@ -1,0 +1,94 @@
+"""The API's definition: generated code is current, lint holds, nothing that was promised is taken back."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+from grpc_tools import protoc
+
+from serving.proto.driftline.v1 import recommendation_pb2 as pb
+
+REPO = Path(__file__).parents[2]
+PROTO = "serving/proto/driftline/v1/recommendation.proto"
+
+
+def buf(*arguments):
+    """Runs buf from the environment's scripts or the path; skips in words where there is none."""
+    found = shutil.which("buf", path=sysconfig.get_path("scripts")) or shutil.which("buf")
+    if found is None:
+        pytest.skip("buf is not installed: pip install buf-bin")
+    return subprocess.run([found, *arguments], cwd=REPO / "serving/proto", capture_output=True, text=True, check=False)
+
+
+def test_the_committed_code_is_what_the_proto_generates(tmp_path):
+    target = tmp_path / PROTO
+    target.parent.mkdir(parents=True)
+    shutil.copy(REPO / PROTO, target)
+    options = [f"-I{tmp_path}", f"--python_out={tmp_path}", f"--pyi_out={tmp_path}", f"--grpc_python_out={tmp_path}"]
+    assert protoc.main(["protoc", *options, PROTO]) == 0
+    for name in ("recommendation_pb2.py", "recommendation_pb2.pyi", "recommendation_pb2_grpc.py"):
+        committed = (REPO / PROTO).with_name(name)
+        assert target.with_name(name).read_text() == committed.read_text(), f"{name} is old: make proto"
+
+
+def test_the_proto_passes_buf_lint_and_format():
+    for arguments in (("lint",), ("format", "--diff", "--exit-code")):
+        result = buf(*arguments)
+        assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_the_service_has_the_seven_rpcs():
+    service = pb.DESCRIPTOR.services_by_name["RecommendationService"]
+    assert {method.name: method.server_streaming for method in service.methods} == {
+        "GetUserState": False,
+        "WatchUserState": True,
+        "Recommend": False,
+        "RecommendBatch": False,
+        "ScoreItems": False,
+        "SimilarItems": False,
+        "GetModelInfo": False,
+    }
+
+
+def test_every_message_numbers_its_fields_without_gaps_and_names_the_next_one():
+    text = (REPO / PROTO).read_text()
+    for name, message in pb.DESCRIPTOR.message_types_by_name.items():
+        numbers = sorted(field.number for field in message.fields)
+        assert numbers == list(range(1, len(numbers) + 1)), name
+        comment = re.search(rf"((?:^//.*\n)+)message {name} ", text, re.MULTILINE)
+        assert comment is not None, name
+        assert f"Next free number: {len(numbers) + 1}." in comment[1], name
+
+
+def test_every_answer_carries_its_provenance():
+    carriers = {name for name, one in pb.DESCRIPTOR.message_types_by_name.items() if "provenance" in one.fields_by_name}
+    responses = {name for name in pb.DESCRIPTOR.message_types_by_name if name.endswith("Response")}
+    assert responses - carriers == {"RecommendBatchResponse"}
+    assert "UserSlate" in carriers
+
+
+def test_every_time_says_its_unit():
+    times = [
+        f"{name}.{field.name}"
+        for name, message in pb.DESCRIPTOR.message_types_by_name.items()
+        for field in message.fields
+        if re.search(r"time|watermark|_age|interval|created|adopted|valid_from", field.name)
+        and field.type != field.TYPE_MESSAGE
+        and not field.name.endswith("_ms")
+    ]
+    assert times == []
+
+
+def test_the_serving_process_loads_neither_llm_nor_stream():
+    code = (
+        "import serving.server, serving.client, serving.show, serving.bench, sys\n"
+        "print([name for name in sys.modules if name.split('.')[0] in ('llm', 'stream')])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"

@@ -1,0 +1,264 @@
+"""The process around the service: tokens, TLS, load, deadlines, health, reflection, metrics, ports and signals."""
+
+from __future__ import annotations
+
+import datetime
+import ipaddress
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from concurrent import futures
+
+import grpc
+import pytest
+from google.rpc import error_details_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from grpc_status import rpc_status
+
+from configs.errors import ConfigError
+from serving.proto.driftline.v1 import recommendation_pb2 as pb
+from serving.proto.driftline.v1 import recommendation_pb2_grpc as pb_grpc
+from serving.server import SERVICE, Server
+from tests.serving.conftest import small_settings
+
+
+def recommend(channel, user_id="user-1", **call):
+    return pb_grpc.RecommendationServiceStub(channel).Recommend(pb.RecommendRequest(user_id=user_id), **call)
+
+
+def held_up(server, monkeypatch):
+    """Makes every ranking of a server wait for an event that the caller sets; also counts the rankings."""
+    go, started = threading.Event(), []
+    scorer = server.models.served.scorer
+    rank = scorer.rank
+
+    def slow(view, now_ms):
+        started.append(view.user_id)
+        go.wait(10)
+        return rank(view, now_ms)
+
+    monkeypatch.setattr(scorer, "rank", slow)
+    return go, started
+
+
+def wait_for(condition, seconds=10.0):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.005)
+
+
+def test_with_tokens_only_a_bearer_of_one_may_call(tmp_path, worker, settings, snapshot):
+    guarded = settings.model_copy(update={"serving": settings.serving.model_copy(update={"tokens": ("one", "two")})})
+    with Server(guarded) as server, grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+        for metadata in ((), (("authorization", "Bearer three"),), (("authorization", "two"),)):
+            with pytest.raises(grpc.RpcError) as caught:
+                recommend(channel, metadata=metadata)
+            assert caught.value.code() == grpc.StatusCode.UNAUTHENTICATED
+            stub = pb_grpc.RecommendationServiceStub(channel)
+            with pytest.raises(grpc.RpcError) as caught:
+                list(stub.WatchUserState(pb.WatchUserStateRequest(user_id="user-1"), metadata=metadata))
+            assert caught.value.code() == grpc.StatusCode.UNAUTHENTICATED
+        assert recommend(channel, metadata=(("authorization", "Bearer two"),)).slate.item_ids
+        health = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service=SERVICE))
+        assert health.status == health_pb2.HealthCheckResponse.SERVING
+
+
+def certificate(directory):
+    """A self-signed certificate for 127.0.0.1 and its key, as PEM files."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "driftline test")])
+    now = datetime.datetime.now(datetime.UTC)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    paths = directory / "certificate.pem", directory / "key.pem"
+    paths[0].write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    private = serialization.PrivateFormat.PKCS8
+    paths[1].write_bytes(key.private_bytes(serialization.Encoding.PEM, private, serialization.NoEncryption()))
+    return paths
+
+
+def test_with_a_certificate_only_encrypted_calls_are_answered(tmp_path, worker, settings, snapshot):
+    pem, key = certificate(tmp_path)
+    update = {"tls_certificate": pem, "tls_key": key}
+    encrypted = settings.model_copy(update={"serving": settings.serving.model_copy(update=update)})
+    with Server(encrypted) as server:
+        address = f"127.0.0.1:{server.port}"
+        with grpc.secure_channel(address, grpc.ssl_channel_credentials(pem.read_bytes())) as channel:
+            assert recommend(channel).slate.item_ids
+        with grpc.insecure_channel(address) as channel, pytest.raises(grpc.RpcError) as caught:
+            recommend(channel, timeout=5)
+        assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
+
+
+@pytest.mark.parametrize("content", [None, "no PEM"])
+def test_a_certificate_that_can_not_be_used_is_a_config_error(tmp_path, content):
+    paths = tmp_path / "one.pem", tmp_path / "one.key"
+    for path in paths:
+        if content is not None:
+            path.write_text(content)
+    settings = small_settings(tmp_path, tls_certificate=paths[0], tls_key=paths[1])
+    with pytest.raises(ConfigError, match=r"one.pem with serving.tls_key .*one.key can't be used"):
+        Server(settings)
+
+
+def test_requests_past_the_bound_are_shed_with_retry_info_while_others_finish(running, settings, monkeypatch):
+    bound = settings.serving.max_in_flight
+    go, started = held_up(running.server, monkeypatch)
+    with futures.ThreadPoolExecutor(bound) as pool:
+        waiting = [pool.submit(recommend, running.channel, f"user-{n % 20}") for n in range(bound)]
+        wait_for(lambda: running.server._requests.in_flight == bound)
+        with pytest.raises(grpc.RpcError) as caught:
+            recommend(running.channel)
+        go.set()
+        assert all(one.result().slate.item_ids for one in waiting)
+    assert caught.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+    names = [one.TypeName() for one in rpc_status.from_call(caught.value).details]
+    assert names == [error_details_pb2.RetryInfo.DESCRIPTOR.full_name]
+    assert "shed" not in started
+    assert recommend(running.channel).slate.item_ids
+
+
+def test_a_request_whose_deadline_passed_in_the_queue_is_not_computed(
+    tmp_path, worker, settings, snapshot, monkeypatch
+):
+    narrow = settings.model_copy(update={"serving": settings.serving.model_copy(update={"threads": 1})})
+    with Server(narrow) as server, grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+        go, started = held_up(server, monkeypatch)
+        with futures.ThreadPoolExecutor(1) as pool:
+            first = pool.submit(recommend, channel, "user-1")
+            wait_for(lambda: started == ["user-1"])
+            with pytest.raises(grpc.RpcError) as caught:
+                recommend(channel, "user-2", timeout=0.1)
+            go.set()
+            assert first.result().slate.item_ids
+        assert caught.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+        recommend(channel, "user-3")
+        assert started == ["user-1", "user-3"]
+
+
+def test_streams_past_the_bound_are_refused_and_requests_still_run(tmp_path, worker, settings, snapshot):
+    few = settings.model_copy(update={"serving": settings.serving.model_copy(update={"max_watchers": 2, "threads": 1})})
+    with Server(few) as server, grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+        stub = pb_grpc.RecommendationServiceStub(channel)
+        streams = [stub.WatchUserState(pb.WatchUserStateRequest(user_id="user-1")) for _ in range(2)]
+        assert all(next(stream).user_state.known for stream in streams)
+        with pytest.raises(grpc.RpcError) as caught:
+            next(stub.WatchUserState(pb.WatchUserStateRequest(user_id="user-1")))
+        assert caught.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert recommend(channel).slate.item_ids
+        for stream in streams:
+            stream.cancel()
+        wait_for(lambda: server.metrics.watchers._value.get() == 0)
+        assert next(stub.WatchUserState(pb.WatchUserStateRequest(user_id="user-1"))).user_state.known
+
+
+def test_reflection_lists_the_service(running):
+    stub = reflection_pb2_grpc.ServerReflectionStub(running.channel)
+    answers = stub.ServerReflectionInfo(iter([reflection_pb2.ServerReflectionRequest(list_services="")]))
+    names = {service.name for service in next(answers).list_services_response.service}
+    assert {"driftline.v1.RecommendationService", "grpc.health.v1.Health"} <= names
+
+
+def test_health_is_serving_once_there_is_anything_to_answer_from(settings, learnt):
+    from serving.snapshot import publish
+
+    with Server(settings) as server, grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+        health = health_pb2_grpc.HealthStub(channel)
+
+        def status(service):
+            return health.Check(health_pb2.HealthCheckRequest(service=service)).status
+
+        assert status("") == health_pb2.HealthCheckResponse.SERVING
+        assert status(SERVICE) == health_pb2.HealthCheckResponse.NOT_SERVING
+        publish(settings.serving.snapshots, *learnt)
+        wait_for(lambda: status(SERVICE) == health_pb2.HealthCheckResponse.SERVING)
+
+
+def free_port():
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+def test_a_taken_port_is_named_in_one_sentence(running, tmp_path):
+    with pytest.raises(ConfigError, match=rf"127.0.0.1:{running.server.port} can't be listened on"):
+        Server(small_settings(tmp_path / "other", port=running.server.port))
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        one.listen()
+        settings = small_settings(tmp_path / "third")
+        metrics = settings.metrics.model_copy(update={"serving_port": one.getsockname()[1]})
+        with pytest.raises(ConfigError, match=r"metrics.serving_port"):
+            Server(settings.model_copy(update={"metrics": metrics}))
+
+
+def test_metrics_tell_latency_origin_codes_and_version(tmp_path, worker, settings, snapshot):
+    port = free_port()
+    metrics = settings.metrics.model_copy(update={"serving_port": port})
+    with (
+        Server(settings.model_copy(update={"metrics": metrics})) as server,
+        grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel,
+    ):
+        recommend(channel)
+        with pytest.raises(grpc.RpcError):
+            recommend(channel, user_id="")
+        text = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics").read().decode()
+    for line in (
+        r'driftline_serving_latency_seconds_count\{rpc="Recommend"\} 2.0',
+        r'driftline_serving_served_from_total\{rpc="Recommend",served_from="model"\} 1.0',
+        r'driftline_serving_answers_total\{code="INVALID_ARGUMENT",rpc="Recommend"\} 1.0',
+        r"driftline_serving_model_sequence 1.0",
+    ):
+        assert re.search(line, text), line
+
+
+def test_sigterm_lets_a_request_in_flight_finish_and_ends_with_code_0(tmp_path, worker, settings, snapshot):
+    port = free_port()
+    code = (
+        "import sys, time\n"
+        "from configs.settings import Settings\n"
+        "from model.engine import Engine\n"
+        "from serving.server import run_server\n"
+        "slate = Engine.slate\n"
+        "def slow(self, view, now_ms):\n"
+        "    if view.user_id == 'user-2':\n"
+        "        print('ranking', flush=True); time.sleep(1)\n"
+        "    return slate(self, view, now_ms)\n"
+        "Engine.slate = slow\n"
+        "run_server(Settings.model_validate_json(sys.stdin.read()))\n"
+    )
+    chosen = settings.model_copy(update={"serving": settings.serving.model_copy(update={"port": port, "grace_s": 5.0})})
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    process.stdin.write(chosen.model_dump_json())
+    process.stdin.close()
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel, futures.ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(recommend, channel, "user-2", wait_for_ready=True, timeout=30)
+        assert process.stdout.readline() == "ranking\n"
+        os.kill(process.pid, signal.SIGTERM)
+        assert answer.result().slate.item_ids
+    assert process.wait(timeout=10) == 0
+    process.stdout.close()
+    process.stderr.close()

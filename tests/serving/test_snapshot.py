@@ -1,0 +1,172 @@
+"""Snapshots on a real disk: what is published, refused, listed, rolled back and pruned."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import orjson
+import pytest
+
+from configs.errors import SnapshotError
+from serving.arrays import item_part, pack_strings, unpack_strings
+from serving.snapshot import Meta, current, gate, list_snapshots, open_snapshot, publish, release, rollback
+
+PARTS = {
+    "engine": {
+        "matrix": np.arange(12, dtype=np.float32).reshape(3, 4).T,
+        "keys": np.array([2**64 - 1], np.uint64),
+        "mask": np.array([True, False]),
+        "none": np.zeros((0, 7), np.float64),
+        "scalar": np.array(5, np.int64),
+    },
+    "items": item_part(["a", "ä", ""], ["A", "", "long title"]),
+}
+META = Meta(offsets={"interactions:0": 7}, watermark_ms=9, metrics={"ndcg@10": 0.1}, extra={"plugs": ["graph"]})
+
+
+def test_what_is_published_is_what_opens(tmp_path):
+    version = publish(tmp_path, PARTS, META)
+    snapshot = open_snapshot(tmp_path)
+    assert (snapshot.version, snapshot.sequence, snapshot.meta) == (version, 1, META)
+    for name, arrays in PARTS.items():
+        assert snapshot.parts[name].keys() == arrays.keys()
+        for key, array in arrays.items():
+            held = snapshot.parts[name][key]
+            assert (held.dtype, held.shape) == (array.dtype, array.shape)
+            np.testing.assert_array_equal(held, array)
+            assert not held.flags.writeable
+    assert unpack_strings(snapshot.parts["items"], "id") == ["a", "ä", ""]
+    assert unpack_strings(snapshot.parts["items"], "title") == ["A", "", "long title"]
+
+
+def test_an_open_snapshot_outlives_its_directory(tmp_path):
+    publish(tmp_path, PARTS, META)
+    snapshot = open_snapshot(tmp_path)
+    publish(tmp_path, PARTS, META, keep=1)
+    assert [entry.version for entry in list_snapshots(tmp_path)] == [current(tmp_path).version]
+    assert snapshot.parts["engine"]["matrix"].sum() == 66
+
+
+@pytest.mark.parametrize("harm", ["flip", "truncate", "remove", "manifest", "no manifest"])
+def test_a_damaged_snapshot_is_refused_in_one_sentence(tmp_path, harm):
+    version = publish(tmp_path, PARTS, META)
+    file, manifest = tmp_path / version / "engine.safetensors", tmp_path / version / "manifest.json"
+    data = bytearray(file.read_bytes())
+    match harm:
+        case "flip":
+            data[-1] ^= 1
+            file.write_bytes(data)
+        case "truncate":
+            file.write_bytes(data[:-8])
+        case "remove":
+            file.unlink()
+        case "manifest":
+            manifest.write_bytes(manifest.read_bytes().replace(b'"sequence": 1', b'"sequence": 2'))
+        case "no manifest":
+            manifest.unlink()
+    with pytest.raises(SnapshotError, match=version) as caught:
+        open_snapshot(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_snapshot_and_a_broken_pointer_are_told_apart(tmp_path):
+    with pytest.raises(SnapshotError, match="not published one yet"):
+        open_snapshot(tmp_path)
+    (tmp_path / "CURRENT").write_bytes(b"{nonsense")
+    with pytest.raises(SnapshotError, match="CURRENT holds"):
+        open_snapshot(tmp_path)
+
+
+def test_a_snapshot_of_another_schema_is_refused(tmp_path):
+    import hashlib
+
+    version = publish(tmp_path, PARTS, META)
+    body = (tmp_path / version / "manifest.json").read_bytes().replace(b'"schema_version": 1', b'"schema_version": 9')
+    other = f"0000000001-{hashlib.sha256(body).hexdigest()[:8]}"
+    (tmp_path / version / "manifest.json").write_bytes(body)
+    (tmp_path / version).rename(tmp_path / other)
+    with pytest.raises(SnapshotError, match="schema version 9, expected 1"):
+        open_snapshot(tmp_path, other)
+
+
+def test_a_gated_snapshot_stays_on_disk_but_never_serves(tmp_path):
+    first = publish(tmp_path, PARTS, META)
+    second = publish(tmp_path, PARTS, Meta(gate="ndcg@10 fell"))
+    assert current(tmp_path).version == first
+    assert [(one.version, one.state) for one in list_snapshots(tmp_path)] == [(second, "gated"), (first, "current")]
+    with pytest.raises(SnapshotError, match="refused by its gate: ndcg@10 fell"):
+        open_snapshot(tmp_path, second)
+
+
+def test_the_gate_refuses_a_fall_and_a_number_that_is_none():
+    assert gate({"ndcg@10": 0.06}, {"ndcg@10": 0.1}, drop=0.5) == ""
+    assert "fell from 0.1000 to 0.0400" in gate({"ndcg@10": 0.04}, {"ndcg@10": 0.1}, drop=0.5)
+    assert gate({"loss": float("nan")}, {}, drop=0.5) == "loss is nan"
+    assert gate({}, {"ndcg@10": 0.1}, drop=0.5) == ""
+
+
+def test_a_rollback_holds_until_it_is_released(tmp_path):
+    versions = [publish(tmp_path, PARTS, META) for _ in range(3)]
+    rollback(tmp_path, versions[0])
+    newest = publish(tmp_path, PARTS, META, keep=2)
+    assert current(tmp_path).version == versions[0]
+    assert [entry.state for entry in list_snapshots(tmp_path)] == ["kept", "kept", "held"]
+    assert release(tmp_path) == newest
+    assert current(tmp_path).version == newest
+
+
+def test_a_rollback_to_a_damaged_snapshot_changes_nothing(tmp_path):
+    first, second = publish(tmp_path, PARTS, META), publish(tmp_path, PARTS, META)
+    (tmp_path / first / "items.safetensors").write_bytes(b"x")
+    with pytest.raises(SnapshotError, match="damaged"):
+        rollback(tmp_path, first)
+    with pytest.raises(SnapshotError, match="missing"):
+        rollback(tmp_path, "0000000099-00000000")
+    assert current(tmp_path).version == second
+
+
+def test_arrays_that_can_not_be_stored_leave_nothing_behind(tmp_path):
+    with pytest.raises(SnapshotError, match="'names' of part 'engine' has dtype <U1"):
+        publish(tmp_path, {"engine": {"names": np.array(["a"])}}, META)
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(SnapshotError, match="2 rows, expected 1"):
+        item_part(["a"], ["A", "B"])
+
+
+def test_a_directory_that_can_not_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SnapshotError, match="can't be written"):
+        publish(tmp_path / "file" / "snapshots", PARTS, META)
+
+
+def test_strings_of_any_kind_survive():
+    values = ["", "plain", "ünï", "\0", "x" * 1000]
+    assert unpack_strings(pack_strings("c", values), "c") == values
+    assert unpack_strings({}, "c") == []
+
+
+def test_a_publisher_killed_at_any_time_leaves_a_snapshot_that_opens(tmp_path):
+    code = (
+        "import sys, numpy as np; from pathlib import Path; from serving.snapshot import publish, Meta\n"
+        "n = 0\n"
+        "while True:\n"
+        "    n += 1\n"
+        "    publish(Path(sys.argv[1]), {'engine': {'n': np.full(50_000, n)}}, Meta(watermark_ms=n), keep=3)\n"
+    )
+    for round_ in range(3):
+        process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)])
+        deadline = time.monotonic() + 30
+        before = current(tmp_path)
+        while current(tmp_path) == before and time.monotonic() < deadline:
+            time.sleep(0.005)
+        time.sleep(0.03 * round_)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        snapshot = open_snapshot(tmp_path)
+        assert set(snapshot.parts["engine"]["n"].tolist()) == {snapshot.meta.watermark_ms}
+    assert orjson.loads((tmp_path / "CURRENT").read_bytes())["version"] == snapshot.version

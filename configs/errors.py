@@ -6,7 +6,9 @@
     ├── StateError (73)       a state directory, its lock, its contents
     │   └── LockedError (75)  another worker holds the partition
     ├── BrokerError (69)      Kafka can't be reached or refuses
+    ├── EndpointError (69)    the endpoint of the language model refuses
     ├── SnapshotError (74)    a snapshot that may not be served
+    ├── ServingError (76)     the gRPC service can't be reached or refuses
     └── MissingModelError (66) weights that the set-up should have brought
 
 Every message says what was received, what was expected and what to do. The command line prints the message
@@ -49,6 +51,12 @@ class BrokerError(DriftlineError):
     exit_code = 69
 
 
+class EndpointError(DriftlineError):
+    """The endpoint of the language model refuses every request: its address, key or model is wrong."""
+
+    exit_code = 69
+
+
 class StateError(DriftlineError):
     """A state directory can't be opened or holds something else."""
 
@@ -65,3 +73,9 @@ class LockedError(StateError):
     """Another process holds the lock of this partition."""
 
     exit_code = 75
+
+
+class ServingError(DriftlineError):
+    """The gRPC service can't be reached, or refused a request."""
+
+    exit_code = 76

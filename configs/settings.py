@@ -133,6 +133,9 @@ class Signals(Section):
     )
     neighbors: int = Field(128, ge=4, le=4096, description="partners kept for an item in each table")
     pair_half_life_days: float = Field(120.0, gt=0, description="of within-basket pairs and transitions")
+    fresh_half_life_days: float = Field(
+        15.0, gt=0, description="of what is fresh: newer pairs, neighbours' newer touches"
+    )
     user_half_life_days: float = Field(60.0, gt=0, description="of a touch in a user's history")
     users: int = Field(20_000, ge=10, description="most recent users that user-kNN searches")
     user_items: int = Field(400, ge=1, description="most recent distinct items of a user in user-kNN")
@@ -153,7 +156,7 @@ class LLM(Section):
     threads: int = Field(1, ge=1, le=256, description="torch threads of the model in process")
     dtype: Literal["auto", "bfloat16", "float32"] = Field("auto", description="auto = bfloat16 where the CPU has it")
     evidence_weight: float = Field(
-        0.3, ge=0, description="nats that one e-fold of evidence in the history adds to an answer's score"
+        0.5, ge=0, description="nats that one e-fold of evidence in the history adds to an answer's score"
     )
     base_url: str = Field("http://127.0.0.1:11434/v1", description="of the endpoint, without /chat/completions")
     model: str = Field("llama3.2", description="the endpoint's name of the model")
@@ -178,6 +181,9 @@ class Profiles(Section):
     titles: int = Field(40, ge=1, le=1000, description="distinct titles that a request carries")
     prompt_titles: int = Field(14, ge=1, le=200, description="titles that a prompt shows")
     candidates: int = Field(8, ge=1, le=64, description="answers of a facet among which the model chooses")
+    support_share: float = Field(
+        0.35, ge=0, le=1, description="an answer needs this share of the events behind the facet's best supported one"
+    )
     picks: int = Field(3, ge=1, le=10, description="interests, categories and brands of a profile at most, each")
     batch: int = Field(16, ge=1, le=1024, description="requests that the profiler hands to the model at once")
 
@@ -203,7 +209,7 @@ class Model(Section):
     max_len: int = Field(100, ge=2, le=8192, description="events of a user that are read")
     dropout: float = Field(0.2, ge=0, lt=1, description="share of a layer's output that a training step leaves out")
     temperature: float = Field(0.05, gt=0, description="divides the cosine of user and item")
-    learning_rate: float = Field(1e-3, gt=0, description="of AdamW")
+    learning_rate: float = Field(3e-3, gt=0, description="of AdamW")
     negatives: int = Field(1024, ge=1, description="seen items that a step draws, shared by its batch")
     full_softmax: int = Field(8192, ge=0, description="with at most this many seen items all are negatives")
     log_q: bool = Field(True, description="correct for the chance of a negative to be drawn")
@@ -213,6 +219,10 @@ class Model(Section):
     replay_share: float = Field(0.75, ge=0, le=1, description="windows of a step that come from the replay log")
     step_groups: int = Field(8, ge=1, description="groups between two optimiser steps")
     replay_groups: int = Field(100_000, ge=1, description="newest groups that the replay log holds")
+    replay_age: float = Field(0.2, gt=0, description="mean age of a replayed group, as a share of the log")
+    prior_half_life_days: float = Field(30.0, ge=0, description="of the popularity in the softmax; 0 = no prior")
+    inside_share: float = Field(0.05, ge=0, le=1, description="rows inside a group that are asked for the rest of it")
+    inside_weight: float = Field(0.5, ge=0, description="weight of such a row beside one that asks for the next group")
     seed: int = Field(0, description="of initial weights, dropout and negatives")
 
     @model_validator(mode="after")
@@ -242,11 +252,11 @@ class Serving(Section):
 
     host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 = every interface")
     port: int = Field(50551, ge=0, le=65535, description="gRPC; 0 = any free port")
+    reuse_port: bool = Field(False, description="let several serving processes share the port")
     threads: int = Field(4, ge=1, le=256, description="requests that are computed at once")
     max_in_flight: int = Field(64, ge=1, description="requests past this are shed with RESOURCE_EXHAUSTED")
     snapshots: Path = Field(
         Path(".driftline/snapshots"), description="directory of the snapshots that the trainer publishes"
-    reuse_port: bool = Field(False, description="let several serving processes share the port")
     )
     keep: int = Field(5, ge=1, description="snapshots kept for a rollback")
     poll_s: float = Field(0.5, gt=0, description="how often CURRENT is looked at")

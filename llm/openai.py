@@ -1,0 +1,115 @@
+"""Any OpenAI-compatible endpoint (vLLM, Ollama, hosted): one chat call a user, over plain HTTP.
+
+A call that times out, breaks off or ends in 408, 429 or 5xx is tried again, `llm.retries` times with growing waits.
+A user whose tries are used up gets an empty answer, which the generator replaces by the template's; an answer that says
+that every call must fail (wrong key, wrong path, unknown model) raises.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+
+from configs.errors import EndpointError
+from configs.settings import LLM
+from llm.prompts import FACETS, ProfilePrompt, example_answers, record_text
+
+_TRY_AGAIN = frozenset((408, 425, 429))
+_HOPELESS = frozenset((401, 403, 404, 405))
+
+
+class OpenAIClient:
+    """Writes freely; what the history does not support is left out by the generator.
+
+    Attributes:
+        failed: prompts that got an empty answer because their tries were used up.
+        retried: further tries in total.
+    """
+
+    def __init__(self, settings: LLM, sleep: Callable[[float], None] = time.sleep) -> None:
+        self._settings, self._sleep = settings, sleep
+        self.source = f"openai:{settings.model}"
+        self.failed = self.retried = 0
+        headers = {"Authorization": f"Bearer {settings.api_key}"} if settings.api_key else {}
+        try:
+            self._http = httpx.Client(
+                base_url=settings.base_url.rstrip("/") + "/", headers=headers, timeout=settings.timeout_s
+            )
+        except (httpx.InvalidURL, ValueError) as error:
+            raise EndpointError(
+                f"llm.base_url is {settings.base_url!r} ({error}); expected an address such as http://host:port/v1"
+            ) from None
+
+    def generate(self, prompts: Sequence[ProfilePrompt]) -> list[str]:
+        """One answer for each prompt, at most `llm.concurrency` calls at once.
+
+        Raises:
+            EndpointError: the endpoint refuses every call.
+        """
+        with ThreadPoolExecutor(self._settings.concurrency) as pool:
+            return list(pool.map(self._answer, prompts))
+
+    def close(self) -> None:
+        """Closes the connections."""
+        self._http.close()
+
+    def _answer(self, prompt: ProfilePrompt) -> str:
+        body = {
+            "model": self._settings.model,
+            "messages": messages(prompt),
+            "temperature": 0,
+            "max_tokens": self._settings.max_tokens,
+        }
+        for attempt in range(self._settings.retries + 1):
+            if attempt:
+                self.retried += 1
+                self._sleep(self._settings.backoff_s * 2 ** (attempt - 1))
+            try:
+                response = self._http.post("chat/completions", json=body)
+            except httpx.TransportError:
+                continue
+            except httpx.InvalidURL as error:
+                raise EndpointError(f"llm.base_url {self._settings.base_url!r} is no address: {error}") from None
+            if response.status_code in _HOPELESS:
+                raise EndpointError(
+                    f"{response.request.url} answered {response.status_code} ({response.text[:120]!r}); check "
+                    "llm.base_url, llm.model and llm.api_key"
+                )
+            if response.is_success:
+                return _content(response)
+            if response.status_code < 500 and response.status_code not in _TRY_AGAIN:
+                break
+        self.failed += 1
+        return ""
+
+
+def messages(prompt: ProfilePrompt) -> list[dict[str, str]]:
+    """The chat of one user: rules and allowed answers, the examples as turns, the user's record."""
+    prompts = prompt.prompts
+    allowed = {q.facet: ", ".join(text for text, _ in q.candidates) for q in prompt.questions}
+    lines = "\n".join(f"{prompts.cues[facet]} ..." for facet in FACETS)
+    system = (
+        f"{prompts.instruction}\nAnswer with these {len(FACETS)} lines and nothing else, phrases separated by commas:\n"
+        f"{lines}\nUse only words of the record. "
+        f"{prompts.cues['crowd']} one of: {allowed['crowd'] or 'leave it empty'}. "
+        f"{prompts.cues['categories']} at most three of: {allowed['categories'] or 'leave it empty'}."
+    )
+    chat = [{"role": "system", "content": system}]
+    for example in prompts.examples:
+        record = record_text(prompts, example.titles, example.domain, example.level)
+        chat.append({"role": "user", "content": record})
+        chat.append({"role": "assistant", "content": example_answers(prompts, example)})
+    return [*chat, {"role": "user", "content": prompt.record}]
+
+
+def _content(response: httpx.Response) -> str:
+    """The text of a chat completion; "" if the body is none."""
+    try:
+        body: Any = response.json()
+        return str(body["choices"][0]["message"]["content"] or "")
+    except (ValueError, LookupError, TypeError):
+        return ""

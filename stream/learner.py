@@ -10,10 +10,12 @@ that is the arm `frozen`, and what a trainer does with the groups that it passes
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
+import orjson
 
 from configs.settings import Settings
 from graph.learn import GraphLearner
@@ -146,6 +148,42 @@ class StreamLearner:
     def freeze(self) -> None:
         """Weights stand still from here on."""
         self.learning = False
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that learning goes on from, for a checkpoint."""
+        return {
+            "rows": dict(self.processor.store.scan(b"")),
+            "model": self.processor.graph.model.state_dict(),
+            "ids": list(self.table.ids),
+            "engine": self.engine.arrays(replay=True),
+            "sequence": self.sequence.state_dict() if self.sequence is not None else None,
+            "graph": self.graph.state_dict() if self.graph is not None else None,
+            "groups": self.groups,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on where `state_dict` was taken, to the bit, under the same settings."""
+        store = MemoryStore()
+        store.data = dict(state["rows"])
+        model = GraphMemory(self.settings.graph)
+        model.load_state_dict(state["model"])
+        self.processor = Processor(self.settings, store, model=model)
+        for item_id in state["ids"]:
+            self.table.add(item_id)
+        if self.sequence is not None:
+            self.sequence.load_state_dict(state["sequence"])
+        if self.graph is not None:
+            self.graph.load_state_dict(state["graph"])
+        self.engine = Engine.from_arrays(self.settings, self.table, state["engine"], self.engine.plugs)
+        self.groups = state["groups"]
+
+
+def learning_sha256(settings: Settings) -> str:
+    """Hash of the settings that what is learnt depends on; addresses, ports and folders are not among them."""
+    sections = ("actions", "state", "graph", "signals", "ranker", "model", "profiles")
+    dump = settings.model_dump(mode="json", include=set(sections))
+    dump["state"].pop("root")
+    return hashlib.sha256(orjson.dumps(dump, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
 
 def group_of(events: Sequence[Event], table: ItemTable, settings: Settings) -> Group:

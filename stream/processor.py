@@ -123,7 +123,7 @@ class Processor:
                 continue
             self.next_offset = record.offset + 1
             try:
-                event = self._validated(record)  # 1
+                event = self.validated(record)  # 1
             except InvalidEvent as refusal:
                 self._dead(record, refusal, changes)
                 continue
@@ -173,7 +173,8 @@ class Processor:
 
     # -- steps -------------------------------------------------------------------------------------------------
 
-    def _validated(self, record: Record) -> Event:
+    def validated(self, record: Record) -> Event:
+        """The record as an event with its offset. Raises InvalidEvent if it is none."""
         event = record.value if isinstance(record.value, Event) else parse_event(record.value)
         event.offset = record.offset
         if record.key is not None and record.key != event.user_id.encode():
@@ -195,10 +196,14 @@ class Processor:
         changes.outgoing.append(Outgoing("interactions.dlq", record.key, value, headers))
         changes.dead += 1
 
+    def is_known(self, event: Event) -> bool:
+        """Whether an event of this id was applied within the remembered ones."""
+        return event.event_id is not None and event.event_id in self._ids
+
     def _duplicate(self, event: Event) -> bool:
         if event.event_id is None or self.settings.state.dedupe_ids == 0:
             return False
-        if event.event_id in self._ids:
+        if self.is_known(event):
             return True
         self._ids[event.event_id] = None
         self._pending[b"d:" + event.event_id.encode()] = event.offset.to_bytes(8, "big")

@@ -1,0 +1,52 @@
+"""Checkpoints of the trainer: one file, written beside its place, synced and renamed."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+from configs.errors import StateError
+
+
+def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Writes a state so that a reader sees the old one or the new one.
+
+    Raises:
+        StateError: the directory can't be written.
+    """
+    temporary = path.with_suffix(".tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            pickle.dump(state, file, protocol=pickle.HIGHEST_PROTOCOL)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        directory = os.open(path.parent, os.O_RDONLY)
+        os.fsync(directory)
+        os.close(directory)
+    except OSError as error:
+        raise StateError(f"checkpoint {path} can't be written: {error}; make room or set trainer.root") from None
+
+
+def read_checkpoint(path: Path, settings_sha256: str) -> dict[str, Any] | None:
+    """The last checkpoint, None if there is none. Only this user's own files are ever read: pickle runs code.
+
+    Raises:
+        StateError: it is damaged, or was made under other settings.
+    """
+    if not path.is_file():
+        return None
+    try:
+        with path.open("rb") as file:
+            state: dict[str, Any] = pickle.load(file)
+    except (OSError, pickle.UnpicklingError, EOFError, AttributeError, ImportError) as error:
+        raise StateError(f"checkpoint {path} can't be read: {error!r}; move it away to learn from the start") from None
+    if state.get("settings") != settings_sha256:
+        raise StateError(
+            f"checkpoint {path} was made under other settings; set trainer.root to a new directory, or move it away to "
+            "learn from the start"
+        )
+    return state

@@ -1,0 +1,49 @@
+"""A profile file from a log, ahead of a replay: the requests that a worker would make, answered by the configured model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from configs.settings import Settings
+from llm.client import make_client
+from llm.generator import ProfileGenerator, generate_file
+from llm.offline import LogEvent, plan, requests_of_log
+from stream.evaluate.inputs import catalogue_of
+from stream.evaluate.log import EventLog
+from stream.files import read_columns, read_items
+
+MS_PER_DAY = 86_400_000
+ACTIVE_DAYS = 120
+"""Requests older than this at the split wait until all others are answered."""
+
+
+def write_profile_file(
+    settings: Settings,
+    events: Path,
+    items: Path,
+    out: Path,
+    most: int | None,
+    on_progress: Callable[[int], None],
+    split: float = 0.7,
+) -> int:
+    """Writes profiles, resumable; those that are valid past `split` of the events come first.
+
+    Returns:
+        Profiles in the file.
+
+    Raises:
+        InputError: a file can't be read, or `out` was made with another model or prompt.
+    """
+    log = EventLog(read_columns(events), settings.action)
+    catalogue = catalogue_of(read_items(items))
+    requests = requests_of_log(_events(log), catalogue, settings)
+    planned = plan(requests, log.split_ms(split), ACTIVE_DAYS * MS_PER_DAY)
+    generator = ProfileGenerator(make_client(settings.llm), settings.profiles)
+    return generate_file(planned, out, generator, settings.profiles.batch, most=most, on_progress=on_progress)
+
+
+def _events(log: EventLog) -> Iterator[LogEvent]:
+    for row in log.group_rows.tolist():
+        e = log.event(row)
+        yield LogEvent(e.user_id, e.item_id, e.timestamp_ms, e.action, e.value, e.price, e.domain)

@@ -1,0 +1,46 @@
+"""Profiles as a stream brings them: kept by user and event time, read as of a request."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+
+import numpy as np
+
+from configs.errors import InputError
+from graph.view import Profile
+from llm.profile import parse_profile
+
+KEPT = 4
+"""Newest versions of a user's profile that are kept."""
+
+
+class StreamProfiles:
+    """Records of the topic `profiles`, decoded; each is valid from the event time that it carries."""
+
+    def __init__(self) -> None:
+        self._valid: dict[str, list[Profile]] = {}
+        self.invalid = 0
+
+    def at(self, user_id: str, now_ms: int) -> Profile | None:
+        """The newest profile that is valid at `now_ms`."""
+        profiles = self._valid.get(user_id, [])
+        newest = bisect_right(profiles, now_ms, key=lambda profile: profile.valid_from_ms)
+        return profiles[newest - 1] if newest else None
+
+    def request(self, record: bytes) -> None:
+        """The profiler process answers requests, not the trainer."""
+
+    def take(self, value: bytes) -> None:
+        """One record; one that is no profile, or has no vectors, is counted and left out."""
+        try:
+            written = parse_profile(value)
+        except InputError:
+            self.invalid += 1
+            return
+        if written.vectors is None:
+            self.invalid += 1
+            return
+        vectors = np.ascontiguousarray(written.vectors, np.float32)
+        profile = Profile(vectors, written.valid_from_ms, written.version, written.source)
+        kept = [p for p in self._valid.get(written.user_id, []) if p.version != profile.version] + [profile]
+        self._valid[written.user_id] = sorted(kept, key=lambda p: (p.valid_from_ms, p.version))[-KEPT:]

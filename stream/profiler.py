@@ -1,0 +1,144 @@
+"""The profiler process: profile requests in, profiles out, within a budget. The stream never waits for it.
+
+    [profile-requests] -> queue (one a user, bounded) -> LLM -> check against the history -> [profiles]
+    [items] -> titles for the prompts                                                     '-> [profiles.log]
+
+A profile is valid from the event time that the stream has reached when it is appended: no reader can use it for a
+request of an earlier time. Requests that a crash leaves unanswered are read again, since the topic keeps the newest of
+each user and what was answered is in `profiles`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import orjson
+from kafka import KafkaProducer
+
+from configs.errors import InputError
+from configs.settings import Settings
+from llm.client import make_client
+from llm.encoder import TextEncoder
+from llm.generator import ProfileGenerator
+from llm.profile import Profile, parse_profile
+from llm.refresh import RequestQueue
+from llm.request import CatalogueItem, ProfileRequest, read_request
+from stream.events import InvalidEvent, item_of
+from stream.metrics import ProfilerMetrics
+from stream.processor import Outgoing
+from stream.reading import consumer, places
+from stream.trainer import stop_on_signals
+
+
+class Profiler:
+    """Everything between two polls.
+
+    Args:
+        settings: the whole configuration.
+        generator: writes the profiles.
+        send: sends records and returns when they are acknowledged.
+    """
+
+    def __init__(self, settings: Settings, generator: ProfileGenerator, send: Callable[[list[Outgoing]], None]) -> None:
+        self.settings, self.generator, self._send = settings, generator, send
+        self.queue: RequestQueue[ProfileRequest] = RequestQueue(settings.profiles)
+        self.catalogue: dict[str, CatalogueItem] = {}
+        self.watermark_ms = -1
+        self.invalid = self.written = 0
+        self.metrics = ProfilerMetrics()
+        self._answered: dict[str, int] = {}
+
+    def take_item(self, value: bytes) -> None:
+        """One record of `items`; one that is not an item is passed over."""
+        try:
+            item = item_of(orjson.loads(value))
+        except (InvalidEvent, orjson.JSONDecodeError):
+            return
+        self.catalogue[item.item_id] = CatalogueItem(item.title or item.text, item.categories, item.brand)
+
+    def take_profile(self, value: bytes) -> None:
+        """One record of `profiles`: what was answered already is not asked again."""
+        try:
+            profile = parse_profile(value)
+        except InputError:
+            return
+        self._answered[profile.user_id] = max(profile.version, self._answered.get(profile.user_id, 0))
+
+    def take_request(self, value: bytes) -> None:
+        """One record of `profile-requests`; one that is none is counted and passed over."""
+        try:
+            request = read_request(value, self.catalogue, self.settings.profiles)
+        except InputError:
+            self.invalid += 1
+            return
+        self.watermark_ms = max(self.watermark_ms, request.as_of_ms)
+        if request.version > self._answered.get(request.user_id, 0):
+            self.queue.offer(request)
+
+    def write(self) -> Sequence[Profile]:
+        """Writes one batch as far as the budget goes."""
+        requests = self.queue.take(time.monotonic())
+        self.metrics.waiting.set(len(self.queue))
+        if not requests:
+            return ()
+        started = time.monotonic()
+        stamped = [
+            dataclasses.replace(profile, valid_from_ms=max(profile.as_of_ms, self.watermark_ms))
+            for profile in self.generator.generate(requests)
+        ]
+        records = [(profile.user_id.encode(), profile.to_json()) for profile in stamped]
+        self._send([Outgoing(topic, key, value) for topic in ("profiles", "profiles.log") for key, value in records])
+        for profile in stamped:
+            self._answered[profile.user_id] = profile.version
+            self.metrics.profiles.labels(profile.source).inc()
+        self.metrics.seconds.observe((time.monotonic() - started) / len(stamped))
+        self.written += len(stamped)
+        return stamped
+
+
+def run_profiler(settings: Settings, bootstrap: str, until_caught_up: bool = False) -> None:
+    """Runs until SIGTERM or Ctrl-C; with `until_caught_up` until no request waits."""
+    stopping = stop_on_signals()
+    producer = KafkaProducer(bootstrap_servers=bootstrap.split(","), acks="all", client_id="driftline-profiler")
+
+    def send(outgoing: list[Outgoing]) -> None:
+        for out in outgoing:
+            producer.send(settings.broker.prefix + out.topic, key=out.key, value=out.value)
+        producer.flush()
+
+    generator = ProfileGenerator(make_client(settings.llm), settings.profiles, TextEncoder(settings.encoder))
+    profiler = Profiler(settings, generator, send)
+    profiler.metrics.serve(settings.metrics.profiler_port)
+    take = {
+        "items": profiler.take_item,
+        "profiles": profiler.take_profile,
+        "profile-requests": profiler.take_request,
+    }
+    with consumer(settings.broker, bootstrap) as reader:
+        for names in (["items", "profiles"], ["items", "profile-requests"]):
+            everything = places(reader, settings.broker, names)
+            kept = {place: reader.position(place) for place in everything if place in reader.assignment()}
+            reader.assign(everything)
+            reader.seek_to_beginning(*[place for place in everything if place not in kept])
+            for place, position in kept.items():
+                reader.seek(place, position)
+            ends = reader.end_offsets(everything)
+            while any(reader.position(place) < ends[place] for place in everything) and not stopping():
+                _poll(reader, settings, take, 200)
+        while not stopping():
+            moved = _poll(reader, settings, take, 200)
+            if not profiler.write() and not moved and until_caught_up and not len(profiler.queue):
+                break
+    producer.close()
+
+
+def _poll(reader: Any, settings: Settings, take: Mapping[str, Callable[[bytes], None]], timeout_ms: int) -> bool:
+    batch = reader.poll(timeout_ms=timeout_ms)
+    for place, records in batch.items():
+        for record in records:
+            if record.value:
+                take[place.topic.removeprefix(settings.broker.prefix)](record.value)
+    return bool(batch)

@@ -24,6 +24,7 @@ class Window:
     Attributes:
         items: [n] int64 rows of the item table, in (time, arrival) order.
         t_ms: [n + 1] int64, the last one is the request time of the last row.
+        ends: [h] int64, where each group of the window ends; the last one is n.
         rows: [g] int64, rows whose output predicts a whole group.
         targets: [T] int64 item rows, group after group.
         counts: [g] int64 targets of each group, all above 0.
@@ -32,6 +33,7 @@ class Window:
 
     items: Int64
     t_ms: Int64
+    ends: Int64
     rows: Int64
     targets: Int64
     counts: Int64
@@ -116,6 +118,7 @@ class ReplayLog:
         return Window(
             items=items[cut:],
             t_ms=np.append(t_ms[cut:], self._t_ms[at]),
+            ends=ends[ends > cut] - cut,
             rows=np.array([ends[i] - cut - 1 for i in keep], np.int64),
             targets=np.concatenate(targets) if targets else np.zeros(0, np.int64),
             counts=np.array([len(p) for p in targets], np.int64),

@@ -8,7 +8,9 @@ import torch
 
 from configs.settings import Model
 from graph.view import Group
+from model.batch import build_batch, shuffled
 from model.loss import draw_candidates, sampled_softmax
+from model.prior import PopularityPrior
 from model.replay import ReplayLog
 from model.sequence import SequenceLearner, SequenceScorer
 
@@ -229,9 +231,59 @@ def test_a_published_scorer_answers_as_the_learner_did():
     learner = taught()
     scorer = SequenceScorer.from_arrays(SETTINGS, learner.arrays())
     history = (np.array([3, 4, -1, 5, 9999]), 1_260_000_000_000 + DAY_MS * np.arange(5))
-    now_ms = 1_270_000_000_000
+    now_ms = stream()[-1].t_ms  # the popularity of a snapshot is that of its newest event
     known = (history[0][:4], history[1][:4])
     np.testing.assert_allclose(scorer.scores(history, now_ms), learner.scores(known, now_ms), atol=1e-6)
+
+
+def test_a_user_without_history_is_ranked_by_recent_popularity():
+    learner = taught()
+    now_ms = stream()[-1].t_ms
+    nobody = (np.zeros(0, np.int64), np.zeros(0, np.int64))
+    assert np.array_equal(learner.scores(nobody, now_ms), learner.prior.logits_now(now_ms, len(learner.items)))
+
+
+def test_the_prior_of_a_training_row_is_the_popularity_of_its_time():
+    prior = PopularityPrior(1.0)
+    early, late = 1_260_000_000_000, 1_260_000_000_000 + 30 * DAY_MS
+    for at in range(20):
+        prior.observe(np.array([0], np.int32), early + at * DAY_MS // 8)
+    for at in range(20):
+        prior.observe(np.array([1], np.int32), late + at * DAY_MS // 8)
+    then, now = prior.logits_at(np.array([early + 2 * DAY_MS, late + 2 * DAY_MS]), torch.arange(2))
+    assert then[0] > then[1]
+    assert now[1] > now[0]
+    np.testing.assert_allclose(now.detach().numpy(), prior.log_share(late + 2 * DAY_MS)[:2], atol=0.7)
+
+
+def test_decayed_counts_survive_years_without_overflow():
+    prior = PopularityPrior(0.5)
+    for day in range(0, 2000, 5):
+        prior.observe(np.array([day % 3], np.int32), 1_260_000_000_000 + day * DAY_MS)
+    assert np.isfinite(prior.logits_now(1_260_000_000_000 + 2001 * DAY_MS, 3)).all()
+
+
+def test_shuffling_a_window_keeps_each_group_together_and_its_times():
+    log = ReplayLog(10, 20)
+    for t_ms, items in ((1, [7, 8, 3]), (1, [8, 9]), (5, [7, 4, 9])):
+        log.add("u", np.array(items, np.int32), np.ones(len(items), bool), t_ms)
+    window = log.window(2)
+    orders = {tuple(shuffled(window, np.random.default_rng(seed)).items.tolist()) for seed in range(40)}
+    assert len(orders) == 12
+    assert all(set(order[:3]) == {7, 8, 3} and set(order[3:]) == {8, 9} for order in orders)
+
+
+def test_rows_inside_a_group_are_asked_for_the_rest_of_it_at_its_own_time():
+    log = ReplayLog(10, 20)
+    for t_ms, items in ((1000, [7, 8, 3]), (9000, [5])):
+        log.add("u", np.array(items, np.int32), np.ones(len(items), bool), t_ms)
+    settings = Model(inside_share=1.0, inside_weight=0.5)
+    batch = build_batch([log.window(1)], settings, np.random.default_rng(0))
+    items = batch.chunks[0].items_BL[0].tolist()
+    assert batch.chunks[0].asked.tolist() == [2, 0, 1]
+    assert batch.asked_ms_R.tolist() == [9000, 1000, 1000]
+    assert batch.target_T.tolist() == [5, *items[1:], items[2]]
+    assert batch.weight_T.tolist() == [1.0, 0.25, 0.25, 0.5]
 
 
 def test_the_loss_falls_on_a_stream_with_a_pattern():

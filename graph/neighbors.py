@@ -120,14 +120,13 @@ class PartnerTable:
         rows_w[left] = weight
         rows_p[left] = np.where(weight > 0, np.take_along_axis(partners, keep, 1), -1)
 
-    def scores(self, source: Int32, weight: Float32, n: int, normalise: float = 0.5) -> Float32:
+    def scores(self, source: Int32, weight: Float32, n: int) -> Float32:
         """Weighted sum of the sources' normalised rows, over items 0..n-1.
 
         Args:
             source: [s] int32 distinct items; those that the table does not know are left out.
             weight: [s] float32.
             n: number of items.
-            normalise: power of the partner's own mass; with .5 on both sides this is a cosine.
 
         Returns:
             [n] float32, 0 where nothing points.
@@ -139,9 +138,9 @@ class PartnerTable:
         per_row = weight / np.sqrt(np.maximum(self.out[source], 1e-30))
         mass = self.weight[source] * per_row[:, None]
         total = np.bincount(self.partner[source].ravel() + 1, weights=mass.ravel(), minlength=n + 1)
-        into = np.maximum(self.into[: self.n], 1e-30)
+        m = min(n, self.n)
         out = np.zeros(n, np.float32)
-        out[: self.n] = total[1 : self.n + 1] / (np.sqrt(into) if normalise == 0.5 else into**normalise)
+        out[:m] = total[1 : m + 1] / np.sqrt(np.maximum(self.into[:m], 1e-30))
         return out
 
     def strongest(self, source: Int32, weight: Float32, item: int) -> tuple[int, float]:
@@ -189,11 +188,15 @@ class UserVectors:
         latest: user key -> (items [m] int32, last touches [m] int64), the most recently active user last.
     """
 
-    def __init__(self, users: int, half_life_ms: float, refresh_ms: int, nearest: int) -> None:
-        self.users, self.half_life_ms, self.refresh_ms, self.nearest = users, half_life_ms, refresh_ms, nearest
+    def __init__(
+        self, users: int, half_life_ms: float, fresh_half_life_ms: float, refresh_ms: int, nearest: int
+    ) -> None:
+        self.users, self.refresh_ms, self.nearest = users, refresh_ms, nearest
+        self.half_life_ms, self.fresh_half_life_ms = half_life_ms, fresh_half_life_ms
         self.latest: dict[int, tuple[Int32, Int64]] = {}
         self.built_ms = -1
-        self._set(np.zeros(0, np.uint64), np.zeros(1, np.int64), np.zeros(0, np.int32), np.zeros(0, np.float32))
+        none = np.zeros(0, np.float32)
+        self._set(np.zeros(0, np.uint64), np.zeros(1, np.int64), np.zeros(0, np.int32), none, none)
 
     def observe(self, user_id: str, items: Int32, last_ms: Int64, t_ms: int) -> None:
         """Replace a user's vector by the given distinct items and last touches, and rebuild when it is time."""
@@ -217,17 +220,18 @@ class UserVectors:
     def _build(self, t_ms: int) -> None:
         self.built_ms = t_ms
         keys, start, items, last_ms = self._flat()
-        age = np.maximum(t_ms - last_ms, 0) * (1 / self.half_life_ms)
-        value = np.exp2(-age).astype(np.float32)
+        age_ms = np.maximum(t_ms - last_ms, 0)
+        value = np.exp2(age_ms * (-1 / self.half_life_ms)).astype(np.float32)
+        fresh = np.exp2(age_ms * (-1 / self.fresh_half_life_ms)).astype(np.float32)
         # a vector faded to nothing would divide by zero: scale by its own norm first
         if len(items):
             norm = np.sqrt(np.add.reduceat(np.append(value * value, np.float32(0)), np.minimum(start[:-1], len(items))))
             norm[start[1:] == start[:-1]] = 0
             value /= np.repeat(np.maximum(norm, 1e-30), np.diff(start))
-        self._set(keys, start, items, value)
+        self._set(keys, start, items, value, fresh)
 
-    def _set(self, keys: NDArray[np.uint64], start: Int64, items: Int32, value: Float32) -> None:
-        self._keys, self._start, self._items, self._value = keys, start, items, value
+    def _set(self, keys: NDArray[np.uint64], start: Int64, items: Int32, value: Float32, fresh: Float32) -> None:
+        self._keys, self._start, self._items, self._value, self._fresh = keys, start, items, value, fresh
         n = int(items.max()) + 1 if len(items) else 0
         owner = np.repeat(np.arange(len(keys), dtype=np.int32), np.diff(start))
         order = np.argsort(items, kind="stable")
@@ -236,7 +240,7 @@ class UserVectors:
         self._row = {key: i for i, key in enumerate(keys.tolist())}
 
     def scores(self, user_id: str, items: Int32, weight: Float32, n: int) -> Float32:
-        """Similarity-weighted sum of the nearest users' unit vectors, the asking user left out.
+        """What the nearest users took, weighted by their similarity, the asking user left out.
 
         Args:
             user_id: who asks.
@@ -245,12 +249,12 @@ class UserVectors:
             n: number of items.
 
         Returns:
-            [n] float32.
+            [2, n] float32: sums of their unit vectors, and of their fresh touches.
         """
         known = items < len(self._by_item) - 1
         items, weight = items[known], weight[known]
         if len(items) == 0 or len(self._keys) == 0:
-            return np.zeros(n, np.float32)
+            return np.zeros((2, n), np.float32)
         at, which = _slices(self._by_item[items], self._by_item[items + 1])
         similarity = np.bincount(
             self._owner[at], weights=self._owner_value[at] * weight[which], minlength=len(self._keys)
@@ -266,8 +270,10 @@ class UserVectors:
         near = near[similarity[near] > 0]
         at, which = _slices(self._start[near], self._start[near + 1])
         norm = float(np.sqrt(np.dot(weight, weight)))
-        mass = self._value[at] * (similarity[near] / max(norm, 1e-30))[which]
-        return np.bincount(self._items[at], weights=mass, minlength=n)[:n].astype(np.float32)
+        mass = (similarity[near] / max(norm, 1e-30))[which]
+        taken = self._items[at]
+        sums = [np.bincount(taken, mass * weights[at], n)[:n] for weights in (self._value, self._fresh)]
+        return np.stack(sums).astype(np.float32)
 
     def arrays(self, prefix: str) -> Arrays:
         """Everything that is learnt, by name."""
@@ -282,6 +288,7 @@ class UserVectors:
             f"{prefix}.matrix_start": self._start.copy(),
             f"{prefix}.matrix_items": self._items.copy(),
             f"{prefix}.matrix_value": self._value.copy(),
+            f"{prefix}.matrix_fresh": self._fresh.copy(),
         }
 
     def restore(self, arrays: Arrays, prefix: str) -> None:
@@ -298,6 +305,7 @@ class UserVectors:
             np.asarray(arrays[f"{prefix}.matrix_start"], np.int64),
             np.asarray(arrays[f"{prefix}.matrix_items"], np.int32),
             np.asarray(arrays[f"{prefix}.matrix_value"], np.float32),
+            np.asarray(arrays[f"{prefix}.matrix_fresh"], np.float32),
         )
 
 

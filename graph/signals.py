@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from graph.view import Group, Int32, UserView
 
 Float64 = NDArray[np.float64]
+TABLES = ("basket", "basket_fresh", "following", "onward")
 MAX_HALF_LIVES = 500.0
 """Forward-decayed float64 counters grow to 2^500 before their origin moves."""
 
@@ -146,10 +147,14 @@ class Signals:
         self.popularity = DecayedCounts(lives, settings.top)
         self.first_buyers = DecayedCounts(lives, settings.top)
         self.domains: dict[int, DecayedCounts] = {}
+        fresh_ms = settings.fresh_half_life_days * DAY_MS
         self.basket = PartnerTable(settings.neighbors, pair_ms)
+        self.basket_fresh = PartnerTable(settings.neighbors, fresh_ms)
         self.following = PartnerTable(settings.neighbors, pair_ms)
         self.onward = PartnerTable(settings.neighbors, pair_ms)
-        self.users = UserVectors(settings.users, self.user_half_life_ms, settings.refresh_ms, settings.nearest)
+        self.users = UserVectors(
+            settings.users, self.user_half_life_ms, fresh_ms, settings.refresh_ms, settings.nearest
+        )
         self.columns: dict[str, NDArray[Any]] = {k: np.zeros(0, dtype) for k, (dtype, _) in _COLUMNS.items()}
 
     def __getattr__(self, name: str) -> NDArray[Any]:
@@ -167,7 +172,7 @@ class Signals:
             self.columns[name] = grown(self.columns[name], n, fill)
         for counts in (self.popularity, self.first_buyers, *self.domains.values()):
             counts.ensure(n)
-        for table in (self.basket, self.following, self.onward):
+        for table in (self.basket, self.basket_fresh, self.following, self.onward):
             table.ensure(n)
 
     def observe(self, group: Group, view_before: UserView, history: History | None = None) -> None:
@@ -230,8 +235,9 @@ class Signals:
         new = at < 0
         self.popularity.add(items, weight, t)
         self.first_buyers.add(items[new], weight[new], t)
-        if group.domain:
-            self._domain(group.domain).add(items, weight, t)
+        inside = self._domain(group.domain)
+        if inside is not None:
+            inside.add(items, weight, t)
         c["times"][items] += weight
         c["groups"][items] += 1
         c["buyers"][items] += new
@@ -247,12 +253,13 @@ class Signals:
         priced = np.isfinite(price)
         c["price"][items[priced]] = price[priced]
 
-    def _domain(self, name: str) -> DecayedCounts:
+    def _domain(self, name: str) -> DecayedCounts | None:
+        """The popularity within a domain, made if there is room for it."""
         key = key64(name)
-        if key not in self.domains and len(self.domains) < self.settings.domains:
+        if name and key not in self.domains and len(self.domains) < self.settings.domains:
             self.domains[key] = DecayedCounts((self.settings.domain_half_life_days * DAY_MS,), self.settings.top)
             self.domains[key].ensure(len(self.columns["times"]))
-        return self.domains.get(key, DecayedCounts((1.0,), 1))
+        return self.domain_counts(name)
 
     def domain_counts(self, name: str) -> DecayedCounts | None:
         """The popularity within a domain, None if it has none of its own."""
@@ -263,6 +270,7 @@ class Signals:
         if len(items) > 1:
             share = np.minimum(weight, 1)
             self.basket.add(items, items, share, share, t_ms)
+            self.basket_fresh.add(items, items, share, share, t_ms)
         if past.groups == 0:
             return
         new = items[at < 0]
@@ -283,7 +291,7 @@ class Signals:
         out["domains"] = np.fromiter(self.domains, np.uint64, len(self.domains))
         for i, counts in enumerate(self.domains.values()):
             out |= counts.arrays(f"domain.{i}", self.n)
-        for name in ("basket", "following", "onward"):
+        for name in TABLES:
             out |= getattr(self, name).arrays(name)
         return out | self.users.arrays("users")
 
@@ -307,7 +315,7 @@ class Signals:
         for i, key in enumerate(arrays["domains"].tolist()):
             self.domains[key] = DecayedCounts((settings.domain_half_life_days * DAY_MS,), settings.top)
             self.domains[key].restore(arrays, f"domain.{i}")
-        for name in ("basket", "following", "onward"):
+        for name in TABLES:
             getattr(self, name).restore(arrays, name)
         self.users.restore(arrays, "users")
         return self

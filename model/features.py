@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from graph.view import Int32, Profile, UserView
 
 CLIP = 5.0
+NEAR_ITEMS = 32
+"""Newest distinct items that a candidate's text is held against one by one."""
+NEAR_COSINE = 0.6
 HOUR_MS = 3_600_000.0
 PERSONAL_HALF_LIVES_DAYS = (3.0, 10.0, 30.0, 100.0)
 """Half-lives of the user's own decayed counts."""
@@ -35,7 +38,8 @@ ITEM = (
     "item_interval", "item_value", "log_price", "returned_rate", "trend_all",
 )  # fmt: skip
 MATCH = (
-    "price_gap", "price_far", "value_gap", "popularity_gap", "domain_log_share", "domain_lift", "item_interval_due",
+    "price_gap", "price_far", "value_gap", "popularity_gap", "popularity_far", "domain_log_share", "domain_lift",
+    "item_interval_due", "missed_groups", "missed_share", "age_gap", "text_nearest", "text_near",
 )  # fmt: skip
 USER = (
     "user_events", "user_groups", "user_since_last", "user_since_first", "user_basket", "user_repeat_share",
@@ -179,7 +183,7 @@ def features(
     item = _item(rows, pool.candidates, signals, now_ms)
     place = np.full(signals.n, -1, np.int32)
     place[pool.candidates] = np.arange(c, dtype=np.int32)
-    _match(rows, view, past, pool.candidates, signals, item, share[half_lives - 2], now_ms)
+    _match(rows, view, past, pool.candidates, signals, item, share[half_lives - 2], text, now_ms)
     _user(rows, view, past, now_ms)
     _personal(rows, past, place[past.items], pool.candidates, signals, now_ms)
     for name in SCORED:
@@ -246,7 +250,7 @@ def _item(rows: _Rows, candidates: Int32, signals: Signals, now_ms: int) -> dict
         c["returned"] / (c["times"] + 1),
         rows.out[len(signals.popularity.half_lives_ms) - 1] - log_times,
     )
-    return {"log_price": log_price, "interval": interval, "value": value}
+    return {"log_age": _days(age_ms), "log_price": log_price, "interval": interval, "value": value}
 
 
 def _match(
@@ -257,6 +261,7 @@ def _match(
     signals: Signals,
     item: dict[str, Float32],
     share: Float32,
+    text: Float32,
     now_ms: int,
 ) -> None:
     """How an item relates to what this user usually takes, and to the user's domain."""
@@ -267,9 +272,9 @@ def _match(
     rows.put(gap, np.abs(gap) / width, item["value"] - own_value.mean() if len(own_value) else 0.0)
     if len(past.items):
         usual = np.log(signals.popularity.share(past.items, now_ms, signals.n)[:, -2] + np.float32(0.02)).mean()
-        rows.put(np.abs(share - usual))
+        rows.put(share - usual, np.abs(share - usual))
     else:
-        rows.put(0.0)
+        rows.put(0.0, 0.0)
     domain = signals.domain_counts(view.domain)
     if domain is None:
         rows.put(share, 0.0)
@@ -278,6 +283,18 @@ def _match(
         rows.put(inside, inside - share)
     since = np.float32(np.log1p(max(now_ms - int(past.group_ms[-1]), 0) / DAY_MS)) if past.groups else np.float32(0)
     rows.put(since - item["interval"])
+    since_entry = past.groups - np.searchsorted(past.group_ms, signals.columns["first_ms"][candidates])
+    rows.put(np.log1p(since_entry), since_entry / max(past.groups, 1))
+    if len(past.items):
+        usual_age = _days(past.first_ms - signals.columns["first_ms"][past.items]).mean()
+        rows.put(item["log_age"] - usual_age)
+    else:
+        rows.put(0.0)
+    if len(past.items) and text.shape[1]:
+        close = text[candidates] @ text[past.items[:NEAR_ITEMS]].T
+        rows.put(close.max(1), (close > NEAR_COSINE).mean(1))
+    else:
+        rows.put(0.0, 0.0)
 
 
 def _user(rows: _Rows, view: UserView, past: History, now_ms: int) -> None:

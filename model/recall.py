@@ -24,7 +24,17 @@ if TYPE_CHECKING:
 
 UInt32 = NDArray[np.uint32]
 
-SCORED = ("basket_history", "basket_last", "following", "onward", "user_knn", "text_history", "text_last")
+SCORED = (
+    "basket_history",
+    "basket_last",
+    "basket_fresh",
+    "following",
+    "onward",
+    "user_knn",
+    "user_knn_fresh",
+    "text_history",
+    "text_last",
+)
 """Recallers whose score and rank are base features."""
 LISTED = ("popularity", "first_buyers", "domain", "newest")
 """Recallers that only bring items."""
@@ -115,12 +125,15 @@ def score_base(
     recent = weight[: len(source)]
     last, even = past.basket, np.ones(len(past.basket), np.float32)
     texts = _text_scores(past.items, weight, last, text, n)
+    near = signals.users.scores(view.user_id, past.items, weight, n)
     scores = {
         "basket_history": signals.basket.scores(source, recent, n),
         "basket_last": signals.basket.scores(last, even, n),
+        "basket_fresh": signals.basket_fresh.scores(source, recent, n),
         "following": signals.following.scores(last, even, n),
         "onward": signals.onward.scores(source, recent, n),
-        "user_knn": signals.users.scores(view.user_id, past.items, weight, n),
+        "user_knn": near[0],
+        "user_knn_fresh": near[1],
         "text_history": texts[0],
         "text_last": texts[1],
     }

@@ -1,0 +1,97 @@
+import numpy as np
+
+from graph.history import DAY_MS
+from graph.neighbors import PartnerTable, UserVectors
+
+DAY = int(DAY_MS)
+ONE = np.ones(1, np.float32)
+
+
+def items(*numbers: int):
+    return np.array(numbers, np.int32)
+
+
+def ones(n: int):
+    return np.ones(n, np.float32)
+
+
+def table(slots=8, n=30) -> PartnerTable:
+    out = PartnerTable(slots, 10 * DAY_MS)
+    out.ensure(n)
+    return out
+
+
+def test_pairs_equal_a_dense_sum_with_decay():
+    pairs = table(slots=30)
+    dense, total = np.zeros((30, 30)), np.zeros(30)
+    random = np.random.default_rng(0)
+    for day in range(80):
+        basket = np.sort(random.choice(30, 5, replace=False)).astype(np.int32)
+        pairs.add(basket, basket, ones(5), ones(5), day * DAY)
+        dense *= 2 ** (-1 / 10)
+        total *= 2 ** (-1 / 10)
+        dense[np.ix_(basket, basket)] += 1 - np.eye(5)
+        total[basket] += 1
+    expected = dense[[3, 4]].T @ (np.array([1.0, 0.5]) / np.sqrt(total[[3, 4]])) / np.sqrt(total)
+    got = pairs.scores(items(3, 4), np.array([1, 0.5], np.float32), 30)
+    np.testing.assert_allclose(got, expected, rtol=1e-4)
+
+
+def test_a_bounded_row_keeps_its_heaviest_partners():
+    pairs = table(slots=4)
+    for partner, times in ((1, 9), (2, 7), (3, 5), (4, 3), (5, 1), (6, 1)):
+        for _ in range(times):
+            pairs.add(items(0), items(partner), ONE, ONE, DAY)
+    row = dict(zip(pairs.partner[0].tolist(), pairs.weight[0].tolist(), strict=True))
+    assert row == {1: 9.0, 2: 7.0, 3: 5.0, 4: 3.0}
+
+
+def test_a_new_partner_replaces_one_that_has_faded():
+    pairs = table(slots=2)
+    pairs.add(items(0), items(1, 2), ONE, np.array([1, 3], np.float32), 0)
+    pairs.add(items(0), items(3), ONE, ONE, 5 * DAY)
+    assert sorted(pairs.partner[0].tolist()) == [2, 3]
+
+
+def test_an_item_is_never_its_own_partner():
+    pairs = table()
+    pairs.add(items(1, 2), items(1, 2), ones(2), ones(2), DAY)
+    assert set(pairs.partner[1].tolist()) == {2, -1}
+
+
+def test_moving_the_origin_changes_no_score():
+    near, far = table(), table()
+    for pairs, start in ((near, 0), (far, -5000 * DAY)):
+        if start:
+            pairs.add(items(20), items(21), ONE, ONE, 0)
+        offset = 5000 * DAY if start else 0
+        pairs.add(items(0, 1), items(0, 1), ones(2), ones(2), offset)
+        pairs.add(items(0, 2), items(0, 2), ones(2), ones(2), offset + 700 * DAY)
+    np.testing.assert_allclose(near.scores(items(0), ONE, 3), far.scores(items(0), ONE, 3), rtol=1e-5)
+
+
+def test_the_strongest_source_is_named():
+    pairs = table()
+    pairs.add(items(0), items(5), np.array([3], np.float32), ONE, DAY)
+    pairs.add(items(1), items(5), ONE, ONE, DAY)
+    assert pairs.strongest(items(0, 1), ones(2), 5)[0] == 0
+    assert pairs.strongest(items(2), ONE, 5) == (-1, 0.0)
+
+
+def test_nearest_users_bring_what_they_took():
+    users = UserVectors(users=10, half_life_ms=60 * DAY_MS, fresh_half_life_ms=10 * DAY_MS, refresh_ms=1, nearest=2)
+    for name, taken in (("a", (0, 1, 2)), ("b", (0, 1, 3)), ("c", (7, 8))):
+        users.observe(name, items(*taken), np.full(len(taken), DAY, np.int64), DAY)
+    users.observe("d", items(9), np.array([2 * DAY], np.int64), 2 * DAY)
+    both = users.scores("a", items(0, 1, 2), ones(3), 10)
+    assert np.flatnonzero(both[0]).tolist() == [0, 1, 3]  # b alone: c shares nothing, a is left out
+    np.testing.assert_allclose(both[0][3], 2 / 3 / np.sqrt(3), rtol=1e-6)
+
+
+def test_user_vectors_forget_who_was_silent_longest():
+    users = UserVectors(users=2, half_life_ms=DAY_MS, fresh_half_life_ms=DAY_MS, refresh_ms=1, nearest=2)
+    for name in ("a", "b", "a", "c"):
+        users.observe(name, items(0), np.array([DAY], np.int64), DAY)
+    assert len(users.latest) == 2
+    users.observe("a", items(0), np.array([DAY], np.int64), 3 * DAY)
+    assert sorted(users._row) == sorted(users.latest)

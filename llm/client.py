@@ -16,8 +16,8 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from configs.settings import LLM
-from llm.facets import stems
 from llm.prompts import FACETS, ProfilePrompt, Prompts, Question
+from llm.titles import stems
 
 
 class LLMClient(Protocol):

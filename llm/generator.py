@@ -19,10 +19,11 @@ from configs.errors import InputError
 from configs.settings import Profiles
 from llm.client import LLMClient, TemplateClient, parse_answer
 from llm.encoder import TextEncoder
-from llm.facets import Lexicon, evidence_of, grounded, make_prompt
+from llm.facets import Evidence, evidence_of, grounded, make_prompt
 from llm.profile import FORMAT, Profile, read_header, read_profiles, with_vectors
 from llm.prompts import FACETS, ProfilePrompt, Prompts, load_prompts, sentences
 from llm.request import ProfileRequest
+from llm.titles import Lexicon
 
 
 class ProfileGenerator:
@@ -47,14 +48,18 @@ class ProfileGenerator:
 
     def generate(self, requests: Sequence[ProfileRequest]) -> list[Profile]:
         """One profile for each request, in their order, with vectors if there is an encoder."""
-        prompts = [make_prompt(request, self.prompts, self._lexicon, self._settings) for request in requests]
+        found = [evidence_of(request, self.prompts, self._lexicon) for request in requests]
+        prompts = [
+            make_prompt(request, evidence, self.prompts, self._lexicon, self._settings)
+            for request, evidence in zip(requests, found, strict=True)
+        ]
         answers = self._client.generate(prompts)
         templates = answers if isinstance(self._client, TemplateClient) else self._template.generate(prompts)
-        profiles = [self._join(*parts) for parts in zip(prompts, answers, templates, strict=True)]
+        profiles = [self._join(*parts) for parts in zip(prompts, found, answers, templates, strict=True)]
         return with_vectors(profiles, self._encoder) if self._encoder else profiles
 
-    def _join(self, prompt: ProfilePrompt, answer: str, template: str) -> Profile:
-        request, found = prompt.request, evidence_of(prompt.request, self.prompts, self._lexicon)
+    def _join(self, prompt: ProfilePrompt, found: Evidence, answer: str, template: str) -> Profile:
+        request = prompt.request
         written, default = parse_answer(self.prompts, answer), parse_answer(self.prompts, template)
         by_model = self._client.source != TemplateClient.source
         facets: dict[str, str] = {}

@@ -23,6 +23,7 @@ import orjson
 from numpy.typing import NDArray
 
 from configs.errors import InputError
+from graph.view import Profile as ProfileView
 from llm.encoder import TextEncoder
 from llm.prompts import FACETS
 
@@ -76,6 +77,16 @@ class Profile:
         if embedding and self.vectors is not None:
             record["embedding"] = base64.b64encode(self.vectors.astype("<f2").tobytes()).decode()
         return record
+
+    def view(self) -> ProfileView:
+        """What scorers read of it.
+
+        Raises:
+            ValueError: it was not encoded.
+        """
+        if self.vectors is None:
+            raise ValueError(f"the profile of {self.user_id!r} has no vectors; encode it with `with_vectors` first")
+        return ProfileView(self.vectors, self.valid_from_ms, self.version, self.source)
 
     def to_json(self, embedding: bool = True) -> bytes:
         """The record as bytes."""

@@ -5,16 +5,18 @@ import pytest
 from configs.errors import MissingModelError
 from configs.settings import LLM, Profiles
 from llm.client import make_client
-from llm.facets import Lexicon, make_prompt
+from llm.facets import evidence_of, make_prompt
 from llm.generator import ProfileGenerator
 from llm.prompts import FACETS, load_prompts
 from llm.smollm import SmolLMClient, _Tree
+from llm.titles import Lexicon
 from tests.llm.conftest import shop_request
 
 
 def prompt_of(request):
     prompts = load_prompts("ecommerce")
-    return make_prompt(request, prompts, Lexicon.of(prompts), Profiles())
+    lexicon = Lexicon.of(prompts)
+    return make_prompt(request, evidence_of(request, prompts, lexicon), prompts, lexicon, Profiles())
 
 
 def test_a_baker_gets_a_profile_from_the_model_that_the_history_supports(smollm):
@@ -44,7 +46,7 @@ def test_a_branch_of_the_tree_scores_as_it_does_alone(smollm):
         scores = exact._log_likelihoods(tree, branches, prompt.prompts)
         from llm.smollm import few_shot
 
-        for (facet, text), score in list(zip(asked, scores, strict=True))[::3]:
+        for (facet, text), score in list(zip(asked, scores, strict=True))[::7]:
             parts = [few_shot(prompt.prompts), prompt.record + "\n", prompt.prompts.cues[facet], " " + text]
             ids = [exact._encode(part) for part in parts]
             flat = torch.tensor([[token for part in ids for token in part]])

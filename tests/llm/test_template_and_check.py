@@ -5,10 +5,11 @@ import pytest
 from configs.errors import ConfigError, InputError
 from configs.settings import Profiles
 from llm.client import TemplateClient, parse_answer
-from llm.facets import Lexicon, clean_title, evidence_of, grounded, make_prompt, plural, stem
+from llm.facets import evidence_of, grounded, make_prompt
 from llm.generator import ProfileGenerator
 from llm.prompts import FACETS, PROMPTS, load_prompts
 from llm.request import CatalogueItem, read_request
+from llm.titles import Lexicon, clean_title, plural, stem
 from tests.llm.conftest import CATALOGUE, NOW_MS, shop_request
 
 
@@ -79,8 +80,8 @@ def test_an_answer_with_nothing_usable_gives_a_template_profile(answer):
 def test_an_interest_stands_only_if_every_word_of_it_is_in_the_history(request_of_a_baker):
     prompts = load_prompts("ecommerce")
     lexicon = Lexicon.of(prompts)
-    prompt = make_prompt(request_of_a_baker, prompts, lexicon, Profiles())
     found = evidence_of(request_of_a_baker, prompts, lexicon)
+    prompt = make_prompt(request_of_a_baker, found, prompts, lexicon, Profiles())
     assert grounded("interests", "red cake stands", prompt, found)
     assert grounded("interests", "bags for baking", prompt, found)
     assert not grounded("interests", "blue cake stands", prompt, found)

@@ -78,21 +78,28 @@ def _empty() -> History:
     return History(i4, i8, i8, f4, f4, i4, i4, i8, f4, f4, f4, i4, 0, i8, 0, i8, at, at)
 
 
-def history_of(view: UserView) -> History:
-    """Digest a view; items unknown to this process are left out."""
+def history_of(view: UserView, items: int | None = None) -> History:
+    """Digest a view.
+
+    Args:
+        view: one user.
+        items: number of known items; touches of further ones are left out. None = all with an index are known.
+    """
     touched = (view.weight > 0) & (view.items >= 0)
+    if items is not None:
+        touched &= view.items < items
     rows = np.flatnonzero(touched)
     if len(rows) == 0:
         return _empty()
-    items, t = view.items[rows], view.t_ms[rows]
+    item, t = view.items[rows], view.t_ms[rows]
     new_group = np.empty(len(rows), np.bool_)
     new_group[0] = True
     np.not_equal(t[1:], t[:-1], out=new_group[1:])
     group = np.cumsum(new_group, dtype=np.int32) - 1
     groups = int(group[-1]) + 1
 
-    order = np.argsort(items, kind="stable")  # by item, in time order within it
-    sorted_items, sorted_group = items[order], group[order]
+    order = np.argsort(item, kind="stable")  # by item, in time order within it
+    sorted_items, sorted_group = item[order], group[order]
     last = np.empty(len(rows), np.bool_)  # the last row of each item
     last[-1] = True
     np.not_equal(sorted_items[1:], sorted_items[:-1], out=last[:-1])
@@ -110,7 +117,7 @@ def history_of(view: UserView) -> History:
     row_start = start
     end, start, end_row, start_row = end[recent], start[recent], end_row[recent], start_row[recent]
     before = np.maximum(end - 1, start)  # a second row of the same group would be no earlier touch: rare, harmless
-    basket = items[group == groups - 1]
+    basket = item[group == groups - 1]
     returned = np.zeros(len(end), np.float32)
     if len(rows) < len(view.items):
         returned = _returns(view, sorted_items[end])

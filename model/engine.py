@@ -135,6 +135,7 @@ class Engine:
         self.signals = Signals(settings.signals)
         self.standardiser = Standardiser(self.layout.present)
         self.text: Float32 = np.zeros((0, settings.ranker.text_dim), np.float32)
+        self._texts = 0  # rows of `text` that were set
         self.arms: dict[str, Arm] = {}
         self.add_arm(MAIN, tuple(self.layout.blocks), settings.ranker.seed)
 
@@ -156,6 +157,7 @@ class Engine:
     def set_text(self, index: int, vector: Float32) -> None:
         """Set the unit text vector [text_dim] of an item."""
         self.text = grown(self.text, index + 1)
+        self._texts = max(self._texts, index + 1)
         self.text[index] = vector
 
     def grow(self, n: int) -> None:
@@ -170,7 +172,7 @@ class Engine:
             now_ms: request time, unix milliseconds.
         """
         signals, ranker = self.signals, self.settings.ranker
-        past = history_of(view)
+        past = history_of(view, signals.n)
         text = self._text()
         scored = score_base(view, past, now_ms, signals, text, ranker)
         extra = {
@@ -222,7 +224,7 @@ class Engine:
             view: the user before the group.
             slate: what `slate(view, group.t_ms)` gave before; None = only the signals learn.
         """
-        past = slate.past if slate is not None else history_of(view)
+        past = slate.past if slate is not None else history_of(view, self.signals.n)
         if slate is not None and len(slate.candidates):
             wanted = group.items[group.positive & (group.items >= 0)]
             positive = np.isin(slate.candidates, wanted)
@@ -245,7 +247,7 @@ class Engine:
         """
         out = {f"signals.{k}": v for k, v in self.signals.arrays().items()}
         out |= self.standardiser.arrays("standardiser")
-        out["text"] = self._text().copy()
+        out["text"] = self.text[: self._texts].copy()
         for name, arm in self.arms.items():
             if replay or name == MAIN:
                 out |= arm.ranker.arrays(f"arm.{name}", replay)
@@ -272,5 +274,6 @@ class Engine:
         self.signals = Signals.from_arrays(settings.signals, signals, read_only)
         self.standardiser.restore(arrays, "standardiser")
         self.text = np.asarray(arrays["text"], np.float32) if read_only else np.array(arrays["text"], np.float32)
+        self._texts = len(self.text)
         self.arms[MAIN].ranker.restore(arrays, f"arm.{MAIN}")
         return self

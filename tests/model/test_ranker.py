@@ -1,0 +1,139 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from configs.settings import Ranker as RankerSettings
+from model.ranker import Example, Ranker
+
+SETTINGS = RankerSettings(hidden=8, members=2, sampled=20, replay_groups=30, replay_steps=2)
+F = 6
+
+
+def request(random, c=80, own_share=0.2):
+    """(features, positive, own): the first column makes an item wanted."""
+    x = random.standard_normal((c, F)).astype(np.float32)
+    chance = np.exp(2 * x[:, 0])
+    positive = np.zeros(c, bool)
+    positive[random.choice(c, 4, replace=False, p=chance / chance.sum())] = True
+    return x, positive, random.random(c) < own_share
+
+
+def taught(ranker: Ranker, n=150, seed=0) -> Ranker:
+    random = np.random.default_rng(seed)
+    for _ in range(n):
+        ranker.learn(*request(random))
+    return ranker
+
+
+def make(settings=SETTINGS, seed=0, columns=F) -> Ranker:
+    return Ranker(settings, np.arange(columns), seed)
+
+
+def test_a_ranker_learns_what_makes_an_item_wanted():
+    ranker = taught(make())
+    x, _, _ = request(np.random.default_rng(9))
+    for scores in ranker.score(x):
+        assert np.corrcoef(scores, x[:, 0])[0, 1] > 0.9
+
+
+def test_two_rankers_of_one_seed_are_bit_identical_and_other_seeds_differ():
+    a, b, c = taught(make()), taught(make()), taught(make(seed=1))
+    assert torch.equal(a.theta, b.theta)
+    assert not torch.equal(a.theta, c.theta)
+
+
+def test_a_restored_ranker_continues_bit_identically():
+    whole, half = make(), make()
+    random_a, random_b = np.random.default_rng(0), np.random.default_rng(0)
+    for step in range(80):
+        if step == 45:
+            arrays = half.arrays("r")
+            half = make(seed=7)
+            half.restore(arrays, "r")
+        whole.learn(*request(random_a))
+        half.learn(*request(random_b))
+    assert torch.equal(whole.theta, half.theta)
+    for name, array in whole.arrays("r").items():
+        np.testing.assert_array_equal(half.arrays("r")[name], array, err_msg=name)
+
+
+def test_arrays_without_the_replay_log_score_the_same():
+    ranker, other = taught(make()), make(seed=5)
+    other.restore(ranker.arrays("r", replay=False), "r")
+    x, _, _ = request(np.random.default_rng(3))
+    np.testing.assert_array_equal(ranker.score(x), other.score(x))
+
+
+def test_scores_equal_the_network_that_is_trained():
+    ranker = taught(make())
+    x, _, _ = request(np.random.default_rng(3))
+    p = {name: value.detach() for name, value in ranker._views(ranker.theta).items()}
+    m, h = SETTINGS.members, SETTINGS.hidden
+    hidden = torch.relu(torch.from_numpy(x) @ p["w1"] + p["b1"]).view(-1, m, h)
+    logits = torch.einsum("nmh,mhl->nml", hidden, p["w2"]) + torch.einsum("nf,mfl->nml", torch.from_numpy(x), p["skip"])
+    np.testing.assert_allclose(ranker.score(x), logits.mean(1).T.numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_weights_of_sampled_rows_keep_the_sum_of_the_softmax_unbiased():
+    ranker = taught(make(SETTINGS.model_copy(update={"sampled": 12})))
+    x, positive, _ = request(np.random.default_rng(4), c=200)
+    own = np.zeros(200, bool)
+    scores = np.exp(ranker.score(x)[0].astype(np.float64))
+    full = scores.sum()
+    weighted, unweighted = [], []
+    for step in range(500):
+        ranker.steps = step
+        one = ranker.example(x, positive, own)
+        drawn = np.exp(ranker.score(one.x.astype(np.float32))[0].astype(np.float64))
+        weighted.append((drawn * np.exp(one.log_weight)).sum())
+        unweighted.append(drawn.sum())
+    assert np.mean(weighted) == pytest.approx(full, rel=0.03)
+    assert np.mean(unweighted) < 0.7 * full
+
+
+def gradient(ranker, example):
+    theta = ranker.theta.requires_grad_(True)
+    (out,) = torch.autograd.grad(ranker.loss([example]), theta)
+    theta.requires_grad_(False)
+    return out
+
+
+def test_the_gradient_of_weighted_hard_negatives_is_that_of_all_rows_and_without_weights_it_is_not():
+    settings = SETTINGS.model_copy(update={"sampled": 20, "hard": 0.8})
+    ranker = taught(make(settings), n=60)
+    x, positive, _ = request(np.random.default_rng(4), c=200)
+    own = np.zeros(200, bool)
+    all_rows = Example(x.astype(np.float16), np.zeros(200, np.float32), positive, own)
+    weighted, unweighted = [], []
+    for step in range(200):
+        ranker.steps = step
+        one = ranker.example(x, positive, own)
+        weighted.append(gradient(ranker, one))
+        unweighted.append(gradient(ranker, replace(one, log_weight=np.zeros_like(one.log_weight))))
+    full = gradient(ranker, all_rows)
+    off = [float((torch.stack(g).mean(0) - full).norm() / full.norm()) for g in (weighted, unweighted)]
+    assert off[0] < 0.15
+    assert off[1] > 3 * off[0]
+
+
+def test_the_replay_log_is_bounded_and_a_group_without_targets_is_not_logged():
+    ranker = taught(make(), n=60)
+    assert len(ranker.log) == SETTINGS.replay_groups
+    steps = ranker.steps
+    x, positive, own = request(np.random.default_rng(1))
+    ranker.learn(x, np.zeros_like(positive), own)
+    assert ranker.steps == steps
+
+
+def test_a_ranker_sees_only_its_columns():
+    ranker = taught(Ranker(SETTINGS, np.array([0, 2]), 0))
+    x, _, _ = request(np.random.default_rng(3))
+    other = x.copy()
+    other[:, [1, 3, 4, 5]] = 9
+    np.testing.assert_array_equal(ranker.score(x), ranker.score(other))
+
+
+def test_an_empty_pool_scores_to_nothing():
+    assert make().score(np.zeros((0, F), np.float32)).shape == (3, 0)

@@ -12,20 +12,21 @@ import dataclasses
 import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import orjson
 
+import stream.evaluate.engine_arms  # noqa: F401 - adds its arms to the registry
 from configs.load import config_sha256
 from configs.settings import Settings
 from stream.evaluate.audit import AuditResult, audit
 from stream.evaluate.goals import worth_function
 from stream.evaluate.log import Columns, EventLog
 from stream.evaluate.protocol import run
-from stream.evaluate.registry import SIMPLE, Family, Setup, build_arm, default_arms
+from stream.evaluate.registry import SIMPLE, Setup, build_arm, default_arms
 from stream.evaluate.report import write_report
 from stream.evaluate.results import Saved, arm_path, load, save
 from stream.evaluate.summary import arm_summary, compare, drift, freshness, incremental_claim, intervals_of, table
@@ -35,6 +36,10 @@ from stream.processor import Processor, Record
 from stream.store import MemoryStore, state_sha256
 
 PROTOCOL_VERSION = 1
+KEPT = ("texts", "encoder")
+"""What arms of one replay share over all of its passes: text vectors depend on no log and no seed."""
+AUDIT_PUBLISH = 50
+"""Groups between two graph versions in the audit's short log, so that adoptions are audited as well."""
 Progress = Callable[[str, int, int], None]
 
 
@@ -67,7 +72,7 @@ class Options:
     resume: bool = False
     hold_out_items: float = 0.0
     profiles: Path | None = None
-    audit_rows: int = 20_000
+    audit_rows: int = 6_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +82,15 @@ class _Input:
     items: Mapping[str, Item]
     split_ms: int
     sha256: str
+    kept: dict[str, Any] = field(default_factory=dict)
+
+    def setup(self, log: EventLog, settings: Settings, seed: int, profiles: Path | None) -> Setup:
+        """A fresh set-up for one pass."""
+        return Setup(log, settings, seed, self.items, profiles, dict(self.kept))
+
+    def keep(self, setup: Setup) -> None:
+        """Hand on to later passes what they may share."""
+        self.kept.update({name: setup.shared[name] for name in KEPT if name in setup.shared})
 
 
 def replay(options: Options, settings: Settings, progress: Progress | None = None) -> dict[str, Any]:
@@ -97,7 +111,7 @@ def replay(options: Options, settings: Settings, progress: Progress | None = Non
     say = progress or (lambda what, done, total: None)
     names = list(options.arms) or default_arms()
     data = _read(options, settings)
-    random = _families(names, data, options, settings)
+    random = _families(names, data, settings)
     runs: dict[str, dict[int, Saved]] = {name: {} for name in names}
     for seed in options.seeds:
         due = [name for name in names if seed == options.seeds[0] or random[name]]
@@ -138,15 +152,10 @@ def _read(options: Options, settings: Settings) -> _Input:
     return _Input(columns, log, items, split_ms, sha.hexdigest())
 
 
-def _families(names: Sequence[str], data: _Input, options: Options, settings: Settings) -> dict[str, bool]:
+def _families(names: Sequence[str], data: _Input, settings: Settings) -> dict[str, bool]:
     """Whether each arm is random; a name that no family knows is an error before anything runs."""
-    found: dict[str, Family] = {}
-    for name in names:
-        if name in SIMPLE.names:
-            found[name] = SIMPLE
-        else:
-            found[name] = build_arm(name, Setup(data.log, settings, 0, data.items, options.profiles))[1]
-    return {name: family.random for name, family in found.items()}
+    bare = Setup(data.log, settings)
+    return {name: name not in SIMPLE.names and build_arm(name, bare)[1].random for name in names}
 
 
 def _run_seed(
@@ -157,8 +166,9 @@ def _run_seed(
     paths = {name: arm_path(options.out / "arms", name, seed, key) for name in names}
     missing = [name for name in names if not (options.resume and paths[name].is_file())]
     if missing:
-        setup = Setup(data.log, settings, seed, data.items, options.profiles)
+        setup = data.setup(data.log, settings, seed, options.profiles)
         arms = [build_arm(name, setup)[0] for name in missing]
+        data.keep(setup)
         result = run(
             data.log,
             arms,
@@ -205,9 +215,14 @@ def _audit(
     if options.audit_rows == 0:
         return None
 
+    graph = settings.graph.model_copy(update={"publish_groups": min(AUDIT_PUBLISH, settings.graph.publish_groups)})
+    settings = settings.model_copy(update={"graph": graph})
+
     def arms_of(log: EventLog) -> list[Any]:
-        setup = Setup(log, settings, options.seeds[0], data.items, options.profiles)
-        return [build_arm(name, setup)[0] for name in names]
+        setup = data.setup(log, settings, options.seeds[0], options.profiles)
+        arms = [build_arm(name, setup)[0] for name in names]
+        data.keep(setup)
+        return arms
 
     return audit(
         data.columns,

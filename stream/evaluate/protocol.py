@@ -178,10 +178,14 @@ def run(
                         price = None if worth is None else worth[items]
                         values[arm.name][row, i] = rank_list(ranking, candidate, items, price)
             row += 1
+        spent: dict[int, float] = {}
         for arm in arms:
             before = time.process_time()
             arm.learn(request, arrival)
-            clocks[arm.name][0] += time.process_time() - before
+            shared = id(_shared(arm))
+            spent[shared] = spent.get(shared, 0.0) + time.process_time() - before
+        for arm in arms:
+            clocks[arm.name][0] += spent[id(_shared(arm))]
         if progress is not None and (request.number % 64 == 0 or request.number == log.groups - 1):
             progress(request.number + 1, log.groups)
     facts = Facts(scored, log.group_user[scored], log.group_t_ms[scored], relevant, reachable, cold_user, gap_ms)
@@ -195,6 +199,11 @@ def run(
         for arm in arms
     }
     return Pass(split_ms, facts, results, len(log), time.perf_counter() - started)
+
+
+def _shared(arm: Arm) -> object:
+    """What an arm trains together with others: each of them is charged all of it, so that order does not matter."""
+    return getattr(arm, "shared", None) or arm
 
 
 def rankings(slate: Slate) -> tuple[Ranking, ...]:

@@ -87,8 +87,8 @@ def test_held_out_items_are_reported(tmp_path):
 
 
 def test_an_unknown_arm_is_named_with_the_nearest(tmp_path):
-    with pytest.raises(InputError, match=r"got 'ease'; expected any of popularity.*did you mean 'ease_recent'"):
-        replay(options(tmp_path, arms=("popularity", "ease")), Settings())
+    with pytest.raises(InputError, match=r"got 'ease_recnt'; expected any of popularity.*did you mean 'ease_recent'"):
+        replay(options(tmp_path, arms=("popularity", "ease_recnt")), Settings())
 
 
 def test_seeds_are_listed_one_by_one_and_their_mean_in_arms(tmp_path):

@@ -224,14 +224,15 @@ class _Partition:
 
     def replaced(self) -> bool:
         """Whether the directory is not the one that was opened."""
-        return _identity(self._path) != self._identity
+        return _identity(self._path) not in (None, self._identity)
 
 
 def _directories(root: Path) -> Iterator[tuple[int, Path]]:
+    """Whole databases only: opening one puts a file of rocksdict's into its directory, even a vanishing one."""
     with contextlib.suppress(FileNotFoundError):
         for path in root.iterdir():
             name, _, number = path.name.rpartition("-")
-            if name == "partition" and number.isdigit() and (path / "CURRENT").exists():
+            if name == "partition" and number.isdigit() and (path / "CURRENT").exists() and _identity(path):
                 yield int(number), path
 
 

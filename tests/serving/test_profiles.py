@@ -92,9 +92,9 @@ def test_the_topic_is_read_from_its_beginning_and_followed(tmp_path):
         port = one.getsockname()[1]
     settings = Broker(embedded_port=port, embedded_dir=tmp_path / "broker", prefix="t-")
     store = ProfileStore()
-    follower = ProfileFollower(store, f"127.0.0.1:{port}", "t-profiles")  # before there is a broker
-    try:
-        with EmbeddedBroker(settings) as bootstrap:
+    with EmbeddedBroker(settings) as bootstrap:
+        follower = ProfileFollower(store, bootstrap, "t-profiles")  # before there is a topic
+        try:
             create_topics(settings, bootstrap)
             producer = KafkaProducer(bootstrap_servers=bootstrap)
             producer.send("t-profiles", key=b"a", value=record("a"))
@@ -109,7 +109,6 @@ def test_the_topic_is_read_from_its_beginning_and_followed(tmp_path):
             producer.close()
             assert store.get("a", 1).text == "Text 2."
             assert store.invalid >= 1
+        finally:
             follower.close()
-    finally:
-        follower.close()
-        gc.collect()  # kafka-python leaves sockets of failed connections to the collector
+    gc.collect()  # kafka-python and the broker's process leave things to the collector

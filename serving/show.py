@@ -1,0 +1,146 @@
+"""Answers of the service as rich renderables, for the command line."""
+
+from __future__ import annotations
+
+import math
+from datetime import UTC, datetime
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from serving.proto.driftline.v1 import recommendation_pb2 as pb
+
+_UNITS = ((86_400_000, "d"), (3_600_000, "h"), (60_000, "min"), (1000, "s"), (1, "ms"))
+
+
+def user_state(answer: pb.GetUserStateResponse | pb.WatchUserStateResponse, events: int = 10) -> RenderableType:
+    """Who a user is to the engine: counters, freshness, profile, memory and the newest events."""
+    state = answer.user_state
+    if not state.known:
+        note = "no state directory can be read yet" if "no_state" in answer.provenance.reasons else "no event yet"
+        return Text(f"user {state.user_id}: {note}; recommendations are for a new user", style="yellow")
+    parts: list[RenderableType] = [_summary(answer)]
+    if state.HasField("profile"):
+        parts.append(_profile(state.profile))
+    parts.append(_history(state.history, events))
+    return Group(*parts)
+
+
+def slate(
+    answer: pb.RecommendResponse | pb.SimilarItemsResponse | pb.UserSlate, title: str = "recommendations"
+) -> RenderableType:
+    """Ranked items with their reasons, and where they come from."""
+    table = Table(title=title, title_justify="left", header_style="bold")
+    table.add_column("#", justify="right")
+    table.add_column("item")
+    table.add_column("title", overflow="fold")
+    table.add_column("score", justify="right")
+    reasons = [", ".join(row.reasons) for row in answer.slate.item_reasons]
+    if any(reasons):
+        table.add_column("why", overflow="fold")
+    rows = zip(answer.slate.item_ids, answer.slate.titles, answer.slate.scores, strict=True)
+    for place, (item, name, score) in enumerate(rows):
+        cells = [str(place + 1), item, name, f"{score:.3f}"]
+        table.add_row(*cells, *([reasons[place]] if any(reasons) else []))
+    return Group(table, _origin(answer.provenance))
+
+
+def model_info(info: pb.GetModelInfoResponse) -> RenderableType:
+    """Which model serves, what it knows and how good it was."""
+    table = Table.grid(padding=(0, 2))
+    version = info.provenance.model_version or "none"
+    table.add_row("model", version + (" (held by a rollback)" if info.held else ""))
+    if info.refused_reason:
+        table.add_row("refused", Text(info.refused_reason, style="red"))
+    if info.provenance.model_version:
+        table.add_row("published", _time(info.created_ms))
+        table.add_row("in service since", _time(info.adopted_ms))
+        table.add_row("events learnt up to", _time(info.provenance.model_watermark_ms))
+        table.add_row("items", f"{info.items:,}")
+        table.add_row("offsets", ", ".join(f"{s.topic}[{s.partition}] {s.offset:,}" for s in info.source_offsets))
+        table.add_row("prequential", ", ".join(f"{one.name} {one.value:.4f}" for one in info.metrics) or "-")
+        table.add_row("code, settings", f"{info.git_revision or '-'}, {info.config_sha256[:12] or '-'}")
+    table.add_row("on disk", ", ".join(one.model_version for one in info.available_versions) or "nothing")
+    return table
+
+
+def _summary(answer: pb.GetUserStateResponse | pb.WatchUserStateResponse) -> RenderableType:
+    state, table = answer.user_state, Table.grid(padding=(0, 2))
+    counts = ", ".join(
+        f"{one.events:,} {one.action or f'action {one.action_code:08x}'}" for one in state.counters.actions
+    )
+    table.add_row("user", Text(state.user_id, style="bold") + (f"  ({state.domain})" if state.domain else ""))
+    table.add_row("events", f"{state.counters.events:,}: {counts}")
+    table.add_row("since", _time(state.counters.first_event_ms))
+    table.add_row(
+        "last event",
+        f"{_time(state.freshness.last_event_ms)}, {_span(state.freshness.event_age_ms)} before the request",
+    )
+    fresh = state.freshness
+    table.add_row(
+        "state", f"version {answer.provenance.user_state_version:,}, partition {fresh.partition} "
+        f"at offset {fresh.store_offset:,}, read {_span(fresh.state_age_ms)} ago",
+    )  # fmt: skip
+    if state.memory:
+        norm = math.sqrt(sum(value * value for value in state.memory))
+        table.add_row("memory", f"{len(state.memory)} numbers, norm {norm:.3f}  {_bars(list(state.memory))}")
+    return table
+
+
+def _profile(profile: pb.Profile) -> RenderableType:
+    table = Table.grid(padding=(0, 2))
+    table.add_row("profile", profile.text)
+    for facet in profile.facets:
+        if facet.text:
+            table.add_row("", f"{facet.name}: {facet.text}")
+    table.add_row("", Text(f"{profile.source}, version {profile.version}, from {_time(profile.valid_from_ms)}", "dim"))
+    return table
+
+
+def _history(history: pb.History, events: int) -> RenderableType:
+    table = Table(title=f"newest events ({len(history.item_ids)} returned)", title_justify="left", header_style="bold")
+    for name in ("time", "action", "item", "title"):
+        table.add_column(name, overflow="fold")
+    table.add_column("value", justify="right")
+    table.add_column("price", justify="right")
+    columns = (
+        history.event_times_ms,
+        history.actions,
+        history.item_ids,
+        history.titles,
+        history.values,
+        history.prices,
+    )
+    for t_ms, action, item, title, value, price in list(zip(*columns, strict=True))[:events]:
+        table.add_row(_time(t_ms), action, item, title, _number(value), _number(price))
+    return table
+
+
+def _origin(origin: pb.Provenance) -> Text:
+    kind = pb.ServedFrom.Name(origin.served_from).removeprefix("SERVED_FROM_").lower()
+    parts = [f"from {kind}", f"model {origin.model_version or 'none'}"]
+    if origin.user_state_version:
+        parts.append(f"user state {origin.user_state_version:,}")
+    parts += [reason.replace("_", " ") for reason in origin.reasons]
+    return Text(", ".join(parts), style="dim" if origin.served_from != pb.SERVED_FROM_FALLBACK else "yellow")
+
+
+def _bars(values: list[float]) -> str:
+    top = max(map(abs, values)) or 1.0
+    return "".join(" ▁▂▃▄▅▆▇█"[round((value / top + 1) * 4)] for value in values)
+
+
+def _number(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:g}"
+
+
+def _time(t_ms: int) -> str:
+    return "-" if t_ms < 0 else datetime.fromtimestamp(t_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S")
+
+
+def _span(ms: int) -> str:
+    if ms < 0:
+        return "never"
+    size, unit = next(((size, unit) for size, unit in _UNITS if ms >= size), (1, "ms"))
+    return f"{ms / size:.3g} {unit}"

@@ -1,0 +1,81 @@
+"""The client and what the command line shows, against a real server."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import orjson
+import pytest
+from rich.console import Console
+
+from configs.errors import ConfigError, InputError
+from serving import show
+from serving.client import Client, ServiceError, as_dict
+from tests.serving.test_server import free_port
+
+
+@pytest.fixture
+def client(running):
+    with Client(f"127.0.0.1:{running.server.port}") as made:
+        yield made
+
+
+def shown(renderable):
+    out = io.StringIO()
+    Console(file=out, width=140).print(renderable)
+    return out.getvalue()
+
+
+def test_each_call_of_the_client_answers(client, worker):
+    assert client.user_state("user-3", history=2).user_state.known
+    assert len(client.recommend("user-3", k=3, which="novel", excluded=["item-1"]).slate.item_ids) == 3
+    assert len(client.recommend_batch(["user-1", "user-2"], k=2).user_slates) == 2
+    assert len(client.score("user-3", ["item-1", "item-2"]).scores) == 2
+    assert client.similar("item-5", k=2).slate.item_ids
+    assert client.model_info().items == 60
+    assert next(client.watch("user-3")).user_state.user_id == "user-3"
+
+
+def test_a_state_is_shown_with_events_profile_and_freshness(client, running):
+    record = {"user_id": "user-3", "facets": {"interests": "lamps"}, "text": "Likes lamps.", "version": 4}
+    running.server.profiles.put(b"user-3", orjson.dumps({**record, "source": "template", "valid_from_ms": 1}))
+    text = shown(show.user_state(client.user_state("user-3")))
+    for part in ("user-3", "purchase", "Likes lamps.", "interests: lamps", "template, version 4", "memory", "2023-11"):
+        assert part in text
+    assert "recommendations are for a new user" in shown(show.user_state(client.user_state("nobody")))
+
+
+def test_a_slate_and_the_model_are_shown(client, snapshot):
+    slate = client.recommend("user-3", k=4)
+    text = shown(show.slate(slate))
+    assert slate.slate.item_ids[0] in text
+    assert slate.slate.item_reasons[0].reasons[0][:20] in text
+    assert f"model {snapshot}" in text
+    info = shown(show.model_info(client.model_info()))
+    for part in (snapshot, "ndcg@10 0.2000", "interactions[0] 480"):
+        assert part in info
+
+
+def test_answers_become_json_with_numbers_as_numbers(client):
+    data = json.loads(json.dumps(as_dict(client.user_state("user-3", history=1))))
+    assert data["provenance"]["served_from"] == "SERVED_FROM_MODEL"
+    assert isinstance(data["user_state"]["history"]["event_times_ms"][0], int)
+    assert isinstance(data["user_state"]["counters"]["events"], int)
+    slate = as_dict(client.recommend("nobody", k=2))
+    assert slate["provenance"]["user_state_version"] == 0
+    assert isinstance(slate["slate"]["scores"][0], float)
+
+
+def test_errors_say_what_to_do(client, running, tmp_path):
+    with pytest.raises(InputError, match="user_id: got 0 bytes, expected 1 to 256"):
+        client.recommend("")
+    with pytest.raises(ServiceError, match="item 'none' is not known to model") as caught:
+        client.similar("none")
+    assert caught.value.status == "NOT_FOUND"
+    with pytest.raises(ServiceError, match="model sequence 1 serves, asked for 9"):
+        client.recommend("user-1", min_model_sequence=9)
+    with Client(f"127.0.0.1:{free_port()}") as nobody, pytest.raises(ServiceError, match="driftline serve"):
+        nobody.model_info()
+    with pytest.raises(ConfigError, match=r"certificate .* can't be read"):
+        Client("127.0.0.1:1", certificate=tmp_path / "no.pem")

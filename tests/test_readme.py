@@ -1,0 +1,151 @@
+"""README and docs: every command, file and test that they name exists, and they name no machine."""
+
+import ast
+import re
+import shlex
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+import typer
+import yaml
+
+from configs import errors
+from configs.load import load
+from stream.cli import app
+from stream.topics import TOPICS
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")])
+COMMANDS = typer.main.get_command(app)
+
+
+def ids(path):
+    return str(path.relative_to(ROOT))
+
+
+def blocks(page, language):
+    """The text of every fenced block of a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text("utf-8"), re.MULTILINE | re.DOTALL)
+
+
+def command_lines(program):
+    """(page, words) of each call of a program: in shell blocks, after a `$ ` in output, and in running text."""
+    for page in PAGES:
+        text = page.read_text("utf-8")
+        lines = [line.split(" # ")[0] for block in blocks(page, "sh") for line in block.splitlines()]
+        lines += re.findall(r"^\$ (.+)$", text, re.MULTILINE)
+        lines += re.findall(r"`([^`\n]+)`", text)
+        for line in lines:
+            words = shlex.split(line) if "'" not in line or line.count("'") % 2 == 0 else line.split()
+            while words and re.fullmatch(r"[A-Z_]+=\S*", words[0]):
+                words = words[1:]
+            if words[:1] == [program]:
+                yield page, words[1:]
+
+
+def resolved(words):
+    """The command of a driftline call and the words after its name."""
+    command = COMMANDS
+    while words and words[0] in getattr(command, "commands", ()):
+        command, words = command.commands[words[0]], words[1:]
+    return command, words
+
+
+DRIFTLINE = sorted({(ids(page), " ".join(words)) for page, words in command_lines("driftline") if words})
+
+
+@pytest.mark.parametrize(("page", "line"), DRIFTLINE)
+def test_every_driftline_command_exists_with_its_options(page, line):
+    command, words = resolved(line.split())
+    if hasattr(command, "commands"):  # `driftline query|recommend` in running text names a family
+        assert command is not COMMANDS, f"{page}: no command `driftline {line}`"
+        return
+    known = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
+    for word in words:
+        if word.startswith("-") and not word.lstrip("-").isdigit():
+            assert word.split("=")[0] in known, f"{page}: `driftline {line}` has no option {word}"
+
+
+def test_the_readme_names_commands():
+    assert len(DRIFTLINE) > 10
+
+
+def test_every_make_target_exists():
+    makefile = (ROOT / "Makefile").read_text("utf-8")
+    targets = set(re.findall(r"^([a-z]+):", makefile, re.MULTILINE))
+    for page, words in command_lines("make"):
+        named = [word for word in words if re.fullmatch(r"[a-z]+", word)]
+        assert set(named) <= targets, f"{ids(page)}: make {words}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=ids)
+def test_every_link_leads_somewhere(page):
+    text = page.read_text("utf-8")
+    anchors = {
+        re.sub(r"[^\w\- ]", "", title).strip().lower().replace(" ", "-")
+        for title in re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    }
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if target.startswith(("http://", "https://")):
+            continue
+        if target.startswith("#"):
+            assert target[1:] in anchors, target
+        else:
+            assert (page.parent / target.split("#")[0]).exists(), target
+
+
+def test_every_test_that_the_docs_name_exists():
+    written = set()
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        tree = ast.parse(path.read_text("utf-8"))
+        written |= {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
+    for page in PAGES:
+        named = set(re.findall(r"`(test_\w+)`", page.read_text("utf-8")))
+        assert named <= written, f"{ids(page)}: {sorted(named - written)}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=ids)
+def test_no_page_names_a_path_of_a_machine(page):
+    text = page.read_text("utf-8")
+    assert re.findall(r"(?<![\w.])/(?:work|root|home|Users|tmp|opt|mnt)/\S*", text) == []
+
+
+def test_yaml_examples_are_valid_configurations(tmp_path):
+    found = [text for page in PAGES for text in blocks(page, "yaml")]
+    assert found
+    for text in found:
+        path = tmp_path / "own.yaml"
+        path.write_text(text)
+        assert load(path, {}).settings.name == yaml.safe_load(text)["name"]
+
+
+def test_python_examples_compile():
+    for page in PAGES:
+        for text in blocks(page, "python"):
+            compile(text, str(page), "exec")
+
+
+def test_settings_that_the_docs_name_exist():
+    known = set(load(None, {}).origins)
+    sections, topics = {key.split(".")[0] for key in known}, {topic.name for topic in TOPICS}
+    for page in PAGES:
+        for name in re.findall(r"`([a-z]+\.[a-z_0-9]+)`", page.read_text("utf-8")):
+            section = name.split(".")[0]
+            if section in sections - {"name"} and name not in topics:
+                assert name in known, f"{ids(page)}: no setting {name}"
+
+
+def test_operations_lists_every_exit_code_and_every_topic_with_its_policy():
+    text = (ROOT / "docs" / "operations.md").read_text("utf-8")
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, Exception)]
+    for code in {kind.exit_code for kind in kinds if hasattr(kind, "exit_code")} | {errors.UNEXPECTED_EXIT_CODE}:
+        assert f"| {code} |" in text
+    for topic in TOPICS:
+        assert re.search(rf"\| `{re.escape(topic.name)}` \| .* \| {'compact' if topic.compact else 'delete'} \|", text)
+
+
+def test_the_picture_of_the_dataflow_is_well_formed():
+    tree = ElementTree.parse(ROOT / "docs" / "images" / "dataflow.svg")
+    words = {element.text for element in tree.iter() if element.text}
+    assert {"worker", "trainer", "profiler", "serve", "replay"} <= words

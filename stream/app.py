@@ -27,6 +27,7 @@ from faust.types import TP
 from configs.settings import Settings
 from stream.consumer import BUFFERED_BLOCKS, Block, BlockTransport
 from stream.exits import end_process
+from stream.members import client_id
 from stream.metrics import WorkerMetrics
 from stream.partitions import Bounds, Partitions, check_position
 from stream.processor import Outgoing, Record
@@ -36,6 +37,11 @@ INTERACTIONS = "interactions"
 BY_ITEM = "interactions.by-item"
 
 
+def group_of(settings: Settings) -> str:
+    """The workers' consumer group."""
+    return f"{settings.broker.prefix}worker"
+
+
 class WorkerApp(faust.App):  # type: ignore[misc]
     """A Faust application over the partitions that it owns."""
 
@@ -43,12 +49,15 @@ class WorkerApp(faust.App):  # type: ignore[misc]
         broker = settings.broker
         self.settings, self.prefix, self.metrics = settings, broker.prefix, WorkerMetrics()
         self.versions = GraphVersions(settings, bootstrap, self.send_all)
+        self._changing = asyncio.Lock()
         self.open = Partitions(settings, partitions, self.send_all, self.versions.load)
         super().__init__(
-            f"{broker.prefix}worker",
+            group_of(settings),
             broker=[f"kafka://{address}" for address in bootstrap.split(",")],
+            broker_client_id=client_id(),
             broker_session_timeout=broker.session_timeout_s,
             broker_heartbeat_interval=broker.heartbeat_s,
+            broker_rebalance_timeout=broker.session_timeout_s,
             consumer_auto_offset_reset="earliest",
             producer_acks=-1,
             key_serializer="raw",
@@ -80,27 +89,39 @@ class WorkerApp(faust.App):  # type: ignore[misc]
 
     # -- partitions come and go --------------------------------------------------------------------------------
 
-    async def take_over(self, assigned: set[TP]) -> None:
-        """Opens the partitions that Kafka assigned."""
-        for tp in sorted(assigned):
-            await (self.open.open_items if tp.topic == self.prefix + BY_ITEM else self.open.open_users)(tp.partition)
+    async def take_over(self, assigned: Iterable[TP]) -> None:
+        """Opens those of some partitions that are assigned and not open yet."""
+        async with self._changing:
+            for tp in sorted(assigned):
+                if tp in self.consumer.assignment():
+                    await (self.open.open_items if self._is_by_item(tp) else self.open.open_users)(tp.partition)
         self.metrics.partitions.set(len(self.open.users))
 
-    def give_up(self, revoked: Iterable[TP]) -> None:
+    async def give_up(self, revoked: Iterable[TP]) -> None:
         """Closes the partitions that Kafka took away."""
-        by_item = {tp for tp in revoked if tp.topic == self.prefix + BY_ITEM}
-        self.open.close([tp.partition for tp in set(revoked) - by_item], [tp.partition for tp in by_item])
+        async with self._changing:
+            items = [tp.partition for tp in revoked if self._is_by_item(tp)]
+            self.open.close([tp.partition for tp in revoked if not self._is_by_item(tp)], items)
 
-    async def store_positions(self, assigned: set[TP]) -> dict[TP, int]:
-        """Where reading goes on, checked against what the broker has."""
-        positions = {}
+    async def store_positions(self, assigned: Iterable[TP]) -> dict[TP, int]:
+        """Where reading goes on, checked against what the broker has.
+
+        Faust may ask before it has told of the assignment, and may drop the question half-way: so partitions are
+        opened here, too, and opening is not cut off.
+        """
+        await asyncio.shield(asyncio.ensure_future(self.take_over(assigned)))
         first, end = await self.consumer.earliest_offsets(*assigned), await self.consumer.highwaters(*assigned)
+        positions = {}
         for tp in assigned:
-            owners: Any = self.open.items if tp.topic == self.prefix + BY_ITEM else self.open.users
-            next_offset = owners[tp.partition].next_offset
-            check_position(tp.topic, tp.partition, next_offset, Bounds(first[tp], end[tp]))
-            positions[tp] = max(next_offset, first[tp])
+            owners: Any = self.open.items if self._is_by_item(tp) else self.open.users
+            if tp.partition in owners:
+                next_offset = owners[tp.partition].next_offset
+                check_position(tp.topic, tp.partition, next_offset, Bounds(first[tp], end[tp]))
+                positions[tp] = max(next_offset, first[tp])
         return positions
+
+    def _is_by_item(self, tp: TP) -> bool:
+        return bool(tp.topic == self.prefix + BY_ITEM)
 
     # -- epochs ------------------------------------------------------------------------------------------------
 
@@ -122,6 +143,7 @@ class WorkerApp(faust.App):  # type: ignore[misc]
         owner = self.open.items.get(block.partition)
         if owner is not None:
             owner.store.commit(owner.apply([(r.offset, r.value, dict(r.headers)) for r in block.records]))
+            self.metrics.item_offset.labels(block.partition).set(owner.next_offset)
 
 
 def create_app(settings: Settings, bootstrap: str, partitions: int) -> WorkerApp:
@@ -152,7 +174,7 @@ def create_app(settings: Settings, bootstrap: str, partitions: int) -> WorkerApp
 
     @app.on_partitions_revoked.connect  # type: ignore[untyped-decorator]
     async def on_revoked(_: Any, revoked: set[TP], **kwargs: Any) -> None:
-        app.give_up(revoked)
+        await _or_end(app.give_up(revoked))
 
     return app
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 import socket
 import subprocess
 import time
@@ -37,6 +36,10 @@ from configs.settings import Broker
 HOST = "127.0.0.1"
 STOP_S = 10.0
 START_S = 20.0
+
+
+_children: dict[int, subprocess.Popen[bytes]] = {}
+"""Brokers that this process started, by process id: to be reaped by it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +126,7 @@ class EmbeddedBroker:
         if process is not None:
             with suppress(psutil.NoSuchProcess):
                 process.terminate()
-                _wait_or_kill(process)
+                _wait_or_kill(process, _children.pop(process.pid, None))
         (self.directory / "broker.json").unlink(missing_ok=True)
 
     def _start(self) -> Running:
@@ -147,6 +150,7 @@ class EmbeddedBroker:
                 stderr=log,
                 start_new_session=True,
             )
+        _children[child.pid] = child
         running = Running(child.pid, psutil.Process(child.pid).create_time(), self.port)
         (self.directory / "broker.json").write_text(json.dumps({n: getattr(running, n) for n in Running.__slots__}))
         deadline = time.monotonic() + START_S
@@ -235,13 +239,11 @@ def _try_lock(file: IO[str]) -> bool:
     return True
 
 
-def _wait_or_kill(process: psutil.Process) -> None:
+def _wait_or_kill(process: psutil.Process, child: subprocess.Popen[bytes] | None) -> None:
     """Waits for a process that may be a child of ours or not."""
-    deadline = time.monotonic() + STOP_S
-    while time.monotonic() < deadline:
-        with suppress(ChildProcessError):
-            os.waitpid(process.pid, os.WNOHANG)
-        if not process.is_running() or process.status() == psutil.STATUS_ZOMBIE:
-            return
-        time.sleep(0.02)
-    process.kill()
+    try:
+        process.wait(STOP_S)
+    except psutil.TimeoutExpired:
+        process.kill()
+    if child is not None:
+        child.wait()

@@ -70,7 +70,7 @@ class BlockConsumer(Consumer):  # type: ignore[misc]
     async def seek_to_committed(self) -> dict[TP, int]:
         """Seeks every assigned partition to the next offset of its store."""
         try:
-            positions: dict[TP, int] = await self.app.store_positions(self.assignment())
+            positions: dict[TP, int] = await self.app.store_positions(set(self.assignment()))
             await self.seek_wait(positions)
         except Exception as error:  # noqa: BLE001 - Faust would go on without the seek
             end_process(error)

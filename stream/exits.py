@@ -16,9 +16,7 @@ def report(error: BaseException) -> int:
         print(f"driftline: {error}", file=sys.stderr, flush=True)
         return error.exit_code
     traceback.print_exception(error, file=sys.stderr)
-    print(
-        "driftline: ends at once on an unexpected error; state and offsets are consistent", file=sys.stderr, flush=True
-    )
+    print("driftline: ends on an unexpected error", file=sys.stderr, flush=True)
     return UNEXPECTED_EXIT_CODE
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
@@ -23,6 +23,9 @@ class WorkerMetrics:
         self.events = Counter("driftline_events", "Events by outcome", ["outcome"], registry=self.registry)
         self.partitions = Gauge("driftline_partitions", "Partitions owned", registry=self.registry)
         self.offset = Gauge("driftline_next_offset", "Next offset by partition", ["partition"], registry=self.registry)
+        self.item_offset = Gauge(
+            "driftline_item_next_offset", "Next offset by partition of items", ["partition"], registry=self.registry
+        )
         self.watermark = Gauge(
             "driftline_watermark_ms", "Event time reached, unix ms", ["partition"], registry=self.registry
         )
@@ -49,6 +52,50 @@ class WorkerMetrics:
             self.totals[name] += n
             if n:
                 self.events.labels(name).inc(n)
+
+
+class TrainerMetrics:
+    """What the trainer counts."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.events = Counter("driftline_trainer_events", "Events taken in", registry=self.registry)
+        self.groups = Counter("driftline_trainer_groups", "Groups by use", ["use"], registry=self.registry)
+        self.lag = Gauge("driftline_trainer_lag", "Records not yet taken in", registry=self.registry)
+        self.ndcg = Gauge("driftline_trainer_ndcg_at_10", "Prequential NDCG@10, overall list", registry=self.registry)
+        self.snapshots = Counter("driftline_trainer_snapshots", "Snapshots published", registry=self.registry)
+        self.publish_s = Gauge("driftline_trainer_publish_seconds", "Time of the last publish", registry=self.registry)
+        self.invalid_items = Counter("driftline_trainer_invalid_items", "Items left out", registry=self.registry)
+
+    def serve(self, port: int) -> None:
+        """Opens `/metrics`; 0 = not at all. Raises ConfigError if the port is taken."""
+        serve_metrics(self.registry, port, "metrics.trainer_port")
+
+    def learnt(self, events: int, scored: bool) -> None:
+        """Counts one group."""
+        self.events.inc(events)
+        self.groups.labels("learnt" if scored else "counted").inc()
+
+    def published(self, seconds: float, metrics: Mapping[str, float]) -> None:
+        """Notes one snapshot."""
+        self.snapshots.inc()
+        self.publish_s.set(seconds)
+        if "ndcg@10" in metrics:
+            self.ndcg.set(metrics["ndcg@10"])
+
+
+class ProfilerMetrics:
+    """What the profiler counts."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.profiles = Counter("driftline_profiles", "Profiles written by source", ["source"], registry=self.registry)
+        self.waiting = Gauge("driftline_profile_requests_waiting", "Requests that wait", registry=self.registry)
+        self.seconds = Histogram("driftline_profile_seconds", "Time of one profile", registry=self.registry)
+
+    def serve(self, port: int) -> None:
+        """Opens `/metrics`; 0 = not at all. Raises ConfigError if the port is taken."""
+        serve_metrics(self.registry, port, "metrics.profiler_port")
 
 
 def serve_metrics(registry: CollectorRegistry, port: int, setting: str) -> None:

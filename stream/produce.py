@@ -24,7 +24,7 @@ from stream.events import EVENT_TYPE, ITEM_TYPE
 from stream.files import read_items, read_messages
 from stream.topics import CE_TYPE
 
-Message = tuple[bytes, bytes]
+Message = tuple[bytes | None, bytes]
 """(key, JSON value)"""
 
 REPORT_EVERY = 500
@@ -95,7 +95,7 @@ class Sender:
         if self._error is not None:
             raise BrokerError(f"the broker did not take a record: {self._error!r:.300}; those before it are sent")
 
-    def _send(self, topic: str, key: bytes, value: bytes, headers: list[tuple[str, bytes]]) -> None:
+    def _send(self, topic: str, key: bytes | None, value: bytes, headers: list[tuple[str, bytes]]) -> None:
         try:
             self._producer.send(topic, key=key, value=value, headers=headers).add_errback(self._failed)
         except KafkaError as error:

@@ -23,9 +23,10 @@ import torch
 from configs.errors import UNEXPECTED_EXIT_CODE, BrokerError
 from configs.load import load_settings
 from configs.settings import Settings
-from stream.app import INTERACTIONS, create_app
+from stream.app import INTERACTIONS, create_app, group_of
 from stream.broker import broker
 from stream.exits import end_process, report
+from stream.members import remove_dead_members
 from stream.metrics import serve_metrics
 from stream.topics import create_topics, partitions_of
 
@@ -44,6 +45,7 @@ def run_worker(settings: Settings, bootstrap: str) -> None:
     """
     torch.set_num_threads(1)
     create_topics(settings.broker, bootstrap)
+    remove_dead_members(settings.broker, bootstrap, group_of(settings))
     app = create_app(settings, bootstrap, partitions_of(settings.broker, bootstrap, INTERACTIONS))
     serve_metrics(app.metrics.registry, settings.metrics.worker_port, "metrics.worker_port")
     worker = faust.Worker(app, loglevel="WARN", redirect_stdouts=False)

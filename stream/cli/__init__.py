@@ -1,0 +1,40 @@
+"""The command line: `driftline COMMAND`. Thin: every command loads its settings, calls one function and prints.
+
+Results go to stdout (with `--json` one JSON object), progress to stderr. An error that a user can mend is one message
+and the exit code of configs/errors.py; any other is a traceback and 70.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from stream.cli import bench, dlq, evaluate, inspect, parts, query, snapshots
+from stream.exits import report
+
+app = typer.Typer(
+    name="driftline",
+    help="A streaming recommendation engine: Kafka events in, a dynamic graph and HSTU in between, gRPC answers out.",
+    epilog="Exit codes: 0 done, 1 failed, 2 usage, 64 settings, 65 input, 66 model files missing, 69 broker, "
+    "70 unexpected, 73 state, 74 snapshot, 75 partition locked, 76 serving not reachable.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+for module in (parts, query, evaluate, inspect):
+    module.register(app)
+app.add_typer(snapshots.app, name="snapshot")
+app.add_typer(dlq.app, name="dlq")
+app.add_typer(inspect.config_app, name="config")
+app.add_typer(inspect.profile_app, name="profile")
+app.add_typer(bench.app, name="bench")
+
+
+def main() -> None:
+    """Entry point of the `driftline` command."""
+    try:
+        app()
+    except Exception as error:  # noqa: BLE001 - the last place where an error can become a message
+        sys.exit(report(error))

@@ -1,0 +1,5 @@
+"""`python -m stream.cli` is the `driftline` command."""
+
+from stream.cli import main
+
+main()

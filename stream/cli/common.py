@@ -1,0 +1,88 @@
+"""What commands share: options, consoles, settings, JSON."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import orjson
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from configs.load import load_settings
+from configs.settings import Settings
+
+BUNDLED = Path(__file__).parents[1] / "bundled"
+
+Config = Annotated[
+    str | None,
+    typer.Option("--config", "-c", envvar="DRIFTLINE_CONFIG", help="Preset (default, ecommerce, media) or YAML file."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
+
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+
+def settings_of(config: str | None) -> Settings:
+    """The settings that a command runs with.
+
+    Raises:
+        ConfigError: a key or a value is wrong.
+    """
+    return load_settings(config)
+
+
+def with_bootstrap(settings: Settings, bootstrap: str) -> Settings:
+    """The same settings with the broker's address filled in."""
+    return settings.model_copy(update={"broker": settings.broker.model_copy(update={"bootstrap": bootstrap})})
+
+
+def print_json(value: Any) -> None:
+    """One JSON object on a line of its own."""
+    sys.stdout.write(orjson.dumps(value, option=orjson.OPT_NON_STR_KEYS).decode() + "\n")
+    sys.stdout.flush()
+
+
+def when(t_ms: int) -> str:
+    """An event time for people."""
+    return "never" if t_ms < 0 else datetime.fromtimestamp(t_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S")
+
+
+@contextmanager
+def progress(total: int | None, what: str) -> Iterator[Callable[[int], None]]:
+    """A progress bar with a rate on stderr; gives the function that takes the number done."""
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"),
+        TimeElapsedColumn(),
+    )  # fmt: skip
+    with Progress(*columns, console=err) as bar:
+        task = bar.add_task(what, total=total, rate="")
+
+        def update(done: int) -> None:
+            elapsed = bar.tasks[task].elapsed or 0
+            bar.update(task, completed=done, rate=f"{done / elapsed:,.0f}/s" if elapsed > 0.2 else "")
+
+        yield update
+
+
+def parse_time(text: str | None) -> int | None:
+    """Unix milliseconds of an ISO date, an ISO time or a number of milliseconds.
+
+    Raises:
+        typer.BadParameter: it is none of them.
+    """
+    if text is None:
+        return None
+    if text.isdigit() and len(text) > 9:
+        return int(text)
+    try:
+        parsed = datetime.fromisoformat(text)
+    except ValueError:
+        raise typer.BadParameter(f"got {text!r}; expected 2010-11-25, 2010-11-25T08:00 or unix milliseconds") from None
+    return int((parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)).timestamp() * 1000)

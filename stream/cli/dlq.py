@@ -1,0 +1,105 @@
+"""`driftline dlq list|show|replay`."""
+
+from __future__ import annotations
+
+import base64
+import sys
+from collections import Counter
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from stream.cli.common import AsJson, Config, out, print_json, settings_of, when
+
+app = typer.Typer(no_args_is_help=True, help="Records that are not events: why, which bytes, and sending them again.")
+Reason = Annotated[str, typer.Option(help="Only those refused for this reason.")]
+
+
+@app.command("list")
+def list_them(
+    reason: Reason = "",
+    limit: Annotated[int, typer.Option(min=1, help="Newest to show.")] = 20,
+    config: Config = None,
+    as_json: AsJson = False,
+) -> None:
+    """Counts by reason and the newest dead letters.
+
+    Example: `driftline dlq list --reason not_json`
+    """
+    from stream.broker import broker
+    from stream.dlq import read_dlq
+
+    settings = settings_of(config)
+    with broker(settings.broker) as bootstrap:
+        letters = [letter for letter in read_dlq(settings.broker, bootstrap) if reason in ("", letter.reason)]
+    counts = Counter(letter.reason for letter in letters)
+    newest = letters[-limit:][::-1]
+    if as_json:
+        rows = [{"offset": x.offset, "reason": x.reason, "detail": x.detail, "source": x.source} for x in newest]
+        return print_json({"total": len(letters), "by_reason": dict(counts), "newest": rows})
+    out.print(f"{len(letters):,} dead letters" + "".join(f", {n:,} {name}" for name, n in counts.most_common()))
+    table = Table("offset", "when", "source", "reason", "detail")
+    for letter in newest:
+        table.add_row(str(letter.offset), when(letter.timestamp_ms), letter.source, letter.reason, letter.detail)
+    return out.print(table) if newest else None
+
+
+@app.command()
+def show(
+    offset: Annotated[int, typer.Argument(help="As `dlq list` names it.")],
+    raw: Annotated[bool, typer.Option("--raw", help="Only the original bytes, unchanged.")] = False,
+    config: Config = None,
+) -> None:
+    """One dead letter with its original bytes.
+
+    Example: `driftline dlq show 3 --raw > record.bin`
+    """
+    from stream.broker import broker
+    from stream.dlq import find, read_dlq
+
+    settings = settings_of(config)
+    with broker(settings.broker) as bootstrap:
+        letter = find(read_dlq(settings.broker, bootstrap, offset), offset)
+    if raw:
+        sys.stdout.buffer.write(letter.value)
+        return
+    print_json(
+        {
+            "offset": letter.offset,
+            "reason": letter.reason,
+            "detail": letter.detail,
+            "source": letter.source,
+            "written_ms": letter.timestamp_ms,
+            "key": None if letter.key is None else letter.key.decode(errors="backslashreplace"),
+            "value": letter.value.decode(errors="backslashreplace"),
+            "value_base64": base64.b64encode(letter.value).decode(),
+        }
+    )
+
+
+@app.command()
+def replay(
+    reason: Reason = "",
+    offset: Annotated[list[int] | None, typer.Option(help="Only this one; may be given several times.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="All of them.")] = False,
+    config: Config = None,
+) -> None:
+    """Send dead letters to `interactions` again, byte for byte, for instance after a release that accepts them.
+
+    Example: `driftline dlq replay --reason from_the_future`
+    """
+    from stream.broker import broker
+    from stream.dlq import read_dlq, resend
+    from stream.produce import sender
+
+    if not (reason or offset or everything):
+        raise typer.BadParameter("say which: --reason, --offset or --all")
+    settings = settings_of(config)
+    with broker(settings.broker) as bootstrap, sender(settings.broker, bootstrap) as to_kafka:
+        letters = [
+            letter
+            for letter in read_dlq(settings.broker, bootstrap)
+            if reason in ("", letter.reason) and (not offset or letter.offset in offset)
+        ]
+        out.print(f"sent {resend(to_kafka, letters):,} records to interactions again")

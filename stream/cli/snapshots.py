@@ -1,0 +1,99 @@
+"""`driftline snapshot list|show|rollback|release`."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from configs.errors import SnapshotError
+from stream.cli.common import AsJson, Config, out, print_json, settings_of, when
+
+app = typer.Typer(no_args_is_help=True, help="Published snapshots: what serves, and going back.")
+Version = Annotated[str, typer.Argument(help="As `snapshot list` names it; its number alone is enough.")]
+
+
+@app.command("list")
+def list_them(config: Config = None, as_json: AsJson = False) -> None:
+    """All snapshots on disk, newest first.
+
+    Example: `driftline snapshot list`
+    """
+    from serving.snapshot import list_snapshots
+
+    entries = list_snapshots(settings_of(config).serving.snapshots)
+    if as_json:
+        return print_json([dataclasses.asdict(entry) for entry in entries])
+    table = Table("version", "state", "created", "learnt to", "MB", "NDCG@10", "reason")
+    for entry in entries:
+        ndcg = entry.metrics.get("ndcg@10")
+        table.add_row(
+            entry.version, entry.state, when(entry.created_ms), when(entry.watermark_ms), f"{entry.bytes / 1e6:.1f}",
+            "" if ndcg is None else f"{ndcg:.4f}", entry.reason,
+        )  # fmt: skip
+    return out.print(table)
+
+
+@app.command()
+def show(version: Version, config: Config = None) -> None:
+    """One snapshot's manifest, after checking every sum.
+
+    Example: `driftline snapshot show 12`
+    """
+    from serving.snapshot import open_snapshot
+
+    root = settings_of(config).serving.snapshots
+    snapshot = open_snapshot(root, _full(root, version))
+    arrays = {
+        part: {name: [a.dtype.str, list(a.shape)] for name, a in of.items()} for part, of in snapshot.parts.items()
+    }
+    print_json(
+        {
+            "version": snapshot.version,
+            "sequence": snapshot.sequence,
+            "created_ms": snapshot.created_ms,
+            **dataclasses.asdict(snapshot.meta),
+            "parts": arrays,
+        }
+    )
+
+
+@app.command()
+def rollback(version: Version, config: Config = None) -> None:
+    """Serve an older snapshot and hold it: new ones are published, but do not serve until `snapshot release`.
+
+    Example: `driftline snapshot rollback 12`
+    """
+    from serving.snapshot import rollback as roll_back
+
+    root = settings_of(config).serving.snapshots
+    version = _full(root, version)
+    roll_back(root, version)
+    out.print(f"{version} serves and is held; `driftline snapshot release` ends the hold")
+
+
+@app.command()
+def release(config: Config = None) -> None:
+    """End a hold: the newest snapshot that may serve serves again.
+
+    Example: `driftline snapshot release`
+    """
+    from serving.snapshot import release as let_go
+
+    out.print(f"{let_go(settings_of(config).serving.snapshots)} serves")
+
+
+def _full(root: object, version: str) -> str:
+    """The whole name of a version given by its number."""
+    from pathlib import Path
+
+    from serving.snapshot import list_snapshots
+
+    entries = list_snapshots(Path(str(root)))
+    for entry in entries:
+        if version == entry.version or (version.isdigit() and int(version) == entry.sequence):
+            return entry.version
+    have = ", ".join(str(entry.sequence) for entry in entries[:10]) or "none"
+    raise SnapshotError(f"no snapshot {version!r} in {root}; there are {have}")

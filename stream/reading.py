@@ -1,0 +1,74 @@
+"""Reading topics with kafka-python: all that is there now, or on and on, from offsets that the reader keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from kafka import KafkaConsumer, TopicPartition
+from kafka.errors import KafkaError
+
+from configs.errors import BrokerError
+from configs.settings import Broker
+from stream.broker import check_reachable
+
+
+@contextmanager
+def consumer(settings: Broker, bootstrap: str) -> Iterator[Any]:
+    """A consumer without a group: the caller assigns and seeks.
+
+    Raises:
+        BrokerError: nothing answers.
+    """
+    check_reachable(settings, bootstrap)
+    reader = KafkaConsumer(
+        bootstrap_servers=bootstrap.split(","),
+        enable_auto_commit=False,
+        auto_offset_reset="earliest",
+        max_poll_records=2000,
+    )
+    try:
+        yield reader
+    except KafkaError as error:
+        raise BrokerError(f"reading from {bootstrap} failed: {error!r:.300}; check the broker and try again") from None
+    finally:
+        reader.close()
+
+
+def places(reader: Any, settings: Broker, names: Mapping[str, object] | list[str]) -> list[TopicPartition]:
+    """All partitions of some topics that exist; names without prefix."""
+    found = []
+    for name in names:
+        topic = settings.prefix + name
+        found += [TopicPartition(topic, number) for number in sorted(reader.partitions_for_topic(topic) or ())]
+    return found
+
+
+def read_all(settings: Broker, bootstrap: str, name: str, first: int = 0) -> Iterator[Any]:
+    """Every record that a topic holds now, partition by partition, in order of the offsets.
+
+    Args:
+        name: without prefix.
+        first: offset to start at.
+
+    Raises:
+        BrokerError: the topic can't be read.
+    """
+    with consumer(settings, bootstrap) as reader:
+        for place in places(reader, settings, [name]):
+            yield from _read_partition(reader, place, first)
+
+
+def _read_partition(reader: Any, place: TopicPartition, first: int) -> Iterator[Any]:
+    reader.assign([place])
+    end = reader.end_offsets([place])[place]
+    start = max(first, reader.beginning_offsets([place])[place])
+    if start >= end:
+        return
+    reader.seek(place, start)
+    while reader.position(place) < end:
+        for record in reader.poll(timeout_ms=500).get(place, []):
+            if record.offset >= end:
+                return
+            yield record

@@ -1,0 +1,271 @@
+"""Brokers and worker processes for the tests of the Kafka side: real ones, in processes of their own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from kafka import KafkaProducer
+
+from configs.settings import Settings
+from stream.broker import EmbeddedBroker, check_reachable
+from stream.processor import Processor, Record
+from stream.reading import read_all
+from stream.store import MemoryStore, RocksStore, partition_path
+from stream.topics import create_topics
+
+REPOSITORY = Path(__file__).parents[2]
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "COLUMNS": "200", "NO_COLOR": "1"}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_for(condition: Callable[[], Any], timeout_s: float = 60.0, what: str = "") -> Any:
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        if result := condition():
+            return result
+        time.sleep(0.01)
+    raise AssertionError(f"not within {timeout_s} s: {what or condition}")
+
+
+@dataclass
+class World:
+    """One broker and one place of a test: settings, topics with a prefix of their own, worker processes."""
+
+    root: Path
+    bootstrap: str
+    prefix: str
+    partitions: int = 1
+    state: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def settings(self) -> Settings:
+        return Settings.model_validate(self._tree())
+
+    @property
+    def config(self) -> Path:
+        path = self.root / "settings.yaml"
+        path.write_text(yaml.safe_dump(self._tree()))
+        return path
+
+    def _tree(self) -> dict[str, Any]:
+        broker = {"bootstrap": self.bootstrap, "prefix": self.prefix, "partitions": self.partitions}
+        state = {"root": str(self.root / "state"), "epoch_events": 32, "epoch_ms": 5, **self.state}
+        timeouts = {"connect_timeout_s": 5.0, "session_timeout_s": 6.0, "heartbeat_s": 2.0}
+        return {"broker": broker | timeouts, "state": state}
+
+    def create_topics(self) -> None:
+        create_topics(self.settings.broker, self.bootstrap)
+
+    def produce(self, records: list[tuple[bytes | None, bytes | None]]) -> None:
+        self.create_topics()
+        producer = KafkaProducer(bootstrap_servers=self.bootstrap, acks="all", linger_ms=5)
+        for key, value in records:
+            producer.send(self.prefix + "interactions", key=key, value=value)
+        producer.flush()
+        producer.close()
+
+    @contextmanager
+    def worker(self) -> Iterator[Worker]:
+        port = free_port()
+        environment = ENVIRONMENT | {"DRIFTLINE__METRICS__WORKER_PORT": str(port)}
+        command = [sys.executable, "-m", "stream.worker", str(self.config)]
+        log = self.root / f"worker-{port}.log"
+        with log.open("w") as file:
+            process = subprocess.Popen(command, env=environment, cwd=REPOSITORY, stdout=file, stderr=file)
+        try:
+            yield Worker(process, port, log)
+        finally:
+            if process.poll() is None:
+                process.kill()
+            process.wait()
+
+    def log(self, partition: int = 0) -> list[Record]:
+        """What the topic holds, as the worker sees it."""
+        records = read_all(self.settings.broker, self.bootstrap, "interactions")
+        return [Record(r.offset, r.value or b"", r.key, r.timestamp) for r in records if r.partition == partition]
+
+    def expected_rows(self) -> dict[bytes, bytes]:
+        """User rows (and with one partition item rows) of a processor that reads the log without a break."""
+        rows: dict[bytes, bytes] = {}
+        for partition in range(self.partitions):
+            store = MemoryStore()
+            processor = Processor(self.settings, store, partition=partition, partitions=self.partitions)
+            processor.commit(processor.apply(self.log(partition)))
+            rows |= self._rows_of(store)
+        return rows
+
+    def stored_rows(self) -> dict[bytes, bytes]:
+        """The same rows as the workers left them; no worker may run."""
+        rows: dict[bytes, bytes] = {}
+        for partition in range(self.partitions):
+            store = RocksStore(partition_path(self.settings.state.root, partition), lock_wait_s=0)
+            rows |= self._rows_of(store)
+            store.close()
+        return rows
+
+    def _rows_of(self, store: Any) -> dict[bytes, bytes]:
+        rows = dict(store.scan(b"u:"))
+        return rows | dict(store.scan(b"i:")) if self.partitions == 1 else rows
+
+
+@dataclass
+class Worker:
+    process: subprocess.Popen[bytes]
+    port: int
+    log: Path
+
+    def offsets(self, metric: str = "driftline_next_offset") -> dict[str, int]:
+        """Next offset by partition, as the worker reports it; empty before it reports anything."""
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=1) as answer:
+                text = answer.read().decode()
+        except OSError:
+            return {}
+        lines = [line for line in text.splitlines() if line.startswith(metric + "{")]
+        return {line.split('"')[1]: int(float(line.rsplit(" ", 1)[1])) for line in lines}
+
+    def applied(self) -> int:
+        if self.process.poll() is not None:
+            raise AssertionError(f"the worker ended with {self.process.returncode}: {self.log.read_text()}")
+        return sum(self.offsets().values())
+
+    def items_applied(self) -> int:
+        return sum(self.offsets("driftline_item_next_offset").values())
+
+    def kill(self) -> None:
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+
+    def stop(self) -> None:
+        self.process.send_signal(signal.SIGTERM)
+        self.process.wait(timeout=30)
+        assert self.process.returncode == 0, self.log.read_text()
+
+
+@pytest.fixture
+def wait() -> Callable[..., Any]:
+    return wait_for
+
+
+@pytest.fixture(scope="session")
+def embedded_bootstrap(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    settings = Settings().broker.model_copy(
+        update={"embedded_port": free_port(), "embedded_dir": tmp_path_factory.mktemp("broker")}
+    )
+    with EmbeddedBroker(settings) as bootstrap:
+        yield bootstrap
+
+
+@pytest.fixture
+def world(embedded_bootstrap: str, tmp_path: Path) -> World:
+    return World(tmp_path, embedded_bootstrap, f"t{time.time_ns()}.")
+
+
+@pytest.fixture(scope="session")
+def kafka_bootstrap(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Apache Kafka: DRIFTLINE_TEST_KAFKA, else KAFKA_HOME, else a container, else a skip that says why."""
+    folder, port = tmp_path_factory.mktemp("kafka"), free_port()
+    if script := os.environ.get("DRIFTLINE_TEST_KAFKA"):
+        command = [script, str(folder), str(port)]
+    elif home := os.environ.get("KAFKA_HOME"):
+        command = _kafka_home(Path(home), folder, port)
+    else:
+        yield from _container()
+        return
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log)
+    try:
+        settings = Settings().broker.model_copy(update={"connect_timeout_s": 60.0})
+        wait_for(lambda: _answers(port) or process.poll() is not None, 90, "Kafka listens")
+        assert process.poll() is None, (folder / "log").read_text(errors="replace")[-2000:]
+        check_reachable(settings, f"127.0.0.1:{port}")
+        yield f"127.0.0.1:{port}"
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _kafka_home(home: Path, folder: Path, port: int) -> list[str]:
+    """Formats a KRaft folder with the scripts of a Kafka distribution; the command that runs it."""
+    listeners = f"PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{port + 1}"
+    lines = {
+        "process.roles": "broker,controller",
+        "node.id": "1",
+        "controller.quorum.bootstrap.servers": f"127.0.0.1:{port + 1}",
+        "listeners": listeners,
+        "advertised.listeners": f"PLAINTEXT://127.0.0.1:{port}",
+        "controller.listener.names": "CONTROLLER",
+        "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
+        "log.dirs": str(folder / "data"),
+        "offsets.topic.replication.factor": "1",
+        "transaction.state.log.replication.factor": "1",
+        "transaction.state.log.min.isr": "1",
+        "group.initial.rebalance.delay.ms": "0",
+    }
+    config = folder / "server.properties"
+    config.write_text("".join(f"{name}={value}\n" for name, value in lines.items()))
+    storage = str(home / "bin" / "kafka-storage.sh")
+    made = subprocess.run([storage, "random-uuid"], check=True, capture_output=True, text=True).stdout.strip()
+    subprocess.run([storage, "format", "-t", made, "-c", str(config), "--standalone"], check=True, capture_output=True)
+    return [str(home / "bin" / "kafka-server-start.sh"), str(config)]
+
+
+def _container() -> Iterator[str]:
+    if shutil.which("docker") is None:
+        pytest.skip(
+            "no Apache Kafka: set DRIFTLINE_TEST_KAFKA to a script that runs one, or KAFKA_HOME, or start Docker"
+        )
+    try:
+        import docker
+
+        docker.from_env().ping()
+    except Exception as error:  # noqa: BLE001 - whatever Docker says, it does not answer
+        pytest.skip(
+            f"no Apache Kafka: DRIFTLINE_TEST_KAFKA and KAFKA_HOME are not set, no Docker engine answers: {error}"
+        )
+    from testcontainers.kafka import KafkaContainer
+
+    with KafkaContainer("apache/kafka:4.0.0") as container:
+        yield container.get_bootstrap_server()
+
+
+def _answers(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+@pytest.fixture
+def kafka_world(kafka_bootstrap: str, tmp_path: Path) -> World:
+    return World(tmp_path, kafka_bootstrap, f"t{time.time_ns()}.", partitions=4)
+
+
+@pytest.fixture
+def driftline() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs the real command line."""
+
+    def run(*arguments: str, timeout_s: float = 60.0, **environment: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", "from stream.cli import main; main()", *arguments]
+        return subprocess.run(
+            command, env=ENVIRONMENT | environment, cwd=REPOSITORY, capture_output=True, text=True, timeout=timeout_s
+        )
+
+    return run

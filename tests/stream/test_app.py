@@ -1,0 +1,118 @@
+"""The worker process against the embedded broker: nothing lost, nothing doubled, nothing stepped over."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from configs.errors import StateError
+from graph.rows import Event
+from stream.dlq import read_dlq
+from stream.events import encode_event
+from stream.partitions import Bounds, check_layout, check_position
+from stream.reading import read_all
+
+POISON = (
+    b"not json at all \xff\xfe",
+    b'{"user_id": "u1", "item_id": "i1"}',
+    b'{"user_id": "u1", "item_id": "i1", "timestamp_ms": "yesterday"}',
+    b'["a", "list"]',
+    b'{"user_id": "' + b"x" * 300 + b'", "item_id": "i1", "timestamp_ms": 1}',
+)
+
+
+def shop_records(n: int, seed: int = 0, users: int = 25) -> list[tuple[bytes | None, bytes | None]]:
+    """Events of a small shop in order of time, some in baskets."""
+    rng = np.random.default_rng(seed)
+    records: list[tuple[bytes | None, bytes | None]] = []
+    now = 1_600_000_000_000
+    while len(records) < n:
+        now += int(rng.integers(1, 60_000))
+        user, basket = f"u{rng.integers(users)}", f"g{len(records)}"
+        for _ in range(int(rng.integers(1, 6))):
+            event = Event(user, f"i{rng.integers(40)}", now, "purchase", f"e{len(records)}", 1.0, 2.5, basket)
+            records.append((user.encode(), encode_event(event)))
+    return records[:n]
+
+
+def with_poison(
+    records: list[tuple[bytes | None, bytes | None]], every: int = 97
+) -> list[tuple[bytes | None, bytes | None]]:
+    poisoned = list(records)
+    for n, at in enumerate(range(every, len(records), every)):
+        poisoned.insert(at, (b"u1", POISON[n % len(POISON)]))
+    poisoned.insert(len(records) // 2, (b"u1", None))
+    return poisoned
+
+
+@pytest.mark.slow
+def test_a_worker_killed_in_mid_stream_with_poison_around_ends_in_the_state_of_an_unbroken_run(
+    world: Any, wait: Any
+) -> None:
+    records = with_poison(shop_records(4000))
+    world.produce(records)
+    with world.worker() as worker:
+        wait(lambda: worker.applied() > 1000, what="the first worker applies events")
+        worker.kill()
+        assert worker.offsets() == {}
+    with world.worker() as worker:
+        wait(lambda: worker.applied() == len(records), what="the second worker reaches the end")
+        worker.stop()
+    assert world.stored_rows() == world.expected_rows()
+    dead = {letter.source: letter for letter in read_dlq(world.settings.broker, world.bootstrap)}
+    refused = [n for n, (_, value) in enumerate(records) if value in POISON or value is None]
+    assert sorted(int(source.split(":")[1]) for source in dead) == refused
+    for source, letter in dead.items():
+        assert letter.value == (records[int(source.split(":")[1])][1] or b"")
+        assert letter.reason in {"not_json", "missing_field", "wrong_type", "not_an_object", "out_of_range"}
+        assert letter.detail
+
+
+@pytest.mark.slow
+def test_with_several_partitions_the_item_rows_follow_through_their_own_topic(world: Any, wait: Any) -> None:
+    world.partitions = 2
+    records = shop_records(600)
+    world.produce(records)
+    with world.worker() as worker:
+        wait(lambda: worker.applied() == len(records), what="all user events applied")
+        wait(lambda: worker.items_applied() == len(records), what="all item events applied")
+        worker.stop()
+    assert world.stored_rows() == world.expected_rows()
+    forwarded = list(read_all(world.settings.broker, world.bootstrap, "interactions.by-item"))
+    assert {r.key for r in forwarded} == {f"i{n}".encode() for n in range(40)}
+
+
+def test_a_locked_partition_is_refused_with_one_message_and_its_exit_code(world: Any, driftline: Any) -> None:
+    from stream.store import RocksStore, partition_path
+
+    world.state["lock_wait_s"] = 0.5
+    world.produce(shop_records(10))
+    held = RocksStore(partition_path(world.settings.state.root, 0))
+    try:
+        result = driftline("worker", "--config", str(world.config))
+    finally:
+        held.close()
+    assert result.returncode == 75, result.stderr
+    assert "is locked by another process" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_topic_that_was_made_anew_is_refused_instead_of_skipped() -> None:
+    check_position("interactions", 0, 5, Bounds(0, 5))
+    with pytest.raises(StateError, match="ends at 4: it was made from another topic"):
+        check_position("interactions", 0, 5, Bounds(0, 4))
+
+
+def test_records_that_the_broker_deleted_before_they_were_applied_are_an_error() -> None:
+    check_position("interactions", 0, 0, Bounds(100, 200))
+    with pytest.raises(StateError, match="50 records were deleted"):
+        check_position("interactions", 0, 50, Bounds(100, 200))
+
+
+def test_a_state_root_is_held_to_its_number_of_partitions(tmp_path: Any) -> None:
+    check_layout(tmp_path, 4)
+    check_layout(tmp_path, 4)
+    with pytest.raises(StateError, match="made from 4 partitions, the topic has 2"):
+        check_layout(tmp_path, 2)

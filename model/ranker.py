@@ -10,8 +10,11 @@ features that were logged when they were scored. One step takes the new example 
 Sampled rows carry the log of their inverse chance of being drawn into the softmax, so that its sums stay unbiased:
 without it, hard negatives that are always drawn are learnt to be bad.
 
+The network is so small that a framework's overhead would cost more than its arithmetic: forward, backward and Adam are
+written out in numpy, and a test holds them equal to automatic differentiation.
+
 Source: listwise softmax, ListNet (Cao et al., ICML 2007); importance-weighted sampled softmax, Bengio & Senecal (2003);
-Adam (arXiv 1412.6980). Shapes: B examples, R rows of the longest, F features, M members, H hidden, L = 3 heads.
+Adam (arXiv 1412.6980). Shapes: N rows of all examples of a step, F features, M members, H hidden, L = 3 heads.
 """
 
 from __future__ import annotations
@@ -20,17 +23,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
+
+from graph.rows import Float32
 
 if TYPE_CHECKING:
     from configs.settings import Ranker as RankerSettings
     from graph.neighbors import Arrays
-    from graph.rows import Float32
 
 HEADS = ("novel", "repeat", "mix")
 BETAS, EPSILON = (0.9, 0.999), 1e-8
-OUT_OF_LIST = -1e4
+OUT_OF_LIST = np.float32(-1e4)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,25 +74,25 @@ class Ranker:
         f, m, h, heads = len(columns), settings.members, settings.hidden, len(HEADS)
         self._shapes = {"w1": (f, m * h), "b1": (m * h,), "w2": (m, h, heads), "skip": (m, f, heads)}
         size = sum(int(np.prod(shape)) for shape in self._shapes.values())
-        self.theta = torch.zeros(size)
-        self.first, self.second = torch.zeros(size), torch.zeros(size)  # Adam's moments
-        start = np.random.default_rng(seed).standard_normal((f, m * h)) * np.sqrt(2 / f)
-        view = self._views(self.theta)
-        view["w1"].copy_(torch.from_numpy(start.astype(np.float32)))
-        w2 = np.random.default_rng(seed + 1).standard_normal((m, h, heads)) * (0.1 / np.sqrt(h))
-        view["w2"].copy_(torch.from_numpy(w2.astype(np.float32)))
+        self.theta: Float32 = np.zeros(size, np.float32)
+        self.first: Float32 = np.zeros(size, np.float32)  # Adam's moments
+        self.second: Float32 = np.zeros(size, np.float32)
+        view = self.views(self.theta)
+        view["w1"][:] = np.random.default_rng(seed).standard_normal((f, m * h)) * np.sqrt(2 / f)
+        view["w2"][:] = np.random.default_rng(seed + 1).standard_normal((m, h, heads)) * (0.1 / np.sqrt(h))
 
-    def _views(self, flat: torch.Tensor) -> dict[str, torch.Tensor]:
+    def views(self, flat: Float32) -> dict[str, Float32]:
+        """The network's matrices as views into one flat vector of all parameters."""
         out, at = {}, 0
         for name, shape in self._shapes.items():
             size = int(np.prod(shape))
-            out[name] = flat[at : at + size].view(shape)
+            out[name] = flat[at : at + size].reshape(shape)
             at += size
         return out
 
     def score(self, features: Float32) -> Float32:
         """Scores [3, c] of the heads novel, repeat, mix for feature rows [c, all columns], members averaged."""
-        p = {k: v.numpy() for k, v in self._views(self.theta).items()}
+        p = self.views(self.theta)
         m = self.settings.members
         x = features[:, self.columns]
         hidden = x @ p["w1"]
@@ -149,52 +152,66 @@ class Ranker:
 
     def _step(self, batch: list[Example]) -> None:
         """One Adam step on the mean loss of a few examples."""
-        theta = self.theta.requires_grad_(True)
-        loss = self.loss(batch)
-        (gradient,) = torch.autograd.grad(loss, theta)
-        theta.requires_grad_(False)
-        self.first.lerp_(gradient, 1 - BETAS[0])
-        self.second.mul_(BETAS[1]).addcmul_(gradient, gradient, value=1 - BETAS[1])
+        _, gradient = self.loss(batch)
+        self.first += (1 - BETAS[0]) * (gradient - self.first)
+        self.second += (1 - BETAS[1]) * (gradient * gradient - self.second)
         t = self.steps
         rate = self.settings.learning_rate * (1 - BETAS[1] ** t) ** 0.5 / (1 - BETAS[0] ** t)
-        theta.addcdiv_(self.first, self.second.sqrt().add_(EPSILON), value=-rate)
+        self.theta -= np.float32(rate) * self.first / (np.sqrt(self.second) + np.float32(EPSILON))
 
-    def loss(self, batch: list[Example]) -> torch.Tensor:
-        """Sum over members of the mean over examples of the three listwise losses."""
-        p = self._views(self.theta)
-        m, h = self.settings.members, self.settings.hidden
-        longest = max(len(one.x) for one in batch)
-        x_BRF = torch.zeros(len(batch), longest, len(self.columns))
-        weight_BR = torch.full((len(batch), longest), OUT_OF_LIST)
-        positive_BR = torch.zeros(len(batch), longest)
-        own_BR = torch.zeros(len(batch), longest)
-        for i, one in enumerate(batch):
-            r = len(one.x)
-            x_BRF[i, :r] = torch.from_numpy(one.x.astype(np.float32))
-            weight_BR[i, :r] = torch.from_numpy(one.log_weight)
-            positive_BR[i, :r] = torch.from_numpy(one.positive.astype(np.float32))
-            own_BR[i, :r] = torch.from_numpy(one.own.astype(np.float32))
-        flat = x_BRF.flatten(0, 1)
-        hidden = torch.relu(torch.addmm(p["b1"], flat, p["w1"])).view(-1, m, h)
-        logits = torch.einsum("nmh,mhl->nml", hidden, p["w2"]) + torch.einsum("nf,mfl->nml", flat, p["skip"])
-        logits_BRML = logits.view(len(batch), longest, m, len(HEADS))
-        inside_BRL = torch.stack((1 - own_BR, own_BR, torch.ones_like(own_BR)), -1)
-        masked = logits_BRML + (weight_BR[..., None] + OUT_OF_LIST * (1 - inside_BRL))[:, :, None]
-        total_BML = torch.logsumexp(masked, 1)
-        target_BRL = positive_BR[..., None] * inside_BRL
-        count_BL = target_BRL.sum(1)
-        target_BRL = target_BRL / count_BL.clamp(min=1)[:, None]
-        gain_BML = torch.einsum("brml,brl->bml", logits_BRML, target_BRL)
-        loss_BML = (total_BML - gain_BML) * (count_BL > 0)[:, None]
-        return loss_BML.sum() / len(batch)
+    def loss(self, batch: list[Example]) -> tuple[float, Float32]:
+        """Sum over members of the mean over examples of the three listwise losses, and its gradient.
+
+        Returns:
+            (loss, gradient [p] in the order of `theta`).
+        """
+        p = self.views(self.theta)
+        m, h, heads = self.settings.members, self.settings.hidden, len(HEADS)
+        x_NF = np.concatenate([one.x for one in batch]).astype(np.float32)
+        start = np.cumsum([0] + [len(one.x) for one in batch[:-1]])
+        length = [len(one.x) for one in batch]
+        inside_NL, target_NL = _lists(batch, start)
+        log_weight_N = np.concatenate([one.log_weight for one in batch])
+
+        hidden_NG = x_NF @ p["w1"]  # G = M * H, member by member
+        hidden_NG += p["b1"]
+        np.maximum(hidden_NG, 0, out=hidden_NG)
+        skip_FG = p["skip"].transpose(1, 0, 2).reshape(-1, m * heads)
+        logits_NML = (x_NF @ skip_FG).reshape(-1, m, heads)
+        for k in range(m):
+            logits_NML[:, k] += hidden_NG[:, k * h : (k + 1) * h] @ p["w2"][k]
+
+        z_NML = logits_NML + (log_weight_N[:, None] + np.where(inside_NL, np.float32(0), OUT_OF_LIST))[:, None]
+        z_NML -= np.repeat(np.maximum.reduceat(z_NML, start), length, axis=0)
+        share_NML = np.exp(z_NML)
+        total = np.add.reduceat(share_NML, start)
+        share_NML /= np.repeat(total, length, axis=0)
+        active = np.add.reduceat(target_NL, start) > 0  # lists that hold a positive
+        loss = float((active[:, None] * np.log(total)).sum() - (z_NML * target_NL[:, None]).sum()) / len(batch)
+
+        d_NML = share_NML * np.repeat(active, length, axis=0)[:, None]
+        d_NML -= target_NL[:, None]
+        d_NML /= np.float32(len(batch))
+        gradient = np.empty_like(self.theta)
+        g = self.views(gradient)
+        g["skip"][:] = (x_NF.T @ d_NML.reshape(-1, m * heads)).reshape(-1, m, heads).transpose(1, 0, 2)
+        d_hidden_NG = np.empty_like(hidden_NG)
+        for k in range(m):
+            member = slice(k * h, (k + 1) * h)
+            g["w2"][k] = hidden_NG[:, member].T @ d_NML[:, k]
+            np.matmul(d_NML[:, k], p["w2"][k].T, out=d_hidden_NG[:, member])
+        d_hidden_NG *= hidden_NG > 0
+        g["w1"][:] = x_NF.T @ d_hidden_NG
+        g["b1"][:] = d_hidden_NG.sum(0)
+        return loss, gradient
 
     def arrays(self, prefix: str, replay: bool = True) -> Arrays:
         """Weights, and with `replay` moments and log: enough to continue bit-identically."""
-        out: Arrays = {f"{prefix}.theta": self.theta.numpy().copy(), f"{prefix}.columns": self.columns.astype(np.int64)}
+        out: Arrays = {f"{prefix}.theta": self.theta.copy(), f"{prefix}.columns": self.columns.astype(np.int64)}
         out[f"{prefix}.steps"] = np.array([self.steps, self.seed], np.int64)
         if not replay:
             return out
-        out[f"{prefix}.first"], out[f"{prefix}.second"] = self.first.numpy().copy(), self.second.numpy().copy()
+        out[f"{prefix}.first"], out[f"{prefix}.second"] = self.first.copy(), self.second.copy()
         f = len(self.columns)
         out[f"{prefix}.log.rows"] = np.array([len(one.x) for one in self.log], np.int64)
         out[f"{prefix}.log.x"] = np.concatenate([one.x for one in self.log] or [np.zeros((0, f), np.float16)])
@@ -206,13 +223,13 @@ class Ranker:
 
     def restore(self, arrays: Arrays, prefix: str) -> None:
         """Take over what `arrays` gave; without its replay part the ranker can only score."""
-        self.theta = torch.from_numpy(np.array(arrays[f"{prefix}.theta"], np.float32))
+        self.theta = np.array(arrays[f"{prefix}.theta"], np.float32)
         self.columns = np.asarray(arrays[f"{prefix}.columns"], np.intp)
         self.steps, self.seed = (int(x) for x in arrays[f"{prefix}.steps"])
         if f"{prefix}.first" not in arrays:
             return
-        self.first = torch.from_numpy(np.array(arrays[f"{prefix}.first"], np.float32))
-        self.second = torch.from_numpy(np.array(arrays[f"{prefix}.second"], np.float32))
+        self.first = np.array(arrays[f"{prefix}.first"], np.float32)
+        self.second = np.array(arrays[f"{prefix}.second"], np.float32)
         ends = np.cumsum(arrays[f"{prefix}.log.rows"])[:-1]
         parts = {
             name: np.split(arrays[f"{prefix}.log.{name}"], ends) for name in ("x", "log_weight", "positive", "own")
@@ -221,3 +238,14 @@ class Ranker:
         self.log = [
             Example(parts["x"][i], parts["log_weight"][i], parts["positive"][i], parts["own"][i]) for i in range(count)
         ]
+
+
+def _lists(batch: list[Example], start: NDArray[np.intp]) -> tuple[NDArray[np.bool_], Float32]:
+    """Which rows [N, L] each head ranks, and its targets [N, L]: equal shares of the list's positive rows."""
+    own = np.concatenate([one.own for one in batch])
+    positive = np.concatenate([one.positive for one in batch])
+    inside = np.stack((~own, own, np.ones_like(own)), 1)
+    target = (positive[:, None] & inside).astype(np.float32)
+    count = np.maximum(np.add.reduceat(target, start), 1)
+    target /= np.repeat(count, [len(one.x) for one in batch], axis=0)
+    return inside, target

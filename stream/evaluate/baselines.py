@@ -227,23 +227,29 @@ class Ease(SimpleArm):
         super().__init__(name)
         self._recent = DecayedCount(recent_days)
         self._daily = Daily()
-        self._gram: NDArray[np.float32] = np.zeros((0, 0), np.float32)
+        self._gram: NDArray[np.float32] = np.zeros((0, 0), np.float32)  # room for more items than there are
+        self._work: NDArray[np.float32] = np.zeros(0, np.float32)
         self._gram_ms = 0
         self._pending: list[tuple[Int32, float, int]] = []
-        self._weights: NDArray[np.float32] = np.zeros((0, 0), np.float32)
+        self._inverse: NDArray[np.float32] = np.zeros((0, 0), np.float32)
+        self._diagonal: NDArray[np.float32] = np.zeros(0, np.float32)
 
     def score(self, request: Request) -> Slate:
-        """Decayed history times the weights, times log1p of recent popularity."""
+        """Decayed history h times the weights B, times log1p of recent popularity.
+
+        B = I - P diag(1 / P_jj), so h B = h - (h P) / P_jj; the weights themselves are never laid out.
+        """
         if self._daily.due(request.t_ms):
             before = time.process_time()
             self._refresh(request.pool, request.t_ms)
             self.refresh_cpu_s += time.process_time() - before
         scores = np.zeros(request.pool)
-        known = len(self._weights)
+        known = len(self._inverse)
         items, last_ms = last_taken(request)
-        inside = items < known
-        weight = np.exp((last_ms[inside] - request.t_ms) / (self.history_days * DAY_MS)).astype(np.float32)
-        scores[:known] = weight @ self._weights[items[inside]]
+        items, last_ms = items[items < known], last_ms[items < known]
+        weight = np.exp((last_ms - request.t_ms) / (self.history_days * DAY_MS)).astype(np.float32)
+        scores[:known] = -(weight @ self._inverse[items]) / self._diagonal
+        scores[items] += weight
         scores *= np.log1p(self._recent.now(request.pool, request.t_ms))
         return Slate(Ranking(scores))
 
@@ -253,36 +259,45 @@ class Ease(SimpleArm):
         self._recent.add(positive_items(arrival), request.t_ms)
 
     def _refresh(self, pool: int, t_ms: int) -> None:
-        """Weights B = I - P diag(1 / P_jj) with P the inverse of the Gram matrix plus the ridge."""
+        """P, the inverse of the Gram matrix plus the ridge, by Cholesky in float32."""
         if pool > EASE_ITEMS:
             raise InputError(
                 f"arm {self.name!r} got a catalogue of {pool} items; it inverts an items x items matrix and takes at "
                 f"most {EASE_ITEMS}: leave it out of --arms"
             )
+        self._make_room(pool)
         self._advance(pool, t_ms)
-        system = self._gram.copy(order="F")
+        system = self._work[: pool * pool].reshape((pool, pool), order="F")
+        system[:] = self._gram[:pool, :pool]
         system[np.diag_indices(pool)] += self.ridge
         factor, failed = lapack.spotrf(system, lower=True, overwrite_a=True, clean=False)
         inverse, also_failed = lapack.spotri(factor, lower=True, overwrite_c=True)
         if failed or also_failed:
             raise ArithmeticError(f"the Gram matrix of {pool} items is not positive definite: LAPACK {failed}")
-        upper = np.triu(inverse.T, 1)
-        diagonal = np.diagonal(inverse).copy()
-        inverse = upper + upper.T
-        self._weights = -inverse / diagonal  # column j divided by P_jj; the diagonal stays 0
+        for start in range(0, pool, 512):  # the upper triangle from the lower one, block by block
+            end = min(start + 512, pool)
+            inverse[start:end, end:] = inverse[end:, start:end].T
+            square = np.tril(inverse[start:end, start:end])
+            inverse[start:end, start:end] = square + np.tril(square, -1).T
+        self._inverse, self._diagonal = inverse.T, np.diagonal(inverse).copy()  # symmetric: rows lie together now
+
+    def _make_room(self, pool: int) -> None:
+        if pool > len(self._gram):
+            room = min(EASE_ITEMS, max(pool + pool // 8, 256))
+            gram = np.zeros((room, room), np.float32)
+            gram[: len(self._gram), : len(self._gram)] = self._gram
+            self._gram, self._work = gram, np.zeros(room * room, np.float32)
 
     def _advance(self, pool: int, t_ms: int) -> None:
         """Decay the Gram matrix to a time and add the pending baskets."""
         tau_ms = self.basket_days * DAY_MS
-        gram = np.zeros((pool, pool), np.float32)
-        known = len(self._gram)
-        gram[:known, :known] = self._gram
-        gram *= np.float32(math.exp(-(t_ms - self._gram_ms) / tau_ms)) if known else np.float32(0)
+        gram = self._gram[:pool, :pool]
+        gram *= np.float32(math.exp(-(t_ms - self._gram_ms) / tau_ms))
         weighted = [(items, sign * math.exp((t - t_ms) / tau_ms)) for items, sign, t in self._pending]
         baskets, weight = basket_matrix(weighted, pool)
         new = (baskets.T @ sp.diags_array(weight) @ baskets).tocoo()
         gram[new.row, new.col] += new.data
-        self._gram, self._gram_ms = gram, t_ms
+        self._gram_ms = t_ms
         self._pending.clear()
 
 

@@ -11,6 +11,7 @@ Reads `interactions`, `interactions.by-item`, `graph-versions`; writes `interact
 
 Why replay is safe: an epoch's rows, next offset and outgoing records are one atomic commit (1); what goes out is sent
 after it and sent again after a crash (2); Faust's own offset (3) is never used to decide where reading goes on.
+A block that does not follow on the state's offset is read again, never applied over a gap.
 Faust loses events when an agent raises, so no agent ever raises: an unexpected error ends the process, and
 `stream/worker.py` starts it again.
 """
@@ -18,6 +19,7 @@ Faust loses events when an agent raises, so no agent ever raises: an unexpected 
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
 from collections.abc import Awaitable, Iterable, Sequence
 from typing import Any
 
@@ -25,7 +27,7 @@ import faust
 from faust.types import TP
 
 from configs.settings import Settings
-from stream.consumer import BUFFERED_BLOCKS, Block, BlockTransport
+from stream.consumer import BUFFERED_BLOCKS, Block, BlockTransport, hole_in
 from stream.exits import end_process
 from stream.members import client_id
 from stream.metrics import WorkerMetrics
@@ -50,6 +52,7 @@ class WorkerApp(faust.App):  # type: ignore[misc]
         self.settings, self.prefix, self.metrics = settings, broker.prefix, WorkerMetrics()
         self.versions = GraphVersions(settings, bootstrap, self.send_all)
         self._changing = asyncio.Lock()
+        self._holes: dict[TP, set[tuple[int, int]]] = defaultdict(set)
         self.open = Partitions(settings, partitions, self.send_all, self.versions.load)
         super().__init__(
             group_of(settings),
@@ -128,22 +131,32 @@ class WorkerApp(faust.App):  # type: ignore[misc]
     async def apply(self, block: Block) -> None:
         """One epoch of a partition of `interactions`."""
         processor = self.open.users.get(block.partition)
-        if processor is None:
-            return  # taken away while the block waited
+        if processor is None or await self._read_again(block, processor.next_offset):
+            return
         with self.metrics.epoch(processor, block.end):
             changes = processor.apply([Record(r.offset, r.value or b"", r.key, r.timestamp) for r in block.records])
             processor.commit(changes)  # 1
         await self.send_all(changes.outgoing)  # 2
         self.metrics.count(changes)
-        if self.versions.due(processor):
+        if self.open.users.get(block.partition) is processor and self.versions.due(processor):
             await self.versions.adopt(processor)
 
     async def apply_by_item(self, block: Block) -> None:
         """One epoch of a partition of `interactions.by-item`."""
         owner = self.open.items.get(block.partition)
-        if owner is not None:
+        if owner is not None and not await self._read_again(block, owner.next_offset):
             owner.store.commit(owner.apply([(r.offset, r.value, dict(r.headers)) for r in block.records]))
             self.metrics.item_offset.labels(block.partition).set(owner.next_offset)
+
+    async def _read_again(self, block: Block, next_offset: int) -> bool:
+        """Goes back when offsets are missing before or in a block; what is missing the second time does not exist."""
+        hole = hole_in(block.records, next_offset)
+        if hole is None or hole in self._holes[block.tp]:
+            self._holes[block.tp].clear()
+            return False
+        self._holes[block.tp].add(hole)
+        await self.consumer.seek(block.tp, next_offset)
+        return True
 
 
 def create_app(settings: Settings, bootstrap: str, partitions: int) -> WorkerApp:

@@ -41,13 +41,25 @@ class Block(ConsumerMessage):  # type: ignore[misc]
         self.records, self.end = records, end
 
 
+def hole_in(records: list[Any], next_offset: int) -> tuple[int, int] | None:
+    """The first jump in the offsets of a block that is to follow `next_offset`: (expected, found); None = no jump.
+
+    A jump is either records that a rebalance made Faust drop, or offsets that hold none, as after a transaction.
+    """
+    for record in records:
+        if record.offset > next_offset:
+            return next_offset, record.offset
+        next_offset = max(next_offset, record.offset + 1)
+    return None
+
+
 class BlockConsumer(Consumer):  # type: ignore[misc]
     """Faust's consumer, but for what it hands out and where it starts to read."""
 
     async def getmany(self, timeout: float) -> AsyncIterator[tuple[TP, Block]]:
         """The blocks of one fetch, as the consumer's loop asks for messages."""
-        generation_id = self.app.consumer_generation_id
         records, active = await self._wait_next_records(timeout)
+        generation_id = self.app.consumer_generation_id
         if records and self.flow_active:
             records = await self._filled(records, active)
         if not self.flow_active:

@@ -191,12 +191,12 @@ def kafka_bootstrap(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     else:
         yield from _container()
         return
-    with (folder / "log").open("wb") as log:
+    with (folder / "broker.out").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log)
     try:
         settings = Settings().broker.model_copy(update={"connect_timeout_s": 60.0})
         wait_for(lambda: _answers(port) or process.poll() is not None, 90, "Kafka listens")
-        assert process.poll() is None, (folder / "log").read_text(errors="replace")[-2000:]
+        assert process.poll() is None, (folder / "broker.out").read_text(errors="replace")[-2000:]
         check_reachable(settings, f"127.0.0.1:{port}")
         yield f"127.0.0.1:{port}"
     finally:
@@ -230,18 +230,9 @@ def _kafka_home(home: Path, folder: Path, port: int) -> list[str]:
 
 
 def _container() -> Iterator[str]:
-    if shutil.which("docker") is None:
-        pytest.skip(
-            "no Apache Kafka: set DRIFTLINE_TEST_KAFKA to a script that runs one, or KAFKA_HOME, or start Docker"
-        )
-    try:
-        import docker
-
-        docker.from_env().ping()
-    except Exception as error:  # noqa: BLE001 - whatever Docker says, it does not answer
-        pytest.skip(
-            f"no Apache Kafka: DRIFTLINE_TEST_KAFKA and KAFKA_HOME are not set, no Docker engine answers: {error}"
-        )
+    docker = shutil.which("docker")
+    if docker is None or subprocess.run([docker, "info"], capture_output=True, check=False).returncode:
+        pytest.skip("no Apache Kafka: DRIFTLINE_TEST_KAFKA and KAFKA_HOME are not set, and no Docker engine answers")
     from testcontainers.kafka import KafkaContainer
 
     with KafkaContainer("apache/kafka:4.0.0") as container:

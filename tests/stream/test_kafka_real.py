@@ -1,0 +1,74 @@
+"""The worker against Apache Kafka: four partitions, a killed worker, a second one, equal user rows."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+
+from graph.rows import Event
+from stream.dlq import read_dlq
+from stream.events import encode_event
+
+pytestmark = [pytest.mark.kafka, pytest.mark.slow]
+
+
+def records(n: int, users: int = 60) -> list[tuple[bytes | None, bytes | None]]:
+    """Events in order of time, one in a hundred of them broken."""
+    rng = np.random.default_rng(3)
+    now, made = 1_600_000_000_000, []
+    for number in range(n):
+        now += int(rng.integers(0, 30_000))
+        user = f"u{rng.integers(users)}"
+        event = Event(user, f"i{rng.integers(50)}", now, "view", f"e{number}")
+        made.append((user.encode(), b"{broken" if number % 100 == 50 else encode_event(event)))
+    return made
+
+
+def test_killed_restarted_and_joined_by_a_second_worker_the_user_rows_are_those_of_an_unbroken_run(
+    kafka_world: Any, wait: Any
+) -> None:
+    log = records(6000)
+    kafka_world.produce(log[:3000])
+    with kafka_world.worker() as first:
+        wait(lambda: first.applied() > 800, 90, "the first worker applies events")
+        first.kill()
+    with kafka_world.worker() as again, kafka_world.worker() as second:
+        kafka_world.produce(log[3000:])
+        wait(lambda: set(again.offsets()) and set(second.offsets()), 90, "both workers own partitions")
+        wait(lambda: _everything(kafka_world, again, second), 90, "everything is applied")
+        again.stop()
+        second.stop()
+    assert kafka_world.stored_rows() == kafka_world.expected_rows()
+    letters = list(read_dlq(kafka_world.settings.broker, kafka_world.bootstrap))
+    assert {letter.reason for letter in letters} == {"not_json"}
+    assert len({letter.source for letter in letters}) == 60
+    assert {letter.value for letter in letters} == {b"{broken"}
+
+
+def test_topics_have_their_partitions_and_policies(kafka_world: Any) -> None:
+    from kafka.admin import ConfigResource, ConfigResourceType
+
+    from stream.broker import admin
+    from stream.topics import TOPICS, create_topics, partitions_of
+
+    broker = kafka_world.settings.broker
+    assert len(create_topics(broker, kafka_world.bootstrap)) == len(TOPICS)
+    assert create_topics(broker, kafka_world.bootstrap) == []
+    assert partitions_of(broker, kafka_world.bootstrap, "interactions") == 4
+    assert partitions_of(broker, kafka_world.bootstrap, "interactions.dlq") == 1
+    with admin(broker, kafka_world.bootstrap) as client:
+        resources = [ConfigResource(ConfigResourceType.TOPIC, broker.prefix + topic.name) for topic in TOPICS]
+        described = json.dumps(client.describe_configs(resources), default=str)
+    assert described.count("compact") >= sum(topic.compact for topic in TOPICS)
+
+
+def _everything(world: Any, *workers: Any) -> bool:
+    reached = {}
+    for worker in workers:
+        worker.applied()
+        for partition, offset in worker.offsets().items():
+            reached[partition] = max(offset, reached.get(partition, 0))
+    return sum(reached.values()) == 6000

@@ -33,6 +33,7 @@ from stream.evaluate.summary import arm_summary, compare, drift, freshness, incr
 from stream.events import Item
 from stream.files import read_columns, read_items
 from stream.processor import Processor, Record
+from stream.revision import git_revision
 from stream.store import MemoryStore, state_sha256
 
 PROTOCOL_VERSION = 1
@@ -274,6 +275,7 @@ def _summary(
             "seeds": list(options.seeds),
             "profiles": "template" if options.profiles is None else options.profiles.name,
             "config_sha256": config_sha256(settings),
+            "commit": git_revision(),
         },
         "arms": {name: arm_summary(joined, name, data.split_ms, cis[name]) for name in runs},
         "comparisons": comparisons,

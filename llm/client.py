@@ -17,7 +17,7 @@ from typing import Protocol
 
 from configs.settings import LLM
 from llm.prompts import FACETS, ProfilePrompt, Prompts, Question
-from llm.titles import stems
+from llm.titles import PREPOSITIONS, stems
 
 
 class LLMClient(Protocol):
@@ -56,7 +56,7 @@ def choose(question: Question, scores: Sequence[float]) -> str:
     taken: set[str] = set()
     for i in sorted(range(len(scores)), key=lambda i: -scores[i]):
         text = question.candidates[i][0]
-        words = stems(text)
+        words = [word for word in stems(text) if word not in PREPOSITIONS]
         if not words or {words[0], words[-1]} & taken:
             continue
         chosen.append(text)

@@ -24,9 +24,9 @@ from configs.settings import Encoder
 from llm.fetch import WHEELS, model_directory
 
 Float32 = NDArray[np.float32]
-ROWS = 16
+ROWS = 8
 """Texts in one pass."""
-WIDTHS = (8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+WIDTHS = (16, 32, 64, 128, 256, 512)
 """Tokens to which the texts of a pass are filled up."""
 
 
@@ -71,7 +71,7 @@ class TextEncoder:
         return np.stack([self._memory[text] for text in texts])
 
     def _key(self, text: str) -> bytes:
-        salt = f"{self._name}|{self._settings.max_tokens}|"
+        salt = f"{self._name}|{self._settings.max_tokens}|{ROWS}x{WIDTHS}|"
         return hashlib.blake2b((salt + text).encode(errors="surrogatepass"), digest_size=16).digest()
 
     def _load(self) -> None:

@@ -10,7 +10,6 @@ from configs.settings import Profiles, Settings
 from llm.client import TemplateClient
 from llm.fetch import check_sum
 from llm.generator import ProfileGenerator, generate_file
-from llm.history import profiles_of_log
 from llm.offline import LogEvent, plan, requests_of_log
 from llm.profile import parse_profile, read_header, read_profiles
 from llm.refresh import RequestQueue, due_version
@@ -170,31 +169,3 @@ def test_a_wheel_with_another_check_sum_is_refused(tmp_path):
     wheel.write_bytes(b"replaced")
     with pytest.raises(MissingModelError, match=r"model\.whl has sha256 .* expected 00"):
         check_sum(wheel, "00")
-
-
-def test_replay_takes_the_file_s_profile_where_there_is_one_and_the_template_elsewhere(minilm, tmp_path):
-    settings = Settings(profiles=Profiles(first_events=10, refresh_events=10, delay_ms=1000))
-    events = list(log_of(3, 8))
-    requests = list(requests_of_log(events, CATALOGUE, settings))
-    generator = ProfileGenerator(Marked(), settings.profiles)
-    generate_file(requests[2:5], tmp_path / "p.jsonl", generator, batch=4)
-    history = profiles_of_log(events, CATALOGUE, settings, minilm, tmp_path / "p.jsonl")
-    assert history.about["profiles"] == {"llm:marked": 3, "template": len(requests) - 3}
-    first = requests[2]
-    assert history.at(first.user_id, first.as_of_ms + 999) is None
-    assert history.at(first.user_id, first.as_of_ms + 1000).source == "llm:marked"
-    assert history.view_at(first.user_id, first.as_of_ms + 1000).facets.shape == (4, 384)
-    assert history.at(first.user_id, 10**15).version == 4
-    assert history.at("nobody", 10**15) is None
-
-
-def test_a_profile_file_of_another_log_is_refused(minilm, tmp_path):
-    generate_file([shop_request()], tmp_path / "p.jsonl", ProfileGenerator(TemplateClient(), Profiles()), batch=1)
-    with pytest.raises(InputError, match="none of the 3 requests of this log"):
-        profiles_of_log(log_of(3, 8), CATALOGUE, Settings(), minilm, tmp_path / "p.jsonl")
-
-
-class Marked(TemplateClient):
-    """The template's answers under another name."""
-
-    source = "llm:marked"

@@ -17,7 +17,7 @@ import grpc
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 
-from configs.errors import ConfigError, DriftlineError, InputError
+from configs.errors import ConfigError, DriftlineError, InputError, ServingError
 from configs.settings import Serving
 from serving.proto.driftline.v1 import recommendation_pb2 as pb
 from serving.proto.driftline.v1 import recommendation_pb2_grpc as pb_grpc
@@ -45,20 +45,6 @@ _SERVICE_CONFIG = json.dumps(
         ]
     }
 )
-
-
-class ServiceError(DriftlineError):
-    """The service can't be reached, refused a call, or failed on it.
-
-    Attributes:
-        status: name of the gRPC status code.
-    """
-
-    exit_code = 69
-
-    def __init__(self, text: str, status: str) -> None:
-        super().__init__(text)
-        self.status = status
 
 
 class Client:
@@ -191,9 +177,9 @@ def _explained(error: grpc.RpcError, target: str) -> DriftlineError:
     if code == grpc.StatusCode.INVALID_ARGUMENT:
         return InputError(text)
     if code == grpc.StatusCode.UNAVAILABLE and "try again in" not in text:
-        text = (
+        return ServingError(
             f"no driftline service answers at {target}: start it with 'driftline serve', or set serving.host and port"
         )
     if code == grpc.StatusCode.DEADLINE_EXCEEDED:
-        text = f"the service at {target} did not answer in time; it may be overloaded"
-    return ServiceError(text, code.name)
+        return ServingError(f"the service at {target} did not answer in time; it may be overloaded")
+    return ServingError(f"{target} answered {code.name}: {text}")

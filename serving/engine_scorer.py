@@ -18,6 +18,7 @@ from graph.rows import Float32
 from graph.view import Int32, ItemTable, UserView
 from model.engine import MAIN, Engine, Plug, Slate
 from model.features import features
+from model.plugs import GraphPlug, SequencePlug
 from model.ranker import HEADS
 from model.sequence import SequenceScorer
 from serving.arrays import unpack_strings
@@ -28,23 +29,6 @@ from serving.snapshot import Snapshot
 GRAPH = "graph"
 _TEXT_WEIGHT = 0.1
 """Of the text's cosine beside the basket cosine: it decides where few baskets speak."""
-
-
-class SequencePlug:
-    """A published sequence model as the engine's plug."""
-
-    def __init__(self, scorer: SequenceScorer) -> None:
-        self._scorer = scorer
-
-    def user_vector(self, view: UserView, now_ms: int) -> Float32:
-        """[D] float32, zeros for a user without a readable event."""
-        kept = view.weight > 0
-        out: Float32 = self._scorer.encode([(view.items[kept].astype(np.int64), view.t_ms[kept])], [now_ms])[0]
-        return out
-
-    def item_matrix(self) -> Float32:
-        """[N, D] float32 unit vectors."""
-        return self._scorer.item_matrix()
 
 
 class EngineScorer:
@@ -77,13 +61,13 @@ class EngineScorer:
         slate: Slate = self.engine.slate(view, now_ms)
         pool = replace(slate.pool, candidates=items, recalled=np.zeros(len(items), np.uint32))
         engine = self.engine
-        raw = features(view, slate.past, now_ms, pool, engine.signals, engine.text, engine.layout)
+        raw = features(view, slate.past, now_ms, pool, engine.signals, engine.text[: engine.signals.n], engine.layout)
         scores = engine.arms[MAIN].ranker.score(engine.standardiser.apply(raw))
         return dict(zip(HEADS, scores, strict=True))
 
     def similar(self, item: int, k: int) -> tuple[Int32, Float32]:
         """See Scorer: cosine over baskets, plus a little of the text's."""
-        signals, text = self.engine.signals, self.engine.text
+        signals, text = self.engine.signals, self.engine.text[: self.engine.signals.n]
         scores = signals.basket.scores(np.array([item], np.int32), np.ones(1, np.float32), signals.n)
         if text.shape[1]:
             scores = scores + _TEXT_WEIGHT * np.maximum(text @ text[item], 0)
@@ -109,5 +93,5 @@ def engine_builder(settings: Settings) -> BuildScorer:
 
 def _plug(settings: Settings, name: str, snapshot: Snapshot) -> Plug:
     if name == GRAPH:
-        return GraphLearner.from_arrays(settings.graph, snapshot.parts[name])
+        return GraphPlug(GraphLearner.from_arrays(settings.graph, snapshot.parts[name]))
     return SequencePlug(SequenceScorer.from_arrays(settings.model, snapshot.parts[name]))

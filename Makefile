@@ -24,7 +24,7 @@ help: ## this list
 setup: $(STAMPS)/packages $(STAMPS)/models ## virtual environment, locked packages, model files
 
 demo: setup ## the whole way on the bundled shop, under five minutes; ARGS=--json, ARGS=--keep
-	@python -m stream.demo $(ARGS)
+	@driftline demo $(ARGS)
 
 test: setup ## every test that this machine can run; ARGS='tests/graph -k name'
 	@python -m pytest $(ARGS)

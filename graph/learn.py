@@ -79,9 +79,9 @@ class GraphLearner:
         """[D] float32: the query of one user at a request time, without its profile."""
         with torch.inference_mode():
             memory = view.memory if len(view.memory) else np.zeros(self.settings.memory_dim, np.float32)
-            vectors = torch.from_numpy(self.item_matrix())
-            own = torch.from_numpy(memory)[None]
-            return self._queries([view], [now_ms], own, vectors, np.arange(self.size))[0].numpy()
+            near = np.unique(view.items[view.items >= 0][-self.settings.neighbors :]).astype(np.int64)
+            vectors = torch.from_numpy(self.item_matrix()[near])
+            return self._queries([view], [now_ms], torch.from_numpy(memory)[None], vectors, near)[0].numpy()
 
     def fused_vector(self, query: Float32, facets: Float32) -> Float32:
         """[D] float32: a query joined with profile facets [4, X]."""
@@ -233,6 +233,8 @@ class GraphLearner:
             age[row, :n] = (now - view.t_ms[last]) / MS_PER_DAY
             edges[row, :n] = edge_features(view.weight[last], view.value[last], view.price[last])
             idle[row] = (now - view.last_update_ms) / MS_PER_DAY if view.last_update_ms >= 0 else 0
+        if not len(pool):
+            vectors = torch.zeros(1, self.settings.embed_dim)
         chosen = vectors[np.searchsorted(pool, items)] * torch.from_numpy(mask)[:, :, None]
         arrays = (torch.from_numpy(a) for a in (age, edges, mask))
         return self.reader.users(memory, torch.from_numpy(idle), chosen, *arrays)

@@ -1,4 +1,4 @@
-"""A profile file from a log, ahead of a replay: the requests that a worker would make, answered by the configured model."""
+"""A profile file from a log, ahead of a replay: the requests of a worker, answered by the configured model."""
 
 from __future__ import annotations
 

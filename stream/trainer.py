@@ -12,6 +12,7 @@ counts the others; the shares are part of the metrics.
 
 from __future__ import annotations
 
+import logging
 import signal
 import time
 from collections import deque
@@ -42,6 +43,8 @@ from stream.reading import consumer, places
 from stream.revision import git_revision
 from stream.topics import partitions_of
 from stream.versions import encode_version
+
+LOG = logging.getLogger(__name__)
 
 GROUP_IDLE_S = 0.25
 """An open group counts as whole when its partition has been silent for so long."""
@@ -178,6 +181,10 @@ class Trainer:
         self._since_publish, self._published_s = 0, time.monotonic()
         self.snapshots += 1
         self.metrics.published(time.monotonic() - started, metrics)
+        LOG.info(
+            "snapshot %s: %d groups taken in, %.0f%% learnt, lag %d, NDCG@10 %.4f",
+            version, self._groups, 100 * self.trained_share, self.lag, metrics.get("ndcg@10", float("nan")),
+        )  # fmt: skip
         return version
 
     def parts(self) -> dict[str, dict[str, Array]]:
@@ -285,6 +292,8 @@ def ndcg_at_10(slate: Slate, wanted: Any) -> float:
 def run_trainer(settings: Settings, bootstrap: str, until_caught_up: bool = False) -> None:
     """Runs until SIGTERM or Ctrl-C; with `until_caught_up` until the topic's present end."""
     torch.set_num_threads(settings.trainer.threads)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", force=True)
+    logging.getLogger("kafka").setLevel(logging.WARNING)
     stopping = stop_on_signals()
     partitions = partitions_of(settings.broker, bootstrap, "interactions")
     producer = KafkaProducer(bootstrap_servers=bootstrap.split(","), acks="all", client_id="driftline-trainer")

@@ -1,5 +1,8 @@
-"""`python -m stream.cli` is the `driftline` command."""
+"""`python -m stream.cli`: the same as `driftline`."""
+
+from __future__ import annotations
 
 from stream.cli import main
 
-main()
+if __name__ == "__main__":
+    main()

@@ -2,18 +2,111 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 
-from stream.cli.common import AsJson, out, print_json, when
+from configs.settings import Settings
+from stream.bundled import EVENTS, ITEMS
+from stream.cli.common import AsJson, Config, err, out, print_json, settings_of, when
+from stream.evaluate.progress import progress_bars
+
+SHIPPED = Path(__file__).parents[2] / "configs" / "profiles" / "online_retail.jsonl.gz"
 
 
 def register(app: typer.Typer) -> None:
     """Adds the commands of this file."""
+    app.command()(replay)
     app.command()(validate)
+
+
+def replay(
+    to: Annotated[Path, typer.Option("--out", help="Folder for metrics.json and report.html.")],
+    events: Annotated[Path | None, typer.Option(help="Events file; default: the bundled shop.")] = None,
+    items: Annotated[Path | None, typer.Option(help="Items file.")] = None,
+    from_kafka: Annotated[str | None, typer.Option(help="Read this topic instead of a file.")] = None,
+    arms: Annotated[str, typer.Option(help="Comma-separated; default: the simple ones and the engine.")] = "",
+    split: Annotated[float, typer.Option(min=0.01, max=0.99, help="Share of the rows that only warm up.")] = 0.85,
+    candidates: Annotated[str, typer.Option(help="seen, or items = those of the items file.")] = "seen",
+    seeds: Annotated[str, typer.Option("--seed", help="One, or several with commas.")] = "0",
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first rows of the file.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Take over results that lie in --out.")] = False,
+    hold_out_items: Annotated[float, typer.Option(min=0, max=0.9, help="Share of items unseen before the split.")] = 0,
+    profiles: Annotated[
+        Path | None, typer.Option(help="Profile file; default: the shipped one, else the template.")
+    ] = None,
+    config: Config = None,
+    as_json: AsJson = False,
+) -> None:
+    """Evaluate on a historical log through the code that runs live: predict, then learn.
+
+    Example: `driftline replay --events events.parquet --items items.parquet --out out/mine --arms ranker,ease_recent`
+    """
+    from stream.replay import Options
+    from stream.replay import replay as run
+
+    if candidates not in ("seen", "items"):
+        raise typer.BadParameter(f"got {candidates!r}; expected seen or items", param_hint="--candidates")
+    if events is None and from_kafka is None:
+        events, items, config = EVENTS, ITEMS, config or "ecommerce"
+        profiles = profiles or (SHIPPED if SHIPPED.exists() else None)
+    settings = settings_of(config)
+    with tempfile.TemporaryDirectory() as folder:
+        if from_kafka is not None:
+            events = topic_file(settings, from_kafka, Path(folder) / "events.jsonl")
+        options = Options(
+            Path(str(events)), to, items, [name for name in arms.split(",") if name], split, candidates,
+            [int(seed) for seed in seeds.split(",")], limit, resume, hold_out_items, profiles,
+        )  # fmt: skip
+        with progress_bars() as show:
+            metrics = run(options, settings, show)
+    if as_json:
+        print_json(metrics)
+    else:
+        out.print(arms_table(metrics))
+        out.print(f"{to / 'metrics.json'}, {to / 'report.html'}")
+
+
+def topic_file(settings: Settings, topic: str, path: Path) -> Path:
+    """The valid events of a topic as a JSONL file; the others are counted on stderr.
+
+    Raises:
+        InputError: the topic holds no event.
+    """
+    from configs.errors import InputError
+    from stream.broker import broker
+    from stream.events import InvalidEvent, encode_event, parse_event
+    from stream.reading import read_all
+
+    written = invalid = 0
+    with broker(settings.broker) as bootstrap, path.open("wb") as file:
+        for record in read_all(settings.broker, bootstrap, topic):
+            try:
+                file.write(encode_event(parse_event(record.value or b"")) + b"\n")
+                written += 1
+            except InvalidEvent:
+                invalid += 1
+    if invalid:
+        err.print(f"{invalid:,} records of {topic} are not events and are left out")
+    if not written:
+        raise InputError(f"topic {topic!r} holds no event; check --from-kafka and broker.prefix")
+    return path
+
+
+def arms_table(metrics: dict[str, Any]) -> Table:
+    """NDCG@10 of each arm by list."""
+    table = Table("arm", "novel", "repeat", "overall", "", title="NDCG@10", title_justify="left")
+    for name, arm in metrics["arms"].items():
+        cells = [_cell(arm.get(which, {})) for which in ("novel", "repeat", "overall")]
+        table.add_row(name, *cells, f"{arm.get('train_cpu_s', 0) + arm.get('score_cpu_s', 0):,.0f} s")
+    return table
+
+
+def _cell(values: dict[str, Any]) -> str:
+    return "" if values.get("ndcg@10") is None else f"{values['ndcg@10']:.4f}"
 
 
 def validate(

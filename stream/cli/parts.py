@@ -14,12 +14,8 @@ Once = Annotated[bool, typer.Option("--until-caught-up", help="End when everythi
 
 def register(app: typer.Typer) -> None:
     """Adds the commands of this file."""
-    app.command()(produce)
-    app.command()(worker)
-    app.command()(trainer)
-    app.command()(profiler)
-    app.command()(serve)
-    app.command()(demo)
+    for command in (produce, worker, trainer, profiler, serve, demo):
+        app.command()(command)
 
 
 def produce(

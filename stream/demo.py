@@ -43,15 +43,17 @@ from serving.proto.driftline.v1 import recommendation_pb2_grpc as pb_grpc
 from serving.snapshot import release, rollback
 from stream.broker import EmbeddedBroker
 from stream.events import EVENT_TYPE, encode_event
-from stream.produce import event_messages, send_files, sender
+from stream.produce import event_messages
 from stream.reading import read_all
 from stream.topics import CE_TYPE, create_topics
 
 BUNDLED = Path(__file__).parent / "bundled"
 ROOT = Path(".driftline/demo")
+LOGS = ROOT / "logs"
 PARTS = ("worker", "trainer", "profiler", "serve")
 PACED_MS = 14 * 86_400_000
-BULK_LIMIT_S = 600
+BULK_LIMIT_S = 900
+STOP_S = 60
 
 
 class DemoError(DriftlineError):
@@ -98,24 +100,23 @@ class Demo:
     # -- 1 start -----------------------------------------------------------------------------------------------
 
     def start(self, bootstrap: str) -> None:
-        """Starts every part with its log under ROOT/logs."""
-        logs = ROOT / "logs"
-        logs.mkdir(parents=True, exist_ok=True)
-        env = {**os.environ, **environment(self.settings, bootstrap)}
+        """Starts every part, each with a log of its own."""
         for part in PARTS:
-            with (logs / f"{part}.log").open("wb") as log:
-                command = [sys.executable, "-m", "stream.cli", part, "--config", "ecommerce"]
-                nice = 10 if part == "profiler" else 0
-                self.parts[part] = subprocess.Popen(
-                    ["nice", "-n", str(nice), *command], stdout=log, stderr=subprocess.STDOUT, env=env
-                )
+            self.parts[part] = self._run(part, bootstrap, [], 10 if part == "profiler" else 0)
+
+    def _run(self, command: str, bootstrap: str, options: list[str], nice: int = 0) -> subprocess.Popen[bytes]:
+        LOGS.mkdir(parents=True, exist_ok=True)
+        line = ["nice", "-n", str(nice), sys.executable, "-m", "stream.cli", command, "--config", "ecommerce", *options]
+        env = {**os.environ, **environment(bootstrap)}
+        with (LOGS / f"{command}.log").open("wb") as log:
+            return subprocess.Popen(line, stdout=log, stderr=subprocess.STDOUT, env=env)
 
     def check(self) -> None:
         """Raises DemoError if a part has ended."""
         for part, process in self.parts.items():
             code = process.poll()
             if code is not None:
-                log = ROOT / "logs" / f"{part}.log"
+                log = LOGS / f"{part}.log"
                 tail = "\n".join(log.read_text(errors="replace").splitlines()[-8:])
                 raise DemoError(f"{part} ended with exit code {code}; the end of {log}:\n{tail}")
         self.resident_bytes = max(self.resident_bytes, self._resident())
@@ -127,9 +128,9 @@ class Demo:
                 process.send_signal(signal.SIGTERM)
         for part, process in self.parts.items():
             try:
-                code = process.wait(30)
+                code = process.wait(STOP_S)
             except subprocess.TimeoutExpired:
-                raise DemoError(f"{part} did not end within 30 s of SIGTERM") from None
+                raise DemoError(f"{part} did not end within {STOP_S} s of SIGTERM") from None
             if code not in (0, -signal.SIGTERM):
                 raise DemoError(f"{part} ended with exit code {code} when it was asked to stop")
 
@@ -143,25 +144,19 @@ class Demo:
     # -- 2, 3 bulk ---------------------------------------------------------------------------------------------
 
     def load(self, bootstrap: str, until_ms: int, total: int) -> None:
-        """Produces the history and waits until it is applied and learnt."""
-        columns = (TextColumn("{task.description:<22}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        """Produces the history, by `driftline produce` as a user would, and waits until it is applied and learnt."""
+        options = ["--events", str(BUNDLED / "events.parquet"), "--items", str(BUNDLED / "items.parquet")]
+        produce = self._run("produce", bootstrap, [*options, "--until", str(until_ms)])
+        columns = (TextColumn("{task.description:<24}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         with Progress(*columns, console=self.console) as progress:
-            tasks = [
-                progress.add_task(name, total=total) for name in ("history produced", "applied to state", "learnt")
-            ]
-
-            def update(topic: str, n: int) -> None:
-                if topic == "interactions":
-                    progress.update(tasks[0], completed=n)
-                    self._show_positions(progress, tasks)
-
-            with sender(self.settings.broker, bootstrap) as to_kafka:
-                send_files(to_kafka, BUNDLED / "events.parquet", BUNDLED / "items.parquet", None, 0, until_ms, update)
+            tasks = [progress.add_task(name, total=total) for name in ("history applied to state", "history learnt")]
             deadline = time.monotonic() + BULK_LIMIT_S
             while self._show_positions(progress, tasks) < total:
                 self.check()
+                if produce.poll() not in (None, 0):
+                    raise DemoError(f"driftline produce ended with exit code {produce.poll()}; see {LOGS}")
                 if time.monotonic() > deadline:
-                    raise DemoError(f"the history was not learnt within {BULK_LIMIT_S} s; see {ROOT / 'logs'}")
+                    raise DemoError(f"the history was not learnt within {BULK_LIMIT_S} s; see {LOGS}")
                 time.sleep(0.5)
 
     def _show_positions(self, progress: Progress, tasks: list[Any]) -> int:
@@ -326,7 +321,7 @@ class Demo:
         profiles = [orjson.loads(record.value) for record in read_all(self.settings.broker, bootstrap, "profiles.log")]
         by_model = [p for p in profiles if p["source"] != "template"] or profiles
         if not by_model:
-            raise DemoError(f"no profile was written; see {ROOT / 'logs' / 'profiler.log'}")
+            raise DemoError(f"no profile was written; see {LOGS / 'profiler.log'}")
         users = dict.fromkeys(p["user_id"] for p in by_model)
         most: str = max(users, key=lambda user: int(self._state(user, 0).user_state.counters.events))
         return most
@@ -401,21 +396,20 @@ def run_demo(keep: bool, seconds: float) -> dict[str, Any]:
     console = Console(stderr=True, highlight=False)
     shutil.rmtree(ROOT, ignore_errors=True)
     demo = Demo(console, seconds)
-    messages = list(event_messages(BUNDLED / "events.parquet"))
-    last_ms = orjson.loads(messages[-1][1])["timestamp_ms"]
-    since_ms = last_ms - PACED_MS
-    paced = [m for m in messages if orjson.loads(m[1])["timestamp_ms"] >= since_ms]
+    times = read_columns(BUNDLED / "events.parquet").t_ms
+    last_ms = int(times.max())
+    history = int((times < last_ms - PACED_MS).sum())
     with ExitStack() as stack:
         bootstrap = stack.enter_context(EmbeddedBroker(demo.settings.broker))
         create_topics(demo.settings.broker, bootstrap)
         stack.callback(demo.kill)
         demo.start(bootstrap)
-        demo.load(bootstrap, since_ms, len(messages) - len(paced))
-        demo.stream(bootstrap, paced)
+        demo.load(bootstrap, last_ms - PACED_MS, history)
+        demo.stream(bootstrap, list(event_messages(BUNDLED / "events.parquet", last_ms - PACED_MS)))
         purchase = demo.buy(bootstrap, last_ms + 3_600_000)
         figures = demo.summary(bootstrap, purchase)
         demo.show(figures)
-        check_figures(figures, len(messages) + 1)
+        check_figures(figures, len(times) + 1)
         if keep:
             wait_for_interrupt(console, demo.settings)
         demo.stop()
@@ -427,7 +421,7 @@ def demo_settings() -> Settings:
     return load("ecommerce", OVERRIDES).settings
 
 
-def environment(settings: Settings, bootstrap: str) -> dict[str, str]:
+def environment(bootstrap: str) -> dict[str, str]:
     """Environment of the parts: the demo's settings and one thread for each library."""
     threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     return {**OVERRIDES, **threads, "DRIFTLINE__BROKER__BOOTSTRAP": bootstrap}
@@ -448,6 +442,7 @@ OVERRIDES = {
         "TRAINER__PUBLISH_EVENTS": 1_000_000,  # by time alone
         "TRAINER__CATCH_UP_SHARE": 0.05,
         "PROFILES__MAX_PER_MINUTE": 40,
+        "PROFILES__BATCH": 4,
     }.items()
 }
 

@@ -43,6 +43,7 @@ from serving.proto.driftline.v1 import recommendation_pb2_grpc as pb_grpc
 from serving.snapshot import release, rollback
 from stream.broker import EmbeddedBroker
 from stream.events import EVENT_TYPE, encode_event
+from stream.files import read_columns
 from stream.produce import event_messages
 from stream.reading import read_all
 from stream.topics import CE_TYPE, create_topics

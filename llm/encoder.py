@@ -12,6 +12,7 @@ import hashlib
 import os
 import sqlite3
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,17 @@ ROWS = 8
 """Texts in one pass."""
 WIDTHS = (16, 32, 64, 128, 256, 512)
 """Tokens to which the texts of a pass are filled up."""
+
+
+@contextmanager
+def torch_threads(n: int) -> Iterator[None]:
+    """Runs a block with n torch threads; what else the process computes keeps its own number."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(n)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class TextEncoder:
@@ -79,7 +91,6 @@ class TextEncoder:
             return
         from transformers import AutoModel, AutoTokenizer, logging
 
-        torch.set_num_threads(self._settings.threads)
         logging.disable_progress_bar()
         verbosity = logging.get_verbosity()
         logging.set_verbosity_error()
@@ -98,9 +109,10 @@ class TextEncoder:
         self._load()
         encoded = self._tokenizer(texts, truncation=True, max_length=self._settings.max_tokens)["input_ids"]
         vectors: dict[str, Float32] = {}
-        for width, rows in _passes([len(ids) for ids in encoded]):
-            for i, vector in zip(rows, self._forward([encoded[i] for i in rows], width), strict=False):
-                vectors[texts[i]] = vector.copy()
+        with torch_threads(self._settings.threads):
+            for width, rows in _passes([len(ids) for ids in encoded]):
+                for i, vector in zip(rows, self._forward([encoded[i] for i in rows], width), strict=False):
+                    vectors[texts[i]] = vector.copy()
         return vectors
 
     @torch.inference_mode()

@@ -21,6 +21,8 @@ import orjson
 from configs.errors import InputError
 from configs.settings import Profiles
 
+LONGEST_TEXT = 160
+"""Characters of a title, a name or a domain that a prompt may hold."""
 Counts = tuple[tuple[str, int], ...]
 """(text, number of events) pairs, the most frequent first, then the most recent."""
 
@@ -81,9 +83,9 @@ def read_request(
             version=int(data.get("version", 1)),
             events=int(data["events"]),
             titles=_counts(((c.title, n, last) for c, n, last in known), settings.titles),
-            categories=_counts(((name, n, last) for c, n, last in known for name in c.categories), settings.titles),
-            brands=_counts(((c.brand, n, last) for c, n, last in known), settings.titles),
-            domain=str(data.get("domain") or ""),
+            categories=_counts(((_name(x), n, last) for c, n, last in known for x in c.categories), settings.titles),
+            brands=_counts(((_name(c.brand), n, last) for c, n, last in known), settings.titles),
+            domain=_plain(str(data.get("domain") or "")),
             actions=tuple(sorted((str(a), int(n)) for a, n in dict(data.get("actions") or {}).items())),
             mean_value=_number(data.get("mean_value")),
             price_ratio=_number(data.get("price_ratio")),
@@ -99,11 +101,22 @@ def _number(value: object) -> float | None:
     return None if value is None else float(value)  # type: ignore[arg-type]
 
 
+def _name(text: str) -> str:
+    """A name that can stand in an answer, where commas part the phrases."""
+    return _plain(text.replace(",", " "))
+
+
+def _plain(text: str) -> str:
+    """One line of bounded length, whatever a producer sent."""
+    return " ".join(text[:LONGEST_TEXT].split())
+
+
 def _counts(triples: Iterable[tuple[str, int, int]], most: int) -> Counts:
     """The texts with the highest sum of counts, ties by the latest time, then by text."""
     counts: Counter[str] = Counter()
     last: dict[str, int] = {}
-    for text, n, last_ms in triples:
+    for raw, n, last_ms in triples:
+        text = raw[:LONGEST_TEXT]
         if text:
             counts[text] += n
             last[text] = max(last.get(text, last_ms), last_ms)

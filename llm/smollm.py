@@ -30,6 +30,7 @@ from torch import Tensor
 from configs.errors import MissingModelError
 from configs.settings import LLM
 from llm.client import answer_lines, choose
+from llm.encoder import torch_threads
 from llm.fetch import SMOLLM, model_directory
 from llm.prompts import FACETS, ProfilePrompt, Prompts, example_answers, record_text
 
@@ -93,7 +94,6 @@ class SmolLMClient:
         from transformers import AutoModelForCausalLM, AutoTokenizer, logging
 
         directory = directory or model_directory(SMOLLM)
-        torch.set_num_threads(settings.threads)
         logging.disable_progress_bar()
         verbosity = logging.get_verbosity()
         logging.set_verbosity_error()
@@ -107,7 +107,7 @@ class SmolLMClient:
         finally:
             logging.set_verbosity(verbosity)
         self._model: Any = model.eval()
-        self._evidence_weight = settings.evidence_weight
+        self._evidence_weight, self._threads = settings.evidence_weight, settings.threads
         self._prefixes: dict[str, tuple[Any, int]] = {}
         self._ids: dict[str, list[int]] = {}
         self._neutral: dict[str, dict[_Asked, float]] = {}
@@ -127,9 +127,10 @@ class SmolLMClient:
     def score(self, prompt: ProfilePrompt) -> dict[str, list[float]]:
         """Scores of the candidates of each facet, in nats a token."""
         asked = [(question.facet, text) for question in prompt.questions for text, _ in question.candidates]
-        tree, branches = self._tree(prompt.record, asked, prompt.prompts)
-        informed = dict(zip(asked, self._log_likelihoods(tree, branches, prompt.prompts), strict=True))
-        neutral = self._neutral_likelihoods(asked, prompt.prompts)
+        with torch_threads(self._threads):
+            tree, branches = self._tree(prompt.record, asked, prompt.prompts)
+            informed = dict(zip(asked, self._log_likelihoods(tree, branches, prompt.prompts), strict=True))
+            neutral = self._neutral_likelihoods(asked, prompt.prompts)
         return {
             question.facet: [
                 informed[question.facet, text]

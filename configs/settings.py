@@ -214,12 +214,15 @@ class Model(Section):
     full_softmax: int = Field(8192, ge=0, description="with at most this many seen items all are negatives")
     log_q: bool = Field(True, description="correct for the chance of a negative to be drawn")
     repeat_weight: float = Field(1.0, ge=0, description="weight of a target that the user had before")
-    text_dim: int = Field(0, ge=0, description="width of the frozen text vectors that start new items; 0 = none")
+    text: bool = Field(
+        True, description="item vectors hold a projection of the item's text vector, so new items start there"
+    )
     batch: int = Field(32, ge=1, description="windows of one optimiser step")
     replay_share: float = Field(0.75, ge=0, le=1, description="windows of a step that come from the replay log")
     step_groups: int = Field(8, ge=1, description="groups between two optimiser steps")
     replay_groups: int = Field(100_000, ge=1, description="newest groups that the replay log holds")
     replay_age: float = Field(0.2, gt=0, description="mean age of a replayed group, as a share of the log")
+    average: float = Field(0.99, ge=0, lt=1, description="share of the averaged weights that stays at a step; 0 = off")
     prior_half_life_days: float = Field(30.0, ge=0, description="of the popularity in the softmax; 0 = no prior")
     inside_share: float = Field(0.05, ge=0, le=1, description="rows inside a group that are asked for the rest of it")
     inside_weight: float = Field(0.5, ge=0, description="weight of such a row beside one that asks for the next group")

@@ -38,6 +38,7 @@ class ItemVectors:
         self.dim = dim
         self.text_dim = text_dim
         self._generator = generator
+        self._has_text = False
         self._n = 0
         self._id = torch.zeros(0, dim)
         self._mean = torch.zeros(0, dim)
@@ -57,7 +58,7 @@ class ItemVectors:
         if n > len(self._id):
             capacity = max(FIRST_CAPACITY, 2 * len(self._id), n)
             self._id, self._mean, self._square, self._steps, self._text = (
-                _enlarged(z, capacity) for z in (self._id, self._mean, self._square, self._steps, self._text)
+                grown_rows(z, capacity) for z in (self._id, self._mean, self._square, self._steps, self._text)
             )
         self._id[self._n : n].normal_(0, INIT_STD, generator=self._generator)
         self._n = n
@@ -67,10 +68,11 @@ class ItemVectors:
         if vector.shape != (self.text_dim,):
             raise ValueError(
                 f"text vector of shape {tuple(vector.shape)} for a table of width {self.text_dim}; "
-                "encode with the text encoder that the settings name"
+                "give vectors of the encoder that the table was made for"
             )
         self.grow(row + 1)
         self._text[row] = vector
+        self._has_text = True
 
     def leaf(self, rows_U: Tensor) -> Tensor:
         """A copy of the id vectors [U, D] of distinct rows, to take a gradient and give it to `step`."""
@@ -78,7 +80,7 @@ class ItemVectors:
 
     def compose(self, leaf_UD: Tensor, rows_U: Tensor) -> Tensor:
         """The item vectors [U, D] of the rows whose id vectors are `leaf_UD`."""
-        return leaf_UD + self._text[rows_U] @ self.project if self.text_dim else leaf_UD
+        return leaf_UD + self._text[rows_U] @ self.project if self._has_text else leaf_UD
 
     def vectors(self) -> Tensor:
         """All item vectors [N, D], without gradient."""
@@ -109,13 +111,15 @@ class ItemVectors:
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Restores what `state_dict` returned."""
         self._n = len(state["id"])
+        self._has_text = bool(state["text"].any())
         for name in ("id", "mean", "square", "steps", "text"):
             setattr(self, f"_{name}", state[name].clone())
         with torch.no_grad():
             self.project.copy_(state["project"])
 
 
-def _enlarged(old: Tensor, capacity: int) -> Tensor:
+def grown_rows(old: Tensor, capacity: int) -> Tensor:
+    """A copy with more rows, the new ones zero."""
     new = torch.zeros(capacity, *old.shape[1:])
     new[: len(old)] = old
     return new

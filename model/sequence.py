@@ -21,6 +21,7 @@ from torch import Tensor
 from configs.settings import Model
 from graph.rows import Float32
 from graph.view import Group, Int32
+from model.average import Average
 from model.backbone import Dropout, unit
 from model.batch import Batch, build_batch
 from model.encode import History, SequenceScorer, build_backbone, encode_histories, weight_arrays
@@ -40,18 +41,20 @@ class SequenceLearner:
     Args:
         settings: section `model`; its `backbone` is not "off".
         seed: replaces `settings.seed` when given.
+        text_dim: width of the text vectors that `set_text` will be given; 0 = items have no text.
     """
 
-    def __init__(self, settings: Model, seed: int | None = None) -> None:
+    def __init__(self, settings: Model, seed: int | None = None, text_dim: int = 0) -> None:
         self.settings = settings
         self._generator = torch.Generator().manual_seed(settings.seed if seed is None else seed)
         self._random = np.random.default_rng(settings.seed if seed is None else seed)
         self.backbone = build_backbone(settings, self._generator)
-        self.items = ItemVectors(settings.dim, settings.text_dim, self._generator)
+        self.items = ItemVectors(settings.dim, text_dim if settings.text else 0, self._generator)
         self.log = ReplayLog(settings.replay_groups, settings.max_len)
         self.prior = PopularityPrior(settings.prior_half_life_days)
         parameters = [*self.backbone.parameters(), self.items.project, self.prior.coefficient]
         self._optimizer = torch.optim.AdamW(parameters, settings.learning_rate, BETAS, weight_decay=0.0)
+        self.average = Average(settings.average, self.backbone)
         self._dropout = Dropout(settings.dropout, self._generator)
         self._seen: list[int] = []
         self._is_seen: NDArray[np.bool_] = np.zeros(0, bool)
@@ -59,6 +62,12 @@ class SequenceLearner:
         self._observed = 0
         self.steps = 0
         self._cache: tuple[Tensor, Float32] | None = None
+
+    def set_text(self, item: int, vector: Float32) -> None:
+        """Gives an item the text [text_dim] that its vector starts from; nothing where the settings want no text."""
+        if self.settings.text:
+            self.items.set_text(item, torch.from_numpy(vector))
+            self._cache = None
 
     def observe(self, group: Group) -> None:
         """Remembers a group; rows whose weight is not above 0 undo something and are not read."""
@@ -102,6 +111,7 @@ class SequenceLearner:
         self._optimizer.step()
         assert leaf_UD.grad is not None
         self.items.step(rows_U, leaf_UD.grad, self.settings.learning_rate)
+        self.average.update(self.backbone, rows_U, x_UD)
         self.steps += 1
         self._cache = None
         return float(loss.detach())
@@ -146,7 +156,7 @@ class SequenceLearner:
 
     def encode(self, histories: Sequence[History], now_ms: Sequence[int]) -> Float32:
         """Unit vectors [B, D] float32 of users at their request times (`encode_histories`)."""
-        return encode_histories(self.backbone, self._vectors(), histories, now_ms)
+        return encode_histories(self.average.backbone, self._vectors(), histories, now_ms)
 
     def item_matrix(self) -> Float32:
         """Unit vectors [N, D] float32 of all items of the table."""
@@ -162,7 +172,7 @@ class SequenceLearner:
 
     def _vectors(self) -> Tensor:
         if self._cache is None:
-            vectors = self.items.vectors()
+            vectors = self.average.fill(self.items.vectors())
             self._cache = (vectors, unit(vectors).numpy())
         return self._cache[0]
 
@@ -174,6 +184,7 @@ class SequenceLearner:
             "optimizer": self._optimizer.state_dict(),
             "log": self.log.state_dict(),
             "prior": self.prior.state_dict(),
+            "average": self.average.state_dict(),
             "generator": self._generator.get_state(),
             "random": self._random.bit_generator.state,
             "seen": list(self._seen),
@@ -189,6 +200,7 @@ class SequenceLearner:
         self._optimizer.load_state_dict(state["optimizer"])
         self.log.load_state_dict(state["log"])
         self.prior.load_state_dict(state["prior"])
+        self.average.load_state_dict(state["average"])
         self._generator.set_state(state["generator"])
         self._random.bit_generator.state = state["random"]
         self._seen, self._fresh = list(state["seen"]), list(state["fresh"])
@@ -203,5 +215,5 @@ class SequenceLearner:
             "vectors": self._vectors().numpy().copy(),
             "matrix": self.item_matrix().copy(),
             "prior": self.prior.logits_now(0, len(self.items)),
-            **weight_arrays(self.backbone),
+            **weight_arrays(self.average.backbone),
         }

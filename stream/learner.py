@@ -72,7 +72,11 @@ class StreamLearner:
         self.texts = texts
         self.profiles = profiles or NoProfiles()
         self.processor = Processor(settings, MemoryStore())
-        self.sequence = SequenceLearner(settings.model) if settings.model.backbone != "off" else None
+        self.sequence = (
+            SequenceLearner(settings.model, text_dim=settings.ranker.text_dim)
+            if settings.model.backbone != "off"
+            else None
+        )
         self.graph = GraphLearner(settings.graph, settings.ranker.text_dim) if settings.graph.weights != "off" else None
         plugs: dict[str, Plug] = {}
         if self.sequence is not None:
@@ -93,6 +97,8 @@ class StreamLearner:
             text = self.texts.get(item_id) if self.texts is not None else None
             if text is not None:
                 self.engine.set_text(index, text)
+                if self.sequence is not None:
+                    self.sequence.set_text(index, text)
             if self.graph is not None:
                 self.graph.add_item(index, item_id, text)
         self.engine.grow(len(self.table))

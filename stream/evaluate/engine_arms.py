@@ -175,7 +175,7 @@ class SequenceArm:
         """The lent one or its own."""
         lent = self._lent()
         if lent is None and self._own is None:
-            self._own = SequenceLearner(self._settings.model)
+            self._own = SequenceLearner(self._settings.model, text_dim=self._settings.ranker.text_dim)
         return lent or self._own  # type: ignore[return-value]
 
     def start(self, split_ms: int) -> None:
@@ -183,7 +183,7 @@ class SequenceArm:
 
     def score(self, request: Request) -> Slate:
         """Scores of all candidates; items that the backbone never saw rank last."""
-        scores = np.full(request.pool, -2.0, np.float32)
+        scores = np.full(request.pool, -np.inf, np.float32)
         known = self.learner.scores(wanted_history(request.view()), request.t_ms)[: request.pool]
         scores[: len(known)] = known
         return Slate(Ranking(scores))
@@ -191,6 +191,10 @@ class SequenceArm:
     def learn(self, request: Request, arrival: Arrival) -> None:
         """Learns the group unless the shared pass does."""
         if self._lent() is None:
+            texts, item_ids = replay_texts(self._setup), self._setup.log.item_ids
+            for index in range(len(self.learner.items), arrival.pool):
+                if (text := texts.get(item_ids[index])) is not None:
+                    self.learner.set_text(index, text)
             self.learner.learn(arrival.group)
 
 

@@ -75,7 +75,7 @@ def test_events_observed_one_by_one_encode_as_the_whole_history_does():
 
 
 def test_a_training_row_and_a_request_give_the_same_vector():
-    learner = taught()
+    learner = taught(SETTINGS.model_copy(update={"average": 0.0}))
     for at, items in enumerate(([3, 4], [5], [6, 1, 2])):
         learner.observe(group("new", 1_270_000_000_000 + at * DAY_MS, items))
     window = learner.log.window(learner.log.end - 1)
@@ -208,23 +208,23 @@ def test_growing_by_doubling_keeps_vectors_and_moments():
 
 
 def test_a_new_item_starts_near_items_with_the_same_text():
-    learner = SequenceLearner(SETTINGS.model_copy(update={"text_dim": 8}))
+    learner = SequenceLearner(SETTINGS, text_dim=8)
     random = torch.Generator().manual_seed(0)
     texts = torch.nn.functional.normalize(torch.randn(40, 8, generator=random), dim=1)
     for row in range(30):
-        learner.items.set_text(row, texts[row])
+        learner.set_text(row, texts[row].numpy())
     for one in stream(200):
         learner.learn(one)
-    learner.items.set_text(30, texts[3])
-    matrix = learner.items.matrix()
-    learner.items.set_text(31, texts[35])
-    assert float(matrix[30] @ matrix[3]) > float(learner.items.matrix()[31] @ matrix[3])
+    learner.set_text(30, texts[3].numpy())
+    matrix = learner.item_matrix()
+    learner.set_text(31, texts[35].numpy())
+    assert float(matrix[30] @ matrix[3]) > float(learner.item_matrix()[31] @ matrix[3])
 
 
 def test_a_text_vector_of_another_width_is_refused_in_words():
-    learner = SequenceLearner(SETTINGS.model_copy(update={"text_dim": 8}))
+    learner = SequenceLearner(SETTINGS, text_dim=8)
     with pytest.raises(ValueError, match="width 8"):
-        learner.items.set_text(0, torch.zeros(9))
+        learner.set_text(0, np.zeros(9, np.float32))
 
 
 def test_a_published_scorer_answers_as_the_learner_did():
@@ -261,6 +261,15 @@ def test_decayed_counts_survive_years_without_overflow():
     for day in range(0, 2000, 5):
         prior.observe(np.array([day % 3], np.int32), 1_260_000_000_000 + day * DAY_MS)
     assert np.isfinite(prior.logits_now(1_260_000_000_000 + 2001 * DAY_MS, 3)).all()
+
+
+def test_what_scores_is_the_mean_of_the_last_steps():
+    newest, mean = taught(SETTINGS.model_copy(update={"average": 0.0})), taught()
+    for name, weight in newest.backbone.state_dict().items():
+        assert torch.equal(mean.backbone.state_dict()[name], weight), name  # averaging changes no training
+    assert not np.allclose(newest.item_matrix(), mean.item_matrix(), atol=1e-4)
+    cosine = (newest.item_matrix() * mean.item_matrix()).sum(1)
+    assert cosine.min() > 0.5
 
 
 def test_shuffling_a_window_keeps_each_group_together_and_its_times():

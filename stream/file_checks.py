@@ -258,3 +258,33 @@ def _faults(meaning: str, array: pa.Array, required: bool) -> list[tuple[str, pa
     elif meaning == "number":
         faults.append(("not finite", pc.invert(pc.is_finite(array))))
     return [(kind, pc.fill_null(mask, False)) for kind, mask in faults]
+
+
+def check_times(report: Report, first_row: int, times: pa.Array, last_ms: int) -> int:
+    """Warn of times that run backwards or look like seconds.
+
+    Args:
+        report: takes the warnings and the first and last time.
+        first_row: row number of the first value.
+        times: [n] int64, null = not valid.
+        last_ms: latest time of the rows before, -1 = none.
+
+    Returns:
+        The latest time so far.
+    """
+    if times.null_count == len(times):
+        return last_ms
+    whole = times.fill_null(-1).to_numpy()
+    ahead = np.maximum.accumulate(np.concatenate([[last_ms], whole]))
+    valid = whole >= 0
+    for kind, mask, expected in (
+        ("earlier than a row above", whole < ahead[:-1], "rows in time order"),
+        ("looks like seconds", whole < SECONDS_BELOW_MS, "unix milliseconds"),
+    ):
+        for i in np.flatnonzero(valid & mask).tolist():
+            report.add(Problem(first_row + i, "timestamp_ms", kind, str(whole[i]), expected), warning=True)
+    if valid.any():
+        low, high = int(whole[valid].min()), int(whole[valid].max())
+        report.first_ms = low if report.first_ms is None else min(low, report.first_ms)
+        report.last_ms = high if report.last_ms is None else max(high, report.last_ms)
+    return int(ahead[-1])

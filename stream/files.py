@@ -27,10 +27,10 @@ from stream.file_checks import (
     EVENT_REQUIRED,
     ITEM_COLUMNS,
     ITEM_REQUIRED,
-    SECONDS_BELOW_MS,
     Problem,
     Report,
     check_column,
+    check_times,
     shorten,
 )
 
@@ -215,29 +215,8 @@ def validate(path: Path) -> Report:
                 expected = "an id that no other row has; the second row will be dropped"
                 report.add(Problem(chunk.first_row + i, "event_id", "duplicate", shorten(event_id), expected), True)
             ids.add(event_id)
-        last_ms = _check_times(report, chunk, batch, last_ms)
+        last_ms = check_times(report, chunk.first_row, batch.column("timestamp_ms"), last_ms)
     return report
-
-
-def _check_times(report: Report, chunk: Chunk, batch: pa.RecordBatch, last_ms: int) -> int:
-    """Warn of times that run backwards or look like seconds; returns the latest time."""
-    times = batch.column("timestamp_ms").drop_null().to_numpy()
-    if len(times) == 0:
-        return last_ms
-    whole = batch.column("timestamp_ms").fill_null(-1).to_numpy()
-    ahead = np.maximum.accumulate(np.concatenate([[last_ms], whole]))
-    for i in np.flatnonzero((whole >= 0) & (whole < ahead[:-1])).tolist():
-        late = Problem(
-            chunk.first_row + i, "timestamp_ms", "earlier than a row above", str(whole[i]), "rows in time order"
-        )
-        report.add(late, True)
-    for i in np.flatnonzero((whole >= 0) & (whole < SECONDS_BELOW_MS)).tolist():
-        seconds = Problem(chunk.first_row + i, "timestamp_ms", "looks like seconds", str(whole[i]), "unix milliseconds")
-        report.add(seconds, True)
-    low, high = int(times.min()), int(times.max())
-    report.first_ms = low if report.first_ms is None else min(low, report.first_ms)
-    report.last_ms = high if report.last_ms is None else max(high, report.last_ms)
-    return int(ahead[-1])
 
 
 # ---------------------------------------------------------------------------------------------- what readers get

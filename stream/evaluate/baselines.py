@@ -27,6 +27,7 @@ from stream.evaluate.counters import (
     basket_matrix,
     basket_parts,
     last_taken,
+    nearest,
     positive_items,
 )
 
@@ -133,38 +134,6 @@ class ItemKnn(SimpleArm):
         old = sp.csr_matrix((old.data, old.indices, ends), shape=(pool, pool))
         self._pairs = sp.csr_matrix(old + baskets.T @ sp.diags_array(weight) @ baskets)
         self._similar = nearest(self._pairs, self.neighbors)
-
-
-def nearest(pairs: sp.csr_matrix, neighbors: int) -> sp.csr_matrix:
-    """The `neighbors` largest cosines of each row.
-
-    Args:
-        pairs: [n, n] counts; the diagonal holds how often an item occurs.
-        neighbors: kept entries of a row, the diagonal left out.
-
-    Returns:
-        [n, n] float32.
-    """
-    n = pairs.shape[0]
-    occurs = pairs.diagonal()
-    inverse = 1.0 / np.sqrt(np.where(occurs > 0, occurs, 1.0))
-    indptr, indices, data = pairs.indptr, pairs.indices, pairs.data * inverse[pairs.indices]
-    kept_indices, kept_data, sizes = [], [], np.zeros(n, np.int64)
-    for i in range(n):
-        row = slice(indptr[i], indptr[i + 1])
-        columns, values = indices[row], data[row] * inverse[i]
-        other = (columns != i) & (values > 0)
-        columns, values = columns[other], values[other]
-        if len(values) > neighbors:
-            top = np.argpartition(-values, neighbors - 1)[:neighbors]
-            columns, values = columns[top], values[top]
-        kept_indices.append(columns)
-        kept_data.append(values)
-        sizes[i] = len(columns)
-    if n == 0:
-        return pairs
-    ends = np.concatenate([[0], np.cumsum(sizes)])
-    return sp.csr_matrix((np.concatenate(kept_data), np.concatenate(kept_indices), ends), shape=(n, n))
 
 
 class UserKnn(SimpleArm):

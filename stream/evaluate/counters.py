@@ -106,6 +106,38 @@ def basket_matrix(baskets: list[tuple[Int32, float]], pool: int) -> tuple[sp.csr
     return matrix, np.array([weight for _, weight in baskets], np.float32)
 
 
+def nearest(pairs: sp.csr_matrix, neighbors: int) -> sp.csr_matrix:
+    """The `neighbors` largest cosines of each row.
+
+    Args:
+        pairs: [n, n] counts; the diagonal holds how often an item occurs.
+        neighbors: kept entries of a row, the diagonal left out.
+
+    Returns:
+        [n, n] float32.
+    """
+    n = pairs.shape[0]
+    occurs = pairs.diagonal()
+    inverse = 1.0 / np.sqrt(np.where(occurs > 0, occurs, 1.0))
+    indptr, indices, data = pairs.indptr, pairs.indices, pairs.data * inverse[pairs.indices]
+    kept_indices, kept_data, sizes = [], [], np.zeros(n, np.int64)
+    for i in range(n):
+        row = slice(indptr[i], indptr[i + 1])
+        columns, values = indices[row], data[row] * inverse[i]
+        other = (columns != i) & (values > 0)
+        columns, values = columns[other], values[other]
+        if len(values) > neighbors:
+            top = np.argpartition(-values, neighbors - 1)[:neighbors]
+            columns, values = columns[top], values[top]
+        kept_indices.append(columns)
+        kept_data.append(values)
+        sizes[i] = len(columns)
+    if n == 0:
+        return pairs
+    ends = np.concatenate([[0], np.cumsum(sizes)])
+    return sp.csr_matrix((np.concatenate(kept_data), np.concatenate(kept_indices), ends), shape=(n, n))
+
+
 class LastPurchases:
     """When each user last took each item, as a users x items matrix that is refreshed on demand."""
 

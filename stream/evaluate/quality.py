@@ -17,7 +17,7 @@ import orjson
 import typer
 
 from configs.load import load_settings
-from stream.bundled import EVENTS, ITEMS
+from stream.bundled import EVENTS, ITEMS, PROFILES
 from stream.evaluate.baselines import SIMPLE_ARMS
 from stream.evaluate.progress import progress_bars
 from stream.replay import Options, replay
@@ -37,10 +37,11 @@ def main(
     out: Annotated[Path, typer.Option(help="Folder for results.")] = Path("out/quality"),
     seeds: Annotated[str, typer.Option(help="Comma-separated seeds.")] = "0,1,2",
     config: Annotated[str, typer.Option(help="Preset or YAML file.")] = "ecommerce",
-    profiles: Annotated[Path | None, typer.Option(help="File of profiles; default: the template.")] = None,
+    profiles: Annotated[Path | None, typer.Option(help="File of profiles; default: the shipped one.")] = None,
 ) -> None:
     """Run what is missing and write quality.json."""
     settings = load_settings(config)
+    profiles = profiles or (PROFILES if PROFILES.is_file() else None)
     numbers = tuple(int(seed) for seed in seeds.split(","))
     found: dict[str, Any] = {"commit": git_revision(), "machine": machine(), "config": config, "splits": {}}
     for split, passes in SPLITS.items():

@@ -103,6 +103,6 @@ def test_half_lives_run_from_short_to_long(name):
     assert list(half_lives) == sorted(set(half_lives))
 
 
-@pytest.mark.parametrize("name", ["ecommerce"])
+@pytest.mark.parametrize("name", ["ecommerce", "media"])
 def test_the_prompts_of_a_preset_exist(name):
     assert (PRESETS / "prompts" / f"{load_settings(name).profiles.prompts}.yaml").is_file()

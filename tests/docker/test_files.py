@@ -1,6 +1,7 @@
 """Compose file, image, Prometheus and Grafana: what can be checked without a Docker engine."""
 
 import ast
+import functools
 import json
 import re
 from pathlib import Path
@@ -24,6 +25,7 @@ def environment(service):
     return {name: re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", str(value)) for name, value in service["environment"].items()}
 
 
+@functools.cache
 def kinds():
     """Kind of every metric that the code exports, by name."""
     found = {}

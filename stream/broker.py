@@ -8,7 +8,8 @@ process dies, so that kill -9 leaves nothing to clean up:
     users.lock   shared by every process that uses it; who gets it exclusively is the last one and stops the broker
     broker.json  process id, its start time and port of the running broker
 
-It rewrites its whole data file on change: right for demos and tests up to about a million events, not for production.
+It rewrites its whole data file a moment after a change: right for demos and tests up to about a million events, not
+for production. kill -9 of the broker itself may lose what came in that moment; an orderly stop loses nothing.
 """
 
 from __future__ import annotations
@@ -211,18 +212,34 @@ def admin(settings: Broker, bootstrap: str) -> Iterator[Any]:
         host, _, port = address.strip().rpartition(":")
         if not host or not port.isdigit() or not 0 < int(port) < 65536:
             raise BrokerError(f"broker.bootstrap is {bootstrap!r}; expected host:port[,host:port]")
+    _wait_until_one_listens(settings, bootstrap)
     try:
         timeout_ms = int(settings.connect_timeout_s * 1000)
         client = KafkaAdminClient(bootstrap_servers=bootstrap.split(","), bootstrap_timeout_ms=timeout_ms)
     except (KafkaError, OSError) as error:
         raise BrokerError(
-            f"no Kafka broker answers at {bootstrap} within {settings.connect_timeout_s:g} s "
-            f"({type(error).__name__}); start it, or correct broker.bootstrap, or leave that empty for the embedded one"
+            f"what listens at {bootstrap} does not answer as a Kafka broker ({type(error).__name__}); correct "
+            "broker.bootstrap, or leave it empty for the embedded broker"
         ) from None
     try:
         yield client
     finally:
         client.close()
+
+
+def _wait_until_one_listens(settings: Broker, bootstrap: str) -> None:
+    deadline = time.monotonic() + settings.connect_timeout_s
+    while True:
+        for address in bootstrap.split(","):
+            host, _, port = address.strip().rpartition(":")
+            with suppress(OSError), socket.create_connection((host, int(port)), settings.connect_timeout_s):
+                return
+        if time.monotonic() > deadline:
+            raise BrokerError(
+                f"no Kafka broker answers at {bootstrap} within {settings.connect_timeout_s:g} s; start it, or correct "
+                "broker.bootstrap, or leave that empty for the embedded one"
+            )
+        time.sleep(0.1)
 
 
 def _listens(port: int) -> bool:

@@ -1,0 +1,137 @@
+"""The embedded broker: one for all processes of a directory, stopped by the last, clear when it can't start."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kafka import KafkaProducer
+
+from configs.errors import BrokerError
+from configs.settings import Broker
+from stream.broker import EmbeddedBroker, broker
+from stream.reading import read_all
+from stream.topics import TOPICS, create_topics, partitions_of
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from configs.settings import Broker
+from stream.broker import EmbeddedBroker
+with EmbeddedBroker(Broker(embedded_dir=Path(sys.argv[1]), embedded_port=int(sys.argv[2]))):
+    print("holds", flush=True)
+    time.sleep(120)
+"""
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Iterator[Broker]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    made = Broker(embedded_dir=tmp_path / "broker", embedded_port=port, connect_timeout_s=2)
+    yield made
+    EmbeddedBroker(made).stop()
+
+
+def hold(settings: Broker) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", HOLDER, str(settings.embedded_dir), str(settings.embedded_port)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "holds\n"
+    return process
+
+
+def end(process: subprocess.Popen[str]) -> None:
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+
+
+def test_the_last_user_stops_the_broker_and_its_records_stay(settings: Broker) -> None:
+    with broker(settings) as bootstrap:
+        assert len(create_topics(settings, bootstrap)) == len(TOPICS)
+        assert create_topics(settings, bootstrap) == []
+        with broker(settings) as again:
+            assert again == bootstrap
+        assert EmbeddedBroker(settings).running() is not None
+        producer = KafkaProducer(bootstrap_servers=bootstrap)
+        producer.send("interactions", key=b"u1", value=b"{}", headers=[("ce_type", b"x")])
+        producer.close()
+    assert EmbeddedBroker(settings).running() is None
+    with broker(settings) as bootstrap:
+        records = list(read_all(settings, bootstrap, "interactions"))
+    assert [(r.key, r.value, list(r.headers)) for r in records] == [(b"u1", b"{}", [("ce_type", b"x")])]
+
+
+def test_a_user_that_is_killed_does_not_keep_the_broker_from_being_stopped(settings: Broker) -> None:
+    other = hold(settings)
+    running = EmbeddedBroker(settings).running()
+    assert running is not None
+    with EmbeddedBroker(settings):
+        end(other)
+        assert EmbeddedBroker(settings).running() == running
+    assert EmbeddedBroker(settings).running() is None
+    with pytest.raises(ProcessLookupError):
+        os.kill(running.pid, 0)
+
+
+def test_a_broker_whose_every_user_was_killed_is_found_and_shared(settings: Broker) -> None:
+    end(hold(settings))
+    orphan = EmbeddedBroker(settings).running()
+    assert orphan is not None
+    with EmbeddedBroker(settings):
+        assert EmbeddedBroker(settings).running() == orphan
+    assert EmbeddedBroker(settings).running() is None
+
+
+def test_a_broker_that_was_killed_is_started_again_with_what_it_had_written(settings: Broker, wait: Any) -> None:
+    kept = settings.embedded_dir / "data" / "kafka.json"
+    with EmbeddedBroker(settings) as bootstrap:
+        create_topics(settings, bootstrap)
+        running = EmbeddedBroker(settings).running()
+        assert running is not None
+        wait(lambda: kept.exists() and b"profiles.log" in kept.read_bytes(), 10, "the broker writes its file")
+        os.kill(running.pid, signal.SIGKILL)
+    with EmbeddedBroker(settings) as bootstrap:
+        assert partitions_of(settings, bootstrap, "interactions") == 1
+        assert partitions_of(settings, bootstrap, "no-such-topic") == 0
+
+
+def test_a_taken_port_is_named_with_the_two_ways_out(settings: Broker) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", settings.embedded_port))
+        other.listen()
+        with (
+            pytest.raises(BrokerError, match=r"port \d+ is taken.*broker\.embedded_port.*broker\.bootstrap"),
+            broker(settings),
+        ):
+            pass
+    with broker(settings):
+        pass
+
+
+def test_another_port_than_that_of_the_running_broker_is_refused(settings: Broker) -> None:
+    with EmbeddedBroker(settings):
+        other = settings.model_copy(update={"embedded_port": settings.embedded_port - 1})
+        with pytest.raises(BrokerError, match=f"listens on port {settings.embedded_port}"), EmbeddedBroker(other):
+            pass
+        assert EmbeddedBroker(settings).running() is not None
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "127.0.0.1:port", ":9092", "127.0.0.1:99999"])
+def test_a_malformed_address_is_refused_before_anything_is_tried(address: str) -> None:
+    with pytest.raises(BrokerError, match="expected host:port"), broker(Broker(bootstrap=address)):
+        pass
+
+
+def test_an_address_without_a_broker_is_given_up_after_the_timeout() -> None:
+    settings = Broker(bootstrap="127.0.0.1:9", connect_timeout_s=0.5)
+    with pytest.raises(BrokerError, match=r"no Kafka broker answers at 127\.0\.0\.1:9 within 0\.5 s"), broker(settings):
+        pass

@@ -1,0 +1,160 @@
+"""The real command line in processes of its own: one clear message and an exit code, never a traceback."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+EVENT = '{"user_id": "u1", "item_id": "i1", "timestamp_ms": 1600000000000, "colour": "red"}\n'
+
+
+def refused(result: subprocess.CompletedProcess[str], code: int, words: str) -> None:
+    assert result.returncode == code, result.stderr
+    messages = [line for line in result.stderr.splitlines() if line.startswith("driftline: ")]
+    assert len(messages) == 1, result.stderr
+    assert words in messages[0]
+    assert "Traceback" not in result.stderr + result.stdout
+
+
+def test_every_command_has_help_with_an_example(driftline: Run) -> None:
+    import typer.main
+
+    from stream.cli import app
+
+    def walk(command: Any, path: list[str]) -> None:
+        if hasattr(command, "commands"):
+            for name, inner in command.commands.items():
+                walk(inner, [*path, name])
+        else:
+            assert "Example: `" in (command.help or ""), path
+
+    walk(typer.main.get_command(app), [])
+    assert driftline("--help").returncode == 0
+
+
+def test_an_unknown_setting_names_the_nearest_key(driftline: Run, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("broker:\n  bootstrp: localhost:9092\n")
+    result = driftline("produce", "--events", "x.csv", "--config", str(tmp_path / "mine.yaml"))
+    refused(result, 64, "did you mean 'broker.bootstrap'?")
+
+
+def test_a_missing_preset_is_one_message(driftline: Run) -> None:
+    refused(driftline("worker", "--config", "ecomerce"), 64, "did you mean 'ecommerce'?")
+
+
+def test_a_wrong_broker_address_is_one_message_from_the_supervised_worker_too(driftline: Run) -> None:
+    environment = {"DRIFTLINE__BROKER__BOOTSTRAP": "127.0.0.1:9", "DRIFTLINE__BROKER__CONNECT_TIMEOUT_S": "0.5"}
+    refused(driftline("worker", **environment), 69, "no Kafka broker answers at 127.0.0.1:9")
+
+
+def test_a_taken_broker_port_is_one_message(driftline: Run, tmp_path: Path) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        environment = {
+            "DRIFTLINE__BROKER__EMBEDDED_PORT": str(other.getsockname()[1]),
+            "DRIFTLINE__BROKER__EMBEDDED_DIR": str(tmp_path),
+        }
+        refused(driftline("dlq", "list", **environment), 69, "is taken, so the embedded broker can't start")
+
+
+def test_a_taken_metrics_port_is_one_message(world: Any, driftline: Run) -> None:
+    with socket.socket() as other:
+        other.bind(("0.0.0.0", 0))
+        other.listen()
+        environment = {"DRIFTLINE__METRICS__WORKER_PORT": str(other.getsockname()[1])}
+        refused(driftline("worker", "-c", str(world.config), **environment), 64, "metrics.worker_port is")
+
+
+def test_a_service_that_does_not_run_is_one_message(driftline: Run) -> None:
+    refused(driftline("recommend", "u1", "--address", "127.0.0.1:9"), 76, "start it with 'driftline serve'")
+
+
+def test_a_bad_events_file_is_refused_with_row_and_column(world: Any, driftline: Run, tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    path.write_text(EVENT + '{"user_id": "u1", "item_id": "", "timestamp_ms": 1}\n')
+    refused(driftline("produce", "--events", str(path), "-c", str(world.config)), 65, "row 2, column 'item_id'")
+    checked = driftline("validate", "--events", str(path), "--json")
+    assert checked.returncode == 65
+    assert json.loads(checked.stdout)["ok"] is False
+
+
+def test_a_snapshot_that_is_not_there_is_one_message(driftline: Run, tmp_path: Path) -> None:
+    environment = {"DRIFTLINE__SERVING__SNAPSHOTS": str(tmp_path)}
+    refused(driftline("snapshot", "rollback", "7", **environment), 74, "no snapshot '7'")
+
+
+def test_settings_are_shown_with_their_origin(driftline: Run) -> None:
+    result = driftline("config", "show", "--origin", "--json", DRIFTLINE__STATE__HISTORY="99")
+    shown = json.loads(result.stdout)
+    assert shown["state.history"] == {"value": 99, "origin": "DRIFTLINE__STATE__HISTORY"}
+    assert shown["broker.partitions"]["value"] == 1
+
+
+def test_produced_events_keep_key_type_header_and_unknown_fields(world: Any, driftline: Run, tmp_path: Path) -> None:
+    from stream.reading import read_all
+
+    events, items = tmp_path / "events.jsonl", tmp_path / "items.jsonl"
+    events.write_text(EVENT * 3)
+    items.write_text('{"item_id": "i1", "title": "Lamp", "categories": ["light"]}\n')
+    result = driftline("produce", "--events", str(events), "--items", str(items), "--json", "-c", str(world.config))
+    assert json.loads(result.stdout)["events"] == 3, result.stderr
+    records = list(read_all(world.settings.broker, world.bootstrap, "interactions"))
+    assert [r.key for r in records] == [b"u1"] * 3
+    assert dict(records[0].headers) == {"ce_type": b"driftline.interaction.v1"}
+    assert json.loads(records[0].value)["colour"] == "red"
+    (item,) = read_all(world.settings.broker, world.bootstrap, "items")
+    assert (item.key, json.loads(item.value)["title"]) == (b"i1", "Lamp")
+
+
+def test_dead_letters_are_listed_shown_byte_for_byte_and_sent_again(world: Any, driftline: Run) -> None:
+    from stream.app import WorkerApp  # noqa: F401 - the module must import without a broker
+    from stream.processor import Processor
+    from stream.reading import read_all
+    from stream.store import MemoryStore
+
+    broken = b'{"user_id": "u1", \xff}'
+    world.produce([(b"u1", broken)])
+    changes = Processor(world.settings, MemoryStore()).apply(world.log())
+    (letter,) = changes.outgoing
+    from kafka import KafkaProducer
+
+    producer = KafkaProducer(bootstrap_servers=world.bootstrap)
+    producer.send(world.prefix + letter.topic, key=letter.key, value=letter.value, headers=list(letter.headers))
+    producer.close()
+    config = ("-c", str(world.config))
+    listed = json.loads(driftline("dlq", "list", "--json", *config).stdout)
+    assert listed["by_reason"] == {"not_json": 1}
+    assert listed["newest"][0]["source"] == "0:0"
+    shown = json.loads(driftline("dlq", "show", "0", *config).stdout)
+    assert shown["reason"] == "not_json"
+    assert shown["value_base64"] == "eyJ1c2VyX2lkIjogInUxIiwg/30="
+    refused(driftline("dlq", "show", "5", *config), 65, "no dead letter at offset 5")
+    assert driftline("dlq", "replay", *config).returncode == 2
+    assert driftline("dlq", "replay", "--reason", "not_json", *config).returncode == 0
+    assert [r.value for r in read_all(world.settings.broker, world.bootstrap, "interactions")] == [broken, broken]
+
+
+@pytest.mark.parametrize("text", ["2010-11-25", "2010-11-25T00:00:00+00:00", "1290643200000"])
+def test_times_may_be_dates_or_milliseconds(text: str) -> None:
+    from stream.cli.common import parse_time
+
+    assert parse_time(text) == 1_290_643_200_000
+
+
+def test_doctor_says_how_to_mend_what_is_not_there(driftline: Run, tmp_path: Path) -> None:
+    broker = {"DRIFTLINE__BROKER__BOOTSTRAP": "127.0.0.1:9", "DRIFTLINE__BROKER__CONNECT_TIMEOUT_S": "0.5"}
+    result = driftline("doctor", "--json", DRIFTLINE__STATE__ROOT=str(tmp_path / "state"), **broker)
+    findings = {finding["part"]: finding for finding in json.loads(result.stdout)}
+    assert findings["broker"]["state"] == "bad"
+    assert "no Kafka broker answers" in findings["broker"]["detail"]
+    assert findings["state"]["state"] == "note"
+    assert result.returncode == 1

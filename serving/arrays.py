@@ -44,13 +44,26 @@ def unpack_strings(arrays: Mapping[str, Array], name: str) -> list[str]:
     return [data[start:end].decode() for start, end in itertools.pairwise(ends)]
 
 
-def item_part(ids: Sequence[str], titles: Sequence[str] = (), domains: Sequence[str] = ()) -> dict[str, Array]:
-    """The part "items": ids in order of their dense indices, with titles and domains ("" = none) of equal length."""
+def item_part(
+    ids: Sequence[str], titles: Sequence[str] = (), domains: Sequence[str] = (), available: Sequence[bool] = ()
+) -> dict[str, Array]:
+    """The part "items".
+
+    Args:
+        ids: in order of their dense indices.
+        titles, domains: of equal length, "" = none; or empty.
+        available: False = may not be recommended; empty = all may.
+
+    Raises:
+        SnapshotError: the columns differ in length.
+    """
     columns = {"id": ids, "title": titles or [""] * len(ids), "domain": domains or [""] * len(ids)}
-    wrong = [name for name, column in columns.items() if len(column) != len(ids)]
-    if wrong:
-        raise SnapshotError(f"item column {wrong[0]!r} has {len(columns[wrong[0]])} rows, expected {len(ids)}.")
-    return {key: array for name, column in columns.items() for key, array in pack_strings(name, column).items()}
+    flags = np.array(available if len(available) else [True] * len(ids), np.bool_)
+    for name, rows in [("available", len(flags)), *((name, len(column)) for name, column in columns.items())]:
+        if rows != len(ids):
+            raise SnapshotError(f"item column {name!r} has {rows} rows, expected {len(ids)}.")
+    packed = {key: array for name, column in columns.items() for key, array in pack_strings(name, column).items()}
+    return {**packed, "available": flags}
 
 
 def map_arrays(file: Path) -> dict[str, Array]:

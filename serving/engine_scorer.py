@@ -23,12 +23,14 @@ from model.ranker import HEADS
 from model.sequence import SequenceScorer
 from serving.arrays import unpack_strings
 from serving.models import BuildScorer
-from serving.scorer import Ranking, Scorer
+from serving.scorer import OVERALL, Ranking, Scorer
 from serving.snapshot import Snapshot
 
 GRAPH = "graph"
 _TEXT_WEIGHT = 0.1
 """Of the text's cosine beside the basket cosine: it decides where few baskets speak."""
+_ALIKE = 0.4
+"""Cosine of two texts from which on they count as alike in words."""
 
 
 class EngineScorer:
@@ -65,16 +67,23 @@ class EngineScorer:
         scores = engine.arms[MAIN].ranker.score(engine.standardiser.apply(raw))
         return dict(zip(HEADS, scores, strict=True))
 
-    def similar(self, item: int, k: int) -> tuple[Int32, Float32]:
+    def similar(self, item: int, k: int) -> Ranking:
         """See Scorer: cosine over baskets, plus a little of the text's."""
         signals, text = self.engine.signals, self.engine.text[: self.engine.signals.n]
-        scores = signals.basket.scores(np.array([item], np.int32), np.ones(1, np.float32), signals.n)
-        if text.shape[1]:
-            scores = scores + _TEXT_WEIGHT * np.maximum(text @ text[item], 0)
+        together = signals.basket.scores(np.array([item], np.int32), np.ones(1, np.float32), signals.n)
+        alike = _TEXT_WEIGHT * np.maximum(text @ text[item], 0) if text.shape[1] else np.zeros_like(together)
+        scores = together + alike
         scores[item] = 0
         best = np.argsort(-scores, kind="stable")[:k].astype(np.int32)
         best = best[scores[best] > 0]
-        return best, scores[best]
+
+        def reasons(places: Sequence[int]) -> list[tuple[str, ...]]:
+            shown = best[np.asarray(places, np.int64)]
+            rows = zip(together[shown] > 0, alike[shown] > _ALIKE * _TEXT_WEIGHT, strict=True)
+            words = ("often taken together", "described alike")
+            return [tuple(word for word, holds in zip(words, row, strict=True) if holds) for row in rows]
+
+        return Ranking(best, {OVERALL: scores[best]}, reasons)
 
 
 def engine_builder(settings: Settings) -> BuildScorer:

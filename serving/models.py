@@ -15,9 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from configs.errors import SnapshotError
-from graph.view import Int32, view_of
+from graph.view import Int32, UserView, view_of
 from serving.arrays import unpack_strings
 from serving.metrics import ServingMetrics
 from serving.scorer import Scorer
@@ -33,8 +34,10 @@ class Served:
     snapshot: Snapshot
     scorer: Scorer
     titles: list[str]
+    offered: NDArray[np.bool_]
+    """[items] whether an item may be recommended at all."""
     domain_codes: Int32
-    """[items] int32 index into `domains` of each item, 0 = belongs to none."""
+    """[items] index into `domains` of each item, 0 = belongs to none."""
     domains: dict[str, int]
     adopted_ms: int = field(default_factory=lambda: time.time_ns() // 1_000_000)
 
@@ -42,12 +45,12 @@ class Served:
         """Title of an item by dense index, "" if none is known."""
         return self.titles[index] if 0 <= index < len(self.titles) else ""
 
-    def allowed(self, domain: str) -> np.ndarray[tuple[int], np.dtype[np.bool_]] | None:
-        """[items] bool: items of this domain or of none; None = no restriction."""
+    def allowed(self, domain: str) -> NDArray[np.bool_]:
+        """[items] items that may be recommended in a domain: available ones that belong to it or to none."""
         if not domain or not self.domains:
-            return None
-        mask: np.ndarray[tuple[int], np.dtype[np.bool_]] = self.domain_codes == 0
-        return mask | (self.domain_codes == self.domains[domain]) if domain in self.domains else mask
+            return self.offered
+        here: NDArray[np.bool_] = (self.domain_codes == 0) | (self.domain_codes == self.domains.get(domain, -1))
+        return self.offered & here
 
 
 BuildScorer = Callable[[Snapshot], Scorer]
@@ -138,9 +141,8 @@ class ModelSlot:
         try:
             scorer = self._build(snapshot)
             table = scorer.table
-            for index in {0, len(table) // 2, len(table) - 1} if len(table) else ():  # touch the maps and the code
-                scorer.rank(view_of(None, table), max(0, snapshot.meta.watermark_ms))
-                scorer.similar(index, 10)
+            if len(table):
+                _warm(scorer, max(0, snapshot.meta.watermark_ms))
         except SnapshotError:
             raise
         except Exception as error:
@@ -149,9 +151,11 @@ class ModelSlot:
                 f"snapshot {snapshot.version} can't be built into a model: {error!r}. Its trainer and this server must "
                 "run the same release and settings."
             ) from error
-        domain_codes = np.zeros(len(table), np.int32)
-        domain_codes[: len(domains)] = [codes.get(domain, 0) for domain in domains[: len(table)]]
-        return Served(snapshot, scorer, unpack_strings(items, "title"), domain_codes, codes)
+        n = len(table)
+        domain_codes = np.zeros(n, np.int32)
+        domain_codes[: len(domains)] = [codes.get(domain, 0) for domain in domains[:n]]
+        offered = np.array(items.get("available", np.ones(n)), np.bool_)[:n]
+        return Served(snapshot, scorer, unpack_strings(items, "title"), offered, domain_codes, codes)
 
     def _serve_an_older_one(self) -> None:
         for entry in list_snapshots(self.root):
@@ -162,3 +166,17 @@ class ModelSlot:
                 return
             except SnapshotError as error:
                 LOG.warning("%s", error)
+
+
+def _warm(scorer: Scorer, now_ms: int) -> None:
+    """Runs every path once, for nobody and for a made-up history: the first request finds code and maps loaded."""
+    table = scorer.table
+    items = np.arange(min(20, len(table)), dtype=np.int32)
+    ones, times = np.ones(len(items), np.float32), now_ms - np.arange(len(items), dtype=np.int64)[::-1]
+    keys = np.zeros(len(items), np.uint64)
+    somebody = UserView("", items, times, ones, ones, ones, keys, keys.astype(np.uint32), events=len(items))
+    for view in (view_of(None, table), somebody):
+        ranking = scorer.rank(view, now_ms)
+        ranking.reasons(range(min(10, len(ranking.items))))
+    scorer.score(somebody, now_ms, items)
+    scorer.similar(0, 10)

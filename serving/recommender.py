@@ -175,11 +175,10 @@ class Recommender:
         """
         table, item = served.scorer.table, _known(served, item_id)
         excluded = {table.find(other) for other in left_out} | {item}
-        allowed = served.allowed(domain)
-        items, scores = served.scorer.similar(item, k + len(excluded) if allowed is None else len(table))
-        ranking = Ranking(items, {OVERALL: scores}, lambda places: [()] * len(places))
-        places = choose(ranking, OVERALL, k, items[:0], excluded, allowed)
-        slate = answers.slate(served, ranking, scores[places].tolist(), places.tolist(), reasons=False)
+        ranking = served.scorer.similar(item, len(table))
+        places = choose(ranking, OVERALL, k, ranking.items[:0], excluded, served.allowed(domain))
+        scores = ranking.scores[OVERALL][places].tolist()
+        slate = answers.slate(served, ranking, scores, places.tolist(), reasons=True)
         return self._about(served), slate
 
     def info(self) -> pb.GetModelInfoResponse:
@@ -226,7 +225,8 @@ class Recommender:
 
 
 def _popularity(scores: Sequence[tuple[str, float]]) -> Served:
-    return Served(_NO_SNAPSHOT, PopularityScorer(scores), [], np.zeros(len(scores), np.int32), {})
+    n = len(scores)
+    return Served(_NO_SNAPSHOT, PopularityScorer(scores), [], np.ones(n, np.bool_), np.zeros(n, np.int32), {})
 
 
 def _known(served: Served, item_id: str) -> int:

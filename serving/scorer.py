@@ -51,8 +51,8 @@ class Scorer(Protocol):
     def score(self, view: UserView, now_ms: int, items: Int32) -> dict[str, Float32]:
         """Scores [n] by list of given items [n] int32."""
 
-    def similar(self, item: int, k: int) -> tuple[Int32, Float32]:
-        """At most k items [k] int32 that go with an item, best first, and their scores [k]."""
+    def similar(self, item: int, k: int) -> Ranking:
+        """At most k items that go with an item, best first, with scores "mix"."""
 
 
 class PopularityScorer:
@@ -82,9 +82,9 @@ class PopularityScorer:
         recency = np.where(last_ms[items] >= 0, 0.5 ** (age_days / 30.0), 0.0).astype(np.float32)
         return {OVERALL: popularity, NOVEL: popularity, REPEAT: recency}
 
-    def similar(self, item: int, k: int) -> tuple[Int32, Float32]:
+    def similar(self, item: int, k: int) -> Ranking:
         """See Scorer; popularity knows no similarity."""
-        return np.zeros(0, np.int32), np.zeros(0, np.float32)
+        return Ranking(np.zeros(0, np.int32), {OVERALL: np.zeros(0, np.float32)}, lambda places: [])
 
 
 def choose(

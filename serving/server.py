@@ -149,6 +149,8 @@ def run_server(settings: Settings) -> None:
     Raises:
         ConfigError: a port is taken, or the TLS files can't be read.
     """
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    logging.getLogger("kafka").setLevel(logging.ERROR)
     stop = threading.Event()
 
     def ask_to_stop(number: int, frame: FrameType | None) -> None:

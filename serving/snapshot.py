@@ -32,6 +32,8 @@ from serving.arrays import DTYPES, Array, file_sha256, map_arrays, sync
 Parts = Mapping[str, Mapping[str, Array]]
 
 SCHEMA_VERSION = 1
+GATE_GROUPS = 500
+"""Scored groups from which on the gate compares prequential metrics."""
 _ABANDONED_S = 600.0
 
 
@@ -91,20 +93,28 @@ class Pointer:
     held: bool = False
 
 
-def gate(metrics: Mapping[str, float], reference: Mapping[str, float], drop: float, metric: str = "ndcg@10") -> str:
+def gate(
+    metrics: Mapping[str, float],
+    reference: Mapping[str, float],
+    drop: float,
+    metric: str = "ndcg@10",
+    groups: int = GATE_GROUPS,
+) -> str:
     """Why a snapshot may not serve after the one with metrics `reference`; "" if it may.
 
     Args:
-        metrics: of the new snapshot.
+        metrics: of the new snapshot; "groups" says of how many scored groups they are the mean.
         reference: of the one that serves.
         drop: share of `metric` that may be lost, 0..1.
         metric: its name; a snapshot that does not measure it passes.
+        groups: with fewer on either side the difference is noise, and the snapshot passes.
     """
     bad = [name for name, value in metrics.items() if not np.isfinite(value)]
     if bad:
         return f"{bad[0]} is {metrics[bad[0]]}"
     new, old = metrics.get(metric), reference.get(metric)
-    if new is None or old is None or new >= old * (1.0 - drop):
+    noise = min(metrics.get("groups", groups), reference.get("groups", groups)) < groups
+    if new is None or old is None or noise or new >= old * (1.0 - drop):
         return ""
     return f"{metric} fell from {old:.4f} to {new:.4f}, more than {drop:.0%}"
 

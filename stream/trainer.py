@@ -194,7 +194,12 @@ class Trainer:
         items = [self.catalogue.get(item_id) or Item(item_id) for item_id in ids]
         parts: dict[str, dict[str, Array]] = {
             "engine": dict(learner.engine.arrays(replay=False)),
-            "items": item_part(ids, [item.title or item.text for item in items], [item.domain for item in items]),
+            "items": item_part(
+                ids,
+                [item.title or item.text for item in items],
+                [item.domain for item in items],
+                [item.available for item in items],
+            ),
         }
         if learner.sequence is not None:
             parts["hstu"] = dict(learner.sequence.arrays())

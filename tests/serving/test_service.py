@@ -14,7 +14,9 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
 from graph.rows import Event
+from serving.arrays import unpack_strings
 from serving.proto.driftline.v1 import recommendation_pb2 as pb
+from serving.snapshot import publish
 
 
 def detail(error, kind):
@@ -155,6 +157,26 @@ def test_similar_items_are_those_of_shared_baskets(running):
     assert set(slate.item_ids) <= {f"item-{n}" for n in range(15, 26)}
     assert "item-20" not in slate.item_ids
     assert list(slate.scores) == sorted(slate.scores, reverse=True)
+
+
+def test_similar_items_say_why(running):
+    slate = running.stub.SimilarItems(pb.SimilarItemsRequest(item_id="item-20", k=4)).slate
+    assert [list(row.reasons) for row in slate.item_reasons] == [["often taken together"]] * 4
+
+
+def test_an_item_that_is_not_available_is_never_recommended(running, settings, learnt):
+    first = running.stub.Recommend(pb.RecommendRequest(user_id="user-3", options=pb.SlateOptions(k=1000))).slate
+    gone = first.item_ids[0]
+    parts, meta = learnt
+    items = {key: array.copy() for key, array in parts["items"].items()}
+    items["available"][unpack_strings(items, "id").index(gone)] = False
+    publish(settings.serving.snapshots, {**parts, "items": items}, meta)
+    options = pb.SlateOptions(k=1000, min_model_sequence=2)
+    request = pb.RecommendRequest(user_id="user-3", options=options)
+    answer = retried(lambda: running.stub.Recommend(request))
+    assert list(answer.slate.item_ids) == [item for item in first.item_ids if item != gone]
+    assert gone not in running.stub.SimilarItems(pb.SimilarItemsRequest(item_id="item-20", k=60)).slate.item_ids
+    assert running.stub.ScoreItems(pb.ScoreItemsRequest(user_id="user-3", item_ids=[gone])).scores
 
 
 def test_the_model_info_names_version_source_and_metrics(running, snapshot):

@@ -1,6 +1,6 @@
 """Reading the graph: a user's query vector and the items' vectors, for retrieval and as a feature of the ranker.
 
-    query = MLP(memory, elapsed, attention over the last-K temporal neighbours)
+    query = attention over the last-K temporal neighbours + MLP(memory, elapsed, that attention)
     fused = query + attention of the query over the profile's facets
     item  = W (memory, code, text)
 
@@ -76,8 +76,8 @@ class GraphReader(nn.Module):
         """
         state = torch.cat((memory_BM, self.time(idle_days_B[:, None])), 1)
         around = torch.cat((items_BKD, self.time(age_days_BK[:, :, None]), edges_BKE), 2)
-        attended_BD = self._attend(self.query(state), self.key(around), self.value(around), mask_BK)
-        return self.out(torch.cat((state, attended_BD), 1))  # type: ignore[no-any-return]
+        attended_BD = self._attend(self.query(state), self.key(around), items_BKD + self.value(around), mask_BK)
+        return attended_BD + self.out(torch.cat((state, attended_BD), 1))  # type: ignore[no-any-return]
 
     def fuse(self, query_BD: Tensor, facets_BFX: Tensor) -> Tensor:
         """Query vectors [B, D] joined with profile facets; rows of zeros are facets that are not there."""

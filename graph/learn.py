@@ -11,6 +11,7 @@ few, else over shared uniform negatives; several positives in one group share th
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -58,6 +59,7 @@ class GraphLearner:
         self._rng = np.random.default_rng(settings.seed)
         self._raw_of_user: dict[str, tuple[Float32, Float32]] = {}
         self._batch: list[_Sample] = []
+        self._log: deque[_Sample] = deque(maxlen=settings.replay_groups)
         self._pending: list[tuple[NDArray[np.int32], Float32, Float32]] = []
         self.size = 0
         self._columns: dict[str, Float32] = {
@@ -165,7 +167,7 @@ class GraphLearner:
     # -- training ----------------------------------------------------------------------------------------------
 
     def _step(self) -> None:
-        batch, self._batch = self._batch, []
+        batch, self._batch = self._batch + self._replayed(), []
         views, now_ms = [s.view for s in batch], [s.now_ms for s in batch]
         pool, targets = self._pool(batch)
         item_vectors = self._recomputed_items(pool)
@@ -183,6 +185,13 @@ class GraphLearner:
         self.steps += 1
         self.loss = 0.99 * self.loss + 0.01 * float(loss.detach()) if self.steps > 1 else float(loss.detach())
         self._stale.update(range(self.size))
+
+    def _replayed(self) -> list[_Sample]:
+        """Earlier samples that join the new ones of a step; these join the log."""
+        drawn = self._rng.integers(0, len(self._log), self.settings.replayed) if self._log else ()
+        replayed = [self._log[n] for n in drawn]
+        self._log.extend(self._batch)
+        return replayed
 
     def _pool(self, batch: list[_Sample]) -> tuple[NDArray[np.int64], Tensor]:
         """Items [P] that a step's softmax runs over, and the targets [B, P], rows summing to 1."""
@@ -280,6 +289,7 @@ class GraphLearner:
             "columns": {k: v[: self.size].copy() for k, v in self._columns.items()},
             "raw_of_user": dict(self._raw_of_user),
             "batch": list(self._batch),
+            "log": list(self._log),
             "pending": list(self._pending),
             "stale": set(self._stale),
             "rng": self._rng.bit_generator.state,
@@ -295,6 +305,7 @@ class GraphLearner:
         self.size = len(self._columns["code"])
         self._raw_of_user = dict(state["raw_of_user"])  # type: ignore[call-overload]
         self._batch, self._pending = list(state["batch"]), list(state["pending"])  # type: ignore[call-overload]
+        self._log = deque(state["log"], maxlen=self.settings.replay_groups)  # type: ignore[call-overload]
         self._stale = set(state["stale"])  # type: ignore[call-overload]
         self._rng.bit_generator.state = state["rng"]  # type: ignore[assignment]
         self.steps = int(state["steps"])  # type: ignore[call-overload]

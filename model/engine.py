@@ -173,7 +173,7 @@ class Engine:
         """
         signals, ranker = self.signals, self.settings.ranker
         past = history_of(view, signals.n)
-        text = self._text()
+        text = self.known_text()
         scored = score_base(view, past, now_ms, signals, text, ranker)
         extra = {
             name: (plug_bit(i), self._opinion(plug, view, past, now_ms))
@@ -190,8 +190,8 @@ class Engine:
         scores = self.arms[MAIN].ranker.score(standardised)
         return Slate(view, now_ms, past, pool, own, raw, standardised, scores)
 
-    def _text(self) -> Float32:
-        """Text vectors of exactly the known items."""
+    def known_text(self) -> Float32:
+        """Text vectors [n, text_dim] of exactly the known items, zeros where an item has none."""
         n = self.signals.n
         if len(self.text) < n:
             padded = np.zeros((n, self.text.shape[1]), np.float32)

@@ -63,13 +63,13 @@ class EngineScorer:
         slate: Slate = self.engine.slate(view, now_ms)
         pool = replace(slate.pool, candidates=items, recalled=np.zeros(len(items), np.uint32))
         engine = self.engine
-        raw = features(view, slate.past, now_ms, pool, engine.signals, engine.text[: engine.signals.n], engine.layout)
+        raw = features(view, slate.past, now_ms, pool, engine.signals, engine.known_text(), engine.layout)
         scores = engine.arms[MAIN].ranker.score(engine.standardiser.apply(raw))
         return dict(zip(HEADS, scores, strict=True))
 
     def similar(self, item: int, k: int) -> Ranking:
         """See Scorer: cosine over baskets, plus a little of the text's."""
-        signals, text = self.engine.signals, self.engine.text[: self.engine.signals.n]
+        signals, text = self.engine.signals, self.engine.known_text()
         together = signals.basket.scores(np.array([item], np.int32), np.ones(1, np.float32), signals.n)
         alike = _TEXT_WEIGHT * np.maximum(text @ text[item], 0) if text.shape[1] else np.zeros_like(together)
         scores = together + alike

@@ -95,13 +95,22 @@ class StreamLearner:
                 continue
             index = self.table.add(item_id)
             text = self.texts.get(item_id) if self.texts is not None else None
-            if text is not None:
-                self.engine.set_text(index, text)
-                if self.sequence is not None:
-                    self.sequence.set_text(index, text)
             if self.graph is not None:
                 self.graph.add_item(index, item_id, text)
+            if text is not None:
+                self.set_text(item_id, text)
         self.engine.grow(len(self.table))
+
+    def set_text(self, item_id: str, vector: Float32) -> None:
+        """Gives a candidate its text vector; the catalogue may tell of an item after its first event."""
+        index = self.table.find(item_id)
+        if index < 0:
+            return
+        self.engine.set_text(index, vector)
+        if self.sequence is not None:
+            self.sequence.set_text(index, vector)
+        if self.graph is not None:
+            self.graph.add_item(index, item_id, vector)
 
     def view(self, user_id: str, now_ms: int) -> UserView:
         """What is known of a user; `now_ms` picks the profile."""

@@ -101,6 +101,7 @@ class Trainer:
         new = {i: text for i, text in new.items() if text}
         for item_id, vector in zip(new, self._encoder.encode(list(new.values())), strict=True):
             self.texts[item_id] = vector
+            self.learner.set_text(item_id, vector)
 
     def take(self, partition: int, record: Record) -> None:
         """One record of `interactions`: joins the partition's open group, or closes it and opens the next."""

@@ -34,6 +34,7 @@ PIPE = "DRIFTLINE_SUPERVISOR_PIPE"
 HEALTHY_S = 60.0
 """A child that lived this long starts the count of failures anew."""
 FAILURES = 5
+FIRST_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 30.0
 
 
@@ -86,9 +87,17 @@ class Supervisor:
             if failures > FAILURES:
                 print(f"driftline: the worker failed {FAILURES} times in a row; giving up", file=sys.stderr)
                 return UNEXPECTED_EXIT_CODE
-            pause_s = min(LONGEST_PAUSE_S, 0.5 * 2**failures)
+            pause_s = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** (failures - 1))
             print(f"driftline: the worker ended with code {code}; next start in {pause_s:g} s", file=sys.stderr)
-            time.sleep(pause_s)
+            if self._ends_within(pause_s):
+                return code if code >= 0 else 128 - code
+
+    def _ends_within(self, seconds: float) -> bool:
+        """Waits; true at once when a signal asks for the end."""
+        deadline = time.monotonic() + seconds
+        while not self._ending and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return self._ending
 
     def _run_once(self) -> int:
         reading, writing = os.pipe()

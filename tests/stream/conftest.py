@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -77,9 +78,12 @@ class World:
 
     def produce(self, records: list[tuple[bytes | None, bytes | None]]) -> None:
         self.create_topics()
+        self.send([SimpleNamespace(topic="interactions", key=key, value=v, headers=()) for key, v in records])
+
+    def send(self, records: list[Any]) -> None:
         producer = KafkaProducer(bootstrap_servers=self.bootstrap, acks="all", linger_ms=5)
-        for key, value in records:
-            producer.send(self.prefix + "interactions", key=key, value=value)
+        for record in records:
+            producer.send(self.prefix + record.topic, key=record.key, value=record.value, headers=list(record.headers))
         producer.flush()
         producer.close()
 

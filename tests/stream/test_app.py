@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import json
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from configs.errors import StateError
+from graph.memory import GraphMemory
 from graph.rows import Event
+from stream.consumer import hole_in
 from stream.dlq import read_dlq
 from stream.events import encode_event
 from stream.partitions import Bounds, check_layout, check_position
+from stream.processor import Processor
 from stream.reading import read_all
+from stream.store import MemoryStore
+from stream.versions import encode_version
 
 POISON = (
     b"not json at all \xff\xfe",
@@ -82,6 +89,51 @@ def test_with_several_partitions_the_item_rows_follow_through_their_own_topic(wo
     assert world.stored_rows() == world.expected_rows()
     forwarded = list(read_all(world.settings.broker, world.bootstrap, "interactions.by-item"))
     assert {r.key for r in forwarded} == {f"i{n}".encode() for n in range(40)}
+
+
+@pytest.mark.slow
+def test_a_trained_graph_is_adopted_at_a_recorded_offset_that_a_restart_and_a_replay_follow(
+    world: Any, wait: Any
+) -> None:
+    records = shop_records(900)
+    trained = GraphMemory(world.settings.graph.model_copy(update={"seed": 7}))
+    world.produce(records[:300])
+    with world.worker() as worker:
+        wait(lambda: worker.applied() == 300, what="the first events are applied")
+        world.send(encode_version(trained, {}))
+        world.produce(records[300:600])
+        wait(lambda: adoptions(world) and worker.applied() == 600, what="the version is adopted")
+        worker.kill()
+    world.produce(records[600:])
+    with world.worker() as worker:
+        wait(lambda: worker.applied() == 900, what="the restarted worker reaches the end")
+        worker.stop()
+    (adopted,) = {json.dumps(a, sort_keys=True): a for a in adoptions(world)}.values()
+    assert adopted["sha256"] == trained.version()
+    assert 300 < adopted["offset"] <= 600
+    store, log = MemoryStore(), world.log()
+    replayed = Processor(world.settings, store)
+    replayed.commit(replayed.apply(log[: adopted["offset"]]))
+    replayed.commit(replayed.adopt(trained))
+    replayed.commit(replayed.apply(log[adopted["offset"] :]))
+    assert world.stored_rows() == dict(store.scan(b"u:")) | dict(store.scan(b"i:"))
+    assert world.stored_rows() != world.expected_rows()
+
+
+def adoptions(world: Any) -> list[dict[str, Any]]:
+    records = read_all(world.settings.broker, world.bootstrap, "graph-versions")
+    return [json.loads(r.value) for r in records if dict(r.headers)["kind"] == b"adoption"]
+
+
+def test_offsets_that_do_not_follow_on_are_a_hole_wherever_it_lies() -> None:
+    def block(*offsets: int) -> list[Any]:
+        return [SimpleNamespace(offset=offset) for offset in offsets]
+
+    assert hole_in(block(5, 6, 7), 5) is None
+    assert hole_in(block(3, 4, 5), 5) is None
+    assert hole_in(block(6, 7), 5) == (5, 6)
+    assert hole_in(block(5, 6, 9), 5) == (7, 9)
+    assert hole_in(block(5, 6, 5, 6, 7), 5) is None
 
 
 def test_a_locked_partition_is_refused_with_one_message_and_its_exit_code(world: Any, driftline: Any) -> None:

@@ -158,3 +158,9 @@ def test_doctor_says_how_to_mend_what_is_not_there(driftline: Run, tmp_path: Pat
     assert "no Kafka broker answers" in findings["broker"]["detail"]
     assert findings["state"]["state"] == "note"
     assert result.returncode == 1
+
+
+def test_a_bench_prints_its_figures_as_json(driftline: Run) -> None:
+    figures = json.loads(driftline("bench", "graph", "--events", "1000", "--json").stdout)
+    assert figures["events"] == 1000
+    assert figures["in_rocksdb"]["per_s"] > 0

@@ -229,7 +229,10 @@ def test_a_text_vector_of_another_width_is_refused_in_words():
 
 def test_a_published_scorer_answers_as_the_learner_did():
     learner = taught()
-    scorer = SequenceScorer.from_arrays(SETTINGS, learner.arrays())
+    arrays = learner.arrays()
+    for array in arrays.values():
+        array.flags.writeable = False  # as from a memory map
+    scorer = SequenceScorer.from_arrays(SETTINGS, arrays)
     history = (np.array([3, 4, -1, 5, 9999]), 1_260_000_000_000 + DAY_MS * np.arange(5))
     now_ms = stream()[-1].t_ms  # the popularity of a snapshot is that of its newest event
     known = (history[0][:4], history[1][:4])

@@ -162,8 +162,8 @@ class Demo:
 
     def _show_positions(self, progress: Progress, tasks: list[Any]) -> int:
         applied, learnt = self.applied(), self.learnt()
-        progress.update(tasks[1], completed=applied)
-        progress.update(tasks[2], completed=learnt)
+        progress.update(tasks[0], completed=applied)
+        progress.update(tasks[1], completed=learnt)
         return min(applied, learnt)
 
     def applied(self) -> int:

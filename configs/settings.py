@@ -110,11 +110,12 @@ class Ranker(Section):
 
     hidden: int = Field(48, ge=4, le=1024, description="units of the hidden layer")
     members: int = Field(3, ge=1, le=16, description="networks with seeds of their own, averaged")
-    learning_rate: float = Field(1e-3, gt=0, description="of Adam")
+    learning_rate: float = Field(2e-3, gt=0, description="of Adam")
+    averaging: float = Field(0.99, ge=0, lt=1, description="share that scoring weights keep of themselves at a step")
     replay_groups: int = Field(1500, ge=0, description="logged groups that may be replayed")
     replay_steps: int = Field(3, ge=0, description="replayed groups for each new one")
-    sampled: int = Field(200, ge=2, description="negatives of each list of a group, weighted by inverse inclusion")
-    hard: float = Field(0.5, ge=0, le=0.9, description="share of the sampled negatives that are the hardest ones")
+    sampled: int = Field(100, ge=2, description="negatives of each list of a group, weighted by inverse inclusion")
+    hard: float = Field(0.25, ge=0, le=0.9, description="share of the sampled negatives that are the hardest ones")
     recall: int = Field(150, ge=1, description="candidates of each recaller")
     newest: int = Field(50, ge=0, description="items that entered last")
     pool: int = Field(

@@ -72,6 +72,29 @@ class History:
         return np.add.reduceat(fresh, self.row_start)[self.recent]
 
 
+TRAITS = ("groups", "items", "basket", "price", "value", "span", "since")
+
+
+def traits_of(past: History, now_ms: int) -> Float32:
+    """What kind of user this is: logs of the TRAITS [7] float32, NaN = not known."""
+    if past.groups == 0:
+        return np.array([0, 0, np.nan, np.nan, np.nan, np.nan, np.nan], np.float32)
+    price = past.price[np.isfinite(past.price) & (past.price >= 0)]
+    value = past.value[np.isfinite(past.value) & (past.value > -1)]
+    return np.array(
+        [
+            np.log1p(past.groups),
+            np.log1p(len(past.items)),
+            np.log1p(past.touches / past.groups),
+            np.log1p(price).mean() if len(price) else np.nan,
+            np.log1p(value).mean() if len(value) else np.nan,
+            np.log1p(max(now_ms - int(past.group_ms[0]), 0) / DAY_MS),
+            np.log1p(max(now_ms - int(past.group_ms[-1]), 0) / DAY_MS),
+        ],
+        np.float32,
+    )
+
+
 def _empty() -> History:
     i4, i8, f4 = np.zeros(0, np.int32), np.zeros(0, np.int64), np.zeros(0, np.float32)
     at = np.zeros(0, np.intp)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from graph.history import DAY_MS, History, history_of
+from graph.history import DAY_MS, TRAITS, History, history_of, traits_of
 from graph.neighbors import Arrays, PartnerTable, UserVectors, grown
 from graph.rows import key64
 
@@ -122,6 +122,8 @@ _COLUMNS: dict[str, tuple[Any, float]] = {
     "returned": (np.float64, 0),
     "price": (np.float32, float("nan")),  # the latest
 }
+TRAIT_RATE = 0.02
+"""An item's picture of its takers is a running mean over about its last 50 groups."""
 
 
 class Signals:
@@ -130,6 +132,9 @@ class Signals:
     Attributes:
         n: items known.
         popularity: [n, h] decayed touches; first_buyers: [n, h] decayed first touches.
+        reference: number of the half-life, the second longest, at which popularity is compared with other things.
+        owned: [n] decayed groups of users who had touched the item before; requests: [1] decayed groups in all.
+        traits: [n, 7] running mean of the TRAITS of those who take the item.
         domains: key64 of a domain -> decayed touches within it.
         basket: partners in one group; following: from the previous group to the next; onward: from the recent
             history to items that are new to the user.
@@ -146,6 +151,11 @@ class Signals:
         self.read_only = False
         self.popularity = DecayedCounts(lives, settings.top)
         self.first_buyers = DecayedCounts(lives, settings.top)
+        self.reference = max(len(lives) - 2, 0)
+        self.owned = DecayedCounts((lives[self.reference],), 1)
+        self.requests = DecayedCounts((lives[self.reference],), 1)
+        self.requests.ensure(1)
+        self.traits: Float32 = np.full((0, len(TRAITS)), np.nan, np.float32)
         self.domains: dict[int, DecayedCounts] = {}
         fresh_ms = settings.fresh_half_life_days * DAY_MS
         self.basket = PartnerTable(settings.neighbors, pair_ms)
@@ -170,7 +180,8 @@ class Signals:
         self.n = n
         for name, (_, fill) in _COLUMNS.items():
             self.columns[name] = grown(self.columns[name], n, fill)
-        for counts in (self.popularity, self.first_buyers, *self.domains.values()):
+        self.traits = grown(self.traits, n, float("nan"))
+        for counts in (self.popularity, self.first_buyers, self.owned, *self.domains.values()):
             counts.ensure(n)
         for table in (self.basket, self.basket_fresh, self.following, self.onward):
             table.ensure(n)
@@ -235,6 +246,9 @@ class Signals:
         new = at < 0
         self.popularity.add(items, weight, t)
         self.first_buyers.add(items[new], weight[new], t)
+        self.owned.add(past.items, np.ones(len(past.items)), t)
+        self.requests.add(np.zeros(1, np.int32), np.ones(1), t)
+        self._traits(items, traits_of(past, t))
         inside = self._domain(group.domain)
         if inside is not None:
             inside.add(items, weight, t)
@@ -252,6 +266,13 @@ class Signals:
         c["value_n"][items[given]] += 1
         priced = np.isfinite(price)
         c["price"][items[priced]] = price[priced]
+
+    def _traits(self, items: Int32, of_user: Float32) -> None:
+        held = self.traits[items]
+        rate = np.maximum(1 / np.maximum(self.columns["groups"][items], 1), TRAIT_RATE).astype(np.float32)[:, None]
+        mixed = held + rate * (of_user - held)
+        mixed = np.where(np.isnan(held), of_user, mixed)
+        self.traits[items] = np.where(np.isnan(of_user), held, mixed)
 
     def _domain(self, name: str) -> DecayedCounts | None:
         """The popularity within a domain, made if there is room for it."""
@@ -288,6 +309,8 @@ class Signals:
         out: Arrays = {f"item.{k}": v[: self.n].copy() for k, v in self.columns.items()}
         out["counts"] = np.array([self.n, self.groups], np.int64)
         out |= self.popularity.arrays("popularity", self.n) | self.first_buyers.arrays("first_buyers", self.n)
+        out |= self.owned.arrays("owned", self.n) | self.requests.arrays("requests", 1)
+        out["traits"] = self.traits[: self.n].copy()
         out["domains"] = np.fromiter(self.domains, np.uint64, len(self.domains))
         for i, counts in enumerate(self.domains.values()):
             out |= counts.arrays(f"domain.{i}", self.n)
@@ -312,6 +335,9 @@ class Signals:
         self.columns = {k: np.asarray(arrays[f"item.{k}"], dtype) for k, (dtype, _) in _COLUMNS.items()}
         self.popularity.restore(arrays, "popularity")
         self.first_buyers.restore(arrays, "first_buyers")
+        self.owned.restore(arrays, "owned")
+        self.requests.restore(arrays, "requests")
+        self.traits = np.asarray(arrays["traits"], np.float32)
         for i, key in enumerate(arrays["domains"].tolist()):
             self.domains[key] = DecayedCounts((settings.domain_half_life_days * DAY_MS,), settings.top)
             self.domains[key].restore(arrays, f"domain.{i}")

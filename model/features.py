@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from graph.history import DAY_MS, History
+from graph.history import DAY_MS, TRAITS, History, traits_of
 from model.recall import SCORED, Pool
 
 if TYPE_CHECKING:
@@ -39,7 +39,8 @@ ITEM = (
 )  # fmt: skip
 MATCH = (
     "price_gap", "price_far", "value_gap", "popularity_gap", "popularity_far", "domain_log_share", "domain_lift",
-    "item_interval_due", "missed_groups", "missed_share", "age_gap", "text_nearest", "text_near",
+    "take_chance", "retake_chance", *(f"trait_{name}" for name in TRAITS), "item_interval_due",
+    "missed_groups", "missed_share", "age_gap", "text_nearest", "text_near",
 )  # fmt: skip
 USER = (
     "user_events", "user_groups", "user_since_last", "user_since_first", "user_basket", "user_repeat_share",
@@ -178,12 +179,11 @@ def features(
     if c == 0:
         return out
     rows = _Rows(out)
-    half_lives = len(signals.popularity.half_lives_ms)
     share = _popularity(rows, pool.candidates, signals, now_ms)
     item = _item(rows, pool.candidates, signals, now_ms)
     place = np.full(signals.n, -1, np.int32)
     place[pool.candidates] = np.arange(c, dtype=np.int32)
-    _match(rows, view, past, pool.candidates, signals, item, share[half_lives - 2], text, now_ms)
+    _match(rows, view, past, pool.candidates, signals, item, share[signals.reference], text, now_ms)
     _user(rows, view, past, now_ms)
     _personal(rows, past, place[past.items], pool.candidates, signals, now_ms)
     for name in SCORED:
@@ -271,7 +271,9 @@ def _match(
     width = float(own_price.std()) + 0.2 if len(own_price) else 1.0
     rows.put(gap, np.abs(gap) / width, item["value"] - own_value.mean() if len(own_value) else 0.0)
     if len(past.items):
-        usual = np.log(signals.popularity.share(past.items, now_ms, signals.n)[:, -2] + np.float32(0.02)).mean()
+        usual = np.log(
+            signals.popularity.share(past.items, now_ms, signals.n)[:, signals.reference] + np.float32(0.02)
+        ).mean()
         rows.put(share - usual, np.abs(share - usual))
     else:
         rows.put(0.0, 0.0)
@@ -281,6 +283,8 @@ def _match(
     else:
         inside = np.log(domain.share(candidates, now_ms, signals.n)[:, 0] + np.float32(0.02))
         rows.put(inside, inside - share)
+    rows.put(*_chances(candidates, signals, now_ms))
+    rows.block(len(TRAITS))[:] = np.nan_to_num(traits_of(past, now_ms)[:, None] - signals.traits[candidates].T)
     since = np.float32(np.log1p(max(now_ms - int(past.group_ms[-1]), 0) / DAY_MS)) if past.groups else np.float32(0)
     rows.put(since - item["interval"])
     since_entry = past.groups - np.searchsorted(past.group_ms, signals.columns["first_ms"][candidates])
@@ -295,6 +299,18 @@ def _match(
         rows.put(close.max(1), (close > NEAR_COSINE).mean(1))
     else:
         rows.put(0.0, 0.0)
+
+
+def _chances(candidates: Int32, signals: Signals, now_ms: int) -> tuple[Float32, Float32]:
+    """Log chances [c] that a request of a user without the item takes it, and that one of a user with it does again."""
+    at = signals.reference
+    taken = signals.popularity.value(candidates, now_ms)[:, at]
+    first = signals.first_buyers.value(candidates, now_ms)[:, at]
+    owned = signals.owned.value(candidates, now_ms)[:, 0]
+    requests = float(signals.requests.value(np.zeros(1, np.int32), now_ms)[0, 0])
+    take = np.log((first + 0.05) / (np.maximum(requests - owned, 0) + 1))
+    retake = np.log((np.maximum(taken - first, 0) + 0.05) / (owned + 1))
+    return take.astype(np.float32), retake.astype(np.float32)
 
 
 def _user(rows: _Rows, view: UserView, past: History, now_ms: int) -> None:

@@ -10,11 +10,15 @@ features that were logged when they were scored. One step takes the new example 
 Sampled rows carry the log of their inverse chance of being drawn into the softmax, so that its sums stay unbiased:
 without it, hard negatives that are always drawn are learnt to be bad.
 
+Scores come from a running average of the weights: it follows the stream a hundred steps behind, without the noise of
+single groups.
+
 The network is so small that a framework's overhead would cost more than its arithmetic: forward, backward and Adam are
 written out in numpy, and a test holds them equal to automatic differentiation.
 
 Source: listwise softmax, ListNet (Cao et al., ICML 2007); importance-weighted sampled softmax, Bengio & Senecal (2003);
-Adam (arXiv 1412.6980). Shapes: N rows of all examples of a step, F features, M members, H hidden, L = 3 heads.
+Adam (arXiv 1412.6980); averaged weights, Polyak & Juditsky (1992). Shapes: N rows of all examples of a step,
+F features, M members, H hidden, L = 3 heads.
 """
 
 from __future__ import annotations
@@ -57,6 +61,7 @@ class Ranker:
 
     Attributes:
         columns: [f] int indices of the columns that it may see.
+        theta: [p] float32 all trained parameters; mean: their running average, which scores.
         steps: learnt examples so far.
     """
 
@@ -80,6 +85,7 @@ class Ranker:
         view = self.views(self.theta)
         view["w1"][:] = np.random.default_rng(seed).standard_normal((f, m * h)) * np.sqrt(2 / f)
         view["w2"][:] = np.random.default_rng(seed + 1).standard_normal((m, h, heads)) * (0.1 / np.sqrt(h))
+        self.mean: Float32 = self.theta.copy()
 
     def views(self, flat: Float32) -> dict[str, Float32]:
         """The network's matrices as views into one flat vector of all parameters."""
@@ -92,7 +98,7 @@ class Ranker:
 
     def score(self, features: Float32) -> Float32:
         """Scores [3, c] of the heads novel, repeat, mix for feature rows [c, all columns], members averaged."""
-        p = self.views(self.theta)
+        p = self.views(self.mean)
         m = self.settings.members
         x = features[:, self.columns]
         hidden = x @ p["w1"]
@@ -158,6 +164,8 @@ class Ranker:
         t = self.steps
         rate = self.settings.learning_rate * (1 - BETAS[1] ** t) ** 0.5 / (1 - BETAS[0] ** t)
         self.theta -= np.float32(rate) * self.first / (np.sqrt(self.second) + np.float32(EPSILON))
+        keep = min(self.settings.averaging, 1 - 1 / (t + 1))
+        self.mean += np.float32(1 - keep) * (self.theta - self.mean)
 
     def loss(self, batch: list[Example]) -> tuple[float, Float32]:
         """Sum over members of the mean over examples of the three listwise losses, and its gradient.
@@ -207,10 +215,11 @@ class Ranker:
 
     def arrays(self, prefix: str, replay: bool = True) -> Arrays:
         """Weights, and with `replay` moments and log: enough to continue bit-identically."""
-        out: Arrays = {f"{prefix}.theta": self.theta.copy(), f"{prefix}.columns": self.columns.astype(np.int64)}
+        out: Arrays = {f"{prefix}.mean": self.mean.copy(), f"{prefix}.columns": self.columns.astype(np.int64)}
         out[f"{prefix}.steps"] = np.array([self.steps, self.seed], np.int64)
         if not replay:
             return out
+        out[f"{prefix}.theta"] = self.theta.copy()
         out[f"{prefix}.first"], out[f"{prefix}.second"] = self.first.copy(), self.second.copy()
         f = len(self.columns)
         out[f"{prefix}.log.rows"] = np.array([len(one.x) for one in self.log], np.int64)
@@ -223,11 +232,12 @@ class Ranker:
 
     def restore(self, arrays: Arrays, prefix: str) -> None:
         """Take over what `arrays` gave; without its replay part the ranker can only score."""
-        self.theta = np.array(arrays[f"{prefix}.theta"], np.float32)
+        self.mean = np.array(arrays[f"{prefix}.mean"], np.float32)
         self.columns = np.asarray(arrays[f"{prefix}.columns"], np.intp)
         self.steps, self.seed = (int(x) for x in arrays[f"{prefix}.steps"])
         if f"{prefix}.first" not in arrays:
             return
+        self.theta = np.array(arrays[f"{prefix}.theta"], np.float32)
         self.first = np.array(arrays[f"{prefix}.first"], np.float32)
         self.second = np.array(arrays[f"{prefix}.second"], np.float32)
         ends = np.cumsum(arrays[f"{prefix}.log.rows"])[:-1]

@@ -200,10 +200,10 @@ def test_a_profile_brings_candidates_near_its_facets():
 def test_a_frozen_arm_keeps_its_weights():
     engine = taught(40)
     engine.arms[MAIN].learning = False
-    theta = engine.arms[MAIN].ranker.theta.copy()
+    theta = engine.arms[MAIN].ranker.mean.copy()
     for group, before in list(stream())[40:60]:
         engine.learn(group, before, engine.slate(before, group.t_ms))
-    assert (engine.arms[MAIN].ranker.theta == theta).all()
+    assert (engine.arms[MAIN].ranker.mean == theta).all()
 
 
 def test_an_unknown_block_is_named():

@@ -80,7 +80,7 @@ def reference(ranker: Ranker, x: torch.Tensor, theta: torch.Tensor) -> torch.Ten
 def test_scores_equal_the_network_that_is_trained():
     ranker = taught(make())
     x, _, _ = request(np.random.default_rng(3))
-    logits = reference(ranker, torch.from_numpy(x), torch.from_numpy(ranker.theta))
+    logits = reference(ranker, torch.from_numpy(x), torch.from_numpy(ranker.mean))
     np.testing.assert_allclose(ranker.score(x), logits.mean(1).T.numpy(), rtol=1e-4, atol=1e-5)
 
 

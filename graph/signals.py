@@ -32,10 +32,10 @@ MAX_HALF_LIVES = 500.0
 
 
 class DecayedCounts:
-    """Counts of rows at several half-lives, with the exact largest ones of each kept in order of arrival.
+    """Counts of rows at several half-lives, and which rows are the largest at each.
 
     Decay multiplies all rows alike, so only what is added can change the order: a bounded set of the largest can be
-    kept exactly by comparing what was just added with it.
+    kept exactly by comparing what was just added with its smallest.
     """
 
     def __init__(self, half_lives_ms: tuple[float, ...], top: int) -> None:
@@ -45,10 +45,15 @@ class DecayedCounts:
         self.total: Float64 = np.zeros(h)
         self.origin_ms = np.full(h, -1, np.int64)
         self.top: Int32 = np.full((h, top), -1, np.int32)
+        self._held: NDArray[np.bool_] = np.zeros((h, 0), np.bool_)  # who is in `top`
 
     def ensure(self, n: int) -> None:
         """Make room for rows 0..n-1."""
         self.count = grown(self.count, n)
+        if self._held.shape[1] < len(self.count):
+            self._held = np.zeros((len(self.top), len(self.count)), np.bool_)
+            for h, rows in enumerate(self.top):
+                self._held[h, rows[rows >= 0]] = True
 
     def _scale(self, t_ms: int) -> Float64:
         if self.origin_ms[0] < 0:
@@ -68,19 +73,33 @@ class DecayedCounts:
         self.count[rows] += weight[:, None] * scale
         self.total += weight.sum() * scale
         k = self.top.shape[1]
+        if k == 0:
+            return
+        added = self.count[rows]
         for h in range(len(self.top)):
             held = self.top[h]
-            held = held[held >= 0]
-            column = self.count[:, h]
-            if len(held) == k:
-                rising = rows[column[rows] > column[held[-1]]]
-                if len(rising) == 0:
-                    continue
+            if held[-1] >= 0:  # full
+                rising = rows[added[:, h] > self.count[held, h].min()]
             else:
-                rising = rows
-            merged = np.unique(np.concatenate((held, rising)))
-            order = np.argsort(-column[merged], kind="stable")[:k]
-            self.top[h, : len(order)] = merged[order]
+                held, rising = held[held >= 0], rows
+            rising = rising[~self._held[h, rising]]
+            if len(rising) == 0:
+                continue
+            self._held[h, rising] = True
+            merged = np.sort(np.concatenate((held, rising)))
+            if len(merged) > k:
+                order = np.argsort(-self.count[merged, h], kind="stable")
+                self._held[h, merged[order[k:]]] = False
+                merged = merged[np.sort(order[:k])]
+            self.top[h, : len(merged)] = merged
+
+    def best(self) -> list[Int32]:
+        """For each half-life the largest rows, the largest first; equal ones go by number."""
+        out = []
+        for h, rows in enumerate(self.top):
+            held = rows[rows >= 0]
+            out.append(held[np.argsort(-self.count[held, h], kind="stable")])
+        return out
 
     def share(self, rows: Int32, t_ms: int, items: int) -> Float32:
         """Share of each row at each half-life, times the number of items: 1 = average. [c, h] float32."""
@@ -107,6 +126,7 @@ class DecayedCounts:
         self.total = np.array(arrays[f"{prefix}.total"], np.float64)
         self.origin_ms = np.array(arrays[f"{prefix}.origin_ms"], np.int64)
         self.top = np.array(arrays[f"{prefix}.top"], np.int32)
+        self.ensure(len(self.count))
 
 
 _COLUMNS: dict[str, tuple[Any, float]] = {
@@ -152,8 +172,8 @@ class Signals:
         self.popularity = DecayedCounts(lives, settings.top)
         self.first_buyers = DecayedCounts(lives, settings.top)
         self.reference = max(len(lives) - 2, 0)
-        self.owned = DecayedCounts((lives[self.reference],), 1)
-        self.requests = DecayedCounts((lives[self.reference],), 1)
+        self.owned = DecayedCounts((lives[self.reference],), 0)
+        self.requests = DecayedCounts((lives[self.reference],), 0)
         self.requests.ensure(1)
         self.traits: Float32 = np.full((0, len(TRAITS)), np.nan, np.float32)
         self.domains: dict[int, DecayedCounts] = {}

@@ -186,7 +186,9 @@ class Engine:
         pool = pool_of(past, scored, listed_base(view, signals, ranker), extra, signals.n, ranker)
         raw = features(view, past, now_ms, pool, signals, text, self.layout)
         standardised = self.standardiser.apply(raw)
-        own = np.isin(pool.candidates, past.items)
+        touched = np.zeros(signals.n, np.bool_)
+        touched[past.items] = True
+        own = touched[pool.candidates]
         scores = self.arms[MAIN].ranker.score(standardised)
         return Slate(view, now_ms, past, pool, own, raw, standardised, scores)
 
@@ -228,8 +230,10 @@ class Engine:
         if slate is not None and len(slate.candidates):
             wanted = group.items[group.positive & (group.items >= 0)]
             positive = np.isin(slate.candidates, wanted)
-            for arm in self.arms.values():
-                if arm.learning:
+            for name, arm in self.arms.items():
+                if arm.learning and name == MAIN:  # it sees every row, and its scores are at hand
+                    arm.ranker.learn(slate.features, positive, slate.own, slate.scores)
+                elif arm.learning:
                     rows = arm.rows(slate)
                     arm.ranker.learn(slate.features[rows], positive[rows], slate.own[rows])
             self.standardiser.update(slate.raw[:, (slate.recalled & BASE_BITS) != 0])

@@ -108,7 +108,9 @@ class Ranker:
         out += x @ (p["skip"].sum(0) / m)
         return np.ascontiguousarray(out.T)
 
-    def example(self, features: Float32, positive: NDArray[np.bool_], own: NDArray[np.bool_]) -> Example:
+    def example(
+        self, features: Float32, positive: NDArray[np.bool_], own: NDArray[np.bool_], scores: Float32 | None = None
+    ) -> Example:
         """Positives and sampled others of one scored request.
 
         Half of a list's sample are its hardest rows (certain to be drawn), the rest is uniform among the others.
@@ -116,10 +118,12 @@ class Ranker:
         Args:
             features: [c, all columns] as scored.
             positive, own: [c] bool.
+            scores: [3, c] that it gave them, if the caller has them.
         """
         rng = np.random.Generator(np.random.Philox(key=[self.seed, self.steps]))
         rows, weights = [np.flatnonzero(positive)], [np.zeros(int(positive.sum()), np.float32)]
-        scores = self.score(features)
+        if scores is None:
+            scores = self.score(features)
         for head, inside in ((0, ~own), (1, own)):
             others = np.flatnonzero(inside & ~positive)
             quota = self.settings.sampled
@@ -138,10 +142,12 @@ class Ranker:
             features[np.ix_(row, self.columns)].astype(np.float16), np.concatenate(weights), positive[row], own[row]
         )
 
-    def learn(self, features: Float32, positive: NDArray[np.bool_], own: NDArray[np.bool_]) -> None:
+    def learn(
+        self, features: Float32, positive: NDArray[np.bool_], own: NDArray[np.bool_], scores: Float32 | None = None
+    ) -> None:
         """Learn one scored request whose answer is known: log it, then one step on it and on replayed ones."""
         if positive.any() and not positive.all():
-            self._learn(self.example(features, positive, own))
+            self._learn(self.example(features, positive, own, scores))
 
     def _learn(self, new: Example) -> None:
         rng = np.random.Generator(np.random.Philox(key=[self.seed + 1, self.steps]))

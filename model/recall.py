@@ -148,7 +148,7 @@ def _text_scores(items: Int32, weight: Float32, last: Int32, text: Float32, n: i
     centre = np.stack((weight @ text[items], text[last].sum(0)))
     centre /= np.maximum(np.linalg.norm(centre, axis=1, keepdims=True), 1e-12)
     m = min(n, len(text))
-    out[:, :m] = centre @ text[:m].T
+    out[:, :m] = (text[:m] @ centre.T).T  # this way round the wide matrix is read once
     return out
 
 
@@ -156,9 +156,9 @@ def listed_base(view: UserView, signals: Signals, settings: RankerSettings) -> d
     """The lists of all LISTED recallers, best first; a recaller may have several."""
     domain = signals.domain_counts(view.domain)
     return {
-        "popularity": list(signals.popularity.top),
-        "first_buyers": list(signals.first_buyers.top),
-        "domain": [] if domain is None else list(domain.top),
+        "popularity": signals.popularity.best(),
+        "first_buyers": signals.first_buyers.best(),
+        "domain": [] if domain is None else domain.best(),
         "newest": [np.arange(signals.n - 1, max(signals.n - 1 - settings.newest, -1), -1, dtype=np.int32)],
     }
 

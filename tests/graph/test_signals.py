@@ -72,7 +72,7 @@ def test_decayed_counts_equal_a_sum_over_all_events():
         np.testing.assert_allclose(
             counts.share(np.arange(20), now, 20)[:, h], expected / expected.sum() * 20, rtol=1e-5
         )
-        np.testing.assert_array_equal(counts.top[h], np.argsort(-expected, kind="stable")[:3])
+        np.testing.assert_array_equal(counts.best()[h], np.argsort(-expected, kind="stable")[:3])
 
 
 def test_a_stream_longer_than_the_range_of_a_float_keeps_its_shares():

@@ -154,7 +154,7 @@ class Processor:
         self.store.commit(changes.puts)
 
     def adopt(self, model: GraphMemory, item_vectors: dict[str, np.ndarray] | None = None) -> Changes:
-        """Adopts a graph version from `next_offset` on; commit the changes like an epoch's.
+        """Adopts a graph version from `next_offset` on; commit the changes like an epoch's and send what says so.
 
         Events from before it can't be rolled back any more: a later arrival among them only counts.
 
@@ -167,9 +167,14 @@ class Processor:
             self.items.load_epoch(item_vectors)
         for key in self.window.clear():
             self._pending[key] = None
-        adopted = {"sha256": model.version(), "offset": self.next_offset}
+        (before,) = self.store.get([b"m:graph"])
+        sha256 = model.version()
+        adopted = {"sha256": sha256, "offset": self.next_offset}
         self._pending[b"m:graph"] = orjson.dumps(adopted)
-        return self._finish(Changes(next_offset=self.next_offset))
+        replaces = orjson.loads(before)["sha256"] if before else ""
+        said = orjson.dumps(adopted | {"partition": self.partition, "replaces": replaces})
+        record = Outgoing("graph-versions", sha256.encode(), said, (("kind", b"adoption"),))
+        return self._finish(Changes(next_offset=self.next_offset, outgoing=[record]))
 
     # -- steps -------------------------------------------------------------------------------------------------
 

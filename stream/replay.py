@@ -3,7 +3,8 @@
     read -> cut into groups -> one pass for all arms that share work (a seed each) -> leak audit -> summary -> report
 
 Every arm's rows of metrics are kept in OUT/arms, so `resume` computes only what is missing. The state hash comes from
-a Processor that read the whole log in order: the same object that a worker drives.
+a Processor that read the whole log in order: the same object that a worker drives. With `adoptions` that Processor
+changes graph versions where a worker did, and ends in the worker's state.
 """
 
 from __future__ import annotations
@@ -20,8 +21,10 @@ import numpy as np
 import orjson
 
 import stream.evaluate.engine_arms  # noqa: F401 - adds its arms to the registry
+from configs.errors import InputError
 from configs.load import config_sha256
 from configs.settings import Settings
+from stream.adoptions import file_records, follow, read_adoptions
 from stream.evaluate.audit import AuditResult, audit
 from stream.evaluate.goals import worth_function
 from stream.evaluate.log import Columns, EventLog
@@ -60,6 +63,8 @@ class Options:
         hold_out_items: share of items whose rows before the split are taken out, reported as `held_out_items`.
         profiles: file of profiles, valid from their time plus a fixed delay; None = the template.
         audit_rows: rows of the leak audit's short log; 0 = no audit.
+        adoptions: file of adoptions of graph versions (stream/adoptions.py); the state follows them.
+        records: the log that the adoptions belong to; None = the events file, a row's number is its offset.
     """
 
     events: Path
@@ -74,6 +79,8 @@ class Options:
     hold_out_items: float = 0.0
     profiles: Path | None = None
     audit_rows: int = 6_000
+    adoptions: Path | None = None
+    records: Sequence[Record] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,18 +119,26 @@ def replay(options: Options, settings: Settings, progress: Progress | None = Non
     say = progress or (lambda what, done, total: None)
     names = list(options.arms) or default_arms()
     data = _read(options, settings)
+    followed = _follow(options, settings, len(data.log), say)
     random = _families(names, data, settings)
     runs: dict[str, dict[int, Saved]] = {name: {} for name in names}
     for seed in options.seeds:
         due = [name for name in names if seed == options.seeds[0] or random[name]]
         for name, saved in _run_seed(due, seed, data, options, settings, say).items():
             runs[name][seed] = saved
-    state = next((saved.state_sha256 for seeds in runs.values() for saved in seeds.values() if saved.state_sha256), "")
-    state = state or _drive_state(data.log, settings, say)
+    made = [saved for seeds in runs.values() for saved in seeds.values() if saved.state_sha256]
+    origin: dict[str, Any]
+    if followed is not None:
+        state, origin = followed[0], {"source": "adoptions", "adoptions": followed[1]}
+    elif made:
+        state, origin = made[0].state_sha256, {"source": "engine", "adoptions": made[0].adoptions}
+    else:
+        state, origin = _drive_state(data.log, settings, say), {"source": "processor", "adoptions": 0}
     checked = _audit(names, data, options, settings, say)
     metrics = _summary(runs, data, options, settings, checked)
     metrics["seconds"] = round(time.perf_counter() - started, 3)
     metrics["state_sha256"] = state
+    metrics["state"] = origin
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "metrics.json").write_bytes(orjson.dumps(metrics, option=orjson.OPT_INDENT_2))
     write_report(options.out / "report.html", metrics)
@@ -177,9 +192,9 @@ def _run_seed(
             lambda done, total: say(f"seed {seed}: {len(missing)} arms", done, total),
             worth_function(settings.goals, data.log),
         )
-        state = setup.shared.get("state_sha256")
+        state, adopted = setup.shared.get("state_sha256"), setup.shared.get("adoptions")
         for name in missing:
-            save(paths[name], name, result, state() if state is not None else "")
+            save(paths[name], name, result, state() if state else "", adopted() if adopted else None)
     return {name: load(paths[name]) for name in names}
 
 
@@ -196,6 +211,25 @@ def _key(data: _Input, options: Options, settings: Settings) -> str:
         None if options.profiles is None else hashlib.sha256(options.profiles.read_bytes()).hexdigest(),
     ]
     return hashlib.sha256(orjson.dumps(parts)).hexdigest()
+
+
+def _follow(options: Options, settings: Settings, total: int, say: Progress) -> tuple[str, int] | None:
+    """state_sha256 under the given adoptions and how many of them there were; None without a file of them.
+
+    Raises:
+        InputError: the file of adoptions is wrong, or belongs to a longer log.
+    """
+    if options.adoptions is None:
+        return None
+    adoptions = read_adoptions(options.adoptions, settings)
+    records = file_records(options.events, options.limit) if options.records is None else options.records
+    state, adopted = follow(records, adoptions, settings, lambda done: say("state", done, total))
+    if adopted < len(adoptions) and options.limit is None:
+        raise InputError(
+            f"{options.adoptions} has an adoption at offset {adoptions[adopted].offset}, past the end of "
+            f"{options.events}; expected the events that the worker read, from the first on"
+        )
+    return state, adopted
 
 
 def _drive_state(log: EventLog, settings: Settings, say: Progress) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from rocksdict import Options, Rdict, WriteBatch, WriteOptions
+from rocksdict import AccessType, Options, Rdict, WriteBatch, WriteOptions
 
 from configs.errors import LockedError, StateError
 
@@ -21,14 +21,18 @@ Puts = Mapping[bytes, bytes | None]
 """Keys to new values of one commit; None deletes."""
 
 
-class StateStore(Protocol):
-    """A sorted map of bytes whose commits are atomic."""
+class ReadableStore(Protocol):
+    """A sorted map of bytes."""
 
     def get(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """The values of some keys, None where there is none."""
 
     def scan(self, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
         """All pairs whose key starts with `prefix`, in order of the keys."""
+
+
+class StateStore(ReadableStore, Protocol):
+    """A sorted map of bytes whose commits are atomic."""
 
     def commit(self, puts: Puts) -> None:
         """Applies all changes or none."""
@@ -104,12 +108,50 @@ class RocksStore:
         self._db.close()
 
 
+class ReadOnlyStore:
+    """One partition's RocksDB directory as of its last commit before the opening, whether or not a worker holds it.
+
+    Args:
+        path: of the directory.
+        scratch: a folder for what RocksDB notes about this reader; may be deleted after `close`.
+
+    Raises:
+        StateError: the directory can't be read.
+    """
+
+    def __init__(self, path: Path, scratch: Path) -> None:
+        options = Options(raw_mode=True)
+        try:
+            self._db = Rdict(str(path), options, access_type=AccessType.secondary(str(scratch)))
+            self._db.try_catch_up_with_primary()
+        except Exception as error:  # noqa: BLE001 - rocksdict raises bare Exception
+            raise StateError(
+                f"state directory {path} can't be read: {error}. Expected a RocksDB directory of `driftline worker`; "
+                "try again, a worker may just be making it."
+            ) from None
+
+    def get(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """See StateStore."""
+        return list(self._db.get(list(keys))) if keys else []
+
+    def scan(self, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
+        """See StateStore."""
+        for key, value in self._db.items(from_key=prefix):
+            if not key.startswith(prefix):
+                return
+            yield key, value
+
+    def close(self) -> None:
+        """Closes the reader."""
+        self._db.close()
+
+
 def partition_path(root: Path, partition: int) -> Path:
     """The directory of one partition of `interactions`."""
     return root / f"partition-{partition}"
 
 
-def state_sha256(stores: Sequence[StateStore]) -> str:
+def state_sha256(stores: Sequence[ReadableStore]) -> str:
     """Hash of the state: all user rows in order of their ids, then, with one partition, the item rows."""
     rows = [pair for store in stores for pair in store.scan(b"u:")]
     rows.sort()

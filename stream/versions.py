@@ -1,9 +1,9 @@
 """Trained graph versions on their way from the trainer to the workers, and the record of where each was adopted.
 
-The topic `graph-versions` holds two kinds of records, told apart by the header `kind`: `weights`, one graph version
-in parts of at most `PART_BYTES`, and `adoption`, which says at which offset of which partition a worker changed to
-it. A worker keeps the weights that it adopted under `state.root`/graph, written before the adoption is committed, so
-that a restart goes on with the same version whatever the topic still holds.
+The topic `graph-versions` holds two kinds of records, told apart by the header `kind`: `weights`, one graph version in
+parts of at most `PART_BYTES`, and `adoption`, which says at which offset of which partition a worker changed to it and
+which version it replaced. A worker keeps the weights that it adopted under `state.root`/graph, written before the
+adoption is committed, so that a restart goes on with the same version whatever the topic still holds.
 """
 
 from __future__ import annotations
@@ -89,7 +89,6 @@ class GraphVersions:
         self, settings: Settings, bootstrap: str, send: Callable[[Sequence[Outgoing]], Awaitable[None]]
     ) -> None:
         self.settings, self._bootstrap, self._send = settings, bootstrap, send
-        self._directory = settings.state.root / "graph"
         self.newest: GraphVersion | None = None
 
     def load(self, sha256: str) -> GraphMemory:
@@ -98,7 +97,7 @@ class GraphVersions:
         Raises:
             StateError: its file is gone or damaged.
         """
-        path = self._directory / f"{sha256}.safetensors"
+        path = version_path(self.settings, sha256)
         if not path.is_file():
             raise StateError(
                 f"the state was made with graph version {sha256[:12]}, but {path} is gone; "
@@ -118,7 +117,7 @@ class GraphVersions:
         vectors = self.newest.item_vectors if not processor.local_items else None
         changes = processor.adopt(self.newest.model, dict(vectors) if vectors else None)
         processor.commit(changes)
-        await self._send([adoption(processor)])
+        await self._send(changes.outgoing)
 
     async def follow(self) -> None:
         """Reads the topic for ever and keeps the newest complete version."""
@@ -144,16 +143,21 @@ class GraphVersions:
         return parts
 
     def _keep(self, version: GraphVersion) -> None:
-        path = self._directory / f"{version.sha256}.safetensors"
+        path = version_path(self.settings, version.sha256)
         if path.exists():
             return
-        self._directory.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(f"{path}.{os.getpid()}")
         with temporary.open("wb") as file:
             file.write(version.blob)
             file.flush()
             os.fsync(file.fileno())
         temporary.rename(path)
+
+
+def version_path(settings: Settings, sha256: str) -> Path:
+    """Where a worker keeps the weights of a version that it adopted."""
+    return settings.state.root / "graph" / f"{sha256}.safetensors"
 
 
 def adopted(processor: Processor) -> tuple[str, int]:
@@ -163,10 +167,3 @@ def adopted(processor: Processor) -> tuple[str, int]:
         return "", 0
     data = orjson.loads(value)
     return data["sha256"], data["offset"]
-
-
-def adoption(processor: Processor) -> Outgoing:
-    """The record of a partition's last adoption."""
-    sha256, offset = adopted(processor)
-    value = orjson.dumps({"sha256": sha256, "partition": processor.partition, "offset": offset})
-    return Outgoing(TOPIC, sha256.encode(), value, (("kind", b"adoption"),))

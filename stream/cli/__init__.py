@@ -10,7 +10,7 @@ import sys
 
 import typer
 
-from stream.cli import bench, dlq, evaluate, inspect, parts, query, snapshots
+from stream.cli import bench, dlq, evaluate, inspect, parts, query, snapshots, state
 from stream.exits import report
 
 app = typer.Typer(
@@ -26,6 +26,7 @@ app = typer.Typer(
 for module in (parts, query, evaluate, inspect):
     module.register(app)
 app.add_typer(snapshots.app, name="snapshot")
+app.add_typer(state.app, name="state")
 app.add_typer(dlq.app, name="dlq")
 app.add_typer(inspect.config_app, name="config")
 app.add_typer(inspect.profile_app, name="profile")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
@@ -13,6 +13,9 @@ from configs.settings import Settings
 from stream.bundled import EVENTS, ITEMS
 from stream.cli.common import AsJson, Config, err, out, print_json, settings_of, when
 from stream.evaluate.progress import progress_bars
+
+if TYPE_CHECKING:
+    from stream.processor import Record
 
 SHIPPED = Path(__file__).parents[2] / "configs" / "profiles" / "online_retail.jsonl.gz"
 
@@ -38,6 +41,9 @@ def replay(
     profiles: Annotated[
         Path | None, typer.Option(help="Profile file; default: the shipped one, else the template.")
     ] = None,
+    adoptions: Annotated[
+        Path | None, typer.Option(help="Follow these adoptions of graph versions to the state of a worker.")
+    ] = None,
     config: Config = None,
     as_json: AsJson = False,
 ) -> None:
@@ -54,12 +60,15 @@ def replay(
         events, items, config = EVENTS, ITEMS, config or "ecommerce"
         profiles = profiles or (SHIPPED if SHIPPED.exists() else None)
     settings = settings_of(config)
+    records: list[Record] | None = None
     with tempfile.TemporaryDirectory() as folder:
         if from_kafka is not None:
-            events = topic_file(settings, from_kafka, Path(folder) / "events.jsonl")
+            records = None if adoptions is None else []
+            events = topic_file(settings, from_kafka, Path(folder) / "events.jsonl", records)
         options = Options(
             Path(str(events)), to, items, [name for name in arms.split(",") if name], split, candidates,
             [int(seed) for seed in seeds.split(",")], limit, resume, hold_out_items, profiles,
+            adoptions=adoptions, records=records if limit is None or records is None else records[:limit],
         )  # fmt: skip
         with progress_bars() as show:
             metrics = run(options, settings, show)
@@ -70,20 +79,28 @@ def replay(
         out.print(f"{to / 'metrics.json'}, {to / 'report.html'}")
 
 
-def topic_file(settings: Settings, topic: str, path: Path) -> Path:
+def topic_file(settings: Settings, topic: str, path: Path, records: list[Record] | None = None) -> Path:
     """The valid events of a topic as a JSONL file; the others are counted on stderr.
 
+    Args:
+        records: gets every record of the topic as a worker sees it, valid or not.
+
     Raises:
-        InputError: the topic holds no event.
+        InputError: the topic holds no event, or several partitions whose records were asked for.
     """
     from configs.errors import InputError
     from stream.broker import broker
     from stream.events import InvalidEvent, encode_event, parse_event
+    from stream.processor import Record
     from stream.reading import read_all
 
     written = invalid = 0
     with broker(settings.broker) as bootstrap, path.open("wb") as file:
         for record in read_all(settings.broker, bootstrap, topic):
+            if records is not None:
+                if record.partition:
+                    raise InputError(f"topic {topic!r} has several partitions; --adoptions follows a log of one")
+                records.append(Record(record.offset, record.value or b"", record.key, record.timestamp))
             try:
                 file.write(encode_event(parse_event(record.value or b"")) + b"\n")
                 written += 1

@@ -254,6 +254,7 @@ def build(name: str, setup: Setup) -> Arm | None:
         if key not in setup.shared:
             made = setup.shared[key] = Pass(setup, seeded(setup.settings, setup.seed, **graph))
             setup.shared.setdefault("state_sha256", lambda: state_sha256([made.learner.processor.store]))
+            setup.shared.setdefault("adoptions", lambda: len(made.learner.adoptions))
         shared: Pass = setup.shared[key]
         return shared
 

@@ -25,6 +25,8 @@ class Saved:
     events: int
     seconds: float
     state_sha256: str
+    adoptions: int | None = None
+    """Graph versions that the state was made with; None = not known."""
 
 
 def arm_path(folder: Path, name: str, seed: int, key: str) -> Path:
@@ -33,7 +35,7 @@ def arm_path(folder: Path, name: str, seed: int, key: str) -> Path:
     return folder / f"{safe}.{seed}.{key[:16]}.npz"
 
 
-def save(path: Path, name: str, result: Pass, state_sha256: str) -> None:
+def save(path: Path, name: str, result: Pass, state_sha256: str, adoptions: int | None = None) -> None:
     """Write one arm of a pass, whole or not at all."""
     arm = result.arms[name]
     meta = {
@@ -45,6 +47,7 @@ def save(path: Path, name: str, result: Pass, state_sha256: str) -> None:
         "events": result.events,
         "seconds": result.seconds,
         "state_sha256": state_sha256,
+        "adoptions": adoptions,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     columns = {column: getattr(result.facts, column) for column in FACTS}
@@ -72,4 +75,5 @@ def load(path: Path) -> Saved:
             f"{path}: can't be read as the result of an arm: {error}; delete it or leave out --resume"
         ) from error
     result = ArmResult(values, meta["train_cpu_s"], meta["score_cpu_s"], meta["trained_share"])
-    return Saved(facts, result, meta["split_ms"], meta["events"], meta["seconds"], meta["state_sha256"])
+    split_ms, events, seconds, state_sha256 = (meta[key] for key in ("split_ms", "events", "seconds", "state_sha256"))
+    return Saved(facts, result, split_ms, events, seconds, state_sha256, meta.get("adoptions"))

@@ -1,0 +1,217 @@
+"""Adoptions of trained graph versions as a file: taken from the broker, followed by replay.
+
+A worker adopts versions at offsets that depend on wall time; which and where it says on `graph-versions`. With that
+record the state is again a function of the log. The file has one JSON object a line, in order of the offsets:
+
+    {"partition": 0, "offset": 1200, "sha256": "...", "weights": "base64 of safetensors"}
+
+`weights` stands only on the first line of each version.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from configs.errors import InputError, StateError
+from configs.settings import Settings
+from graph.memory import GraphMemory
+from stream.files import read_messages
+from stream.processor import Processor, Record
+from stream.reading import read_all
+from stream.store import MemoryStore, state_sha256
+from stream.versions import TOPIC, decode_version, version_path
+
+REMEDY = "write the file with `driftline state adoptions --out FILE`"
+FIELDS = {"partition": int, "offset": int, "sha256": str}
+
+
+@dataclass(frozen=True, slots=True)
+class Adoption:
+    """One change of version: records from `offset` on are applied with it."""
+
+    partition: int
+    offset: int
+    sha256: str
+    model: GraphMemory
+
+
+def announced(settings: Settings, bootstrap: str) -> list[dict[str, Any]]:
+    """The lines of an adoption file for the state that the workers of this broker keep now.
+
+    Raises:
+        BrokerError: the topic can't be read.
+        StateError: an adoption or the weights of one are neither in the topic nor under `state.root`.
+    """
+    parts: dict[str, list[bytes]] = {}
+    chains: dict[int, list[dict[str, Any]]] = {}
+    for record in read_all(settings.broker, bootstrap, TOPIC):
+        headers = dict(record.headers)
+        if headers.get("kind") == b"weights":
+            kept = parts.setdefault(record.key.decode(), [])
+            if headers["part"].startswith(b"0/"):
+                kept.clear()
+            kept.append(record.value)
+        elif headers.get("kind") == b"adoption":
+            _chain(chains, orjson.loads(record.value))
+    lines, written = [], set()
+    for adoption in [adoption for partition in sorted(chains) for adoption in chains[partition]]:
+        sha256 = adoption["sha256"]
+        line = {name: adoption[name] for name in FIELDS}
+        if sha256 not in written:
+            line["weights"] = base64.b64encode(_weights(settings, sha256, parts)).decode()
+            written.add(sha256)
+        lines.append(line)
+    return lines
+
+
+def write_adoptions(path: Path, lines: Iterable[dict[str, Any]]) -> None:
+    """Writes an adoption file, whole or not at all."""
+    unfinished = path.with_name(path.name + ".tmp")
+    unfinished.write_bytes(b"".join(orjson.dumps(line) + b"\n" for line in lines))
+    unfinished.replace(path)
+
+
+def read_adoptions(path: Path, settings: Settings) -> list[Adoption]:
+    """The adoptions of a file, for a log of one partition.
+
+    Raises:
+        InputError: a line is not an adoption, its weights are damaged or do not fit the settings.
+    """
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        raise InputError(f"{path}: can't be read: {error.strerror}; {REMEDY}") from None
+    adoptions: list[Adoption] = []
+    models: dict[str, GraphMemory] = {}
+    for number, line in enumerate(lines, 1):
+        try:
+            adoptions.append(_parse(line, models, settings, adoptions[-1].offset if adoptions else -1))
+        except (ValueError, StateError) as error:
+            what = " ".join(str(error).split())
+            raise InputError(f"{path}, line {number}: {what}; {REMEDY}") from None
+    return adoptions
+
+
+def file_records(path: Path, limit: int | None = None) -> Iterable[Record]:
+    """The events of a file in its order as `driftline produce` sends them to an empty topic of one partition.
+
+    Raises:
+        InputError: the file can't be read, or a cell is wrong.
+    """
+    for row, (key, value) in enumerate(islice(read_messages(path), limit)):
+        yield Record(row, value, key)
+
+
+def follow(
+    records: Iterable[Record],
+    adoptions: Sequence[Adoption],
+    settings: Settings,
+    say: Callable[[int], None] = lambda done: None,
+) -> tuple[str, int]:
+    """The state of a Processor that reads a log and adopts versions where they were adopted.
+
+    Args:
+        records: of one partition, in order of their offsets.
+        adoptions: in order of their offsets.
+        settings: as the worker had them.
+        say: gets the number of records read so far.
+
+    Returns:
+        state_sha256, and how many of the adoptions lie within the log.
+    """
+    store = MemoryStore()
+    processor = Processor(settings, store)
+    waiting, done = list(adoptions), 0
+    epoch: list[Record] = []
+
+    def apply() -> None:
+        processor.commit(processor.apply(epoch))
+        epoch.clear()
+        say(done)
+
+    def adopt_up_to(offset: int) -> None:
+        while waiting and waiting[0].offset <= offset:
+            apply()
+            processor.commit(processor.adopt(waiting.pop(0).model))
+
+    for record in records:
+        adopt_up_to(record.offset)
+        epoch.append(record)
+        done += 1
+        if len(epoch) == settings.state.epoch_events:
+            apply()
+    apply()
+    adopt_up_to(processor.next_offset)
+    return state_sha256([store]), len(adoptions) - len(waiting)
+
+
+def _chain(chains: dict[int, list[dict[str, Any]]], adoption: dict[str, Any]) -> None:
+    """Appends to the adoptions of a partition; one that replaces the seeded version begins them anew."""
+    chain = chains.setdefault(adoption["partition"], [])
+    if chain and chain[-1] == adoption:
+        return  # sent again after a crash
+    replaces = adoption.get("replaces")
+    if replaces == "":
+        chain.clear()
+    elif not chain or chain[-1]["sha256"] != replaces:
+        raise StateError(
+            f"the adoption at offset {adoption['offset']} of partition {adoption['partition']} replaces version "
+            f"{str(replaces)[:12]}, whose own adoption is not in the topic {TOPIC}: records were deleted. Expected all "
+            "of them (`broker.retention_days: 0`); move state.root away to rebuild the state under new adoptions."
+        )
+    chain.append(adoption)
+
+
+def _weights(settings: Settings, sha256: str, parts: dict[str, list[bytes]]) -> bytes:
+    if sha256 in parts:
+        return b"".join(parts[sha256])
+    try:
+        return version_path(settings, sha256).read_bytes()
+    except OSError:
+        raise StateError(
+            f"the weights of graph version {sha256[:12]} are neither in the topic {TOPIC} nor in "
+            f"{version_path(settings, sha256)}; restore one of the two, or run this where the worker runs"
+        ) from None
+
+
+def _parse(line: bytes, models: dict[str, GraphMemory], settings: Settings, after: int) -> Adoption:
+    """One line. Raises ValueError or StateError with what is wrong."""
+    try:
+        data = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        raise ValueError(f"got {line!r:.60}, expected a JSON object") from None
+    if not isinstance(data, dict):
+        raise ValueError(f"got {line!r:.60}, expected a JSON object")
+    for name, kind in FIELDS.items():
+        if type(data.get(name)) is not kind:
+            raise ValueError(f"got {data.get(name)!r:.60} as {name}, expected {kind.__name__}")
+    partition, offset, sha256 = (data[name] for name in FIELDS)
+    if partition != 0:
+        raise ValueError(f"got partition {partition}, expected 0: replay follows a log of one partition")
+    if offset <= after:
+        raise ValueError(f"got offset {offset} after {after}, expected rising offsets")
+    if sha256 not in models:
+        models[sha256] = _model(data, settings)
+    return Adoption(partition, offset, sha256, models[sha256])
+
+
+def _model(data: dict[str, Any], settings: Settings) -> GraphMemory:
+    sha256, weights = data["sha256"], data.get("weights")
+    if not isinstance(weights, str):
+        raise ValueError(f"got no weights on the first line of version {sha256[:12]}, expected base64 of safetensors")
+    try:
+        blob = base64.b64decode(weights, validate=True)
+    except binascii.Error as error:
+        raise ValueError(f"got weights that are not base64 ({error})") from None
+    version = decode_version(settings, blob)
+    if version.sha256 != sha256:
+        raise ValueError(f"got weights of version {version.sha256[:12]}, expected those of {sha256[:12]}")
+    return version.model

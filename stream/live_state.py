@@ -1,0 +1,89 @@
+"""The state that workers keep on this host, read as it lies on disk: its hash, its size, its offsets.
+
+Reads through a RocksDB secondary, so a worker may run meanwhile and nothing of its is changed. Each partition is read
+as of one commit; with several partitions and a running worker these commits are not of one moment.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import orjson
+
+from configs.errors import StateError
+from stream.store import ReadableStore, ReadOnlyStore, state_sha256
+
+
+@dataclass(frozen=True, slots=True)
+class LiveState:
+    """What lies under `state.root`.
+
+    Attributes:
+        state_sha256: over the partitions that lie here.
+        users, items: rows; items only with one partition.
+        partitions: that `interactions` has; more than `next_offset` names if others lie on other hosts.
+        next_offset: by partition, the first record that is not in the state.
+        graph: by partition, the sha256 of the adopted graph version, "" = the seeded one.
+    """
+
+    state_sha256: str
+    users: int
+    items: int
+    partitions: int
+    next_offset: dict[int, int]
+    graph: dict[int, str]
+
+
+def read_live_state(root: Path) -> LiveState:
+    """Hashes and counts the state under a root.
+
+    Raises:
+        StateError: there is none, or it can't be read.
+    """
+    numbers = _partitions(root)
+    if not numbers:
+        raise StateError(f"no state in {root}; expected the partition-P folders of a worker: check state.root")
+    with ExitStack() as stack:
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="driftline-secondary-")))
+        stores = []
+        for number in numbers:
+            stores.append(ReadOnlyStore(root / f"partition-{number}", scratch / str(number)))
+            stack.callback(stores[-1].close)
+        meta = [
+            store.get([f"m:offset:interactions:{number}".encode(), b"m:graph"])
+            for number, store in zip(numbers, stores, strict=True)
+        ]
+        return LiveState(
+            state_sha256=state_sha256(stores),
+            users=_count(stores, b"u:"),
+            items=_count(stores, b"i:"),
+            partitions=_layout(root),
+            next_offset={number: int(offset or 0) for number, (offset, _) in zip(numbers, meta, strict=True)},
+            graph={
+                number: orjson.loads(graph)["sha256"] if graph else ""
+                for number, (_, graph) in zip(numbers, meta, strict=True)
+            },
+        )
+
+
+def _partitions(root: Path) -> list[int]:
+    """Numbers of the whole databases under a root: opening one would make a folder that was not there."""
+    found = root.glob("partition-*/CURRENT")
+    return sorted(int(path.parent.name[10:]) for path in found if path.parent.name[10:].isdigit())
+
+
+def _layout(root: Path) -> int:
+    try:
+        return int(orjson.loads((root / "layout.json").read_bytes())["partitions"])
+    except (OSError, ValueError, KeyError) as error:
+        raise StateError(
+            f"{root / 'layout.json'} can't be read: {error!r}; expected the one that the worker wrote"
+        ) from None
+
+
+def _count(stores: Sequence[ReadableStore], prefix: bytes) -> int:
+    return sum(1 for store in stores for _ in store.scan(prefix))

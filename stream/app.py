@@ -13,7 +13,7 @@ Why replay is safe: an epoch's rows, next offset and outgoing records are one at
 after it and sent again after a crash (2); Faust's own offset (3) is never used to decide where reading goes on.
 A block that does not follow on the state's offset is read again, never applied over a gap.
 Faust loses events when an agent raises, so no agent ever raises: an unexpected error ends the process, and
-`stream/worker.py` starts it again.
+`stream/supervisor.py` starts it again.
 """
 
 from __future__ import annotations

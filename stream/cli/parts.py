@@ -55,7 +55,7 @@ def worker(config: Config = None) -> None:
     Several workers share the partitions of the topic, each partition has one worker at a time.
     Example: `driftline worker -c ecommerce`
     """
-    from stream.worker import supervise
+    from stream.supervisor import supervise
 
     settings = settings_of(config)
     err.print("worker: starting; Ctrl-C ends it")

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-import stream.worker
-from stream.worker import Supervisor
+import stream.supervisor
+from stream.supervisor import Supervisor
 
 COUNT = """
 import os, sys
@@ -26,9 +26,9 @@ os.kill(os.getpid(), -code) if code < 0 else sys.exit(code)
 
 SUPERVISED = """
 import sys, time
-from stream.worker import Supervisor
+from stream.supervisor import Supervisor
 child = (
-    "import os, time; from stream.worker import end_with_supervisor; end_with_supervisor();"
+    "import os, time; from stream.supervisor import end_with_supervisor; end_with_supervisor();"
     "print(os.getpid(), flush=True); time.sleep(60)"
 )
 sys.exit(Supervisor([sys.executable, "-c", child], {}).run())
@@ -38,7 +38,7 @@ sys.exit(Supervisor([sys.executable, "-c", child], {}).run())
 @pytest.fixture
 def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], tuple[int, int]]:
     """(exit code of the supervisor, starts of the child) for children that end with these codes, one after another."""
-    monkeypatch.setattr(stream.worker, "FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(stream.supervisor, "FIRST_PAUSE_S", 0.01)
     kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 
     def run(codes: str) -> tuple[int, int]:
@@ -65,7 +65,7 @@ def test_a_broker_that_went_away_after_the_first_start_is_waited_for(runs: Calla
 
 
 def test_a_child_that_keeps_crashing_is_given_up(runs: Callable[[str], tuple[int, int]]) -> None:
-    assert runs("70") == (70, stream.worker.FAILURES + 1)
+    assert runs("70") == (70, stream.supervisor.FAILURES + 1)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])

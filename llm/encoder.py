@@ -159,7 +159,9 @@ class _Cache:
             ) from None
 
     def _open(self) -> sqlite3.Connection:
-        return sqlite3.connect(self._path, timeout=30)
+        db = sqlite3.connect(self._path, timeout=30)
+        db.execute("PRAGMA synchronous=OFF")  # a lost cache is made again; waiting for the disk costs more than encoding
+        return db
 
     def get(self, keys: dict[str, bytes]) -> dict[str, Float32]:
         """Vectors of the texts that are there."""

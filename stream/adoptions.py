@@ -154,20 +154,24 @@ def follow(
 
 
 def _chain(chains: dict[int, list[dict[str, Any]]], adoption: dict[str, Any]) -> None:
-    """Appends to the adoptions of a partition; one that replaces the seeded version begins them anew."""
+    """Puts an adoption after the one that it replaces; a state that was made anew or restored forgets what came after.
+
+    Raises:
+        StateError: the one that it replaces is not there.
+    """
     chain = chains.setdefault(adoption["partition"], [])
     if chain and chain[-1] == adoption:
         return  # sent again after a crash
-    replaces = adoption.get("replaces")
-    if replaces == "":
-        chain.clear()
-    elif not chain or chain[-1]["sha256"] != replaces:
+    replaced = adoption.get("replaces", {})
+    places = [{"sha256": before["sha256"], "offset": before["offset"]} for before in chain]
+    if replaced is not None and replaced not in places:
         raise StateError(
-            f"the adoption at offset {adoption['offset']} of partition {adoption['partition']} replaces version "
-            f"{str(replaces)[:12]}, whose own adoption is not in the topic {TOPIC}: records were deleted. Expected all "
-            "of them (`broker.retention_days: 0`); move state.root away to rebuild the state under new adoptions."
+            f"the adoption at offset {adoption['offset']} of partition {adoption['partition']} replaces {replaced}, "
+            f"which is not in the topic {TOPIC}: records were deleted. Expected all of them "
+            "(`broker.retention_days: 0`); move state.root away to rebuild the state under new adoptions."
         )
-    chain.append(adoption)
+    kept = 0 if replaced is None else places.index(replaced) + 1
+    chain[kept:] = [adoption]
 
 
 def _weights(settings: Settings, sha256: str, parts: dict[str, list[bytes]]) -> bytes:

@@ -171,7 +171,7 @@ class Processor:
         sha256 = model.version()
         adopted = {"sha256": sha256, "offset": self.next_offset}
         self._pending[b"m:graph"] = orjson.dumps(adopted)
-        replaces = orjson.loads(before)["sha256"] if before else ""
+        replaces = orjson.loads(before) if before else None
         said = orjson.dumps(adopted | {"partition": self.partition, "replaces": replaces})
         record = Outgoing("graph-versions", sha256.encode(), said, (("kind", b"adoption"),))
         return self._finish(Changes(next_offset=self.next_offset, outgoing=[record]))

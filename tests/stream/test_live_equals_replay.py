@@ -102,6 +102,9 @@ def test_a_worker_that_adopts_versions_and_is_killed_ends_in_the_state_that_repl
     assert metrics["state"] == {"source": "adoptions", "adoptions": 2}
     assert metrics["state_sha256"] == live["state_sha256"]
     assert metrics["data"]["users"] == live["users"]
+    given = ("--config", str(world.config), "--from-kafka", "interactions", "--adoptions", str(path))
+    of_topic = command("replay", *given, "--arms", "popularity", "--out", str(tmp_path / "topic"), "--json")
+    assert of_topic["state_sha256"] == live["state_sha256"]
     assert follow(file_records(events), [], world.settings)[0] != live["state_sha256"]
 
 
@@ -194,7 +197,9 @@ def test_an_adoption_that_was_committed_but_not_sent_is_sent_after_a_restart() -
     assert Processor(SETTINGS, store, model=trained(7)).unsent == changes.outgoing
 
 
-def test_the_announced_adoptions_are_those_of_the_newest_life_of_the_state(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_announced_adoptions_are_those_of_the_state_that_was_made_or_restored_last(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def record(sha256: str, value: bytes, *headers: tuple[str, bytes]) -> Any:
         return SimpleNamespace(key=sha256.encode(), value=value, headers=headers)
 
@@ -202,28 +207,24 @@ def test_the_announced_adoptions_are_those_of_the_newest_life_of_the_state(monke
         parts = enumerate((sha256.encode(), b"!"))
         return [record(sha256, part, ("kind", b"weights"), ("part", b"%d/2" % n)) for n, part in parts]
 
-    def adopt(offset: int, sha256: str, replaces: str) -> Any:
+    def adopt(offset: int, sha256: str, *replaced: Any) -> Any:
+        replaces = dict(zip(("offset", "sha256"), replaced, strict=True)) if replaced else None
         said = {"partition": 0, "offset": offset, "sha256": sha256, "replaces": replaces}
         return record(sha256, orjson.dumps(said), ("kind", b"adoption"))
 
-    first_life = [adopt(10, "a", ""), adopt(10, "a", ""), adopt(20, "b", "a")]
-    log = [
-        *weights("a"),
-        *weights("b"),
-        *first_life,
-        *weights("c"),
-        *weights("c"),
-        adopt(32, "b", ""),
-        adopt(64, "c", "b"),
-    ]
+    first_life = [adopt(10, "a"), adopt(10, "a"), adopt(20, "b", 10, "a")]
+    log = [*weights("a"), *weights("b"), *first_life, *weights("c"), *weights("c")]
+    log += [adopt(32, "b"), adopt(64, "c", 32, "b")]
     monkeypatch.setattr(module, "read_all", lambda *_: iter(log))
     lines = announced(SETTINGS, "")
     assert [(line["offset"], line["sha256"]) for line in lines] == [(32, "b"), (64, "c")]
     assert [base64.b64decode(line["weights"]) for line in lines] == [b"b!", b"c!"]
-    log.append(adopt(90, "e", "d"))
-    with pytest.raises(StateError, match="replaces version d, whose own adoption is not in the topic"):
+    log.append(adopt(50, "c", 32, "b"))  # a backup from before offset 64 was restored
+    assert [line["offset"] for line in announced(SETTINGS, "")] == [32, 50]
+    log.append(adopt(90, "a", 64, "c"))
+    with pytest.raises(StateError, match=r"offset 90 of partition 0 replaces .*, which is not in the topic"):
         announced(SETTINGS, "")
-    log[:] = [adopt(10, "a", "")]
+    log[:] = [adopt(10, "a")]
     with pytest.raises(StateError, match="weights of graph version a are neither in the topic"):
         announced(SETTINGS, "")
 

@@ -174,10 +174,11 @@ class GraphLearner:
         queries = self._queries(views, now_ms, self._recomputed_users(batch), item_vectors, pool)
         loss = self._loss(queries, item_vectors, targets)
         has_profile = [n for n, view in enumerate(views) if view.profile is not None]
-        if has_profile:
+        if has_profile:  # what a profile says trains the join alone: the graph without it stays a graph without it
             facets = torch.from_numpy(np.stack([views[n].profile.facets for n in has_profile]))  # type: ignore[union-attr]
-            fused = self.reader.fuse(queries[has_profile], facets)
-            loss = loss + self._loss(fused, item_vectors, targets[has_profile]) * len(has_profile) / len(batch)
+            fused = self.reader.fuse(queries[has_profile].detach(), facets)
+            joined = self._loss(fused, item_vectors.detach(), targets[has_profile])
+            loss = loss + joined * len(has_profile) / len(batch)
         self._optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_([*self.memory.parameters(), *self.reader.parameters()], 1.0)

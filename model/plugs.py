@@ -49,14 +49,17 @@ class SequencePlug:
 
 
 class GraphPlug:
-    """The graph: reads the user's memory and last neighbours, and the profile where `fused`."""
+    """The graph: reads the user's memory and last neighbours; `fused` joins them with the profile's facets.
+
+    A fused plug has no opinion on a user without a profile, so what it adds is what the profile adds.
+    """
 
     def __init__(self, learner: GraphLearner, fused: bool = False) -> None:
         self.learner, self.fused = learner, fused
 
     def user_vector(self, view: UserView, now_ms: int) -> Float32:
         """[D] float32, zeros for a user without events."""
-        if view.events == 0:
+        if view.events == 0 or (self.fused and view.profile is None):
             return np.zeros(self.learner.settings.embed_dim, np.float32)
         query: Float32 = self.learner.user_vector(view, now_ms)
         if self.fused and view.profile is not None:

@@ -1,7 +1,8 @@
 """The engine as a scorer: a snapshot's arrays, opened read-only, behind the seam of serving/scorer.py.
 
 Parts of a snapshot: `items` (serving.arrays.item_part) · `engine` (Engine.arrays(replay=False)) · one part for each
-name in `meta.extra["plugs"]`, in that order: `graph` holds GraphLearner.arrays(), others SequenceLearner.arrays().
+name in `meta.extra["plugs"]`, in that order: `graph` holds GraphLearner.arrays(), which `fused` reads as well, others
+SequenceLearner.arrays().
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from serving.models import BuildScorer
 from serving.scorer import OVERALL, Ranking, Scorer
 from serving.snapshot import Snapshot
 
-GRAPH = "graph"
+GRAPH, FUSED = "graph", "fused"
 _TEXT_WEIGHT = 0.1
 """Of the text's cosine beside the basket cosine: it decides where few baskets speak."""
 _ALIKE = 0.4
@@ -101,6 +102,6 @@ def engine_builder(settings: Settings) -> BuildScorer:
 
 
 def _plug(settings: Settings, name: str, snapshot: Snapshot) -> Plug:
-    if name == GRAPH:
-        return GraphPlug(GraphLearner.from_arrays(settings.graph, snapshot.parts[name]))
+    if name in (GRAPH, FUSED):
+        return GraphPlug(GraphLearner.from_arrays(settings.graph, snapshot.parts[GRAPH]), fused=name == FUSED)
     return SequencePlug(SequenceScorer.from_arrays(settings.model, snapshot.parts[name]))

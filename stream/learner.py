@@ -83,6 +83,7 @@ class StreamLearner:
             plugs["hstu"] = SequencePlug(self.sequence)
         if self.graph is not None:
             plugs["graph"] = GraphPlug(self.graph)
+            plugs["fused"] = GraphPlug(self.graph, fused=True)
         self.engine = Engine(settings, self.table, plugs)
         self.learning = True
         self.groups = 0

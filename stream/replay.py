@@ -82,6 +82,11 @@ class Options:
     adoptions: Path | None = None
     records: Sequence[Record] | None = None
 
+    @property
+    def usable_profiles(self) -> Path | None:
+        """The profile file, None where it was written from rows that are held out."""
+        return None if self.hold_out_items else self.profiles
+
 
 @dataclass(frozen=True, slots=True)
 class _Input:
@@ -182,7 +187,7 @@ def _run_seed(
     paths = {name: arm_path(options.out / "arms", name, seed, key) for name in names}
     missing = [name for name in names if not (options.resume and paths[name].is_file())]
     if missing:
-        setup = data.setup(data.log, settings, seed, options.profiles)
+        setup = data.setup(data.log, settings, seed, options.usable_profiles)
         arms = [build_arm(name, setup)[0] for name in missing]
         data.keep(setup)
         result = run(
@@ -202,7 +207,9 @@ def _key(data: _Input, options: Options, settings: Settings) -> str:
     """Hash of everything but seed and arm that a result depends on."""
     parts = [
         PROTOCOL_VERSION,
+        git_revision(),
         data.sha256,
+        None if options.items is None else hashlib.sha256(options.items.read_bytes()).hexdigest(),
         data.split_ms,
         options.candidates,
         options.limit,
@@ -254,7 +261,7 @@ def _audit(
     settings = settings.model_copy(update={"graph": graph})
 
     def arms_of(log: EventLog) -> list[Any]:
-        setup = data.setup(log, settings, options.seeds[0], options.profiles)
+        setup = data.setup(log, settings, options.seeds[0], options.usable_profiles)
         arms = [build_arm(name, setup)[0] for name in names]
         data.keep(setup)
         return arms
@@ -307,7 +314,7 @@ def _summary(
             "groups": len(joined.facts.number),
             "seed": seed,
             "seeds": list(options.seeds),
-            "profiles": "template" if options.profiles is None else options.profiles.name,
+            "profiles": "template" if options.usable_profiles is None else options.usable_profiles.name,
             "config_sha256": config_sha256(settings),
             "commit": git_revision(),
         },

@@ -127,8 +127,11 @@ class Arrival:
     log: EventLog = field(repr=False)
 
     def events(self) -> list[Event]:
-        """The rows as events, in order, for a Processor."""
-        return [self.log.event(row) for row in self.rows.tolist()]
+        """The rows as events, in order, for a Processor; offsets count the rows of all groups in order of arrival."""
+        events = [self.log.event(row) for row in self.rows.tolist()]
+        for offset, event in enumerate(events, int(self.log.group_start[self.number])):
+            event.offset = offset
+        return events
 
 
 class Arm(Protocol):

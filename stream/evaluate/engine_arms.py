@@ -32,7 +32,8 @@ from stream.evaluate.registry import FAMILIES, Family, Setup
 from stream.learner import StreamLearner
 from stream.store import state_sha256
 
-BLOCKS = ("hstu", "graph", "profiles")
+BLOCKS = {"hstu": ("hstu",), "graph": ("graph",), "profiles": ("profiles", "fused")}
+"""Blocks of an arm's name, and the engine's blocks of columns that each stands for."""
 WEEK_MS = 7 * 86_400_000
 _NAME = re.compile(r"(?P<base>ranker|incremental)(?P<blocks>([+-](hstu|graph|profiles))*)(:graph=(?P<graph>\w+))?")
 
@@ -195,7 +196,10 @@ class SequenceArm:
             for index in range(len(self.learner.items), arrival.pool):
                 if (text := texts.get(item_ids[index])) is not None:
                     self.learner.set_text(index, text)
-            self.learner.learn(arrival.group)
+            if arrival.group.positive.any():
+                self.learner.learn(arrival.group)
+            else:
+                self.learner.observe(arrival.group)
 
 
 class GraphArm:
@@ -276,7 +280,7 @@ def build(name: str, setup: Setup) -> Arm | None:
     if any(sign == ("+" if whole else "-") for sign, _ in signed):
         return None
     named = {block for _, block in signed}
-    blocks = tuple(block for block in BLOCKS if (block in named) != whole)
+    blocks = tuple(part for block, parts in BLOCKS.items() if (block in named) != whole for part in parts)
     shared = shared_pass(**({"weights": found["graph"]} if found["graph"] else {}))
     arm = MAIN if whole and not signed else name
     shared.add(arm, blocks)

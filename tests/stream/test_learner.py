@@ -146,4 +146,4 @@ def test_a_snapshot_says_where_it_comes_from(settings) -> None:
     assert snapshot.version == version
     assert snapshot.meta.offsets == {"interactions:0": len(log)}
     assert snapshot.meta.metrics["groups"] == 30
-    assert snapshot.meta.extra["plugs"] == ["hstu", "graph"]
+    assert snapshot.meta.extra["plugs"] == ["hstu", "graph", "fused"]

@@ -20,7 +20,6 @@ from graph.rows import Event, ItemRow, decode_item, encode_item, key64
 from stream.events import parse_event
 from stream.store import StateStore
 
-_LENGTH = struct.Struct("<i")
 _NEIGHBOR = struct.Struct("<Qq")
 MS_PER_DAY = 86_400_000
 
@@ -152,20 +151,3 @@ class ItemProcessor:
 def floats(values: Iterable[float | None]) -> NDArray[np.float32]:
     """[n] float32 with NaN for None."""
     return np.array([np.nan if value is None else value for value in values], np.float32)
-
-
-def frame(parts: Sequence[bytes | None]) -> bytes:
-    """Length-prefixed concatenation; None is kept apart from the empty string."""
-    return b"".join(_LENGTH.pack(-1) if part is None else _LENGTH.pack(len(part)) + part for part in parts)
-
-
-def unframe(data: bytes) -> list[bytes | None]:
-    """The parts that `frame` joined."""
-    parts: list[bytes | None] = []
-    at = 0
-    while at < len(data):
-        (length,) = _LENGTH.unpack_from(data, at)
-        at += _LENGTH.size
-        parts.append(None if length < 0 else data[at : at + length])
-        at += max(length, 0)
-    return parts

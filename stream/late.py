@@ -17,7 +17,7 @@ import orjson
 
 from graph.rows import Event
 from stream.events import encode_event, parse_event
-from stream.items import frame, unframe
+from stream.frames import frame, unframe
 
 Order = tuple[int, int]
 """(timestamp_ms, offset)"""
@@ -105,7 +105,7 @@ class LateWindow:
     def take_after(self, order: Order) -> list[Undo]:
         """Removes and returns, oldest first, the records that hold an event after `order`."""
         taken: deque[Undo] = deque()
-        while self._undo and _order(self._undo[-1].events[-1]) > order:
+        while self._undo and order_of(self._undo[-1].events[-1]) > order:
             taken.appendleft(self._undo.pop())
         return list(taken)
 
@@ -114,7 +114,7 @@ class LateWindow:
         dropped = []
         held = sum(len(undo.events) for undo in self._undo)
         while self._undo:
-            last = _order(self._undo[0].events[-1])
+            last = order_of(self._undo[0].events[-1])
             held -= len(self._undo[0].events)
             if last[0] >= self.watermark_ms - self.late_ms and held < self.late_events:
                 break
@@ -142,8 +142,9 @@ class LateWindow:
         self.watermark_ms, last, floor, self._sequence = orjson.loads(scalars)
         self._last, self._floor = (last[0], last[1]), (floor[0], floor[1])
         self._undo = deque(undo)
-        self._orders = sorted(_order(event) for record in undo for event in record.events)
+        self._orders = sorted(order_of(event) for record in undo for event in record.events)
 
 
-def _order(event: Event) -> Order:
+def order_of(event: Event) -> Order:
+    """The place of an event in the order in which events are applied."""
     return event.timestamp_ms, event.offset

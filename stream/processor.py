@@ -13,7 +13,6 @@ what `unsent` lists and goes on at `next_offset`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 import orjson
@@ -24,49 +23,17 @@ from graph.memory import GraphMemory, edge_features
 from graph.rows import Event, UserRow, action_code, decode_user, encode_user, key64, pack_event
 from llm.refresh import due_version
 from stream.events import InvalidEvent, encode_event, parse_event
-from stream.items import ItemNodes, floats, frame, unframe
-from stream.late import LateWindow, Undo
+from stream.items import ItemNodes, floats
+from stream.late import LateWindow, Undo, order_of
+from stream.profile_requests import profile_request
+from stream.records import Changes as Changes
+from stream.records import Outgoing as Outgoing
+from stream.records import Record as Record
+from stream.records import dead_letter, pack, unpack
 from stream.store import StateStore
 
 FUTURE_MS = 86_400_000
 """An event may lie this far after the time at which the broker took it; more would hold the watermark hostage."""
-
-
-@dataclass(slots=True)
-class Record:
-    """One record of a partition. `value` may already be an Event (files, tests)."""
-
-    offset: int
-    value: bytes | Event
-    key: bytes | None = None
-    timestamp_ms: int = -1
-    """When the broker took it; -1 = unknown."""
-
-
-@dataclass(slots=True)
-class Outgoing:
-    """A record that has to be sent after the commit, at least once."""
-
-    topic: str
-    key: bytes | None
-    value: bytes
-    headers: tuple[tuple[str, bytes], ...] = ()
-
-
-@dataclass(slots=True)
-class Changes:
-    """What one epoch changed; `Processor.commit` writes it, the driver sends `outgoing` after that."""
-
-    next_offset: int = 0
-    watermark_ms: int = -1
-    puts: dict[bytes, bytes | None] = field(default_factory=dict)
-    outgoing: list[Outgoing] = field(default_factory=list)
-    applied: int = 0
-    duplicates: int = 0
-    dead: int = 0
-    late: int = 0
-    too_late: int = 0
-    unknown_actions: int = 0
 
 
 class Processor:
@@ -99,7 +66,7 @@ class Processor:
         self.window = LateWindow(settings.state.late_ms, settings.state.late_events)
         self.next_offset = 0
         self.unsent: list[Outgoing] = []
-        self._offset_key = f"m:offset:{topic}:{partition}".encode()
+        self._topic, self._offset_key = topic, f"m:offset:{topic}:{partition}".encode()
         self._pending: dict[bytes, bytes | None] = {}
         self._sent_keys: list[bytes] = []
         self._ids: dict[str, None] = {}
@@ -125,7 +92,8 @@ class Processor:
             try:
                 event = self.validated(record)  # 1
             except InvalidEvent as refusal:
-                self._dead(record, refusal, changes)
+                changes.outgoing.append(dead_letter(self._topic, self.partition, record, refusal))
+                changes.dead += 1
                 continue
             if self._duplicate(event):  # 2
                 changes.duplicates += 1
@@ -191,16 +159,6 @@ class Processor:
             )
         return event
 
-    def _dead(self, record: Record, refusal: InvalidEvent, changes: Changes) -> None:
-        value = record.value if isinstance(record.value, bytes) else encode_event(record.value)
-        headers = (
-            ("reason", refusal.reason.encode()),
-            ("detail", refusal.detail.encode(errors="backslashreplace")),
-            ("source", f"{self.partition}:{record.offset}".encode()),
-        )
-        changes.outgoing.append(Outgoing("interactions.dlq", record.key, value, headers))
-        changes.dead += 1
-
     def is_known(self, event: Event) -> bool:
         """Whether an event of this id was applied within the remembered ones."""
         return event.event_id is not None and event.event_id in self._ids
@@ -227,14 +185,14 @@ class Processor:
 
     def _roll_back(self, fresh: list[Event]) -> list[Event]:
         """Undoes the epochs after the earliest late event; returns all events to apply, in order."""
-        fresh.sort(key=_order)
-        undone = self.window.take_after(_order(fresh[0]))
+        fresh.sort(key=order_of)
+        undone = self.window.take_after(order_of(fresh[0]))
         for undo in reversed(undone):
             self._pending[undo.store_key] = None
             for key, value in undo.before.items():
                 self._pending[key] = value
                 self._restore(key, value)
-        return sorted([event for undo in undone for event in undo.events] + fresh, key=_order)
+        return sorted([event for undo in undone for event in undo.events] + fresh, key=order_of)
 
     def _restore(self, key: bytes, value: bytes | None) -> None:
         if key.startswith(b"i:"):
@@ -321,7 +279,7 @@ class Processor:
             puts[key] = None
         if changes.outgoing:
             key = b"o:" + self.next_offset.to_bytes(8, "big")
-            puts[key] = frame([part for out in changes.outgoing for part in _pack(out)])
+            puts[key] = pack(changes.outgoing)
             self._sent_keys.append(key)
         puts[self._offset_key] = b"%d" % self.next_offset
         puts[b"m:watermark"] = b"%d" % self.window.watermark_ms
@@ -342,7 +300,7 @@ class Processor:
         self.next_offset = int(offset or 0)
         self.window.load(late, [Undo.decode(key, value) for key, value in self.store.scan(b"w:")])
         for key, value in self.store.scan(b"o:"):
-            self.unsent += _unpack(unframe(value))
+            self.unsent += unpack(value)
             self._sent_keys.append(key)
 
     def _stored(self, keys: list[bytes]) -> list[bytes | None]:
@@ -395,42 +353,3 @@ def user_key(user_id: str) -> bytes:
 def item_key(item_id: str) -> bytes:
     """The store's key of an item row."""
     return b"i:" + item_id.encode()
-
-
-def profile_request(row: UserRow, version: int, items: ItemNodes, settings: Settings) -> bytes:
-    """What a profile is to be written from: the user's latest items with counts, as of the row's last event."""
-    events = row.events_array()
-    keys, counts = np.unique(events["item"][events["weight"] > 0], return_counts=True)
-    last = dict(zip(events["item"].tolist(), events["t"].tolist(), strict=True))
-    ranked = sorted(zip(keys.tolist(), counts.tolist(), strict=True), key=lambda kn: (-last[kn[0]], kn[0]))
-    names = {action_code(name): name for name in settings.actions}
-    most = settings.profiles.titles
-    values = events["value"][np.isfinite(events["value"])]
-    data = {
-        "user_id": row.user_id,
-        "version": version,
-        "as_of_ms": row.last_update_ms,
-        "events": row.events,
-        "domain": row.domain,
-        "actions": {names[code]: n for code, n in sorted(row.actions.items()) if code in names},
-        "mean_value": float(values.mean()) if len(values) else None,
-        "items": [{"item_id": items.name(key), "count": n, "last_ms": last[key]} for key, n in ranked[:most]],
-    }
-    return orjson.dumps(data)
-
-
-def _order(event: Event) -> tuple[int, int]:
-    return event.timestamp_ms, event.offset
-
-
-def _pack(out: Outgoing) -> list[bytes | None]:
-    headers = orjson.dumps([[name, value.hex()] for name, value in out.headers])
-    return [out.topic.encode(), out.key, out.value, headers]
-
-
-def _unpack(parts: list[bytes | None]) -> list[Outgoing]:
-    outgoing = []
-    for topic, key, value, headers in zip(parts[::4], parts[1::4], parts[2::4], parts[3::4], strict=True):
-        pairs = tuple((name, bytes.fromhex(text)) for name, text in orjson.loads(headers or b"[]"))
-        outgoing.append(Outgoing((topic or b"").decode(), key, value or b"", pairs))
-    return outgoing

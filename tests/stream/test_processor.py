@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import orjson
 import pytest
@@ -37,7 +39,7 @@ def run(log: list[Record], cuts: list[int], store: StateStore | None = None, set
     store = store or MemoryStore()
     processor = Processor(settings, store)
     edges = [0, *sorted(cuts), len(log)]
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in itertools.pairwise(edges):
         processor.commit(processor.apply(log[start:end]))
     return state_sha256([store])
 
@@ -97,7 +99,7 @@ def test_a_processor_reopened_at_every_cut_ends_in_the_same_state(tmp_path) -> N
     log = records([events[i] for i in arrival])
     whole = run(log, [])
     edges = [0, *sorted(rng.choice(np.arange(1, len(log)), 8, replace=False).tolist()), len(log)]
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in itertools.pairwise(edges):
         store = RocksStore(tmp_path / "partition-0")
         processor = Processor(SETTINGS, store)
         assert processor.next_offset == start

@@ -2,7 +2,8 @@
 
 A thread looks at CURRENT. When it names another snapshot: open and check it, build its scorer, warm it, then swap one
 reference. Requests hold the reference they started with, so none ever sees two models. A snapshot that is refused is
-remembered with its reason, and the one before keeps serving.
+remembered with its reason, and the one before keeps serving; one that can't be read is tried again. Nothing ends the
+thread but `close`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from graph.view import Int32, UserView, view_of
 from serving.arrays import unpack_strings
 from serving.metrics import ServingMetrics
 from serving.scorer import Scorer
-from serving.snapshot import Pointer, Snapshot, current, gate, list_snapshots, open_snapshot
+from serving.snapshot import LEVEL, Pointer, Snapshot, current, gate, list_snapshots, open_snapshot
 
 LOG = logging.getLogger(__name__)
 
@@ -106,12 +107,17 @@ class ModelSlot:
         try:
             self._swap(pointer.version, check=not pointer.held)
         except SnapshotError as error:
-            return self._refuse(pointer, str(error))
+            transient = isinstance(error.__cause__, OSError)
+            return self._refuse(None if transient else pointer, str(error))
         return True
 
     def _follow(self) -> None:
         while not self._stop.wait(self._poll_s):
-            self.poll()
+            try:
+                self.poll()
+            except Exception as error:
+                LOG.exception("looking for a newer snapshot failed; the one before keeps serving")
+                self.refused = f"looking for a newer snapshot failed: {error!r}. The log has the traceback."
 
     def _refuse(self, pointer: Pointer | None, reason: str) -> bool:
         if reason != self.refused:
@@ -123,7 +129,7 @@ class ModelSlot:
     def _swap(self, version: str, check: bool) -> None:
         started = time.perf_counter()
         snapshot = open_snapshot(self.root, version)
-        if check and self.served is not None:
+        if check and self.served is not None and _level(snapshot) <= _level(self.served.snapshot):
             fell = gate(snapshot.meta.metrics, self.served.snapshot.meta.metrics, self._gate_drop)
             if fell:
                 raise SnapshotError(f"snapshot {version} is refused: {fell}. The one before keeps serving.")
@@ -135,14 +141,10 @@ class ModelSlot:
         LOG.info("serving snapshot %s, ready in %.0f ms", version, (time.perf_counter() - started) * 1000)
 
     def _load(self, snapshot: Snapshot) -> Served:
-        items = snapshot.parts.get("items", {})
-        domains = unpack_strings(items, "domain")
-        codes = {domain: number for number, domain in enumerate(sorted(set(domains) - {""}), 1)}
         try:
-            scorer = self._build(snapshot)
-            table = scorer.table
-            if len(table):
-                _warm(scorer, max(0, snapshot.meta.watermark_ms))
+            served = self._built(snapshot)
+            if len(served.scorer.table):
+                _warm(served.scorer, max(0, snapshot.meta.watermark_ms))
         except SnapshotError:
             raise
         except Exception as error:
@@ -151,14 +153,24 @@ class ModelSlot:
                 f"snapshot {snapshot.version} can't be built into a model: {error!r}. Its trainer and this server must "
                 "run the same release and settings."
             ) from error
-        n = len(table)
+        return served
+
+    def _built(self, snapshot: Snapshot) -> Served:
+        items, scorer = snapshot.parts.get("items", {}), self._build(snapshot)
+        domains, n = unpack_strings(items, "domain"), len(scorer.table)
+        codes = {domain: number for number, domain in enumerate(sorted(set(domains) - {""}), 1)}
         domain_codes = np.zeros(n, np.int32)
         domain_codes[: len(domains)] = [codes.get(domain, 0) for domain in domains[:n]]
         offered = np.array(items.get("available", np.ones(n)), np.bool_)[:n]
         return Served(snapshot, scorer, unpack_strings(items, "title"), offered, domain_codes, codes)
 
     def _serve_an_older_one(self) -> None:
-        for entry in list_snapshots(self.root):
+        try:
+            entries = list_snapshots(self.root)
+        except SnapshotError as error:
+            LOG.warning("%s", error)
+            return
+        for entry in entries:
             try:
                 refused = self.refused
                 self._swap(entry.version, check=False)
@@ -166,6 +178,10 @@ class ModelSlot:
                 return
             except SnapshotError as error:
                 LOG.warning("%s", error)
+
+
+def _level(snapshot: Snapshot) -> int:
+    return int(snapshot.meta.extra.get(LEVEL, 0))
 
 
 def _warm(scorer: Scorer, now_ms: int) -> None:

@@ -34,6 +34,8 @@ Parts = Mapping[str, Mapping[str, Array]]
 SCHEMA_VERSION = 1
 GATE_GROUPS = 500
 """Scored groups from which on the gate compares prequential metrics."""
+LEVEL = "level"
+"""Key of `Meta.extra`: counts up when the trainer takes a lasting drop as normal; the gate compares within a level."""
 _ABANDONED_S = 600.0
 
 
@@ -174,14 +176,38 @@ def open_snapshot(root: Path, version: str | None = None) -> Snapshot:
     meta = Meta(**manifest["meta"])
     if meta.gate:
         raise SnapshotError(f"snapshot {version} is refused by its gate: {meta.gate}. The one before keeps serving.")
-    parts = {name: _open_part(directory, name, stated) for name, stated in manifest["parts"].items()}
+    try:
+        parts = {name: _open_part(directory, name, stated) for name, stated in manifest["parts"].items()}
+    except OSError as error:
+        raise SnapshotError(
+            f"snapshot {version} can't be read: {error}. It was pruned meanwhile, or the server may not read it."
+        ) from error
     return Snapshot(version, manifest["sequence"], manifest["created_ms"], meta, parts)
 
 
+def read_meta(root: Path, version: str) -> Meta:
+    """Where a snapshot comes from, without opening its parts.
+
+    Raises:
+        SnapshotError: there is none of this version, or its manifest is damaged.
+    """
+    return Meta(**_manifest(root / version)["meta"])
+
+
 def list_snapshots(root: Path) -> list[Entry]:
-    """The snapshots in a directory, newest first; sums are not checked here."""
-    pointer = current(root)
-    return [_entry(root / name, pointer) for name in sorted(_versions(root), reverse=True)]
+    """The snapshots in a directory, newest first; sums are not checked here, and one pruned meanwhile is left out.
+
+    Raises:
+        SnapshotError: the directory can't be read.
+    """
+    pointer = None
+    with contextlib.suppress(SnapshotError):  # a broken pointer names none of them
+        pointer = current(root)
+    try:
+        versions = sorted(_versions(root), reverse=True)
+    except OSError as error:
+        raise SnapshotError(f"{root} can't be read: {error}. Check serving.snapshots.") from error
+    return [entry for name in versions if (entry := _entry(root / name, pointer)) is not None]
 
 
 def rollback(root: Path, version: str) -> None:
@@ -277,7 +303,10 @@ def _prune(root: Path, keep: int) -> None:
     pointer = current(root)
     for version in sorted(_versions(root))[:-keep]:
         if pointer is None or version != pointer.version:
-            shutil.rmtree(root / version, ignore_errors=True)
+            leaving = root / f".tmp-{os.getpid()}-{uuid.uuid4().hex[:8]}"  # whole or gone, never half, for who looks
+            with contextlib.suppress(OSError):
+                (root / version).rename(leaving)
+                shutil.rmtree(leaving, ignore_errors=True)
     for left in root.glob(".tmp-*"):
         with contextlib.suppress(OSError):
             if time.time() - left.stat().st_mtime > _ABANDONED_S:
@@ -296,8 +325,10 @@ def _manifest(directory: Path) -> dict[str, Any]:
     version = directory.name
     try:
         body = (directory / "manifest.json").read_bytes()
-    except OSError:
+    except FileNotFoundError:
         raise SnapshotError(f"snapshot {version} is missing or half-written: no manifest in {directory}.") from None
+    except OSError as error:
+        raise SnapshotError(f"snapshot {version} can't be read: {error}. Check serving.snapshots.") from error
     if hashlib.sha256(body).hexdigest()[:8] != version.partition("-")[2]:
         raise SnapshotError(f"snapshot {version} is damaged: its manifest does not have the hash in its name.")
     manifest = cast("dict[str, Any]", orjson.loads(body))
@@ -324,12 +355,15 @@ def _open_part(directory: Path, name: str, stated: Mapping[str, Any]) -> dict[st
     return arrays
 
 
-def _entry(directory: Path, pointer: Pointer | None) -> Entry:
-    version = directory.name
-    size = sum(file.stat().st_size for file in directory.iterdir())
+def _entry(directory: Path, pointer: Pointer | None) -> Entry | None:
+    """A line of the list, None if the directory is gone."""
+    version, size = directory.name, 0
     try:
+        size = sum(file.stat().st_size for file in directory.iterdir())
         manifest = _manifest(directory)
-    except SnapshotError as error:
+    except (OSError, SnapshotError) as error:
+        if not os.path.exists(directory):  # unlike Path.exists, no error where nothing may be looked at
+            return None
         return Entry(version, int(version.split("-")[0]), -1, -1, size, {}, "damaged", str(error))
     meta = Meta(**manifest["meta"])
     state = "gated" if meta.gate else "kept"

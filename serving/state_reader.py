@@ -1,15 +1,16 @@
 """Reads user rows that a worker of this host writes: one RocksDB secondary for each partition directory.
 
 A thread catches up with the writers every `state_poll_ms` and wakes whoever waits for a change. A directory that does
-not exist yet, or is being replaced, is not an error: its users are unknown until it appears.
+not exist yet, or is being replaced, is not an error: its users are unknown until it appears. One that may not be read
+is logged, what was read last stays, and the next poll tries again.
 
 Keys read: `u:USER` rows · `n:KEY64` ids of items · `i:ITEM` item rows · `m:offset:TOPIC:PARTITION`, `m:watermark`.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
+import os
 import shutil
 import tempfile
 import threading
@@ -83,6 +84,7 @@ class StateReader:
         self._scratch = Path(tempfile.mkdtemp(prefix="driftline-secondary-"))
         self._open: dict[int, _Partition] = {}
         self._names: dict[int, str] = {}
+        self._complaint = ""
         self._stop = threading.Event()
         self.changed = threading.Condition()
         """Notified after every catch-up that brought something new."""
@@ -137,7 +139,7 @@ class StateReader:
         """Items with their decayed popularity, best first: what to say while no model serves."""
         scores: dict[str, float] = {}
         newest = max((self._watermark(p) for p in list(self._open)), default=-1)
-        for partition in list(self._open.values()):
+        for partition in [*self._open.values(), *self._item_stores()]:
             for _, (_, value) in zip(range(_POPULAR_ROWS), partition.scan(b"i:"), strict=False):
                 item = decode_item(value)
                 age_ms = max(0, newest - item.last_update_ms)
@@ -147,7 +149,12 @@ class StateReader:
 
     def catch_up(self) -> bool:
         """Opens directories that appeared, reads on in the others. Returns whether anything is new."""
-        present = dict(_directories(self._root))
+        try:
+            present = dict(_directories(self._root, "partition"))
+        except OSError as error:
+            self._complain(f"state.root {self._root} can't be read: {error!r}; what was read last stays")
+            return False
+        self._complaint = ""
         new = False
         for number in self._open.keys() - present.keys():
             del self._open[number]
@@ -170,11 +177,35 @@ class StateReader:
 
     def _follow(self) -> None:
         while not self._stop.wait(self._poll_s):
-            if self.catch_up():
+            try:
+                new = self.catch_up()
+            except Exception as error:  # noqa: BLE001 - a reader that stands still would serve an old state for ever
+                self._complain(f"catching up with the state under {self._root} failed: {error!r}")
+                continue
+            if new:
                 with self.changed:
                     self.changed.notify_all()
         with self.changed:
             self.changed.notify_all()
+
+    def _complain(self, complaint: str) -> None:
+        """Logs what is wrong once, not at every poll."""
+        if complaint != self._complaint:
+            LOG.warning("%s", complaint)
+        self._complaint = complaint
+
+    def _item_stores(self) -> Iterator[_Partition]:
+        """The stores of item rows, which exist beside several partitions; opened for one scan, never followed."""
+        try:
+            found = sorted(_directories(self._root, "items"))
+        except OSError as error:
+            LOG.info("item stores under %s can't be read: %r", self._root, error)
+            return
+        for number, path in found:
+            try:
+                yield _Partition(path, self._scratch / f"items-{number}", b"")
+            except Exception as error:  # noqa: BLE001 - rocksdict raises bare Exception
+                LOG.info("item store %s can't be read: %s", path, error)
 
     def _read(self, number: int, key: bytes) -> StoredUser | None:
         partition = self._open.get(number)
@@ -227,13 +258,20 @@ class _Partition:
         return _identity(self._path) not in (None, self._identity)
 
 
-def _directories(root: Path) -> Iterator[tuple[int, Path]]:
-    """Whole databases only: opening one puts a file of rocksdict's into its directory, even a vanishing one."""
-    with contextlib.suppress(FileNotFoundError):
-        for path in root.iterdir():
-            name, _, number = path.name.rpartition("-")
-            if name == "partition" and number.isdigit() and (path / "CURRENT").exists() and _identity(path):
-                yield int(number), path
+def _directories(root: Path, kind: str) -> Iterator[tuple[int, Path]]:
+    """Whole databases only: opening one puts a file of rocksdict's into its directory, even a vanishing one.
+
+    Raises:
+        OSError: the root can't be read.
+    """
+    try:
+        paths = list(root.iterdir())
+    except FileNotFoundError:
+        return
+    for path in paths:
+        name, _, number = path.name.rpartition("-")
+        if name == kind and number.isdigit() and os.path.exists(path / "CURRENT") and _identity(path):
+            yield int(number), path
 
 
 def _identity(path: Path) -> bytes | None:

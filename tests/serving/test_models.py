@@ -9,14 +9,17 @@ from collections import Counter
 from dataclasses import replace
 
 import grpc
+import numpy as np
 import pytest
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
+from configs.errors import SnapshotError
+from serving import models as models_module
 from serving.proto.driftline.v1 import recommendation_pb2 as pb
 from serving.proto.driftline.v1 import recommendation_pb2_grpc as pb_grpc
 from serving.server import Server
-from serving.snapshot import publish, release, rollback
+from serving.snapshot import LEVEL, publish, release, rollback
 
 
 def wait_for(condition, seconds=10.0):
@@ -160,3 +163,52 @@ def test_a_model_that_fails_on_a_request_falls_back_to_popularity(running, monke
     assert answer.provenance.served_from == pb.SERVED_FROM_FALLBACK
     assert list(answer.provenance.reasons) == ["model_error"]
     assert len(answer.slate.item_ids) == 10
+
+
+def test_whatever_a_poll_meets_the_slot_goes_on_and_serves_the_next_snapshot(
+    running, settings, learnt, snapshot, monkeypatch
+):
+    failures = [RuntimeError("surprise"), PermissionError(13, "Permission denied")]
+
+    def fail(root):
+        raise failures[0]
+
+    monkeypatch.setattr(models_module, "current", fail)
+    wait_for(lambda: "surprise" in running.server.models.refused)
+    failures.reverse()
+    wait_for(lambda: "Permission denied" in running.server.models.refused)
+    monkeypatch.undo()
+    good = publish(settings.serving.snapshots, *learnt)
+    wait_for(lambda: served_version(running.server) == good)
+    assert running.server.models.refused == ""
+
+
+def test_a_snapshot_with_item_texts_that_are_not_utf8_is_refused_and_the_next_one_served(
+    running, settings, learnt, snapshot
+):
+    parts, meta = learnt
+    items = dict(parts["items"])
+    items["domain.utf8"] = np.full_like(items["domain.utf8"], 255)
+    publish(settings.serving.snapshots, {**parts, "items": items}, meta)
+    wait_for(lambda: "can't be built into a model" in running.server.models.refused)
+    assert served_version(running.server) == snapshot
+    good = publish(settings.serving.snapshots, *learnt)
+    wait_for(lambda: served_version(running.server) == good)
+
+
+def test_a_snapshot_that_can_not_be_read_now_is_tried_again(running, settings, learnt, snapshot, monkeypatch):
+    def fail(root, version):
+        raise SnapshotError("can't be read") from OSError(24, "Too many open files")
+
+    monkeypatch.setattr(models_module, "open_snapshot", fail)
+    second = publish(settings.serving.snapshots, *learnt)
+    wait_for(lambda: running.server.models.refused == "can't be read")
+    monkeypatch.undo()
+    wait_for(lambda: served_version(running.server) == second)
+
+
+def test_a_level_that_the_trainer_took_as_normal_is_served_although_it_is_lower(running, settings, learnt, snapshot):
+    parts, meta = learnt
+    fallen = replace(meta, metrics={"ndcg@10": 0.05}, extra={**meta.extra, LEVEL: 1})
+    accepted = publish(settings.serving.snapshots, parts, fallen)
+    wait_for(lambda: served_version(running.server) == accepted)

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -13,6 +14,7 @@ import orjson
 import pytest
 
 from configs.errors import SnapshotError
+from serving import snapshot as snapshot_module
 from serving.arrays import item_part, pack_strings, unpack_strings
 from serving.snapshot import Meta, current, gate, list_snapshots, open_snapshot, publish, release, rollback
 
@@ -172,3 +174,36 @@ def test_a_publisher_killed_at_any_time_leaves_a_snapshot_that_opens(tmp_path):
         snapshot = open_snapshot(tmp_path)
         assert set(snapshot.parts["engine"]["n"].tolist()) == {snapshot.meta.watermark_ms}
     assert orjson.loads((tmp_path / "CURRENT").read_bytes())["version"] == snapshot.version
+
+
+def test_a_snapshot_that_vanishes_or_may_not_be_read_is_a_snapshot_error_and_the_list_goes_on(tmp_path, monkeypatch):
+    first, second = publish(tmp_path, PARTS, META), publish(tmp_path, PARTS, META)
+
+    def vanish(file):
+        raise FileNotFoundError(2, "No such file or directory", str(file))
+
+    monkeypatch.setattr(snapshot_module, "map_arrays", vanish)
+    with pytest.raises(SnapshotError, match=rf"{second} can't be read: .*pruned meanwhile"):
+        open_snapshot(tmp_path)
+    versions = snapshot_module._versions
+    monkeypatch.setattr(snapshot_module, "_versions", lambda root: [*versions(root), "0000000009-gone"])
+    assert [entry.version for entry in list_snapshots(tmp_path)] == [second, first]
+    (tmp_path / "CURRENT").write_bytes(b"{nonsense")
+    assert [entry.state for entry in list_snapshots(tmp_path)] == ["kept", "kept"]
+
+
+def test_while_snapshots_are_pruned_the_list_shows_none_as_damaged(tmp_path):
+    seen, stop = [], threading.Event()
+
+    def look():
+        while not stop.is_set():
+            seen.extend(entry.state for entry in list_snapshots(tmp_path))
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    for _ in range(30):
+        publish(tmp_path, PARTS, META, keep=1)
+    stop.set()
+    thread.join()
+    assert seen
+    assert "damaged" not in seen

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from kafka.partitioner.default import DefaultPartitioner
 
-from graph.rows import UserRow, encode_user, key64
+from graph.rows import ItemRow, UserRow, encode_item, encode_user, key64
+from serving import state_reader as module
 from serving.state_reader import StateReader, partition_of
 from stream.store import RocksStore, partition_path
 
@@ -171,3 +172,44 @@ def test_a_writer_that_is_killed_and_restarted_is_followed_on(tmp_path, reader):
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
         last = reader.user("a").version
+
+
+def test_popularity_of_several_partitions_is_that_of_their_item_stores(tmp_path):
+    users = RocksStore(partition_path(tmp_path, 0), sync=False)
+    put(users, "a")
+    stores = [RocksStore(tmp_path / f"items-{number}", sync=False) for number in range(2)]
+
+    def sell(number, item_id, popularity):
+        row = ItemRow(item_id, np.zeros(4, np.float32), popularity=popularity, last_update_ms=10)
+        stores[number].commit({b"i:" + item_id.encode(): encode_item(row)})
+
+    sell(0, "one", 3.0)
+    sell(1, "two", 5.0)
+    with StateReader(tmp_path, partitions=2) as reader:
+        assert reader.popular() == [("two", 5.0), ("one", 3.0)]
+        sell(0, "one", 7.0)
+        assert reader.popular() == [("one", 7.0), ("two", 5.0)]
+    for store in (users, *stores):
+        store.close()
+
+
+def test_a_root_that_can_not_be_read_is_logged_once_and_what_was_read_stays(tmp_path, reader, monkeypatch, caplog):
+    store = RocksStore(partition_path(tmp_path / "state", 0), sync=False)
+    put(store, "a")
+    wait_for(lambda: reader.user("a").row is not None)
+    errors = [NotADirectoryError(20, "Not a directory")]
+
+    def refuse(root, kind):
+        raise errors[0]
+
+    monkeypatch.setattr(module, "_directories", refuse)
+    wait_for(lambda: "Not a directory" in caplog.text)
+    errors[0] = RuntimeError("surprise")
+    wait_for(lambda: "surprise" in caplog.text)
+    time.sleep(0.05)
+    assert caplog.text.count("surprise") == 1
+    assert reader.user("a").row is not None
+    monkeypatch.undo()
+    put(store, "a", events=2, offset=2)
+    wait_for(lambda: reader.user("a").version == 2)
+    store.close()

@@ -41,9 +41,16 @@ def read_checkpoint(path: Path, settings_sha256: str) -> dict[str, Any] | None:
         return None
     try:
         with path.open("rb") as file:
-            state: dict[str, Any] = pickle.load(file)
-    except (OSError, pickle.UnpicklingError, EOFError, AttributeError, ImportError) as error:
-        raise StateError(f"checkpoint {path} can't be read: {error!r}; move it away to learn from the start") from None
+            state = pickle.load(file)
+    except Exception as error:  # noqa: BLE001 - damaged bytes may ask pickle for anything
+        raise StateError(
+            f"checkpoint {path} can't be read: {error!r:.200}; move it away to learn from the start"
+        ) from None
+    if not isinstance(state, dict):
+        raise StateError(
+            f"checkpoint {path} holds a {type(state).__name__}, expected what a trainer wrote; move it away to learn "
+            "from the start"
+        )
     if state.get("settings") != settings_sha256:
         raise StateError(
             f"checkpoint {path} was made under other settings; set trainer.root to a new directory, or move it away to "

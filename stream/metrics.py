@@ -66,15 +66,19 @@ class TrainerMetrics:
         self.snapshots = Counter("driftline_trainer_snapshots", "Snapshots published", registry=self.registry)
         self.publish_s = Gauge("driftline_trainer_publish_seconds", "Time of the last publish", registry=self.registry)
         self.invalid_items = Counter("driftline_trainer_invalid_items", "Items left out", registry=self.registry)
+        self.gated = Counter("driftline_trainer_gated", "Snapshots that the gate refused", registry=self.registry)
+        self.levels = Counter(
+            "driftline_trainer_levels", "Lasting drops that the gate took as the new level", registry=self.registry
+        )
 
     def serve(self, port: int) -> None:
         """Opens `/metrics`; 0 = not at all. Raises ConfigError if the port is taken."""
         serve_metrics(self.registry, port, "metrics.trainer_port")
 
-    def learnt(self, events: int, scored: bool) -> None:
-        """Counts one group."""
+    def learnt(self, events: int, use: str) -> None:
+        """Counts one group and what it was used for."""
         self.events.inc(events)
-        self.groups.labels("learnt" if scored else "counted").inc()
+        self.groups.labels(use).inc()
 
     def published(self, seconds: float, metrics: Mapping[str, float]) -> None:
         """Notes one snapshot."""

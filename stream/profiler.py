@@ -27,10 +27,10 @@ from llm.profile import Profile, parse_profile
 from llm.refresh import RequestQueue
 from llm.request import CatalogueItem, ProfileRequest, read_request
 from stream.events import InvalidEvent, item_of
+from stream.exits import stop_on_signals
 from stream.metrics import ProfilerMetrics
 from stream.processor import Outgoing
 from stream.reading import consumer, places
-from stream.trainer import stop_on_signals
 
 
 class Profiler:

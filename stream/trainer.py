@@ -3,51 +3,48 @@
     [interactions] -> cut into groups -> slate (predict) -> prequential metrics -> learn -> snapshot -> [snapshots]
     [items] -> titles, text vectors        |                                    '-> graph version -> [graph-versions]
     [profiles] -> vectors by event time ---'
-    every minute: everything that learns and the offsets in one checkpoint, renamed into place
+    every minute: everything that learns, the open groups and the offsets in one checkpoint, renamed into place
 
-Why a restart loses nothing: reading goes on at the offsets that the checkpoint holds, so each event is learnt exactly
-once by the weights that survive. While it lags it learns a share of the groups (`trainer.catch_up_share`) and only
-counts the others; the shares are part of the metrics.
+Why a restart loses nothing: reading goes on at the offsets that the checkpoint holds, and the groups that were open go
+on with it, so each event is learnt exactly once by the weights that survive. While it lags it learns a share of the
+groups (`trainer.catch_up_share`) and only counts the others; the shares are part of the metrics.
 """
 
 from __future__ import annotations
 
 import logging
-import signal
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection
+from dataclasses import replace
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
 import orjson
-import torch
-from kafka import KafkaProducer, TopicPartition
 
+from configs.errors import StateError
 from configs.load import config_sha256
 from configs.settings import Settings
 from graph.rows import Event, Float32
+from graph.view import UserView
 from llm.encoder import TextEncoder
 from model.engine import Slate
 from serving.arrays import Array, item_part
-from serving.snapshot import Meta, current, gate, open_snapshot, publish
+from serving.snapshot import LEVEL, Meta, publish
 from stream.checkpoint import read_checkpoint, write_checkpoint
 from stream.events import InvalidEvent, Item, item_of
 from stream.learner import StreamLearner, group_of, learning_sha256
+from stream.level_gate import LevelGate
 from stream.metrics import TrainerMetrics
+from stream.open_groups import OpenGroups
 from stream.processor import Outgoing, Record
 from stream.profile_join import StreamProfiles
-from stream.reading import consumer, places
 from stream.revision import git_revision
-from stream.topics import partitions_of
 from stream.versions import encode_version
 
 LOG = logging.getLogger(__name__)
 
-GROUP_IDLE_S = 0.25
-"""An open group counts as whole when its partition has been silent for so long."""
 METRIC_GROUPS = 500
 """Scored groups that a snapshot's prequential metrics are the mean of."""
 
@@ -71,11 +68,13 @@ class Trainer:
         self.profiles = StreamProfiles()
         self.learner = StreamLearner(settings, self.texts, self.profiles)
         self.offsets: dict[int, int] = dict.fromkeys(range(partitions), 0)
+        """Next offset to take, by partition; rows below it are learnt, left out, or in an open group."""
         self.metrics = TrainerMetrics()
         self.lag = 0
-        self._open: dict[int, tuple[list[Event], float]] = {}
+        self._open = OpenGroups()
         self._ndcg: deque[float] = deque(maxlen=METRIC_GROUPS)
-        self._arrived = 0
+        self._gate = LevelGate(settings.trainer, settings.serving.snapshots, METRIC_GROUPS, self.metrics)
+        self._changed: dict[str, str] = {}
         self._learnt_groups = self._groups = 0
         self._since_publish, self._published_s = 0, time.monotonic()
         self._checkpoint_s = time.monotonic()
@@ -91,65 +90,37 @@ class Trainer:
         except (InvalidEvent, orjson.JSONDecodeError):
             self.metrics.invalid_items.inc()
             return
+        known = self.catalogue.get(item.item_id)
+        if item.description() != (known.description() if known is not None else ""):
+            self._changed[item.item_id] = item.description()
         self.catalogue[item.item_id] = item
 
     def encode_items(self) -> None:
-        """Text vectors of items that have none yet."""
-        if self._encoder is None:
+        """Text vectors of the items whose description changed since the last call."""
+        changed, self._changed = self._changed, {}
+        if self._encoder is None or not changed:
             return
-        new = {i: item.description() for i, item in self.catalogue.items() if i not in self.texts}
-        new = {i: text for i, text in new.items() if text}
-        for item_id, vector in zip(new, self._encoder.encode(list(new.values())), strict=True):
-            self.texts[item_id] = vector
-            self.learner.set_text(item_id, vector)
+        said = [item_id for item_id, text in changed.items() if text]
+        vectors = dict(zip(said, self._encoder.encode([changed[item_id] for item_id in said]), strict=True))
+        nothing = np.zeros(self.settings.ranker.text_dim, np.float32)
+        for item_id in changed:
+            self.texts[item_id] = vectors.get(item_id, nothing)
+            self.learner.set_text(item_id, self.texts[item_id])
 
     def take(self, partition: int, record: Record) -> None:
-        """One record of `interactions`: joins the partition's open group, or closes it and opens the next."""
+        """One record of `interactions`: joins an open group or opens one; groups that it closes are learnt."""
         if record.offset < self.offsets[partition]:
             return
+        self.offsets[partition] = record.offset + 1
         event = self._accepted(record)
-        if event is None:
-            self._advance(partition, record.offset)
-            return
-        group, _ = self._open.get(partition, ([], 0.0))
-        if group and not _same_group(group[-1], event):
-            self.learn(partition)
-            group = []
-        group.append(event)
-        self._open[partition] = (group, time.monotonic())
-        if event.group_id is None:
-            self.learn(partition)
+        if event is not None:
+            for number, events in self._open.add(partition, event, time.monotonic()):
+                self._learn(number, events)
 
-    def close_idle(self) -> None:
-        """Closes groups whose partition has been silent."""
-        now = time.monotonic()
-        for partition in [p for p, (_, last_s) in self._open.items() if now - last_s >= GROUP_IDLE_S]:
-            self.learn(partition)
-
-    def learn(self, partition: int) -> None:
-        """Predicts, then learns the open group of a partition."""
-        events, _ = self._open.pop(partition)
-        learner, user_id, t_ms = self.learner, events[0].user_id, events[0].timestamp_ms
-        last_offset = events[-1].offset
-        if self.partitions > 1:  # one processor over several partitions: offsets become the order of arrival
-            for event in events:
-                event.offset = self._arrived
-                self._arrived += 1
-        view = learner.view(user_id, t_ms)
-        slate = learner.slate(view, t_ms) if self._is_learnt() else None
-        learner.add_items(list(dict.fromkeys(event.item_id for event in events)))
-        group = group_of(events, learner.table, self.settings)
-        if slate is not None and group.positive.any():
-            self._ndcg.append(ndcg_at_10(slate, group.items[group.positive]))
-        before = len(learner.adoptions)
-        learner.learn(group, events, view, slate)
-        for model, _ in learner.adoptions[before:]:
-            self._send(encode_version(model, self._item_vectors()))
-        self._advance(partition, last_offset)
-        self._since_publish += len(events)
-        self._groups += 1
-        self._learnt_groups += slate is not None
-        self.metrics.learnt(len(events), slate is not None)
+    def close_idle(self, silent: Collection[int]) -> None:
+        """Learns the groups of partitions of which the topic has nothing more and had nothing for a while."""
+        for number, events in self._open.idle(silent, time.monotonic()):
+            self._learn(number, events)
 
     # -- what goes out -----------------------------------------------------------------------------------------
 
@@ -165,14 +136,15 @@ class Trainer:
         """Publishes a snapshot of everything that serving reads, and announces it."""
         started = time.monotonic()
         metrics = self.prequential()
+        refusal, level = self._gate.judge(metrics)
         meta = Meta(
-            offsets={f"interactions:{p}": offset for p, offset in self.offsets.items()},
+            offsets={f"interactions:{p}": self._open.first_offset(p, offset) for p, offset in self.offsets.items()},
             watermark_ms=self.learner.processor.window.watermark_ms,
             metrics=metrics,
             config_sha256=config_sha256(self.settings),
             git_revision=git_revision(),
-            gate=self._gate(metrics),
-            extra={"plugs": list(self.learner.engine.plugs), "trained_share": self.trained_share},
+            gate=refusal,
+            extra={"plugs": list(self.learner.engine.plugs), "trained_share": self.trained_share, LEVEL: level},
         )
         serving = self.settings.serving
         version = publish(serving.snapshots, self.parts(), meta, serving.keep)
@@ -183,7 +155,7 @@ class Trainer:
         self.snapshots += 1
         self.metrics.published(time.monotonic() - started, metrics)
         LOG.info(
-            "snapshot %s: %d groups taken in, %.0f%% learnt, lag %d, NDCG@10 %.4f",
+            "snapshot %s: %d groups, %.0f%% learnt, lag %d, NDCG@10 %.4f",
             version, self._groups, 100 * self.trained_share, self.lag, metrics.get("ndcg@10", float("nan")),
         )  # fmt: skip
         return version
@@ -214,7 +186,7 @@ class Trainer:
 
     @property
     def trained_share(self) -> float:
-        """Share of the groups that were learnt, not only counted."""
+        """Share of the groups worth learning that were learnt, not only counted."""
         return self._learnt_groups / self._groups if self._groups else 1.0
 
     def checkpoint_if_due(self) -> None:
@@ -227,7 +199,7 @@ class Trainer:
         state = {
             "learner": self.learner.state_dict(),
             "offsets": dict(self.offsets),
-            "arrived": self._arrived,
+            "open": self._open.state(),
             "groups": (self._groups, self._learnt_groups),
             "ndcg": list(self._ndcg),
             "settings": learning_sha256(self.settings),
@@ -247,10 +219,42 @@ class Trainer:
             event = self.learner.processor.validated(record)
         except InvalidEvent:
             return None
-        return None if self.learner.processor.is_known(event) else event
+        deduplicates = self.settings.state.dedupe_ids > 0
+        known = deduplicates and (self.learner.processor.is_known(event) or self._open.holds(event))
+        return None if known else event
 
-    def _advance(self, partition: int, offset: int) -> None:
-        self.offsets[partition] = max(self.offsets[partition], offset + 1)
+    def _learn(self, partition: int, events: list[Event]) -> None:
+        """Predicts, then learns a group.
+
+        Groups close in another order than they opened, and several partitions share one processor, so events get the
+        offsets of the order in which they are learnt.
+        """
+        learner, user_id, t_ms = self.learner, events[0].user_id, events[0].timestamp_ms
+        events = [replace(event, offset=learner.processor.next_offset + n) for n, event in enumerate(events)]
+        view = learner.view(user_id, t_ms)
+        use = self._use(events, view)
+        slate = learner.slate(view, t_ms) if use == "learnt" else None
+        learner.add_items(list(dict.fromkeys(event.item_id for event in events)))
+        group = group_of(events, learner.table, self.settings)
+        if slate is not None:
+            self._ndcg.append(ndcg_at_10(slate, group.items[group.positive]))
+        before = len(learner.adoptions)
+        learner.learn(group, events, view, slate)
+        for model, _ in learner.adoptions[before:]:
+            self._send(encode_version(model, self._item_vectors()))
+        self._since_publish += len(events)
+        self.metrics.learnt(len(events), use)
+
+    def _use(self, events: list[Event], view: UserView) -> str:
+        """What a group is good for: only what was wanted, and comes in order, can be predicted."""
+        if not any(self.settings.action(event.action).wanted(event.value) for event in events):
+            return "no_target"
+        if events[0].timestamp_ms < view.last_update_ms:
+            return "late"  # the row holds the user's future
+        learnt = self._is_learnt()
+        self._groups += 1
+        self._learnt_groups += learnt
+        return "learnt" if learnt else "counted"
 
     def _is_learnt(self) -> bool:
         """Every group while it keeps up, each n-th while it lags."""
@@ -264,15 +268,6 @@ class Trainer:
         memory = processor.graph.items["memory"]
         return {row.item_id: memory[n].copy() for n, row in enumerate(processor.items.rows)}
 
-    def _gate(self, metrics: dict[str, float]) -> str:
-        root = self.settings.serving.snapshots
-        pointer = current(root)
-        if pointer is None or metrics.get("groups", 0) < METRIC_GROUPS:
-            return ""
-        reference = open_snapshot(root, pointer.version).meta.metrics
-        enough = reference.get("groups", 0) >= METRIC_GROUPS
-        return gate(metrics, reference, self.settings.trainer.gate_drop) if enough else ""
-
     def _checkpoint_path(self) -> Path:
         return self.settings.trainer.root / "checkpoint.pt"
 
@@ -280,11 +275,17 @@ class Trainer:
         state = read_checkpoint(self._checkpoint_path(), learning_sha256(self.settings))
         if state is None:
             return
-        self.learner.load_state_dict(state["learner"])
-        self.offsets.update(state["offsets"])
-        self._arrived = state["arrived"]
-        self._groups, self._learnt_groups = state["groups"]
-        self._ndcg.extend(state["ndcg"])
+        try:
+            self.learner.load_state_dict(state["learner"])
+            self.offsets.update(state["offsets"])
+            self._open.load(state.get("open", []))
+            self._groups, self._learnt_groups = state["groups"]
+            self._ndcg.extend(state["ndcg"])
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise StateError(
+                f"checkpoint {self._checkpoint_path()} does not hold what this release expects: {error!r:.200}; move "
+                "it away to learn from the start"
+            ) from None
 
 
 def ndcg_at_10(slate: Slate, wanted: Any) -> float:
@@ -293,99 +294,3 @@ def ndcg_at_10(slate: Slate, wanted: Any) -> float:
     hits = np.isin(top, wanted)
     gains = 1 / np.log2(np.arange(2, 12))
     return float((hits * gains[: len(hits)]).sum() / gains[: min(10, len(np.unique(wanted)))].sum())
-
-
-def run_trainer(settings: Settings, bootstrap: str, until_caught_up: bool = False) -> None:
-    """Runs until SIGTERM or Ctrl-C; with `until_caught_up` until the topic's present end."""
-    torch.set_num_threads(settings.trainer.threads)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", force=True)
-    logging.getLogger("kafka").setLevel(logging.WARNING)
-    stopping = stop_on_signals()
-    partitions = partitions_of(settings.broker, bootstrap, "interactions")
-    producer = KafkaProducer(bootstrap_servers=bootstrap.split(","), acks="all", client_id="driftline-trainer")
-
-    def send(outgoing: list[Outgoing]) -> None:
-        for out in outgoing:
-            topic = settings.broker.prefix + out.topic
-            producer.send(topic, key=out.key, value=out.value, headers=list(out.headers))
-        producer.flush()
-
-    trainer = Trainer(settings, partitions, send, TextEncoder(settings.encoder))
-    trainer.metrics.serve(settings.metrics.trainer_port)
-    with consumer(settings.broker, bootstrap) as side, consumer(settings.broker, bootstrap) as reader:
-        side_places = places(side, settings.broker, ["items", "profiles"])
-        side.assign(side_places)
-        side.seek_to_beginning(*side_places)
-        main_places = places(reader, settings.broker, ["interactions"])
-        reader.assign(main_places)
-        for place in main_places:
-            reader.seek(place, trainer.offsets[place.partition])
-        ends = side.end_offsets(side_places)
-        while any(side.position(place) < ends[place] for place in side_places):
-            _take_side(trainer, side, 200)
-        trainer.encode_items()
-        while not stopping():
-            for partition, record in _polled(reader, main_places, trainer):
-                trainer.take(partition, record)
-                trainer.publish_if_due()
-                trainer.checkpoint_if_due()
-                if stopping():
-                    break
-            trainer.close_idle()
-            if _take_side(trainer, side, 0):
-                trainer.encode_items()
-            trainer.publish_if_due()
-            trainer.checkpoint_if_due()
-            if until_caught_up and trainer.lag == 0 and not trainer.open_groups:
-                break
-    trainer.publish()
-    trainer.checkpoint()
-    producer.close()
-
-
-def _polled(reader: Any, main_places: list[TopicPartition], trainer: Trainer) -> Iterator[tuple[int, Record]]:
-    batch = reader.poll(timeout_ms=100, max_records=500)
-    ends = reader.end_offsets(main_places)
-    behind = sum(ends[place] - reader.position(place) for place in main_places)
-    left = sum(len(records) for records in batch.values())
-    for place, records in batch.items():
-        for r in records:
-            left -= 1
-            trainer.lag = behind + left
-            yield place.partition, Record(r.offset, r.value or b"", r.key, r.timestamp)
-    trainer.lag = behind
-    trainer.metrics.lag.set(behind)
-
-
-def _take_side(trainer: Trainer, side: Any, timeout_ms: int) -> bool:
-    """Items and profiles that have arrived; True if an item was among them."""
-    items = False
-    for place, records in side.poll(timeout_ms=timeout_ms).items():
-        for record in records:
-            if place.topic.endswith("items"):
-                trainer.take_item(record.value or b"")
-                items = True
-            elif record.value:
-                trainer.profiles.take(record.value)
-    return items
-
-
-def _same_group(last: Event, event: Event) -> bool:
-    return (
-        event.group_id is not None
-        and last.user_id == event.user_id
-        and last.group_id == event.group_id
-        and last.timestamp_ms == event.timestamp_ms
-    )
-
-
-def stop_on_signals() -> Callable[[], bool]:
-    """From here on SIGTERM and Ctrl-C only make the returned function true, so that work ends in order."""
-    stopped: list[int] = []
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        stopped.append(number)
-
-    signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGINT, stop)
-    return lambda: bool(stopped)

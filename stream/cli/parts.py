@@ -69,7 +69,7 @@ def trainer(until_caught_up: Once = False, config: Config = None) -> None:
     """
     from stream.broker import broker
     from stream.topics import create_topics
-    from stream.trainer import run_trainer
+    from stream.trainer_process import run_trainer
 
     settings = settings_of(config)
     with broker(settings.broker) as bootstrap:

@@ -102,8 +102,13 @@ def records_of(groups: list[list[Event]]) -> list[Record]:
 def feed(trainer: TrainerLoop, records: list[Record]) -> None:
     for record in records:
         trainer.take(0, record)
-    for partition in list(trainer._open):
-        trainer.learn(partition)
+    flush(trainer)
+
+
+def flush(trainer: TrainerLoop) -> None:
+    """As if the topic had been silent for long."""
+    for number, events in trainer._open.idle(range(trainer.partitions), float("inf")):
+        trainer._learn(number, events)
 
 
 def test_a_trainer_that_starts_again_from_its_checkpoint_publishes_the_same_snapshot(settings, tmp_path) -> None:

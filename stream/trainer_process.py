@@ -1,0 +1,117 @@
+"""The process around a `Trainer`: two consumers, a producer, and one loop that ends in order on SIGTERM.
+
+[items], [profiles] -- from the first record on, before anything is learnt --> trainer
+[interactions] -- from the offsets of the checkpoint on --> trainer --> [snapshots], [graph-versions]
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from kafka import KafkaProducer, TopicPartition
+
+from configs.settings import Settings
+from llm.encoder import TextEncoder
+from stream.exits import stop_on_signals
+from stream.partitions import Bounds, check_position
+from stream.processor import Outgoing, Record
+from stream.reading import consumer, places
+from stream.topics import partitions_of
+from stream.trainer import Trainer
+
+
+def run_trainer(settings: Settings, bootstrap: str, until_caught_up: bool = False) -> None:
+    """Runs until SIGTERM or Ctrl-C; with `until_caught_up` until the topic's present end.
+
+    Raises:
+        StateError: the checkpoint can't be read, or does not belong to this topic.
+        BrokerError: the broker does not answer.
+    """
+    torch.set_num_threads(settings.trainer.threads)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", force=True)
+    logging.getLogger("kafka").setLevel(logging.WARNING)
+    stopping = stop_on_signals()
+    partitions = partitions_of(settings.broker, bootstrap, "interactions")
+    producer = KafkaProducer(bootstrap_servers=bootstrap.split(","), acks="all", client_id="driftline-trainer")
+
+    def send(outgoing: list[Outgoing]) -> None:
+        for out in outgoing:
+            topic = settings.broker.prefix + out.topic
+            producer.send(topic, key=out.key, value=out.value, headers=list(out.headers))
+        producer.flush()
+
+    trainer = Trainer(settings, partitions, send, TextEncoder(settings.encoder))
+    trainer.metrics.serve(settings.metrics.trainer_port)
+    with consumer(settings.broker, bootstrap) as side, consumer(settings.broker, bootstrap) as reader:
+        main_places = places(reader, settings.broker, ["interactions"])
+        seek(reader, main_places, trainer)
+        side_places = places(side, settings.broker, ["items", "profiles"])
+        side.assign(side_places)
+        side.seek_to_beginning(*side_places)
+        ends = side.end_offsets(side_places)
+        while any(side.position(place) < ends[place] for place in side_places):
+            _take_side(trainer, side, 200)
+        trainer.encode_items()
+        while not stopping():
+            for partition, record in _polled(reader, main_places, trainer):
+                trainer.take(partition, record)
+                trainer.publish_if_due()
+                trainer.checkpoint_if_due()
+                if stopping():
+                    break
+            if _take_side(trainer, side, 0):
+                trainer.encode_items()
+            trainer.publish_if_due()
+            trainer.checkpoint_if_due()
+            if until_caught_up and trainer.lag == 0 and not trainer.open_groups:
+                break
+    trainer.publish()
+    trainer.checkpoint()
+    producer.close()
+
+
+def seek(reader: Any, main_places: list[TopicPartition], trainer: Trainer) -> None:
+    """Lets a consumer of `interactions` go on where the trainer's checkpoint stands.
+
+    Raises:
+        StateError: the topic is another one than the checkpoint was made from, or old records are gone.
+    """
+    reader.assign(main_places)
+    first, ends = reader.beginning_offsets(main_places), reader.end_offsets(main_places)
+    for place in main_places:
+        offset = trainer.offsets[place.partition]
+        name = f"{place.topic} in trainer.root {trainer.settings.trainer.root}"
+        check_position(name, place.partition, offset, Bounds(first[place], ends[place]))
+        reader.seek(place, max(offset, first[place]))
+
+
+def _polled(reader: Any, main_places: list[TopicPartition], trainer: Trainer) -> Iterator[tuple[int, Record]]:
+    """The records of one poll; afterwards the groups of partitions that had none are closed when they are idle."""
+    batch = reader.poll(timeout_ms=100, max_records=500)
+    ends = reader.end_offsets(main_places)
+    behind = {place: ends[place] - reader.position(place) for place in main_places}
+    left = sum(behind.values()) + sum(len(records) for records in batch.values())
+    for place, records in batch.items():
+        for r in records:
+            left -= 1
+            trainer.lag = left
+            yield place.partition, Record(r.offset, r.value or b"", r.key, r.timestamp)
+    trainer.lag = sum(behind.values())
+    trainer.metrics.lag.set(trainer.lag)
+    trainer.close_idle({place.partition for place in main_places if place not in batch and behind[place] <= 0})
+
+
+def _take_side(trainer: Trainer, side: Any, timeout_ms: int) -> bool:
+    """Items and profiles that have arrived; True if an item was among them."""
+    items = False
+    for place, records in side.poll(timeout_ms=timeout_ms).items():
+        for record in records:
+            if place.topic.endswith("items"):
+                trainer.take_item(record.value or b"")
+                items = True
+            elif record.value:
+                trainer.profiles.take(record.value)
+    return items

@@ -1,10 +1,10 @@
 """The worker's dataflow: one Faust application.
 
     [interactions] --> apply_interactions --1 commit--> state of the partition (RocksDB)
-                              |--2 send--> [interactions.dlq]      what is not an event
+                              |--2 send--> [interactions.dlq]      what is not an event, here or on the next topic
                               |--2 send--> [profile-requests]      users whose profile is due
                               '--2 send--> [interactions.by-item] --> apply_items --> item rows (several partitions)
-    [graph-versions] --> adopt_graph: a newer trained version, from the next epoch on
+    [graph-versions] --> adopt_graph: a newer trained version, from the next epoch on, for users and items
 
 Reads `interactions`, `interactions.by-item`, `graph-versions`; writes `interactions.dlq`, `profile-requests`,
 `interactions.by-item`, `graph-versions`.
@@ -24,19 +24,23 @@ from collections.abc import Awaitable, Iterable, Sequence
 from typing import Any
 
 import faust
+from aiokafka.errors import MessageSizeTooLargeError
 from faust.types import TP
 
 from configs.settings import Settings
 from stream.consumer import BUFFERED_BLOCKS, Block, BlockTransport, hole_in
+from stream.dlq import TOPIC as DLQ
+from stream.dlq import fitting, shortened
 from stream.exits import end_process
+from stream.items import BY_ITEM
 from stream.members import client_id
 from stream.metrics import WorkerMetrics
 from stream.partitions import Bounds, Partitions, check_position
-from stream.processor import Outgoing, Record
+from stream.records import Changes, Outgoing, Record
+from stream.topics import MAX_DEAD_LETTER_BYTES
 from stream.versions import GraphVersions
 
 INTERACTIONS = "interactions"
-BY_ITEM = "interactions.by-item"
 
 
 def group_of(settings: Settings) -> str:
@@ -63,6 +67,7 @@ class WorkerApp(faust.App):  # type: ignore[misc]
             broker_rebalance_timeout=broker.session_timeout_s,
             consumer_auto_offset_reset="earliest",
             producer_acks=-1,
+            producer_max_request_size=MAX_DEAD_LETTER_BYTES,
             key_serializer="raw",
             value_serializer="raw",
             store="memory://",
@@ -84,11 +89,20 @@ class WorkerApp(faust.App):  # type: ignore[misc]
 
     async def send_all(self, outgoing: Sequence[Outgoing]) -> None:
         """Sends records; returns when all are acknowledged."""
-        sending = [
-            await self.producer.send(self.prefix + out.topic, out.key, out.value, None, None, list(out.headers))
-            for out in outgoing
-        ]
-        await asyncio.gather(*sending)
+        sending = [await self._sent(fitting(out) if out.topic == DLQ else out) for out in outgoing]
+        for out, sent in zip(outgoing, await asyncio.gather(*sending, return_exceptions=True), strict=True):
+            if isinstance(sent, MessageSizeTooLargeError) and out.topic == DLQ:
+                await (await self._sent(shortened(out)))  # a topic that was made with a smaller limit
+            elif isinstance(sent, BaseException):
+                raise sent
+
+    async def _sent(self, out: Outgoing) -> Awaitable[Any]:
+        """Hands a record to the producer; what to await for its acknowledgement."""
+        headers = list(out.headers)
+        sent: Awaitable[Any] = await self.producer.send(
+            self.prefix + out.topic, out.key, out.value, None, None, headers
+        )
+        return sent
 
     # -- partitions come and go --------------------------------------------------------------------------------
 
@@ -134,7 +148,7 @@ class WorkerApp(faust.App):  # type: ignore[misc]
         if processor is None or await self._read_again(block, processor.next_offset):
             return
         with self.metrics.epoch(processor, block.end):
-            changes = processor.apply([Record(r.offset, r.value or b"", r.key, r.timestamp) for r in block.records])
+            changes = processor.apply([_record(r) for r in block.records])
             processor.commit(changes)  # 1
         await self.send_all(changes.outgoing)  # 2
         self.metrics.count(changes)
@@ -144,9 +158,17 @@ class WorkerApp(faust.App):  # type: ignore[misc]
     async def apply_by_item(self, block: Block) -> None:
         """One epoch of a partition of `interactions.by-item`."""
         owner = self.open.items.get(block.partition)
-        if owner is not None and not await self._read_again(block, owner.next_offset):
-            owner.store.commit(owner.apply([(r.offset, r.value, dict(r.headers)) for r in block.records]))
-            self.metrics.item_offset.labels(block.partition).set(owner.next_offset)
+        if owner is None or await self._read_again(block, owner.next_offset):
+            return
+        changes = owner.apply([_record(r) for r in block.records])
+        await self.send_all(changes.outgoing)  # 2, before the commit: see ItemProcessor.apply
+        if self.open.items.get(block.partition) is not owner:
+            return  # given up meanwhile; the next owner applies and sends again
+        owner.store.commit(changes.puts)  # 1
+        self.metrics.item_offset.labels(block.partition).set(owner.next_offset)
+        self.metrics.count(Changes(dead=changes.dead))
+        if self.versions.due(owner):
+            await self.versions.adopt(owner)
 
     async def _read_again(self, block: Block, next_offset: int) -> bool:
         """Goes back when offsets are missing before or in a block; what is missing the second time does not exist."""
@@ -190,6 +212,11 @@ def create_app(settings: Settings, bootstrap: str, partitions: int) -> WorkerApp
         await _or_end(app.give_up(revoked))
 
     return app
+
+
+def _record(received: Any) -> Record:
+    """A record as aiokafka brings it."""
+    return Record(received.offset, received.value or b"", received.key, received.timestamp, received.headers)
 
 
 async def _or_end(work: Awaitable[None]) -> None:

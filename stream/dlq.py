@@ -1,12 +1,17 @@
-"""Dead letters: records of `interactions` that are not events, as they came, with the reason beside them.
+"""Dead letters: records that are not events, as they came, with the reason beside them.
 
-Headers of a dead letter: `reason` (a short code such as not_json), `detail` (what was received and expected) and
-`source` (partition:offset of the record). Key and value are the record's own bytes. Sending one again needs no
-memory of it: the copy that goes back to `interactions` is a new record, judged anew.
+Headers of a dead letter: `reason` (a short code such as not_json), `detail` (what was received and expected),
+`source` (partition:offset of the record) and `topic` (where it stood). Key and value are the record's own bytes.
+Sending one again needs no memory of it: the copy that goes back to `interactions` is a new record, judged anew.
+
+A record too large for `interactions.dlq` is shortened: the first bytes of key and value, with headers `truncated`
+(bytes kept of the value), `length` (bytes it had) and `sha256` (of the whole value). The broker has the whole one at
+its source until it deletes it.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -15,8 +20,14 @@ from configs.settings import Broker
 from stream.events import EVENT_TYPE
 from stream.produce import Sender
 from stream.reading import read_all
+from stream.records import Outgoing
+from stream.topics import MAX_DEAD_LETTER_BYTES
 
 TOPIC = "interactions.dlq"
+HEADER_BYTES = 65_536
+"""Room for the headers and the framing of a dead letter; also what is kept of a value that is shortened."""
+
+KEPT_KEY_BYTES = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +37,10 @@ class DeadLetter:
     Attributes:
         offset: its place in `interactions.dlq`.
         reason, detail, source: its headers.
-        key, value: the bytes of the record that was refused.
+        key, value: the bytes of the record that was refused, or the first of them.
         timestamp_ms: when it was written.
+        topic: where the record stood.
+        length: bytes of the whole value; more than `value` has where it was shortened.
     """
 
     offset: int
@@ -37,6 +50,13 @@ class DeadLetter:
     key: bytes | None
     value: bytes
     timestamp_ms: int
+    topic: str = "interactions"
+    length: int = -1
+
+    @property
+    def is_whole_event(self) -> bool:
+        """Whether `interactions` may get it again: it stood there, and all of it is here."""
+        return self.topic == "interactions" and self.length in (-1, len(self.value))
 
 
 def read_dlq(settings: Broker, bootstrap: str, first: int = 0) -> Iterator[DeadLetter]:
@@ -50,6 +70,7 @@ def read_dlq(settings: Broker, bootstrap: str, first: int = 0) -> Iterator[DeadL
         yield DeadLetter(
             record.offset, headers.get("reason", ""), headers.get("detail", ""), headers.get("source", ""),
             record.key, record.value or b"", record.timestamp,
+            headers.get("topic", "interactions"), _number(headers.get("length", "")),
         )  # fmt: skip
 
 
@@ -65,6 +86,29 @@ def find(letters: Iterable[DeadLetter], offset: int) -> DeadLetter:
     raise InputError(f"no dead letter at offset {offset}; `driftline dlq list` names those that there are")
 
 
+def fitting(out: Outgoing) -> Outgoing:
+    """A dead letter that the topic takes as it is; one that is larger, shortened."""
+    size = len(out.key or b"") + len(out.value)
+    return out if size <= MAX_DEAD_LETTER_BYTES - HEADER_BYTES else shortened(out)
+
+
+def shortened(out: Outgoing) -> Outgoing:
+    """The beginning of a dead letter, with the length and the hash of the whole value."""
+    headers = {
+        **dict(out.headers),
+        "truncated": b"%d" % min(len(out.value), HEADER_BYTES),
+        "length": b"%d" % len(out.value),
+        "sha256": hashlib.sha256(out.value).hexdigest().encode(),
+    }
+    key = None if out.key is None else out.key[:KEPT_KEY_BYTES]
+    return Outgoing(out.topic, key, out.value[:HEADER_BYTES], tuple(headers.items()))
+
+
 def resend(sender: Sender, letters: Iterable[DeadLetter]) -> int:
-    """Sends dead letters to `interactions` again, byte for byte; returns how many."""
-    return sender.send("interactions", EVENT_TYPE, ((letter.key, letter.value) for letter in letters)).records
+    """Sends dead letters to `interactions` again, byte for byte; returns how many. Shortened and foreign ones stay."""
+    whole = ((letter.key, letter.value) for letter in letters if letter.is_whole_event)
+    return sender.send("interactions", EVENT_TYPE, whole).records
+
+
+def _number(text: str) -> int:
+    return int(text) if text.isascii() and text.isdigit() else -1

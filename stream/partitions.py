@@ -18,10 +18,12 @@ from pathlib import Path
 
 from configs.errors import StateError
 from configs.settings import Settings
-from graph.memory import GraphMemory
+from stream.durable import write_durably
 from stream.items import ItemProcessor
-from stream.processor import Outgoing, Processor
+from stream.processor import Processor
+from stream.records import Outgoing
 from stream.store import RocksStore, partition_path
+from stream.versions import GraphVersion, adopted
 
 Send = Callable[[Sequence[Outgoing]], Awaitable[None]]
 """Sends records and returns when the broker has acknowledged all of them."""
@@ -41,16 +43,14 @@ class Partitions:
     Args:
         count: partitions of `interactions`.
         send: for what an earlier life of the partition committed but did not send.
-        model_of: the graph version that a store says it adopted; None for the seeded version.
+        version_of: the graph version of a sha256 that a store says it adopted.
     """
 
-    def __init__(
-        self, settings: Settings, count: int, send: Send, model_of: Callable[[str], GraphMemory | None]
-    ) -> None:
+    def __init__(self, settings: Settings, count: int, send: Send, version_of: Callable[[str], GraphVersion]) -> None:
         self.settings, self.count = settings, count
         self.users: dict[int, Processor] = {}
         self.items: dict[int, ItemProcessor] = {}
-        self._send, self._model_of = send, model_of
+        self._send, self._version_of = send, version_of
         check_layout(settings.state.root, count)
 
     async def open_users(self, partition: int) -> None:
@@ -63,8 +63,14 @@ class Partitions:
         if partition in self.users:
             return
         store = await self._store(partition_path(self.settings.state.root, partition))
+        version = self._adopted(store)
         processor = Processor(
-            self.settings, store, partition=partition, partitions=self.count, model=self._adopted(store)
+            self.settings,
+            store,
+            partition=partition,
+            partitions=self.count,
+            model=version.model if version else None,
+            item_vectors=version.item_vectors if version else None,
         )
         await self._send(processor.unsent)
         self.users[partition] = processor
@@ -74,7 +80,8 @@ class Partitions:
         if partition in self.items:
             return
         store = await self._store(self.settings.state.root / f"items-{partition}")
-        self.items[partition] = ItemProcessor(self.settings, store, partition, self._adopted(store))
+        version = self._adopted(store)
+        self.items[partition] = ItemProcessor(self.settings, store, partition, version.model if version else None)
 
     def close(self, users: Sequence[int], items: Sequence[int]) -> None:
         """Closes partitions that belong to somebody else now."""
@@ -93,9 +100,9 @@ class Partitions:
         state = self.settings.state
         return await asyncio.to_thread(RocksStore, path, state.sync, state.lock_wait_s)
 
-    def _adopted(self, store: RocksStore) -> GraphMemory | None:
-        (value,) = store.get([b"m:graph"])
-        return self._model_of(json.loads(value)["sha256"]) if value else None
+    def _adopted(self, store: RocksStore) -> GraphVersion | None:
+        sha256, _ = adopted(store)
+        return self._version_of(sha256) if sha256 else None
 
 
 def check_position(name: str, partition: int, next_offset: int, bounds: Bounds) -> None:
@@ -128,7 +135,7 @@ def check_layout(root: Path, partitions: int) -> None:
     try:
         root.mkdir(parents=True, exist_ok=True)
         if not path.exists():
-            path.write_text(json.dumps({"partitions": partitions}) + "\n")
+            write_durably(path, json.dumps({"partitions": partitions}).encode() + b"\n")
         made_with = json.loads(path.read_text())["partitions"]
     except (OSError, ValueError, KeyError) as error:
         raise StateError(f"state.root {root} can't be used: {error!r}; expected a directory to write to") from None

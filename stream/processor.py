@@ -19,7 +19,7 @@ import orjson
 
 from configs.settings import Settings
 from graph.ctdg import TemporalGraph
-from graph.memory import GraphMemory, edge_features
+from graph.memory import Float32, GraphMemory, edge_features
 from graph.rows import Event, UserRow, action_code, decode_user, encode_user, key64, pack_event
 from llm.refresh import due_version
 from stream.events import InvalidEvent, encode_event, parse_event
@@ -45,7 +45,8 @@ class Processor:
         topic, partition: name the offset under which the state is committed.
         partitions: of `interactions`. With one, item rows live here; with more, each event goes on to
             `interactions.by-item`, and messages to users read the item vectors of the adopted item epoch.
-        model: graph version to start from; default is the seeded version 0.
+        model: the graph version that the store adopted last; default is the seeded version 0.
+        item_vectors: the item epoch that came with it, see `adopt`.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class Processor:
         partition: int = 0,
         partitions: int = 1,
         model: GraphMemory | None = None,
+        item_vectors: dict[str, Float32] | None = None,
     ) -> None:
         self.settings, self.store, self.partition = settings, store, partition
         self.local_items = partitions == 1
@@ -71,6 +73,8 @@ class Processor:
         self._sent_keys: list[bytes] = []
         self._ids: dict[str, None] = {}
         self._load()
+        if item_vectors is not None and not self.local_items:
+            self.items.load_epoch(item_vectors)
 
     # -- reading -----------------------------------------------------------------------------------------------
 
@@ -108,12 +112,17 @@ class Processor:
                     self._count_too_late(event)
                     changes.too_late += 1
         changes.applied = len(fresh)
+        changes.unknown_actions = sum(event.action not in self.settings.actions for event in fresh)
         before = {event.user_id: self._events_of(event.user_id) for event in fresh}
-        if changes.late:
-            fresh = self._roll_back(fresh)  # 4
+        ordered = self._roll_back(fresh) if changes.late else fresh  # 4
         size = self.settings.state.epoch_events
-        for start in range(0, len(fresh), size):
-            self._apply_sorted(fresh[start : start + size], changes)  # 5
+        memories: dict[int, Float32] = {}
+        for start in range(0, len(ordered), size):
+            self._apply_sorted(ordered[start : start + size], memories)  # 5
+        if not self.local_items:
+            # by offset, which is what tells the items' owner a second copy; what was applied again was sent before
+            for event in sorted(fresh, key=lambda event: event.offset):
+                changes.outgoing.append(self._by_item(event, memories[event.offset]))
         self._request_profiles(before, changes)
         return self._finish(changes)  # 6
 
@@ -121,18 +130,19 @@ class Processor:
         """Writes an epoch: one batch, all or nothing."""
         self.store.commit(changes.puts)
 
-    def adopt(self, model: GraphMemory, item_vectors: dict[str, np.ndarray] | None = None) -> Changes:
+    def adopt(self, model: GraphMemory, item_vectors: dict[str, Float32] | None = None) -> Changes:
         """Adopts a graph version from `next_offset` on; commit the changes like an epoch's and send what says so.
 
         Events from before it can't be rolled back any more: a later arrival among them only counts.
 
         Args:
             model: the trained weights.
-            item_vectors: the item epoch that goes with them, [M] float32 by item id (several partitions only).
+            item_vectors: the item epoch that goes with them, [M] float32 by item id (several partitions only). It
+                takes the place of the one before: an item that it does not name reads as zeros.
         """
         self.graph.model = model
         if item_vectors is not None:
-            self.items.load_epoch(item_vectors)
+            self.items.load_epoch(item_vectors, self._pending)
         for key in self.window.clear():
             self._pending[key] = None
         (before,) = self.store.get([b"m:graph"])
@@ -185,8 +195,7 @@ class Processor:
 
     def _roll_back(self, fresh: list[Event]) -> list[Event]:
         """Undoes the epochs after the earliest late event; returns all events to apply, in order."""
-        fresh.sort(key=order_of)
-        undone = self.window.take_after(order_of(fresh[0]))
+        undone = self.window.take_after(min(map(order_of, fresh)))
         for undo in reversed(undone):
             self._pending[undo.store_key] = None
             for key, value in undo.before.items():
@@ -204,14 +213,15 @@ class Processor:
         row.too_late = too_late
         self._put_row(index, row)
 
-    def _apply_sorted(self, events: list[Event], changes: Changes) -> None:
+    def _apply_sorted(self, events: list[Event], memories: dict[int, Float32]) -> None:
+        """Applies events in order; `memories` takes each user's [M] float32 from before its group, by offset."""
         user_keys = dict.fromkeys(user_key(event.user_id) for event in events)
         item_keys = dict.fromkeys(item_key(event.item_id) for event in events) if self.local_items else {}
         touched = [*user_keys, *item_keys]
         undo = self.window.push(events, lambda: dict(zip(touched, self._stored(touched), strict=True)))
         if undo is not None:
             self._pending[undo.store_key] = undo.encode()
-        users, items = self._apply_graph(events, changes)
+        users, items = self._apply_graph(events, memories)
         history_bytes = self.settings.state.history * 40
         for event, user in zip(events, users, strict=True):
             self._append(self.users[user], event)
@@ -223,7 +233,7 @@ class Processor:
         if self.local_items:
             self.items.record(events, items, self._pending)
 
-    def _apply_graph(self, events: list[Event], changes: Changes) -> tuple[list[int], list[int]]:
+    def _apply_graph(self, events: list[Event], memories: dict[int, Float32]) -> tuple[list[int], list[int]]:
         users = [self._user_index(event.user_id) for event in events]
         items = [self.items.index(event.item_id, self._pending) for event in events]
         times = [event.timestamp_ms for event in events]
@@ -232,9 +242,7 @@ class Processor:
         edges = edge_features(weights, floats(e.value for e in events), floats(e.price for e in events))
         pre = self.graph.apply(users, items, times, groups, edges, self.local_items)
         if not self.local_items:
-            for event, memory in zip(events, pre, strict=True):
-                changes.outgoing.append(self._by_item(event, memory))
-        changes.unknown_actions += sum(event.action not in self.settings.actions for event in events)
+            memories.update(zip((event.offset for event in events), pre, strict=True))
         return users, items
 
     def _append(self, row: UserRow, event: Event) -> None:
@@ -265,7 +273,7 @@ class Processor:
                 request = profile_request(row, version, self.items, self.settings)
                 changes.outgoing.append(Outgoing("profile-requests", user_id.encode(), request))
 
-    def _by_item(self, event: Event, memory: np.ndarray) -> Outgoing:
+    def _by_item(self, event: Event, memory: Float32) -> Outgoing:
         headers = (("source", f"{self.partition}:{event.offset}".encode()), ("user_memory", memory.tobytes()))
         return Outgoing("interactions.by-item", event.item_id.encode(), encode_event(event), headers)
 

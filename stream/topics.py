@@ -9,7 +9,7 @@
     profiles.log          user_id   delete    every profile ever written, for replay as of a time
     graph-versions        sha256    delete    trained graph versions and where each was adopted
     snapshots             name      compact   announcements of published snapshots
-    users.changelog       user_id   compact   user rows for serving replicas on other hosts
+    users.changelog       user_id   compact   reserved: nothing writes or reads it yet
 
 Every name gets `broker.prefix`. Records carry the broker's time, never the event's: a broker deletes by the record's
 time, and a log of 2010 would be gone within the minute.
@@ -28,6 +28,8 @@ from configs.settings import Broker
 from stream.broker import admin
 
 MS_PER_DAY = 86_400_000
+MAX_DEAD_LETTER_BYTES = 2 * 1024 * 1024
+"""A dead letter is a record that a broker took, up to 1,048,588 bytes by default, and its headers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,17 +39,19 @@ class Topic:
     Attributes:
         compact: keep the last record of each key; else keep by time.
         single: always one partition, whatever `broker.partitions` says.
+        max_bytes: largest record, 0 = what the broker takes by default.
     """
 
     name: str
     compact: bool = False
     single: bool = False
+    max_bytes: int = 0
 
 
 TOPICS = (
     Topic("interactions"),
     Topic("interactions.by-item"),
-    Topic("interactions.dlq", single=True),
+    Topic("interactions.dlq", single=True, max_bytes=MAX_DEAD_LETTER_BYTES),
     Topic("items", compact=True),
     Topic("profile-requests", compact=True),
     Topic("profiles", compact=True),
@@ -96,6 +100,8 @@ def _create(client: Any, settings: Broker, topic: Topic) -> None:
         if topic.compact
         else {"cleanup.policy": "delete", "retention.ms": str(retention_ms)}
     )
+    if topic.max_bytes:
+        configs["max.message.bytes"] = str(topic.max_bytes)
     partitions = 1 if topic.single else settings.partitions
     new = NewTopic(settings.prefix + topic.name, partitions, settings.replication, topic_configs=configs)
     try:

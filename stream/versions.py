@@ -8,7 +8,8 @@ adoption is committed, so that a restart goes on with the same version whatever 
 
 from __future__ import annotations
 
-import os
+import logging
+import re
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,10 +25,17 @@ from safetensors.torch import load, save
 from configs.errors import StateError
 from configs.settings import Settings
 from graph.memory import Float32, GraphMemory
-from stream.processor import Outgoing, Processor
+from stream.durable import write_durably
+from stream.items import ItemProcessor
+from stream.processor import Processor
+from stream.records import Outgoing
+from stream.store import StateStore
 
 TOPIC = "graph-versions"
 PART_BYTES = 512 * 1024
+POLL_MS = 1000
+LOG = logging.getLogger(__name__)
+_PLACE = re.compile(rb"(\d{1,6})/(\d{1,6})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,15 +79,22 @@ def decode_version(settings: Settings, blob: bytes) -> GraphVersion:
         tensors = load(blob)
         weights = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
         model.load_state_dict(weights)
-    except (SafetensorError, RuntimeError, ValueError) as error:
+        vectors = _vectors(tensors, settings.graph.memory_dim)
+    except (SafetensorError, RuntimeError, ValueError, KeyError) as error:
         raise StateError(
             f"a graph version does not fit: {str(error)[:300]}. Trainer and workers need the same graph.* settings."
         ) from None
-    vectors: dict[str, Float32] = {}
-    if "items.ids" in tensors:
-        ids = orjson.loads(tensors["items.ids"].numpy().tobytes())
-        vectors = dict(zip(ids, tensors["items.memory"].numpy(), strict=True))
     return GraphVersion(model.version(), blob, model, vectors)
+
+
+def _vectors(tensors: dict[str, torch.Tensor], memory_dim: int) -> dict[str, Float32]:
+    """The item epoch of a version, empty if it has none. Raises ValueError or KeyError if it does not fit."""
+    if "items.ids" not in tensors:
+        return {}
+    ids, memory = orjson.loads(tensors["items.ids"].numpy().tobytes()), tensors["items.memory"].numpy()
+    if memory.shape != (len(ids), memory_dim):
+        raise ValueError(f"item vectors have the shape {memory.shape}, expected {(len(ids), memory_dim)}")
+    return dict(zip(ids, memory, strict=True))
 
 
 class GraphVersions:
@@ -90,9 +105,11 @@ class GraphVersions:
     ) -> None:
         self.settings, self._bootstrap, self._send = settings, bootstrap, send
         self.newest: GraphVersion | None = None
+        self._parts: list[bytes] = []
+        self._complete: bytes | None = None
 
-    def load(self, sha256: str) -> GraphMemory:
-        """The weights of a version that was adopted here.
+    def load(self, sha256: str) -> GraphVersion:
+        """A version that was adopted here, with its item epoch.
 
         Raises:
             StateError: its file is gone or damaged.
@@ -103,20 +120,22 @@ class GraphVersions:
                 f"the state was made with graph version {sha256[:12]}, but {path} is gone; "
                 "restore the file, or move state.root away to rebuild the state"
             )
-        return decode_version(self.settings, path.read_bytes()).model
+        return decode_version(self.settings, path.read_bytes())
 
-    def due(self, processor: Processor) -> bool:
+    def due(self, owner: Processor | ItemProcessor) -> bool:
         """Whether a newer version waits to be adopted."""
-        return self.newest is not None and adopted(processor)[0] != self.newest.sha256
+        return self.newest is not None and adopted(owner.store)[0] != self.newest.sha256
 
-    async def adopt(self, processor: Processor) -> None:
-        """Changes a partition to the newest version from its next offset on, and says so in the log."""
+    async def adopt(self, owner: Processor | ItemProcessor) -> None:
+        """Changes a partition to the newest version from its next offset on; one of users says so in the log."""
         if self.newest is None:
             return
-        self._keep(self.newest)
-        vectors = self.newest.item_vectors if not processor.local_items else None
-        changes = processor.adopt(self.newest.model, dict(vectors) if vectors else None)
-        processor.commit(changes)
+        version = self._kept(self.newest)
+        if isinstance(owner, ItemProcessor):
+            changes = owner.adopt(version.model)
+        else:
+            changes = owner.adopt(version.model, None if owner.local_items else version.item_vectors)
+        owner.store.commit(changes.puts)
         await self._send(changes.outgoing)
 
     async def follow(self) -> None:
@@ -126,33 +145,49 @@ class GraphVersions:
         try:
             place = TopicPartition(self.settings.broker.prefix + TOPIC, 0)
             consumer.assign([place])
+            end = (await consumer.end_offsets([place]))[place]
             await consumer.seek_to_beginning(place)
-            parts: list[bytes] = []
-            async for record in consumer:
-                headers = dict(record.headers)
-                if headers.get("kind") == b"weights":
-                    parts = self._collect(parts, record, headers)
+            while True:
+                records = (await consumer.getmany(place, timeout_ms=POLL_MS)).get(place, [])
+                self.take(records, caught_up=await consumer.position(place) >= end)
         finally:
             await consumer.stop()
 
-    def _collect(self, parts: list[bytes], record: Any, headers: dict[str, bytes]) -> list[bytes]:
-        part, total = (int(number) for number in headers["part"].split(b"/"))
-        parts = [*(parts if part else []), record.value]
-        if part == total - 1 and len(parts) == total:
-            self.newest = decode_version(self.settings, b"".join(parts))
-        return parts
+    def take(self, records: Sequence[Any], caught_up: bool) -> None:
+        """Takes records of the topic in; the last complete version becomes `newest`.
 
-    def _keep(self, version: GraphVersion) -> None:
-        path = version_path(self.settings, version.sha256)
-        if path.exists():
+        Args:
+            records: in order, each with `key`, `value`, `headers` and `offset`.
+            caught_up: False while older records follow: what is complete so far may be out of date, so it waits.
+        """
+        for record in records:
+            headers = dict(record.headers)
+            if headers.get("kind") == b"weights":
+                self._collect(record, headers.get("part") or b"")
+        if caught_up and self._complete is not None:
+            blob, self._complete = self._complete, None
+            try:
+                self.newest = decode_version(self.settings, blob)
+            except StateError as error:
+                LOG.warning("a version on %s is passed over: %s", TOPIC, error)
+
+    def _collect(self, record: Any, place: bytes) -> None:
+        found = _PLACE.fullmatch(place)
+        if found is None:
+            LOG.warning("record %d of %s is passed over: header part is %r", record.offset, TOPIC, place[:80])
             return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(f"{path}.{os.getpid()}")
-        with temporary.open("wb") as file:
-            file.write(version.blob)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.rename(path)
+        part, total = int(found[1]), int(found[2])
+        self._parts = [*(self._parts if part else []), record.value or b""]
+        if part == total - 1 and len(self._parts) == total:
+            self._complete, self._parts = b"".join(self._parts), []
+
+    def _kept(self, version: GraphVersion) -> GraphVersion:
+        """The version as this host keeps it: the first of its weights that came, with its item epoch."""
+        path = version_path(self.settings, version.sha256)
+        if not path.exists():
+            write_durably(path, version.blob)
+            return version
+        return version if path.read_bytes() == version.blob else self.load(version.sha256)
 
 
 def version_path(settings: Settings, sha256: str) -> Path:
@@ -160,9 +195,9 @@ def version_path(settings: Settings, sha256: str) -> Path:
     return settings.state.root / "graph" / f"{sha256}.safetensors"
 
 
-def adopted(processor: Processor) -> tuple[str, int]:
+def adopted(store: StateStore) -> tuple[str, int]:
     """(sha256, offset) of the version that a partition adopted last; ("", 0) for the seeded version."""
-    (value,) = processor.store.get([b"m:graph"])
+    (value,) = store.get([b"m:graph"])
     if not value:
         return "", 0
     data = orjson.loads(value)

@@ -102,4 +102,8 @@ def replay(
             for letter in read_dlq(settings.broker, bootstrap)
             if reason in ("", letter.reason) and (not offset or letter.offset in offset)
         ]
-        out.print(f"sent {resend(to_kafka, letters):,} records to interactions again")
+        sent = resend(to_kafka, letters)
+        stay = len(letters) - sent
+        out.print(
+            f"sent {sent:,} records to interactions again" + (f"; {stay:,} shortened or foreign stay" * bool(stay))
+        )

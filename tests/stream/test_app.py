@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
 import json
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from aiokafka.errors import MessageSizeTooLargeError
 
 from configs.errors import StateError
 from graph.memory import GraphMemory
 from graph.rows import Event
+from stream.app import WorkerApp
 from stream.consumer import hole_in
-from stream.dlq import read_dlq
+from stream.dlq import fitting, read_dlq
 from stream.events import encode_event
 from stream.partitions import Bounds, check_layout, check_position
 from stream.processor import Processor
 from stream.reading import read_all
+from stream.records import Outgoing
 from stream.store import MemoryStore
 from stream.versions import encode_version
 
@@ -92,6 +97,39 @@ def test_with_several_partitions_the_item_rows_follow_through_their_own_topic(wo
 
 
 @pytest.mark.slow
+def test_a_record_larger_than_a_producer_takes_by_default_becomes_a_dead_letter_and_the_stream_goes_on(
+    world: Any, wait: Any
+) -> None:
+    records = shop_records(40)
+    large = b"x" * 1_040_000
+    records.insert(20, (b"u1", large))
+    world.produce(records)
+    with world.worker() as worker:
+        wait(lambda: worker.applied() == len(records), what="the worker goes past the large record")
+        wait(lambda: list(read_dlq(world.settings.broker, world.bootstrap)), what="the dead letter is sent")
+        worker.stop()
+    (letter,) = read_dlq(world.settings.broker, world.bootstrap)
+    assert (letter.reason, letter.key, letter.source) == ("too_large", b"u1", "0:20")
+    assert letter.value == large
+    assert letter.is_whole_event
+
+
+@pytest.mark.slow
+def test_a_foreign_record_among_the_item_events_does_not_stop_the_worker(world: Any, wait: Any) -> None:
+    world.partitions = 2
+    world.create_topics()
+    world.send([SimpleNamespace(topic="interactions.by-item", key=b"i1", value=b"hello", headers=())])
+    records = shop_records(60)
+    world.produce(records)
+    with world.worker() as worker:
+        wait(lambda: worker.items_applied() == len(records) + 1, what="all item events and the foreign one")
+        worker.stop()
+    (letter,) = read_dlq(world.settings.broker, world.bootstrap)
+    assert (letter.reason, letter.topic, letter.value) == ("no_source", "interactions.by-item", b"hello")
+    assert not letter.is_whole_event
+
+
+@pytest.mark.slow
 def test_a_trained_graph_is_adopted_at_a_recorded_offset_that_a_restart_and_a_replay_follow(
     world: Any, wait: Any
 ) -> None:
@@ -123,6 +161,39 @@ def test_a_trained_graph_is_adopted_at_a_recorded_offset_that_a_restart_and_a_re
 def adoptions(world: Any) -> list[dict[str, Any]]:
     records = read_all(world.settings.broker, world.bootstrap, "graph-versions")
     return [json.loads(r.value) for r in records if dict(r.headers)["kind"] == b"adoption"]
+
+
+def test_a_record_too_large_for_a_dead_letter_is_shortened_and_says_so() -> None:
+    whole = Outgoing("interactions.dlq", b"k" * 5000, b"y" * 3_000_000, (("reason", b"too_large"),))
+    short = fitting(whole)
+    headers = dict(short.headers)
+    assert len(short.key) + len(short.value) < 100_000
+    assert whole.value.startswith(short.value)
+    assert (headers["reason"], headers["length"], headers["truncated"]) == (b"too_large", b"3000000", b"65536")
+    assert headers["sha256"] == hashlib.sha256(whole.value).hexdigest().encode()
+    small = Outgoing("interactions.dlq", None, b"y" * 1_048_588, ())
+    assert fitting(small) is small
+
+
+def test_a_dead_letter_that_the_broker_finds_too_large_is_sent_shortened(world: Any) -> None:
+    app = WorkerApp(world.settings, world.bootstrap, 1)
+    taken: list[tuple[str, int]] = []
+
+    async def answer(size: int) -> None:
+        if size > 1_000_000:
+            raise MessageSizeTooLargeError
+
+    class Producer:
+        async def send(self, topic: str, key: Any, value: bytes, *rest: Any) -> Any:
+            taken.append((topic.removeprefix(world.prefix), len(value)))
+            return answer(len(value))
+
+    app._producer = Producer()
+    letter = Outgoing("interactions.dlq", None, b"y" * 1_040_000, ())
+    asyncio.run(app.send_all([letter, Outgoing("profile-requests", b"u", b"{}")]))
+    assert taken == [("interactions.dlq", 1_040_000), ("profile-requests", 2), ("interactions.dlq", 65_536)]
+    with pytest.raises(MessageSizeTooLargeError):
+        asyncio.run(app.send_all([Outgoing("profile-requests", b"u", b"y" * 1_040_000)]))
 
 
 def test_offsets_that_do_not_follow_on_are_a_hole_wherever_it_lies() -> None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from configs.settings import Settings
 from llm.client import make_client
 from llm.generator import ProfileGenerator, generate_file
-from llm.offline import LogEvent, plan, requests_of_log
-from stream.evaluate.inputs import catalogue_of
+from llm.offline import plan, requests_of_log
+from stream.evaluate.inputs import catalogue_of, log_events
 from stream.evaluate.log import EventLog
 from stream.files import read_columns, read_items
 
@@ -37,13 +37,7 @@ def write_profile_file(
     """
     log = EventLog(read_columns(events), settings.action)
     catalogue = catalogue_of(read_items(items))
-    requests = requests_of_log(_events(log), catalogue, settings)
+    requests = requests_of_log(log_events(log), catalogue, settings)
     planned = plan(requests, log.split_ms(split), ACTIVE_DAYS * MS_PER_DAY)
     generator = ProfileGenerator(make_client(settings.llm), settings.profiles)
     return generate_file(planned, out, generator, settings.profiles.batch, most=most, on_progress=on_progress)
-
-
-def _events(log: EventLog) -> Iterator[LogEvent]:
-    for row in log.group_rows.tolist():
-        e = log.event(row)
-        yield LogEvent(e.user_id, e.item_id, e.timestamp_ms, e.action, e.value, e.price, e.domain)

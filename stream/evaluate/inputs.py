@@ -7,7 +7,7 @@ valid from its request's time plus `profiles.delay_ms`, so that no profile knows
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,6 +16,7 @@ from graph.view import Profile
 from llm.client import TemplateClient
 from llm.encoder import TextEncoder
 from llm.generator import ProfileGenerator
+from llm.offline import LogEvent, requests_of_log
 from llm.profile import Profile as Written
 from llm.profile import read_profiles
 from llm.request import CatalogueItem, read_request
@@ -23,6 +24,7 @@ from llm.request import CatalogueItem, read_request
 if TYPE_CHECKING:
     from configs.settings import Settings
     from graph.rows import Float32
+    from stream.evaluate.log import EventLog
     from stream.evaluate.registry import Setup
     from stream.events import Item
 
@@ -87,7 +89,29 @@ def replay_profiles(setup: Setup) -> ReplayProfiles | None:
     if not setup.items:
         return None
     written = read_profiles(setup.profiles, _encoder(setup)) if setup.profiles else []
+    if "facets" not in setup.shared:
+        setup.shared["facets"] = _encode_ahead(setup)
     return ReplayProfiles(setup.settings, setup.items, _encoder(setup), written)
+
+
+def log_events(log: EventLog) -> Iterator[LogEvent]:
+    """The rows of a log in order of their groups, as profile requests are made of them."""
+    for row in log.group_rows.tolist():
+        e = log.event(row)
+        yield LogEvent(e.user_id, e.item_id, e.timestamp_ms, e.action, e.value, e.price, e.domain)
+
+
+def _encode_ahead(setup: Setup) -> int:
+    """Encodes what the template will say of the log, many texts a pass; returns how many.
+
+    A profile is a function of its request alone, so this changes what a replay costs and nothing else.
+    """
+    settings, catalogue = setup.settings, catalogue_of(setup.items)
+    template = ProfileGenerator(TemplateClient(), settings.profiles)
+    profiles = template.generate(list(requests_of_log(log_events(setup.log), catalogue, settings)))
+    texts = sorted({text for profile in profiles for text in profile.facets.values() if text})
+    _encoder(setup).encode(texts)
+    return len(texts)
 
 
 def _encoder(setup: Setup) -> TextEncoder:

@@ -160,7 +160,7 @@ class _Cache:
 
     def _open(self) -> sqlite3.Connection:
         db = sqlite3.connect(self._path, timeout=30)
-        db.execute("PRAGMA synchronous=OFF")  # a lost cache is made again; waiting for the disk costs more than encoding
+        db.execute("PRAGMA synchronous=OFF")  # a lost cache is made again; waiting costs more than encoding
         return db
 
     def get(self, keys: dict[str, bytes]) -> dict[str, Float32]:

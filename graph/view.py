@@ -73,7 +73,7 @@ class UserView:
 
     Attributes:
         items: [n] int32 dense item indices, -1 = unknown to this process.
-        t_ms: [n] int64 event times, all earlier than the request or of an earlier group.
+        t_ms: [n] int64 event times, none later than the request; who scores sees to that, as a row holds all it has.
         weight: [n] float32 action weights.
         value: [n] float32, NaN = none.
         price: [n] float32, NaN = none.

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import signal
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,12 +23,14 @@ from serving.snapshot import open_snapshot
 from stream.events import encode_event
 from stream.learner import learning_sha256
 from stream.open_groups import MOST_OPEN, SPAN_MS, OpenGroups
-from stream.processor import Record
+from stream.processor import Processor, Record
+from stream.store import MemoryStore
 from stream.trainer import Trainer as TrainerLoop
 from stream.trainer_process import seek
 
 T0_MS = 1_600_000_000_000
 HOUR_MS = 3_600_000
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "COLUMNS": "200", "NO_COLOR": "1"}
 ACTIONS = {"purchase": {"positive": True}, "return": {"positive": False, "weight": -1.0}}
 
 
@@ -163,6 +170,52 @@ def test_open_groups_close_on_the_users_next_on_event_time_on_number_and_on_sile
     assert (groups.idle([1], 100.0), groups.idle([0], 5.1), len(groups)) == ([], [], MOST_OPEN)
     assert len(groups.idle([0], 5.3)) == MOST_OPEN
     assert (len(groups), groups.holds(many[1]), groups.first_offset(0, 7)) == (0, False, 7)
+
+
+@pytest.mark.slow
+def test_a_trainer_process_that_is_stopped_and_started_goes_on_and_refuses_a_topic_that_was_remade(
+    world: Any, wait: Any, settings: Settings
+) -> None:
+    sections = ("model", "graph", "ranker", "actions", "trainer", "serving")
+    tree = settings.model_dump(mode="json", include=set(sections))
+    tree["trainer"] |= {"publish_s": 0.05}
+    path = world.config
+    path.write_bytes(orjson.dumps(tree | {"broker": world._tree()["broker"]}))
+    snapshots = settings.serving.snapshots
+
+    def trainer(*flags: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "stream.cli", "trainer", "--config", str(path), *flags]
+        return subprocess.Popen(
+            command, cwd=Path(__file__).parents[2], stderr=subprocess.PIPE, text=True, env=os.environ | ONE_THREAD
+        )
+
+    def ends(process: subprocess.Popen[str]) -> tuple[int, str]:
+        _, err = process.communicate(timeout=120)
+        return process.returncode, err
+
+    messages = [(event.user_id.encode(), encode_event(event)) for event in baskets(12)]
+    world.produce(messages[:20])
+    process = trainer()
+    wait(lambda: (snapshots / "CURRENT").exists(), 120, "a snapshot is published")
+    process.send_signal(signal.SIGTERM)
+    code, err = ends(process)
+    assert code == 0, err
+    world.produce(messages[20:])
+    code, err = ends(trainer("--until-caught-up"))
+    assert code == 0, err
+    meta = open_snapshot(snapshots).meta
+    assert meta.offsets == {"interactions:0": 36}
+    with (settings.trainer.root / "checkpoint.pt").open("rb") as file:
+        state = pickle.load(file)
+    processor = Processor(settings, MemoryStore())
+    processor.commit(processor.apply(world.log()))
+    users = dict(processor.store.scan(b"u:"))
+    assert {key: value for key, value in state["learner"]["rows"].items() if key.startswith(b"u:")} == users
+    tree["broker"] = world._tree()["broker"] | {"prefix": world.prefix + "anew."}
+    path.write_bytes(orjson.dumps(tree))
+    code, err = ends(trainer())
+    assert code == 73
+    assert "is at offset 36, but the topic ends at 0" in err
 
 
 class Topic:

@@ -1,41 +1,26 @@
-"""Item-item and user-user neighbours that are learnt group by group and need no gradient.
+"""Item-item neighbours that are learnt group by group and need no gradient.
 
-`PartnerTable` keeps a bounded number of partners for each item with exponentially decayed weights; `UserVectors`
-keeps the decayed item vectors of the most recent users and finds the nearest ones. Both count decay forward:
-what arrives at t is stored as weight * 2^((t - origin) / half-life), so nothing that is stored ever needs touching, and
-the origin moves before float32 runs out of range.
+`PartnerTable` keeps a bounded number of partners for each item with exponentially decayed weights. Decay is counted
+forward: what arrives at t is stored as weight * 2^((t - origin) / half-life), so nothing that is stored ever needs
+touching, and the origin moves before float32 runs out of range.
 
 Source: forward decay, Cormode, Shkapenyuk, Srivastava, Xu (ICDE 2009).
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from graph.rows import key64
+from graph.arrays import Arrays, grown
 from graph.view import Int32, Int64
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from graph.rows import Float32
-
-Arrays = dict[str, "NDArray[Any]"]
-Kind = TypeVar("Kind", bound=np.generic)
 
 REBASE_HALF_LIVES = 60.0
 """Stored weights grow to 2^60 at most before the origin moves; float32 holds 2^127."""
-
-
-def grown(array: NDArray[Kind], n: int, fill: float = 0) -> NDArray[Kind]:
-    """The array with at least n rows: itself, or a copy that is at least doubled, new rows filled."""
-    if len(array) >= n:
-        return array
-    out = np.full((max(n, 2 * len(array), 64), *array.shape[1:]), fill, array.dtype)
-    out[: len(array)] = array
-    return out
 
 
 class PartnerTable:
@@ -176,142 +161,3 @@ class PartnerTable:
         self.origin_ms = int(arrays[f"{prefix}.origin_ms"][0])
         self.n = len(self.partner)
         self._mark = np.full(self.n + 1, -1, np.int32)
-
-
-class UserVectors:
-    """Decayed item vectors of the most recent users, and the users nearest to a history.
-
-    The matrix is rebuilt when `refresh_ms` of event time has passed, from the last touches that were observed by
-    then; the asking user's own vector is always the live one.
-
-    Attributes:
-        latest: user key -> (items [m] int32, last touches [m] int64), the most recently active user last.
-    """
-
-    def __init__(
-        self, users: int, half_life_ms: float, fresh_half_life_ms: float, refresh_ms: int, nearest: int
-    ) -> None:
-        self.users, self.refresh_ms, self.nearest = users, refresh_ms, nearest
-        self.half_life_ms, self.fresh_half_life_ms = half_life_ms, fresh_half_life_ms
-        self.latest: dict[int, tuple[Int32, Int64]] = {}
-        self.built_ms = -1
-        none = np.zeros(0, np.float32)
-        self._set(np.zeros(0, np.uint64), np.zeros(1, np.int64), np.zeros(0, np.int32), none, none)
-
-    def observe(self, user_id: str, items: Int32, last_ms: Int64, t_ms: int) -> None:
-        """Replace a user's vector by the given distinct items and last touches, and rebuild when it is time."""
-        if self.built_ms < 0 or t_ms - self.built_ms >= self.refresh_ms:
-            self._build(t_ms)
-        key = key64(user_id)
-        self.latest.pop(key, None)
-        self.latest[key] = (items, last_ms)
-        if len(self.latest) > self.users:
-            del self.latest[next(iter(self.latest))]
-
-    def _flat(self) -> tuple[NDArray[np.uint64], Int64, Int32, Int64]:
-        keys = np.fromiter(self.latest, np.uint64, len(self.latest))
-        start = np.zeros(len(keys) + 1, np.int64)
-        np.cumsum([len(items) for items, _ in self.latest.values()], out=start[1:])
-        if len(keys) == 0:
-            return keys, start, np.zeros(0, np.int32), np.zeros(0, np.int64)
-        items = np.concatenate([items for items, _ in self.latest.values()])
-        return keys, start, items, np.concatenate([last for _, last in self.latest.values()])
-
-    def _build(self, t_ms: int) -> None:
-        self.built_ms = t_ms
-        keys, start, items, last_ms = self._flat()
-        age_ms = np.maximum(t_ms - last_ms, 0)
-        value = np.exp2(age_ms * (-1 / self.half_life_ms)).astype(np.float32)
-        fresh = np.exp2(age_ms * (-1 / self.fresh_half_life_ms)).astype(np.float32)
-        # a vector faded to nothing would divide by zero: scale by its own norm first
-        if len(items):
-            norm = np.sqrt(np.add.reduceat(np.append(value * value, np.float32(0)), np.minimum(start[:-1], len(items))))
-            norm[start[1:] == start[:-1]] = 0
-            value /= np.repeat(np.maximum(norm, 1e-30), np.diff(start))
-        self._set(keys, start, items, value, fresh)
-
-    def _set(self, keys: NDArray[np.uint64], start: Int64, items: Int32, value: Float32, fresh: Float32) -> None:
-        self._keys, self._start, self._items, self._value, self._fresh = keys, start, items, value, fresh
-        n = int(items.max()) + 1 if len(items) else 0
-        owner = np.repeat(np.arange(len(keys), dtype=np.int32), np.diff(start))
-        order = np.argsort(items, kind="stable")
-        self._by_item = np.searchsorted(items[order], np.arange(n + 1)).astype(np.int64)
-        self._owner, self._owner_value = owner[order], value[order]
-        self._row = {key: i for i, key in enumerate(keys.tolist())}
-
-    def scores(self, user_id: str, items: Int32, weight: Float32, n: int) -> Float32:
-        """What the nearest users took, weighted by their similarity, the asking user left out.
-
-        Args:
-            user_id: who asks.
-            items: [m] int32 distinct items of the history.
-            weight: [m] float32 live decayed weights.
-            n: number of items.
-
-        Returns:
-            [2, n] float32: sums of their unit vectors, and of their fresh touches.
-        """
-        known = items < len(self._by_item) - 1
-        items, weight = items[known], weight[known]
-        if len(items) == 0 or len(self._keys) == 0:
-            return np.zeros((2, n), np.float32)
-        at, which = _slices(self._by_item[items], self._by_item[items + 1])
-        similarity = np.bincount(
-            self._owner[at], weights=self._owner_value[at] * weight[which], minlength=len(self._keys)
-        )
-        own = self._row.get(key64(user_id))
-        if own is not None:
-            similarity[own] = 0
-        near = (
-            np.argpartition(-similarity, self.nearest)[: self.nearest]
-            if len(similarity) > self.nearest
-            else np.arange(len(similarity))
-        )
-        near = near[similarity[near] > 0]
-        at, which = _slices(self._start[near], self._start[near + 1])
-        norm = float(np.sqrt(np.dot(weight, weight)))
-        mass = (similarity[near] / max(norm, 1e-30))[which]
-        taken = self._items[at]
-        sums = [np.bincount(taken, mass * weights[at], n)[:n] for weights in (self._value, self._fresh)]
-        return np.stack(sums).astype(np.float32)
-
-    def arrays(self, prefix: str) -> Arrays:
-        """Everything that is learnt, by name."""
-        keys, start, items, last_ms = self._flat()
-        return {
-            f"{prefix}.keys": keys,
-            f"{prefix}.start": start,
-            f"{prefix}.items": items,
-            f"{prefix}.last_ms": last_ms,
-            f"{prefix}.built_ms": np.array([self.built_ms], np.int64),
-            f"{prefix}.matrix_keys": self._keys.copy(),
-            f"{prefix}.matrix_start": self._start.copy(),
-            f"{prefix}.matrix_items": self._items.copy(),
-            f"{prefix}.matrix_value": self._value.copy(),
-            f"{prefix}.matrix_fresh": self._fresh.copy(),
-        }
-
-    def restore(self, arrays: Arrays, prefix: str) -> None:
-        """Take over what `arrays` gave."""
-        keys, start = arrays[f"{prefix}.keys"], arrays[f"{prefix}.start"].tolist()
-        items, last_ms = arrays[f"{prefix}.items"], arrays[f"{prefix}.last_ms"]
-        self.latest = {
-            key: (np.asarray(items[a:b], np.int32), np.asarray(last_ms[a:b], np.int64))
-            for key, a, b in zip(keys.tolist(), start[:-1], start[1:], strict=True)
-        }
-        self.built_ms = int(arrays[f"{prefix}.built_ms"][0])
-        self._set(
-            np.asarray(arrays[f"{prefix}.matrix_keys"], np.uint64),
-            np.asarray(arrays[f"{prefix}.matrix_start"], np.int64),
-            np.asarray(arrays[f"{prefix}.matrix_items"], np.int32),
-            np.asarray(arrays[f"{prefix}.matrix_value"], np.float32),
-            np.asarray(arrays[f"{prefix}.matrix_fresh"], np.float32),
-        )
-
-
-def _slices(start: Int64, end: Int64) -> tuple[Int64, Int64]:
-    """Positions of all the slices start[i]:end[i] one after another, and the i of each position."""
-    length = end - start
-    which = np.repeat(np.arange(len(start)), length)
-    offset = np.cumsum(length) - length
-    return np.arange(len(which)) + (start - offset)[which], which

@@ -16,9 +16,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from graph.arrays import Arrays, grown
+from graph.counts import DecayedCounts
 from graph.history import DAY_MS, TRAITS, History, history_of, traits_of
-from graph.neighbors import Arrays, PartnerTable, UserVectors, grown
+from graph.neighbors import PartnerTable
 from graph.rows import key64
+from graph.user_vectors import UserVectors
 
 if TYPE_CHECKING:
     from configs.settings import Signals as SignalSettings
@@ -27,108 +30,6 @@ if TYPE_CHECKING:
 
 Float64 = NDArray[np.float64]
 TABLES = ("basket", "basket_fresh", "following", "onward")
-MAX_HALF_LIVES = 500.0
-"""Forward-decayed float64 counters grow to 2^500 before their origin moves."""
-
-
-class DecayedCounts:
-    """Counts of rows at several half-lives, and which rows are the largest at each.
-
-    Decay multiplies all rows alike, so only what is added can change the order: a bounded set of the largest can be
-    kept exactly by comparing what was just added with its smallest.
-    """
-
-    def __init__(self, half_lives_ms: tuple[float, ...], top: int) -> None:
-        self.half_lives_ms = np.array(half_lives_ms, np.float64)
-        h = len(half_lives_ms)
-        self.count: Float64 = np.zeros((0, h))
-        self.total: Float64 = np.zeros(h)
-        self.origin_ms = np.full(h, -1, np.int64)
-        self.top: Int32 = np.full((h, top), -1, np.int32)
-        self._held: NDArray[np.bool_] = np.zeros((h, 0), np.bool_)  # who is in `top`
-
-    def ensure(self, n: int) -> None:
-        """Make room for rows 0..n-1."""
-        self.count = grown(self.count, n)
-        if self._held.shape[1] < len(self.count):
-            self._held = np.zeros((len(self.top), len(self.count)), np.bool_)
-            for h, rows in enumerate(self.top):
-                self._held[h, rows[rows >= 0]] = True
-
-    def _scale(self, t_ms: int) -> Float64:
-        if self.origin_ms[0] < 0:
-            self.origin_ms[:] = t_ms
-        passed = (t_ms - self.origin_ms) / self.half_lives_ms
-        for h in np.flatnonzero(passed > MAX_HALF_LIVES):
-            self.count[:, h] *= 2.0 ** -passed[h]
-            self.total[h] *= 2.0 ** -passed[h]
-            self.origin_ms[h], passed[h] = t_ms, 0.0
-        return np.exp2(passed)
-
-    def add(self, rows: Int32, weight: Float64, t_ms: int) -> None:
-        """Add weights [b] to distinct rows [b] at a time."""
-        if len(rows) == 0:
-            return
-        scale = self._scale(t_ms)
-        self.count[rows] += weight[:, None] * scale
-        self.total += weight.sum() * scale
-        k = self.top.shape[1]
-        if k == 0:
-            return
-        added = self.count[rows]
-        for h in range(len(self.top)):
-            held = self.top[h]
-            if held[-1] >= 0:  # full
-                rising = rows[added[:, h] > self.count[held, h].min()]
-            else:
-                held, rising = held[held >= 0], rows
-            rising = rising[~self._held[h, rising]]
-            if len(rising) == 0:
-                continue
-            self._held[h, rising] = True
-            merged = np.sort(np.concatenate((held, rising)))
-            if len(merged) > k:
-                order = np.argsort(-self.count[merged, h], kind="stable")
-                self._held[h, merged[order[k:]]] = False
-                merged = merged[np.sort(order[:k])]
-            self.top[h, : len(merged)] = merged
-
-    def best(self) -> list[Int32]:
-        """For each half-life the largest rows, the largest first; equal ones go by number."""
-        out = []
-        for h, rows in enumerate(self.top):
-            held = rows[rows >= 0]
-            out.append(held[np.argsort(-self.count[held, h], kind="stable")])
-        return out
-
-    def share(self, rows: Int32, t_ms: int, items: int) -> Float32:
-        """Share of each row at each half-life, times the number of items: 1 = average. [c, h] float32."""
-        # numerator and total share the origin, so the decay since then cancels
-        return (self.count[rows] * (items / np.maximum(self.total, 1e-300))).astype(np.float32)
-
-    def value(self, rows: Int32, t_ms: int) -> Float64:
-        """Decayed counts [c, h] as of a time."""
-        passed = (t_ms - self.origin_ms) / self.half_lives_ms
-        return self.count[rows] * np.exp2(-passed)
-
-    def arrays(self, prefix: str, n: int) -> Arrays:
-        """Everything that is learnt, by name."""
-        return {
-            f"{prefix}.count": self.count[:n].copy(),
-            f"{prefix}.total": self.total.copy(),
-            f"{prefix}.origin_ms": self.origin_ms.copy(),
-            f"{prefix}.top": self.top.copy(),
-        }
-
-    def restore(self, arrays: Arrays, prefix: str) -> None:
-        """Take over what `arrays` gave."""
-        self.count = np.asarray(arrays[f"{prefix}.count"], np.float64)
-        self.total = np.array(arrays[f"{prefix}.total"], np.float64)
-        self.origin_ms = np.array(arrays[f"{prefix}.origin_ms"], np.int64)
-        self.top = np.array(arrays[f"{prefix}.top"], np.int32)
-        self.ensure(len(self.count))
-
-
 _COLUMNS: dict[str, tuple[Any, float]] = {
     "times": (np.float64, 0),  # summed weights of all touches
     "groups": (np.float64, 0),  # groups that held the item

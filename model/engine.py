@@ -17,13 +17,15 @@ from typing import TYPE_CHECKING, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from graph.arrays import Arrays, grown
 from graph.history import History, history_of
-from graph.neighbors import Arrays, grown
 from graph.signals import Signals
-from model.features import Layout, Standardiser, features, layout
+from model.columns import Layout, layout
+from model.features import features
 from model.ranker import HEADS, Ranker
 from model.reasons import Reason, explain
 from model.recall import BASE_BITS, BIT, PROFILES, Pool, Scored, best_of, listed_base, plug_bit, pool_of, score_base
+from model.standardiser import Standardiser
 
 if TYPE_CHECKING:
     from configs.settings import Settings

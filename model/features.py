@@ -10,140 +10,24 @@ items that the user has not touched and are standardised among those that are to
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from graph.history import DAY_MS, TRAITS, History, traits_of
+from model.columns import PERSONAL, PERSONAL_HALF_LIVES_DAYS, PROFILE_COLUMNS, Layout
 from model.recall import SCORED, Pool
 
 if TYPE_CHECKING:
-    from graph.neighbors import Arrays
     from graph.rows import Float32
     from graph.signals import Signals
     from graph.view import Int32, Profile, UserView
 
-CLIP = 5.0
 NEAR_ITEMS = 32
 """Newest distinct items that a candidate's text is held against one by one."""
 NEAR_COSINE = 0.6
 HOUR_MS = 3_600_000.0
-PERSONAL_HALF_LIVES_DAYS = (3.0, 10.0, 30.0, 100.0)
-"""Half-lives of the user's own decayed counts."""
-
-ITEM = (
-    "log_times", "log_age", "log_since_sold", "log_overdue", "log_buyers", "repeat_rate", "groups_per_buyer",
-    "item_interval", "item_value", "log_price", "returned_rate", "trend_all",
-)  # fmt: skip
-MATCH = (
-    "price_gap", "price_far", "value_gap", "popularity_gap", "popularity_far", "domain_log_share", "domain_lift",
-    "take_chance", "retake_chance", *(f"trait_{name}" for name in TRAITS), "item_interval_due",
-    "missed_groups", "missed_share", "age_gap", "text_nearest", "text_near",
-)  # fmt: skip
-USER = (
-    "user_events", "user_groups", "user_since_last", "user_since_first", "user_basket", "user_repeat_share",
-    "user_items", "user_rhythm", "hour_sin", "hour_cos", "weekday_sin", "weekday_cos", "year_sin", "year_cos",
-)  # fmt: skip
-PERSONAL = (
-    "own", "own_times", "own_weight", "own_since_last", "own_since_first", "own_interval", "own_elapsed",
-    "own_last_interval", "own_elapsed_last", "own_share", "own_share_since", "own_groups_since", "own_in_last",
-    "own_value", "own_price_change", "own_returned", *(f"own_decayed_{days:g}d" for days in PERSONAL_HALF_LIVES_DAYS),
-)  # fmt: skip
-
-
-def base_columns(half_lives_days: tuple[float, ...]) -> tuple[str, ...]:
-    """Names of the base block's columns, in order."""
-    lives = [f"{days:g}d" for days in half_lives_days]
-    popularity = [f"popularity_{life}" for life in lives] + [f"first_buyers_{life}" for life in lives]
-    trends = [f"trend_{a}_{b}" for a, b in zip(lives, lives[2:], strict=False)]
-    recalled = [f"{kind}_{name}" for name in SCORED for kind in ("score", "rank")]
-    return (*popularity, *trends, *ITEM, *MATCH, *USER, *PERSONAL, *recalled)
-
-
-PROFILE_COLUMNS = ("facet_0", "facet_1", "facet_2", "facet_3", "facet_best", "facet_mean", "facet_rank", "has_profile")
-
-
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """Names and blocks of the columns.
-
-    Attributes:
-        names: [f] column names.
-        blocks: block -> slice of columns.
-        present: [f] bool, columns that are standardised among their values other than 0, which stays 0.
-    """
-
-    names: tuple[str, ...]
-    blocks: dict[str, slice]
-    present: NDArray[np.bool_]
-
-    def mask(self, blocks: tuple[str, ...]) -> NDArray[np.bool_]:
-        """Columns [f] of the named blocks.
-
-        Raises:
-            KeyError: a block does not exist.
-        """
-        out = np.zeros(len(self.names), np.bool_)
-        for block in blocks:
-            if block not in self.blocks:
-                raise KeyError(f"no block {block!r}; there are {', '.join(self.blocks)}")
-            out[self.blocks[block]] = True
-        return out
-
-
-def layout(half_lives_days: tuple[float, ...], plugs: tuple[str, ...]) -> Layout:
-    """The columns for these half-lives and plugs."""
-    blocks: dict[str, slice] = {}
-    names: list[str] = []
-    parts = [("base", base_columns(half_lives_days)), ("profiles", PROFILE_COLUMNS)]
-    parts += [(plug, (f"{plug}_score", f"{plug}_rank")) for plug in plugs]
-    for block, columns in parts:
-        blocks[block] = slice(len(names), len(names) + len(columns))
-        names += columns
-    present = np.array([name.startswith("own_") for name in names])
-    return Layout(tuple(names), blocks, present)
-
-
-class Standardiser:
-    """Running mean and deviation of each column, over about the last `window` learnt groups."""
-
-    def __init__(self, present: NDArray[np.bool_], window: int = 2000) -> None:
-        self.present, self.window = present, window
-        self.weight = np.zeros(len(present))
-        self.mean = np.zeros(len(present))
-        self.square = np.ones(len(present))
-
-    def apply(self, raw: Float32) -> Float32:
-        """Standardised and clipped rows [c, f] of raw columns [f, c]."""
-        deviation = np.sqrt(np.maximum(self.square - self.mean**2, 1e-8)).astype(np.float32)
-        out = raw - self.mean.astype(np.float32)[:, None]
-        out /= deviation[:, None]
-        np.clip(out, -CLIP, CLIP, out=out)
-        out[self.present] *= raw[self.present] != 0
-        return np.ascontiguousarray(out.T)
-
-    def update(self, raw: Float32) -> None:
-        """Take in the raw columns [f, c] of one request."""
-        held = raw[self.present]
-        count = np.full(len(self.present), raw.shape[1], np.float64)
-        count[self.present] = np.count_nonzero(held, axis=1)
-        seen = count > 0
-        rate = np.where(seen, np.maximum(1 / (self.weight + 1), 1 / self.window), 0)
-        safe = np.maximum(count, 1)
-        self.mean += rate * (raw.sum(1, dtype=np.float64) / safe - self.mean)
-        self.square += rate * (np.einsum("fc,fc->f", raw, raw, dtype=np.float64) / safe - self.square)
-        self.weight += seen
-
-    def arrays(self, prefix: str) -> Arrays:
-        """Everything that is learnt, by name."""
-        return {f"{prefix}.{k}": getattr(self, k).copy() for k in ("weight", "mean", "square")}
-
-    def restore(self, arrays: Arrays, prefix: str) -> None:
-        """Take over what `arrays` gave."""
-        for k in ("weight", "mean", "square"):
-            setattr(self, k, np.array(arrays[f"{prefix}.{k}"], np.float64))
 
 
 def _days(ms: NDArray[np.int64]) -> Float32:

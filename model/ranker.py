@@ -33,7 +33,7 @@ from graph.rows import Float32
 
 if TYPE_CHECKING:
     from configs.settings import Ranker as RankerSettings
-    from graph.neighbors import Arrays
+    from graph.arrays import Arrays
 
 HEADS = ("novel", "repeat", "mix")
 BETAS, EPSILON = (0.9, 0.999), 1e-8

@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 
 from configs.settings import Signals as SignalSettings
+from graph.counts import DecayedCounts
 from graph.history import DAY_MS, history_of
-from graph.signals import DecayedCounts, Signals
+from graph.signals import Signals
 from graph.view import Group, UserView
 
 DAY = int(DAY_MS)

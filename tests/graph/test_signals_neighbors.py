@@ -1,7 +1,8 @@
 import numpy as np
 
 from graph.history import DAY_MS
-from graph.neighbors import PartnerTable, UserVectors
+from graph.neighbors import PartnerTable
+from graph.user_vectors import UserVectors
 
 DAY = int(DAY_MS)
 ONE = np.ones(1, np.float32)

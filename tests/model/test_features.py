@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from model.features import CLIP, Standardiser, layout
+from model.columns import layout
+from model.standardiser import CLIP, Standardiser
 
 
 def test_columns_are_named_once_and_blocks_cover_them():

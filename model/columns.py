@@ -1,0 +1,86 @@
+"""Names and blocks of the ranker's features: base | profiles | one block for each plug (hstu, graph, ...)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from graph.history import TRAITS
+from model.recall import SCORED
+
+PERSONAL_HALF_LIVES_DAYS = (3.0, 10.0, 30.0, 100.0)
+"""Half-lives of the user's own decayed counts."""
+
+ITEM = (
+    "log_times", "log_age", "log_since_sold", "log_overdue", "log_buyers", "repeat_rate", "groups_per_buyer",
+    "item_interval", "item_value", "log_price", "returned_rate", "trend_all",
+)  # fmt: skip
+MATCH = (
+    "price_gap", "price_far", "value_gap", "popularity_gap", "popularity_far", "domain_log_share", "domain_lift",
+    "take_chance", "retake_chance", *(f"trait_{name}" for name in TRAITS), "item_interval_due",
+    "missed_groups", "missed_share", "age_gap", "text_nearest", "text_near",
+)  # fmt: skip
+USER = (
+    "user_events", "user_groups", "user_since_last", "user_since_first", "user_basket", "user_repeat_share",
+    "user_items", "user_rhythm", "hour_sin", "hour_cos", "weekday_sin", "weekday_cos", "year_sin", "year_cos",
+)  # fmt: skip
+PERSONAL = (
+    "own", "own_times", "own_weight", "own_since_last", "own_since_first", "own_interval", "own_elapsed",
+    "own_last_interval", "own_elapsed_last", "own_share", "own_share_since", "own_groups_since", "own_in_last",
+    "own_value", "own_price_change", "own_returned", *(f"own_decayed_{days:g}d" for days in PERSONAL_HALF_LIVES_DAYS),
+)  # fmt: skip
+
+
+def base_columns(half_lives_days: tuple[float, ...]) -> tuple[str, ...]:
+    """Names of the base block's columns, in order."""
+    lives = [f"{days:g}d" for days in half_lives_days]
+    popularity = [f"popularity_{life}" for life in lives] + [f"first_buyers_{life}" for life in lives]
+    trends = [f"trend_{a}_{b}" for a, b in zip(lives, lives[2:], strict=False)]
+    recalled = [f"{kind}_{name}" for name in SCORED for kind in ("score", "rank")]
+    return (*popularity, *trends, *ITEM, *MATCH, *USER, *PERSONAL, *recalled)
+
+
+PROFILE_COLUMNS = ("facet_0", "facet_1", "facet_2", "facet_3", "facet_best", "facet_mean", "facet_rank", "has_profile")
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Names and blocks of the columns.
+
+    Attributes:
+        names: [f] column names.
+        blocks: block -> slice of columns.
+        present: [f] bool, columns that are standardised among their values other than 0, which stays 0.
+    """
+
+    names: tuple[str, ...]
+    blocks: dict[str, slice]
+    present: NDArray[np.bool_]
+
+    def mask(self, blocks: tuple[str, ...]) -> NDArray[np.bool_]:
+        """Columns [f] of the named blocks.
+
+        Raises:
+            KeyError: a block does not exist.
+        """
+        out = np.zeros(len(self.names), np.bool_)
+        for block in blocks:
+            if block not in self.blocks:
+                raise KeyError(f"no block {block!r}; there are {', '.join(self.blocks)}")
+            out[self.blocks[block]] = True
+        return out
+
+
+def layout(half_lives_days: tuple[float, ...], plugs: tuple[str, ...]) -> Layout:
+    """The columns for these half-lives and plugs."""
+    blocks: dict[str, slice] = {}
+    names: list[str] = []
+    parts = [("base", base_columns(half_lives_days)), ("profiles", PROFILE_COLUMNS)]
+    parts += [(plug, (f"{plug}_score", f"{plug}_rank")) for plug in plugs]
+    for block, columns in parts:
+        blocks[block] = slice(len(names), len(names) + len(columns))
+        names += columns
+    present = np.array([name.startswith("own_") for name in names])
+    return Layout(tuple(names), blocks, present)

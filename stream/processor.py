@@ -20,7 +20,7 @@ import orjson
 from configs.settings import Settings
 from graph.ctdg import TemporalGraph
 from graph.memory import Float32, GraphMemory, edge_features
-from graph.rows import Event, UserRow, action_code, decode_user, encode_user, key64, pack_event
+from graph.rows import Event, UserRow, key64
 from llm.refresh import due_version
 from stream.events import InvalidEvent, encode_event, parse_event
 from stream.items import ItemNodes, floats
@@ -31,6 +31,7 @@ from stream.records import Outgoing as Outgoing
 from stream.records import Record as Record
 from stream.records import dead_letter, pack, unpack
 from stream.store import StateStore
+from stream.users import UserNodes, user_key
 
 FUTURE_MS = 86_400_000
 """An event may lie this far after the time at which the broker took it; more would hold the watermark hostage."""
@@ -62,8 +63,8 @@ class Processor:
         self.settings, self.store, self.partition = settings, store, partition
         self.local_items = partitions == 1
         self.graph = TemporalGraph(settings.graph, model)
-        self.users: list[UserRow] = []
-        self.user_index: dict[str, int] = {}
+        self.nodes = UserNodes(settings, self.graph)
+        self.users, self.user_index = self.nodes.rows, self.nodes.indices
         self.items = ItemNodes(settings, self.graph)
         self.window = LateWindow(settings.state.late_ms, settings.state.late_events)
         self.next_offset = 0
@@ -80,8 +81,7 @@ class Processor:
 
     def user(self, user_id: str) -> UserRow | None:
         """The current row of a user, None before the first event."""
-        index = self.user_index.get(user_id, -1)
-        return None if index < 0 or self.users[index].events == 0 else self._synced(index)
+        return self.nodes.find(user_id)
 
     # -- one epoch ---------------------------------------------------------------------------------------------
 
@@ -109,11 +109,13 @@ class Processor:
                     fresh.append(event)
                     changes.late += 1
                 case "too late":
-                    self._count_too_late(event)
+                    self.nodes.count_too_late(event.user_id, self._pending)
+                    if self.local_items:
+                        self.items.count_too_late(event.item_id, self._pending)
                     changes.too_late += 1
         changes.applied = len(fresh)
         changes.unknown_actions = sum(event.action not in self.settings.actions for event in fresh)
-        before = {event.user_id: self._events_of(event.user_id) for event in fresh}
+        before = {event.user_id: self.nodes.events_of(event.user_id) for event in fresh}
         ordered = self._roll_back(fresh) if changes.late else fresh  # 4
         size = self.settings.state.epoch_events
         memories: dict[int, Float32] = {}
@@ -186,13 +188,6 @@ class Processor:
             self._pending[b"d:" + oldest.encode()] = None
         return False
 
-    def _count_too_late(self, event: Event) -> None:
-        user = self._user_index(event.user_id)
-        self.users[user].too_late += 1
-        self._pending[user_key(event.user_id)] = encode_user(self._synced(user))
-        if self.local_items:
-            self.items.count_too_late(event.item_id, self._pending)
-
     def _roll_back(self, fresh: list[Event]) -> list[Event]:
         """Undoes the epochs after the earliest late event; returns all events to apply, in order."""
         undone = self.window.take_after(min(map(order_of, fresh)))
@@ -200,18 +195,9 @@ class Processor:
             self._pending[undo.store_key] = None
             for key, value in undo.before.items():
                 self._pending[key] = value
-                self._restore(key, value)
+                nodes = self.items if key.startswith(b"i:") else self.nodes
+                nodes.restore(key[2:].decode(), value)
         return sorted([event for undo in undone for event in undo.events] + fresh, key=order_of)
-
-    def _restore(self, key: bytes, value: bytes | None) -> None:
-        if key.startswith(b"i:"):
-            self.items.restore(key[2:].decode(), value)
-            return
-        index = self._user_index(key[2:].decode())
-        too_late = self.users[index].too_late
-        row = decode_user(value) if value else self._blank(self.users[index].user_id)
-        row.too_late = too_late
-        self._put_row(index, row)
 
     def _apply_sorted(self, events: list[Event], memories: dict[int, Float32]) -> None:
         """Applies events in order; `memories` takes each user's [M] float32 from before its group, by offset."""
@@ -222,19 +208,12 @@ class Processor:
         if undo is not None:
             self._pending[undo.store_key] = undo.encode()
         users, items = self._apply_graph(events, memories)
-        history_bytes = self.settings.state.history * 40
-        for event, user in zip(events, users, strict=True):
-            self._append(self.users[user], event)
-        for user in dict.fromkeys(users):
-            row = self.users[user]
-            if len(row.history) > history_bytes:
-                del row.history[:-history_bytes]
-            self._pending[user_key(row.user_id)] = encode_user(self._synced(user))
+        self.nodes.record(events, users, self._pending)
         if self.local_items:
             self.items.record(events, items, self._pending)
 
     def _apply_graph(self, events: list[Event], memories: dict[int, Float32]) -> tuple[list[int], list[int]]:
-        users = [self._user_index(event.user_id) for event in events]
+        users = [self.nodes.index(event.user_id) for event in events]
         items = [self.items.index(event.item_id, self._pending) for event in events]
         times = [event.timestamp_ms for event in events]
         groups = [key64(event.group_id) if event.group_id else 0 for event in events]
@@ -245,29 +224,10 @@ class Processor:
             memories.update(zip((event.offset for event in events), pre, strict=True))
         return users, items
 
-    def _append(self, row: UserRow, event: Event) -> None:
-        action = action_code(event.action)
-        row.history += pack_event(
-            key64(event.item_id),
-            event.timestamp_ms,
-            key64(event.group_id) if event.group_id else 0,
-            self.settings.action(event.action).weight,
-            _NAN if event.value is None else event.value,
-            _NAN if event.price is None else event.price,
-            action,
-        )
-        row.actions[action] = row.actions.get(action, 0) + 1
-        row.events += 1
-        row.version = max(row.version, event.offset + 1)
-        if row.first_ms < 0:
-            row.first_ms = event.timestamp_ms
-        if event.domain:
-            row.domain = event.domain
-
     def _request_profiles(self, before: dict[str, int], changes: Changes) -> None:
         """Asks for a profile of every user for whom one has fallen due."""
         for user_id, events in before.items():
-            row = self.users[self._user_index(user_id)]
+            row = self.users[self.nodes.index(user_id)]
             version = due_version(events, row.events, self.settings.profiles)
             if version:
                 request = profile_request(row, version, self.items, self.settings)
@@ -298,9 +258,7 @@ class Processor:
     # -- rows --------------------------------------------------------------------------------------------------
 
     def _load(self) -> None:
-        for _, value in self.store.scan(b"u:"):
-            row = decode_user(value)
-            self._put_row(self._user_index(row.user_id), row)
+        self.nodes.load(self.store)
         self.items.load(self.store)
         by_age = sorted((value, key) for key, value in self.store.scan(b"d:"))
         self._ids = {key[2:].decode(): None for _, key in by_age}
@@ -316,46 +274,6 @@ class Processor:
         missing = [key for key in keys if key not in self._pending]
         stored = dict(zip(missing, self.store.get(missing), strict=True))
         return [self._pending[key] if key in self._pending else stored[key] for key in keys]
-
-    def _events_of(self, user_id: str) -> int:
-        index = self.user_index.get(user_id, -1)
-        return 0 if index < 0 else self.users[index].events
-
-    def _user_index(self, user_id: str) -> int:
-        index = self.user_index.get(user_id, -1)
-        if index < 0:
-            index = self.user_index[user_id] = self.graph.add_user()
-            self.users.append(self._blank(user_id))
-        return index
-
-    def _blank(self, user_id: str) -> UserRow:
-        memory, message = self.settings.graph.memory_dim, self.settings.graph.message_dim
-        zeros = np.zeros(memory, np.float32)
-        return UserRow(user_id, zeros, zeros.copy(), np.zeros(message, np.float32))
-
-    def _put_row(self, index: int, row: UserRow) -> None:
-        for name in _GRAPH_COLUMNS:
-            self.graph.users[name][index] = getattr(row, name)
-        self.users[index] = row
-
-    def _synced(self, index: int) -> UserRow:
-        """The row with the graph's columns filled in."""
-        row, columns = self.users[index], self.graph.users.columns
-        row.memory, row.pre = columns["memory"][index].copy(), columns["pre"][index].copy()
-        row.message_sum = columns["message_sum"][index].copy()
-        for name in _GRAPH_SCALARS:
-            setattr(row, name, int(columns[name][index]))
-        return row
-
-
-_NAN = float("nan")
-_GRAPH_SCALARS = ("message_count", "group", "group_ms", "pre_update_ms", "last_update_ms")
-_GRAPH_COLUMNS = ("memory", "pre", "message_sum", *_GRAPH_SCALARS)
-
-
-def user_key(user_id: str) -> bytes:
-    """The store's key of a user row."""
-    return b"u:" + user_id.encode()
 
 
 def item_key(item_id: str) -> bytes:

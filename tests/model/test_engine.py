@@ -224,3 +224,25 @@ def test_reasons_speak_of_rhythm_and_of_companions():
         "popular",
         "new",
     }
+
+
+def test_personal_columns_tell_touched_items_and_are_zero_elsewhere():
+    engine = taught()
+    slate = engine.slate(view("u", HISTORY), NOW)
+    names = engine.layout.names
+    own = [i for i, name in enumerate(names) if name.startswith("own_")]
+    assert np.all(slate.raw[own][:, ~slate.own] == 0)
+    at = slate.candidates.tolist().index(1)
+    column = dict(zip(names, slate.raw[:, at].tolist(), strict=True))
+    assert column["own"] == 1
+    assert column["own_times"] == pytest.approx(np.log1p(2))
+    assert column["own_share"] == pytest.approx(2 / 3)
+    assert column["own_interval"] == pytest.approx(np.log1p(20) + 0.01)
+    assert column["own_in_last"] == 0
+    assert column["user_items"] == pytest.approx(np.log1p(3))
+
+
+def test_features_are_finite_for_every_kind_of_user():
+    engine = taught(plugs={"hstu": Plug(1)})
+    for history in ([], HISTORY[:1], HISTORY, [(9, NOW)], [(i, (900 + i) * DAY) for i in range(50)]):
+        assert np.isfinite(engine.slate(view("u", history), NOW).raw).all()

@@ -6,12 +6,16 @@ and the exit code of configs/errors.py; any other is a traceback and 70.
 
 from __future__ import annotations
 
+import os
 import sys
 
 import typer
 
-from stream.cli import bench, dlq, evaluate, inspect, parts, query, snapshots, state
-from stream.exits import report
+for library in ("OMP", "OPENBLAS", "MKL"):  # before numpy loads: the parts run beside each other, and threads contend
+    os.environ.setdefault(f"{library}_NUM_THREADS", "1")
+
+from stream.cli import bench, dlq, evaluate, inspect, parts, query, snapshots, state  # noqa: E402
+from stream.exits import report  # noqa: E402
 
 app = typer.Typer(
     name="driftline",

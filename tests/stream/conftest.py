@@ -147,6 +147,17 @@ class Worker:
         lines = [line for line in text.splitlines() if line.startswith(metric + "{")]
         return {line.split('"')[1]: int(float(line.rsplit(" ", 1)[1])) for line in lines}
 
+    def partitions(self) -> int:
+        """How many partitions the worker says it owns; 0 before it answers."""
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=1) as answer:
+                text = answer.read().decode()
+        except OSError:
+            return 0
+        return sum(
+            int(float(line.split()[1])) for line in text.splitlines() if line.startswith("driftline_partitions ")
+        )
+
     def applied(self) -> int:
         if self.process.poll() is not None:
             raise AssertionError(f"the worker ended with {self.process.returncode}: {self.log.read_text()}")

@@ -36,8 +36,8 @@ def test_killed_restarted_and_joined_by_a_second_worker_the_user_rows_are_those_
         wait(lambda: first.applied() > 800, 90, "the first worker applies events")
         first.kill()
     with kafka_world.worker() as again, kafka_world.worker() as second:
+        wait(lambda: again.partitions() and second.partitions(), 90, "both workers own partitions")
         kafka_world.produce(log[3000:])
-        wait(lambda: set(again.offsets()) and set(second.offsets()), 90, "both workers own partitions")
         wait(lambda: _everything(kafka_world, again, second), 90, "everything is applied")
         again.stop()
         second.stop()

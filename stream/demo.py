@@ -187,7 +187,9 @@ class Demo:
 
     def stream(self, bootstrap: str, messages: list[tuple[bytes | None, bytes]]) -> None:
         """Produces the last events evenly over `seconds`, with live figures and probes from outside."""
-        producer = KafkaProducer(bootstrap_servers=bootstrap.split(","), acks="all", linger_ms=1)
+        producer = KafkaProducer(
+            bootstrap_servers=bootstrap.split(","), acks="all", linger_ms=1, compression_type="gzip"
+        )
         done = threading.Event()
         probes = [threading.Thread(target=probe, args=(done,)) for probe in (self._probe_state, self._probe_model)]
         for thread in probes:

@@ -118,6 +118,7 @@ def sender(settings: Broker, bootstrap: str) -> Iterator[Sender]:
     producer = KafkaProducer(
         bootstrap_servers=bootstrap.split(","),
         acks="all",
+        compression_type="gzip",
         linger_ms=5,
         batch_size=131_072,
         max_block_ms=int(settings.connect_timeout_s * 1000),

@@ -47,6 +47,8 @@ LOG = logging.getLogger(__name__)
 
 METRIC_GROUPS = 500
 """Scored groups that a snapshot's prequential metrics are the mean of."""
+LAGGING_RARER = 4
+"""While the trainer catches up it publishes so many times less often."""
 
 
 class Trainer:
@@ -125,12 +127,15 @@ class Trainer:
     # -- what goes out -----------------------------------------------------------------------------------------
 
     def publish_if_due(self) -> str | None:
-        """Publishes a snapshot when it is time and something was learnt; its version."""
+        """Publishes a snapshot when it is time and something was learnt; its version.
+
+        While it lags a snapshot is stale when it appears, so there are fewer of them.
+        """
         trainer = self.settings.trainer
+        rarer = LAGGING_RARER if self.lag > trainer.catch_up_events else 1
         waited = time.monotonic() - self._published_s
-        if not self._since_publish or (waited < trainer.publish_s and self._since_publish < trainer.publish_events):
-            return None
-        return self.publish()
+        soon = waited < rarer * trainer.publish_s and self._since_publish < rarer * trainer.publish_events
+        return None if soon or not self._since_publish else self.publish()
 
     def publish(self) -> str:
         """Publishes a snapshot of everything that serving reads, and announces it."""

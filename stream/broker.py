@@ -37,6 +37,8 @@ from configs.settings import Broker
 HOST = "127.0.0.1"
 STOP_S = 10.0
 START_S = 20.0
+FREE_S = 3.0
+"""A broker that was killed a moment ago may hold its port for so long."""
 
 
 _children: dict[int, subprocess.Popen[bytes]] = {}
@@ -136,6 +138,9 @@ class EmbeddedBroker:
             raise BrokerError(
                 f"the embedded broker is missing: no file {binary}; install noida-db or set broker.bootstrap"
             )
+        deadline = time.monotonic() + FREE_S
+        while _listens(self.port) and time.monotonic() < deadline:
+            time.sleep(0.05)
         if _listens(self.port):
             raise BrokerError(
                 f"port {self.port} is taken, so the embedded broker can't start; set broker.embedded_port to a free "

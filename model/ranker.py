@@ -4,8 +4,10 @@
                     -> linear skip            -> heads novel | repeat | mix   (each member; scores are averaged)
 
 Each head is trained with a listwise softmax over its own rows: novel over items that the user never touched, repeat
-over touched ones, mix over all. A learnt group becomes an example: its positive rows and sampled others with the
-features that were logged when they were scored. One step takes the new example and `replay_steps` older ones.
+over touched ones, mix over all. A list counts with the root of the number of its positive rows: a large basket says
+more than a small one, but less than its rows apart would. A learnt group becomes an example: its positive rows and
+sampled others with the features that were logged when they were scored. One step takes the new example and
+`replay_steps` older ones.
 
 Sampled rows carry the log of their inverse chance of being drawn into the softmax, so that its sums stay unbiased:
 without it, hard negatives that are always drawn are learnt to be bad.
@@ -200,10 +202,10 @@ class Ranker:
         share_NML = np.exp(z_NML)
         total = np.add.reduceat(share_NML, start)
         share_NML /= np.repeat(total, length, axis=0)
-        active = np.add.reduceat(target_NL, start) > 0  # lists that hold a positive
-        loss = float((active[:, None] * np.log(total)).sum() - (z_NML * target_NL[:, None]).sum()) / len(batch)
+        counts = np.add.reduceat(target_NL, start)  # weight of each list, 0 = no positive row
+        loss = float((counts[:, None] * np.log(total)).sum() - (z_NML * target_NL[:, None]).sum()) / len(batch)
 
-        d_NML = share_NML * np.repeat(active, length, axis=0)[:, None]
+        d_NML = share_NML * np.repeat(counts, length, axis=0)[:, None]
         d_NML -= target_NL[:, None]
         d_NML /= np.float32(len(batch))
         gradient = np.empty_like(self.theta)
@@ -257,11 +259,11 @@ class Ranker:
 
 
 def _lists(batch: list[Example], start: NDArray[np.intp]) -> tuple[NDArray[np.bool_], Float32]:
-    """Which rows [N, L] each head ranks, and its targets [N, L]: equal shares of the list's positive rows."""
+    """Which rows [N, L] each head ranks, and its targets [N, L]: the positive rows, 1 / sqrt of their number each."""
     own = np.concatenate([one.own for one in batch])
     positive = np.concatenate([one.positive for one in batch])
     inside = np.stack((~own, own, np.ones_like(own)), 1)
     target = (positive[:, None] & inside).astype(np.float32)
     count = np.maximum(np.add.reduceat(target, start), 1)
-    target /= np.repeat(count, [len(one.x) for one in batch], axis=0)
+    target /= np.repeat(np.sqrt(count), [len(one.x) for one in batch], axis=0)
     return inside, target

@@ -164,6 +164,10 @@ class GraphLearner:
             self._pending.clear()
         self._stale.update(group.items.tolist())
 
+    def freeze(self) -> None:
+        """Drops the samples that wait for a step: none will come."""
+        self._batch.clear()
+
     # -- training ----------------------------------------------------------------------------------------------
 
     def _step(self) -> None:

@@ -10,6 +10,7 @@ Several rankers may learn side by side on one feature pass, each with its own bl
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -109,10 +110,12 @@ class Arm:
         blocks: blocks of columns.
         bits: recallers whose candidates are its pool.
         learning: False = frozen.
+        cpu_s: CPU seconds that its ranker has spent on learning.
     """
 
     def __init__(self, ranker: Ranker, blocks: tuple[str, ...], bits: np.uint32) -> None:
         self.ranker, self.blocks, self.bits, self.learning = ranker, blocks, bits, True
+        self.cpu_s = 0.0
 
     def rows(self, slate: Slate) -> NDArray[np.bool_]:
         """Candidates [c] of its pool."""
@@ -233,11 +236,13 @@ class Engine:
             wanted = group.items[group.positive & (group.items >= 0)]
             positive = np.isin(slate.candidates, wanted)
             for name, arm in self.arms.items():
+                before = time.process_time()
                 if arm.learning and name == MAIN:  # it sees every row, and its scores are at hand
                     arm.ranker.learn(slate.features, positive, slate.own, slate.scores)
                 elif arm.learning:
                     rows = arm.rows(slate)
                     arm.ranker.learn(slate.features[rows], positive[rows], slate.own[rows])
+                arm.cpu_s += time.process_time() - before
             self.standardiser.update(slate.raw[:, (slate.recalled & BASE_BITS) != 0])
         self.signals.observe(group, view, past)
 

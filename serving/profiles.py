@@ -27,6 +27,7 @@ LOG = logging.getLogger(__name__)
 FACETS = ("crowd", "interests", "categories", "brands")
 _DECODED = 4096
 _RETRY_S = 1.0
+_PAUSE_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,8 +173,10 @@ class ProfileFollower:
             assigned = [TopicPartition(self._topic, number) for number in sorted(partitions)]
             consumer.assign(assigned)
             consumer.seek_to_beginning(*assigned)
-            while not self._stop.is_set():
-                for records in consumer.poll(timeout_ms=200, max_records=2000).values():
+            batch: dict[Any, list[Any]] = {}
+            while not self._stop.wait(0 if batch else _PAUSE_S):
+                batch = consumer.poll(timeout_ms=0, max_records=2000)  # a time limit would keep a core busy asking
+                for records in batch.values():
                     for record in records:
                         self._store.put(record.key, record.value)
         finally:

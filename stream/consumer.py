@@ -11,10 +11,13 @@ A block never holds more than `state.epoch_events` records; a smaller one waited
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
-from faust.transport.drivers.aiokafka import Consumer, Transport
+from aiokafka import AIOKafkaConsumer
+from aiokafka.protocol.fetch import FetchRequest
+from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread, Consumer, Transport
 from faust.types import TP
 from faust.types.tuples import ConsumerMessage
 
@@ -22,6 +25,29 @@ from stream.exits import end_process
 
 BUFFERED_BLOCKS = 4
 """Blocks of a partition that wait in memory while one is applied."""
+
+
+EMPTY_FETCH_S = 0.02
+"""A fetch that brought nothing takes at least so long."""
+
+
+def calm(consumer: AIOKafkaConsumer) -> AIOKafkaConsumer:
+    """Lets a consumer pause after a fetch that brought nothing.
+
+    Kafka holds such a fetch back until something comes or its time is over. A broker that answers at once, as the
+    embedded one does, would keep a core busy with asking.
+    """
+    send: Callable[..., Awaitable[Any]] = consumer._client.send
+
+    async def sent(node_id: int, request: Any, **options: Any) -> Any:
+        started = time.monotonic()
+        answer = await send(node_id, request, **options)
+        if isinstance(request, FetchRequest) and not any(part[-1] for _, parts in answer.topics for part in parts):
+            await asyncio.sleep(EMPTY_FETCH_S - (time.monotonic() - started))
+        return answer
+
+    consumer._client.send = sent
+    return consumer
 
 
 class Block(ConsumerMessage):  # type: ignore[misc]
@@ -53,8 +79,18 @@ def hole_in(records: list[Any], next_offset: int) -> tuple[int, int] | None:
     return None
 
 
+class CalmThread(AIOKafkaConsumerThread):  # type: ignore[misc]
+    """Faust's thread around the Kafka client, but for the pause after an empty fetch."""
+
+    def _create_consumer(self, loop: asyncio.AbstractEventLoop) -> AIOKafkaConsumer:
+        return calm(super()._create_consumer(loop))
+
+
 class BlockConsumer(Consumer):  # type: ignore[misc]
     """Faust's consumer, but for what it hands out and where it starts to read."""
+
+    def _new_consumer_thread(self) -> CalmThread:
+        return CalmThread(self, loop=self.loop, beacon=self.beacon)
 
     async def getmany(self, timeout: float) -> AsyncIterator[tuple[TP, Block]]:
         """The blocks of one fetch, as the consumer's loop asks for messages."""

@@ -11,6 +11,7 @@ that is the arm `frozen`, and what a trainer does with the groups that it passes
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -87,6 +88,8 @@ class StreamLearner:
         self.engine = Engine(settings, self.table, plugs)
         self.learning = True
         self.groups = 0
+        self.sequence_cpu_s = 0.0
+        """CPU seconds that the backbone has spent on learning."""
         self.adoptions: list[tuple[GraphMemory, int]] = []
 
     def add_items(self, item_ids: Sequence[str]) -> None:
@@ -143,10 +146,12 @@ class StreamLearner:
         if self.graph is not None:
             self.graph.after(processor.graph, np.array([known(event.item_id) for event in events]), group)
         if self.sequence is not None:
+            before_s = time.process_time()
             if self.learning and slate is not None:
                 self.sequence.learn(group)
             else:
                 self.sequence.observe(group)
+            self.sequence_cpu_s += time.process_time() - before_s
         for out in changes.outgoing:
             if out.topic == "profile-requests":
                 self.profiles.request(out.value)
@@ -164,6 +169,8 @@ class StreamLearner:
     def freeze(self) -> None:
         """Weights stand still from here on."""
         self.learning = False
+        if self.graph is not None:
+            self.graph.freeze()
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that learning goes on from, for a checkpoint."""

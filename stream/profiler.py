@@ -30,7 +30,7 @@ from stream.events import InvalidEvent, item_of
 from stream.exits import stop_on_signals
 from stream.metrics import ProfilerMetrics
 from stream.processor import Outgoing
-from stream.reading import consumer, places
+from stream.reading import consumer, places, polled
 
 
 class Profiler:
@@ -136,7 +136,7 @@ def run_profiler(settings: Settings, bootstrap: str, until_caught_up: bool = Fal
 
 
 def _poll(reader: Any, settings: Settings, take: Mapping[str, Callable[[bytes], None]], timeout_ms: int) -> bool:
-    batch = reader.poll(timeout_ms=timeout_ms)
+    batch = polled(reader, timeout_ms)
     for place, records in batch.items():
         for record in records:
             if record.value:

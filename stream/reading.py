@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -12,6 +13,9 @@ from kafka.errors import KafkaError
 from configs.errors import BrokerError
 from configs.settings import Broker
 from stream.broker import check_reachable
+
+PAUSE_S = 0.02
+"""Between two looks at a topic that has nothing new."""
 
 
 @contextmanager
@@ -34,6 +38,20 @@ def consumer(settings: Broker, bootstrap: str) -> Iterator[Any]:
         raise BrokerError(f"reading from {bootstrap} failed: {error!r:.300}; check the broker and try again") from None
     finally:
         reader.close()
+
+
+def polled(reader: Any, timeout_ms: int, max_records: int | None = None) -> dict[TopicPartition, list[Any]]:
+    """What came within a time, at once when something is there.
+
+    `poll` with a time limit asks again and again for as long: a broker that answers an empty fetch at once, as the
+    embedded one does, would keep a core busy with it.
+    """
+    deadline = time.monotonic() + timeout_ms / 1000
+    while True:
+        batch: dict[TopicPartition, list[Any]] = reader.poll(timeout_ms=0, max_records=max_records)
+        if batch or time.monotonic() >= deadline:
+            return batch
+        time.sleep(PAUSE_S)
 
 
 def places(reader: Any, settings: Broker, names: Mapping[str, object] | list[str]) -> list[TopicPartition]:
@@ -68,7 +86,7 @@ def _read_partition(reader: Any, place: TopicPartition, first: int) -> Iterator[
         return
     reader.seek(place, start)
     while reader.position(place) < end:
-        for record in reader.poll(timeout_ms=500).get(place, []):
+        for record in polled(reader, 500).get(place, []):
             if record.offset >= end:
                 return
             yield record

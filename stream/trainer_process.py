@@ -18,7 +18,7 @@ from llm.encoder import TextEncoder
 from stream.exits import stop_on_signals
 from stream.partitions import Bounds, check_position
 from stream.processor import Outgoing, Record
-from stream.reading import consumer, places
+from stream.reading import consumer, places, polled
 from stream.topics import partitions_of
 from stream.trainer import Trainer
 
@@ -90,7 +90,7 @@ def seek(reader: Any, main_places: list[TopicPartition], trainer: Trainer) -> No
 
 def _polled(reader: Any, main_places: list[TopicPartition], trainer: Trainer) -> Iterator[tuple[int, Record]]:
     """The records of one poll; afterwards the groups of partitions that had none are closed when they are idle."""
-    batch = reader.poll(timeout_ms=100, max_records=500)
+    batch = polled(reader, 100, 500)
     ends = reader.end_offsets(main_places)
     behind = {place: ends[place] - reader.position(place) for place in main_places}
     left = sum(behind.values()) + sum(len(records) for records in batch.values())
@@ -107,7 +107,7 @@ def _polled(reader: Any, main_places: list[TopicPartition], trainer: Trainer) ->
 def _take_side(trainer: Trainer, side: Any, timeout_ms: int) -> bool:
     """Items and profiles that have arrived; True if an item was among them."""
     items = False
-    for place, records in side.poll(timeout_ms=timeout_ms).items():
+    for place, records in polled(side, timeout_ms).items():
         for record in records:
             if place.topic.endswith("items"):
                 trainer.take_item(record.value or b"")

@@ -25,6 +25,7 @@ from safetensors.torch import load, save
 from configs.errors import StateError
 from configs.settings import Settings
 from graph.memory import Float32, GraphMemory
+from stream.consumer import calm
 from stream.durable import write_durably
 from stream.items import ItemProcessor
 from stream.processor import Processor
@@ -140,7 +141,7 @@ class GraphVersions:
 
     async def follow(self) -> None:
         """Reads the topic for ever and keeps the newest complete version."""
-        consumer = AIOKafkaConsumer(bootstrap_servers=self._bootstrap.split(","), enable_auto_commit=False)
+        consumer = calm(AIOKafkaConsumer(bootstrap_servers=self._bootstrap.split(","), enable_auto_commit=False))
         await consumer.start()
         try:
             place = TopicPartition(self.settings.broker.prefix + TOPIC, 0)

@@ -6,6 +6,7 @@ started and started again by `stream/supervisor.py`.
 
 from __future__ import annotations
 
+import logging
 import sys
 from pathlib import Path
 
@@ -34,6 +35,7 @@ def run_worker(settings: Settings, bootstrap: str) -> None:
     remove_dead_members(settings.broker, bootstrap, group_of(settings))
     app = create_app(settings, bootstrap, partitions_of(settings.broker, bootstrap, INTERACTIONS))
     serve_metrics(app.metrics.registry, settings.metrics.worker_port, "metrics.worker_port")
+    logging.getLogger("aiokafka").setLevel(logging.WARNING)  # Faust filters at the handler: each line would be made
     worker = faust.Worker(app, loglevel="WARN", redirect_stdouts=False)
     try:
         worker.execute_from_commandline()

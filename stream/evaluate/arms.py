@@ -142,8 +142,8 @@ class Arm(Protocol):
         refresh_cpu_s: CPU seconds that `score` has spent on training so far (a lazy refit); counted as training.
         trained_share: share of the log's groups that its weights were trained on; 1 unless it stops or samples.
 
-    An arm that trains together with others has an attribute `shared`, the same object in all of them; each is charged
-    the CPU time of all.
+    An arm that trains together with others has an attribute `shared`, the same object in all of them: each is charged
+    the CPU time of all, less `others_cpu_s`, what only the others asked for.
     """
 
     name: str

@@ -83,6 +83,11 @@ class EngineArm:
     def __init__(self, name: str, shared: Pass, arm: str) -> None:
         self.name, self.shared, self.arm = name, shared, arm
 
+    @property
+    def others_cpu_s(self) -> float:
+        """CPU seconds of the other rankers of the pass."""
+        return sum(arm.cpu_s for name, arm in self.shared.learner.engine.arms.items() if name != self.arm)
+
     def start(self, split_ms: int) -> None:
         """Nothing changes at the split."""
 
@@ -172,6 +177,12 @@ class SequenceArm:
         return shared.learner.sequence if shared is not None and self.name == "hstu" else None
 
     @property
+    def others_cpu_s(self) -> float:
+        """Less than nothing for a lent one: what the shared pass spent on it."""
+        shared = self._shared()
+        return -shared.learner.sequence_cpu_s if shared is not None and self._lent() is not None else 0.0
+
+    @property
     def learner(self) -> SequenceLearner:
         """The lent one or its own."""
         lent = self._lent()
@@ -214,6 +225,12 @@ class GraphArm:
 
     def start(self, split_ms: int) -> None:
         """Nothing changes at the split."""
+
+    @property
+    def others_cpu_s(self) -> float:
+        """CPU seconds of the pass's rankers and backbone."""
+        learner = self.shared.learner
+        return learner.sequence_cpu_s + sum(arm.cpu_s for arm in learner.engine.arms.values())
 
     def score(self, request: Request) -> Slate:
         """Dot products of the user's query and the items' vectors."""

@@ -192,7 +192,7 @@ def run(
     results = {
         arm.name: ArmResult(
             values[arm.name],
-            clocks[arm.name][0] + arm.refresh_cpu_s,
+            clocks[arm.name][0] + arm.refresh_cpu_s - getattr(arm, "others_cpu_s", 0.0),
             clocks[arm.name][1] - arm.refresh_cpu_s,
             arm.trained_share,
         )
@@ -202,7 +202,7 @@ def run(
 
 
 def _shared(arm: Arm) -> object:
-    """What an arm trains together with others: each of them is charged all of it, so that order does not matter."""
+    """What an arm trains together with others; that each is charged all of it makes their order irrelevant."""
     return getattr(arm, "shared", None) or arm
 
 

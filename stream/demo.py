@@ -227,11 +227,13 @@ class Demo:
         producer.send(topic, key=key, value=value, headers=[(CE_TYPE, EVENT_TYPE.encode())]).add_callback(acknowledged)
 
     def _probe_state(self, done: threading.Event) -> None:
-        """How long until an event's user shows it; and how long a recommendation takes."""
+        """How long until an event's user shows it, each event once; and how long a recommendation takes."""
+        seen = -1
         while not done.wait(0.25):
             sent = self.sent
-            if sent.offset < 0:
+            if sent.offset <= seen:
                 continue
+            seen = sent.offset
             while not done.is_set():
                 request = pb.GetUserStateRequest(user_id=sent.user_id, history_limit=1)
                 version = self.stub.GetUserState(request, timeout=5).provenance.user_state_version

@@ -1,4 +1,4 @@
-"""Groups that more rows may still join: rows of one user with one group id at one time, however producers interleave.
+"""Groups that more rows may still join: rows of one user at one time, however producers interleave, as a replay cuts.
 
 A group closes when
     another group of its user arrives in its partition,
@@ -50,21 +50,20 @@ class OpenGroups:
         return event.event_id is not None and event.event_id in self._event_ids
 
     def add(self, number: int, event: Event, now_s: float) -> list[Rows]:
-        """Takes a row; the groups that it closes, among them its own if it has no group id."""
+        """Takes a row; the groups that it closes."""
         partition = self._partitions.setdefault(number, _Partition({}))
         partition.last_s = now_s
         groups, user = partition.groups, event.user_id
         closed = [
             name
             for name, rows in groups.items()
-            if event.timestamp_ms > rows[0].timestamp_ms + SPAN_MS or (name == user and not _same(rows[0], event))
+            if event.timestamp_ms > rows[0].timestamp_ms + SPAN_MS
+            or (name == user and event.timestamp_ms != rows[0].timestamp_ms)
         ]
         out = self._close(number, closed)
         groups.setdefault(user, []).append(event)
         if event.event_id is not None:
             self._event_ids.add(event.event_id)
-        if event.group_id is None:
-            out += self._close(number, [user])
         return out + self._close(number, list(groups)[: max(0, len(groups) - MOST_OPEN)])
 
     def idle(self, silent: Collection[int], now_s: float) -> list[Rows]:
@@ -96,7 +95,3 @@ class OpenGroups:
         out = [(number, groups.pop(user)) for user in users]
         self._event_ids.difference_update(event.event_id for _, rows in out for event in rows if event.event_id)
         return out
-
-
-def _same(first: Event, event: Event) -> bool:
-    return event.group_id is not None and first.group_id == event.group_id and first.timestamp_ms == event.timestamp_ms

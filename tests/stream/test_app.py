@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import time
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 from aiokafka.errors import MessageSizeTooLargeError
 
@@ -161,6 +163,17 @@ def test_a_trained_graph_is_adopted_at_a_recorded_offset_that_a_restart_and_a_re
 def adoptions(world: Any) -> list[dict[str, Any]]:
     records = read_all(world.settings.broker, world.bootstrap, "graph-versions")
     return [json.loads(r.value) for r in records if dict(r.headers)["kind"] == b"adoption"]
+
+
+def test_a_worker_that_waits_leaves_the_core_alone(world: Any, wait: Any) -> None:
+    world.produce(shop_records(30))
+    with world.worker() as worker:
+        wait(lambda: worker.applied() == 30, what="all events are applied")
+        process = psutil.Process(worker.process.pid)
+        before = sum(process.cpu_times()[:2])
+        time.sleep(3)
+        assert sum(process.cpu_times()[:2]) - before < 1.2  # fetching without a pause takes twice as much
+        worker.stop()
 
 
 def test_a_record_too_large_for_a_dead_letter_is_shortened_and_says_so() -> None:

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from kafka import KafkaProducer
 from configs.errors import BrokerError
 from configs.settings import Broker
 from stream.broker import EmbeddedBroker, broker
-from stream.reading import read_all
+from stream.reading import consumer, places, polled, read_all
 from stream.topics import TOPICS, create_topics, partitions_of
 
 HOLDER = """
@@ -135,3 +136,17 @@ def test_an_address_without_a_broker_is_given_up_after_the_timeout() -> None:
     settings = Broker(bootstrap="127.0.0.1:9", connect_timeout_s=0.5)
     with pytest.raises(BrokerError, match=r"no Kafka broker answers at 127\.0\.0\.1:9 within 0\.5 s"), broker(settings):
         pass
+
+
+def test_waiting_for_records_leaves_the_core_alone(settings: Broker) -> None:
+    with broker(settings) as bootstrap:
+        create_topics(settings, bootstrap)
+        with consumer(settings, bootstrap) as reader:
+            everything = places(reader, settings, ["interactions"])
+            reader.assign(everything)
+            reader.seek_to_beginning(*everything)
+            polled(reader, 200)
+            started, spent = time.monotonic(), time.process_time()
+            assert polled(reader, 2000) == {}
+            assert time.monotonic() - started >= 2
+            assert time.process_time() - spent < 0.4  # a poll with a time limit takes more than a second

@@ -163,9 +163,10 @@ def test_open_groups_close_on_the_users_next_on_event_time_on_number_and_on_sile
     assert closed(groups, rows("u", 2, T0_MS + SPAN_MS, range(1))) == [["e0-0", "e0-1"]]
     assert closed(groups, rows("w", 3, T0_MS + 2 * SPAN_MS + 1, range(1))) == [["e1-0", "e1-1"], ["e2-0"]]
     alone = Event("w", "i", T0_MS + 2 * SPAN_MS + 1, event_id="alone")
-    assert closed(groups, [alone]) == [["e3-0"], ["alone"]]
+    assert closed(groups, [alone]) == []
+    assert closed(groups, rows("w", 4, T0_MS + 2 * SPAN_MS + 2, range(1))) == [["e3-0", "alone"]]
     many = [rows(f"u{n}", n, T0_MS, range(1))[0] for n in range(MOST_OPEN + 1)]
-    assert closed(groups, many, 5.0) == [["e0-0"]]
+    assert closed(groups, many, 5.0) == [["e4-0"], ["e0-0"]]
     assert (groups.holds(many[0]), groups.holds(many[1])) == (False, True)
     assert (groups.idle([1], 100.0), groups.idle([0], 5.1), len(groups)) == ([], [], MOST_OPEN)
     assert len(groups.idle([0], 5.3)) == MOST_OPEN

@@ -19,7 +19,8 @@ from model.engine import Engine, Plug
 from model.plugs import GraphPlug, SequencePlug
 from model.sequence import SequenceLearner
 from serving.arrays import Array, item_part
-from serving.snapshot import Meta, publish
+from serving.publish import publish
+from serving.snapshot import Meta
 
 ITEMS, USERS, GROUPS_A_USER, BASKET = 4000, 300, 5, 15
 RANKED_GROUPS = 40

@@ -1,11 +1,11 @@
-"""Snapshots: immutable directories from which serving answers. Knows nothing of models.
+"""Snapshots: immutable directories from which serving answers: how they are read. Knows nothing of models.
 
     root/CURRENT                     {"version": ..., "held": false}, renamed last
     root/0000000012-3fa9c1d2/        sequence and the first digits of its content's hash
         manifest.json                what it is, where it comes from, sha256, dtype and shape of everything in it
         PART.safetensors             one file for each part: engine, sequence, graph, items, ...
 
-A directory appears under its name complete or not at all: it is written under a temporary name, synced, renamed.
+A directory appears under its name complete or not at all; `serving.publish` writes them and moves CURRENT.
 Opening maps the files into memory; arrays are read-only views of them, valid for as long as someone holds one.
 """
 
@@ -14,20 +14,16 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import shutil
-import time
-import uuid
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import orjson
-from safetensors.numpy import save_file
 
 from configs.errors import SnapshotError
-from serving.arrays import DTYPES, Array, file_sha256, map_arrays, sync
+from serving.arrays import Array, file_sha256, map_arrays
 
 Parts = Mapping[str, Mapping[str, Array]]
 
@@ -36,7 +32,6 @@ GATE_GROUPS = 500
 """Scored groups from which on the gate compares prequential metrics."""
 LEVEL = "level"
 """Key of `Meta.extra`: counts up when the trainer takes a lasting drop as normal; the gate compares within a level."""
-_ABANDONED_S = 600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,41 +116,6 @@ def gate(
     return f"{metric} fell from {old:.4f} to {new:.4f}, more than {drop:.0%}"
 
 
-def publish(root: Path, parts: Parts, meta: Meta, keep: int = 5) -> str:
-    """Writes a snapshot and makes it the current one, unless it is gated or an operator holds another.
-
-    Args:
-        root: directory of the snapshots, made if missing.
-        parts: arrays of each part by name; dtypes that safetensors knows (strings: `serving.arrays.pack_strings`).
-        meta: where it comes from.
-        keep: newest snapshots that stay on disk; the current one always does.
-
-    Returns:
-        Its version.
-
-    Raises:
-        SnapshotError: the directory can't be written, or an array has a dtype that can't be stored.
-    """
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        temporary = root / f".tmp-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-        temporary.mkdir()
-        try:
-            version = _write(root, temporary, parts, meta)
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
-        pointer = current(root)
-        if not meta.gate and not (pointer and pointer.held):
-            _point(root, Pointer(version))
-        _prune(root, keep)
-    except OSError as error:
-        raise SnapshotError(
-            f"snapshot can't be written to {root}: {error}. Make room or set serving.snapshots."
-        ) from error
-    return version
-
-
 def open_snapshot(root: Path, version: str | None = None) -> Snapshot:
     """Opens a snapshot memory-mapped after checking every sum, dtype and shape.
 
@@ -204,34 +164,10 @@ def list_snapshots(root: Path) -> list[Entry]:
     with contextlib.suppress(SnapshotError):  # a broken pointer names none of them
         pointer = current(root)
     try:
-        versions = sorted(_versions(root), reverse=True)
+        names = sorted(versions(root), reverse=True)
     except OSError as error:
         raise SnapshotError(f"{root} can't be read: {error}. Check serving.snapshots.") from error
-    return [entry for name in versions if (entry := _entry(root / name, pointer)) is not None]
-
-
-def rollback(root: Path, version: str) -> None:
-    """Makes an older snapshot current and holds it: publishing goes on, but does not move CURRENT until `release`.
-
-    Raises:
-        SnapshotError: it may not serve.
-    """
-    open_snapshot(root, version)
-    _point(root, Pointer(version, held=True))
-
-
-def release(root: Path) -> str:
-    """Ends a hold: the newest snapshot that may serve is current again. Returns its version.
-
-    Raises:
-        SnapshotError: there is none.
-    """
-    for version in sorted(_versions(root), reverse=True):
-        with contextlib.suppress(SnapshotError):
-            open_snapshot(root, version)
-            _point(root, Pointer(version))
-            return version
-    raise SnapshotError(f"no snapshot in {root} may serve: wait for the trainer to publish one.")
+    return [entry for name in names if (entry := _entry(root / name, pointer)) is not None]
 
 
 def current(root: Path) -> Pointer | None:
@@ -253,70 +189,8 @@ def current(root: Path) -> Pointer | None:
     return pointer
 
 
-# -- writing ---------------------------------------------------------------------------------------------------
-
-
-def _write(root: Path, temporary: Path, parts: Parts, meta: Meta) -> str:
-    stated = {}
-    for name, arrays in parts.items():  # 1 the parts
-        file = temporary / f"{name}.safetensors"
-        plain = {key: np.asarray(array, order="C") for key, array in arrays.items()}
-        wrong = [key for key, array in plain.items() if array.dtype not in DTYPES.values()]
-        if wrong:
-            raise SnapshotError(
-                f"array {wrong[0]!r} of part {name!r} has dtype {plain[wrong[0]].dtype}, expected one of "
-                f"{', '.join(dtype.name for dtype in DTYPES.values())}; strings: serving.arrays.pack_strings."
-            )
-        save_file(plain, file)
-        sync(file)
-        stated[name] = {
-            "sha256": file_sha256(file),
-            "arrays": {k: [a.dtype.str, list(a.shape)] for k, a in plain.items()},
-        }
-    sequence = 1 + max((int(version.split("-")[0]) for version in _versions(root)), default=0)
-    manifest = {
-        "schema_version": SCHEMA_VERSION,
-        "sequence": sequence,
-        "created_ms": time.time_ns() // 1_000_000,
-        "meta": asdict(meta),
-        "parts": stated,
-    }
-    body = orjson.dumps(manifest, option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS)
-    version = f"{sequence:010d}-{hashlib.sha256(body).hexdigest()[:8]}"
-    (temporary / "manifest.json").write_bytes(body)  # 2 the manifest
-    sync(temporary / "manifest.json")
-    sync(temporary)
-    temporary.rename(root / version)  # 3 its name
-    sync(root)
-    return version
-
-
-def _point(root: Path, pointer: Pointer) -> None:
-    temporary = root / f".CURRENT-{os.getpid()}"
-    temporary.write_bytes(orjson.dumps(asdict(pointer)))
-    sync(temporary)
-    temporary.replace(root / "CURRENT")
-    sync(root)
-
-
-def _prune(root: Path, keep: int) -> None:
-    pointer = current(root)
-    for version in sorted(_versions(root))[:-keep]:
-        if pointer is None or version != pointer.version:
-            leaving = root / f".tmp-{os.getpid()}-{uuid.uuid4().hex[:8]}"  # whole or gone, never half, for who looks
-            with contextlib.suppress(OSError):
-                (root / version).rename(leaving)
-                shutil.rmtree(leaving, ignore_errors=True)
-    for left in root.glob(".tmp-*"):
-        with contextlib.suppress(OSError):
-            if time.time() - left.stat().st_mtime > _ABANDONED_S:
-                shutil.rmtree(left, ignore_errors=True)
-
-
-# -- reading ---------------------------------------------------------------------------------------------------
-
-
-def _versions(root: Path) -> Iterator[str]:
+def versions(root: Path) -> Iterator[str]:
+    """Names of all snapshots on disk, in no order, damaged and gated ones too."""
     if root.is_dir():
         yield from (p.name for p in root.iterdir() if p.is_dir() and p.name.split("-")[0].isdigit())
 

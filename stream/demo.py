@@ -40,7 +40,7 @@ from configs.settings import Settings
 from graph.rows import Event
 from serving.proto.driftline.v1 import recommendation_pb2 as pb
 from serving.proto.driftline.v1 import recommendation_pb2_grpc as pb_grpc
-from serving.snapshot import release, rollback
+from serving.publish import release, rollback
 from stream.broker import EmbeddedBroker
 from stream.events import EVENT_TYPE, encode_event
 from stream.files import read_columns

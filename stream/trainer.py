@@ -31,7 +31,8 @@ from graph.view import UserView
 from llm.encoder import TextEncoder
 from model.engine import Slate
 from serving.arrays import Array, item_part
-from serving.snapshot import LEVEL, Meta, publish
+from serving.publish import publish
+from serving.snapshot import LEVEL, Meta
 from stream.checkpoint import read_checkpoint, write_checkpoint
 from stream.events import InvalidEvent, Item, item_of
 from stream.learner import StreamLearner, group_of, learning_sha256

@@ -66,7 +66,7 @@ def rollback(version: Version, config: Config = None) -> None:
 
     Example: `driftline snapshot rollback 12`
     """
-    from serving.snapshot import rollback as roll_back
+    from serving.publish import rollback as roll_back
 
     root = settings_of(config).serving.snapshots
     version = _full(root, version)
@@ -80,7 +80,7 @@ def release(config: Config = None) -> None:
 
     Example: `driftline snapshot release`
     """
-    from serving.snapshot import release as let_go
+    from serving.publish import release as let_go
 
     out.print(f"{let_go(settings_of(config).serving.snapshots)} serves")
 

@@ -20,8 +20,9 @@ from graph.view import Group, ItemTable, view_of
 from model.engine import Engine
 from serving.arrays import item_part
 from serving.proto.driftline.v1 import recommendation_pb2_grpc as pb_grpc
+from serving.publish import publish
 from serving.server import Server
-from serving.snapshot import Meta, publish
+from serving.snapshot import Meta
 from stream.processor import Processor, Record
 from stream.store import RocksStore
 

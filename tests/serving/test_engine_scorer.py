@@ -9,7 +9,8 @@ from configs.settings import Settings
 from graph.view import Profile, view_of
 from serving.arrays import item_part
 from serving.engine_scorer import engine_builder
-from serving.snapshot import Meta, open_snapshot, publish
+from serving.publish import publish
+from serving.snapshot import Meta, open_snapshot
 from serving.state_reader import StateReader
 from stream.learner import StreamLearner, group_of
 from stream.processor import Processor, Record

@@ -18,8 +18,9 @@ from configs.errors import SnapshotError
 from serving import models as models_module
 from serving.proto.driftline.v1 import recommendation_pb2 as pb
 from serving.proto.driftline.v1 import recommendation_pb2_grpc as pb_grpc
+from serving.publish import publish, release, rollback
 from serving.server import Server
-from serving.snapshot import LEVEL, publish, release, rollback
+from serving.snapshot import LEVEL
 
 
 def wait_for(condition, seconds=10.0):

@@ -181,7 +181,7 @@ def test_reflection_lists_the_service(running):
 
 
 def test_health_is_serving_once_there_is_anything_to_answer_from(settings, learnt):
-    from serving.snapshot import publish
+    from serving.publish import publish
 
     with Server(settings) as server, grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
         health = health_pb2_grpc.HealthStub(channel)

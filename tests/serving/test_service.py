@@ -16,7 +16,7 @@ from grpc_status import rpc_status
 from graph.rows import Event
 from serving.arrays import unpack_strings
 from serving.proto.driftline.v1 import recommendation_pb2 as pb
-from serving.snapshot import publish
+from serving.publish import publish
 
 
 def detail(error, kind):

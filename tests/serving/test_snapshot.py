@@ -16,7 +16,8 @@ import pytest
 from configs.errors import SnapshotError
 from serving import snapshot as snapshot_module
 from serving.arrays import item_part, pack_strings, unpack_strings
-from serving.snapshot import Meta, current, gate, list_snapshots, open_snapshot, publish, release, rollback
+from serving.publish import publish, release, rollback
+from serving.snapshot import Meta, current, gate, list_snapshots, open_snapshot
 
 PARTS = {
     "engine": {
@@ -156,7 +157,8 @@ def test_strings_of_any_kind_survive():
 
 def test_a_publisher_killed_at_any_time_leaves_a_snapshot_that_opens(tmp_path):
     code = (
-        "import sys, numpy as np; from pathlib import Path; from serving.snapshot import publish, Meta\n"
+        "import sys, numpy as np; from pathlib import Path\n"
+        "from serving.publish import publish; from serving.snapshot import Meta\n"
         "n = 0\n"
         "while True:\n"
         "    n += 1\n"
@@ -185,8 +187,8 @@ def test_a_snapshot_that_vanishes_or_may_not_be_read_is_a_snapshot_error_and_the
     monkeypatch.setattr(snapshot_module, "map_arrays", vanish)
     with pytest.raises(SnapshotError, match=rf"{second} can't be read: .*pruned meanwhile"):
         open_snapshot(tmp_path)
-    versions = snapshot_module._versions
-    monkeypatch.setattr(snapshot_module, "_versions", lambda root: [*versions(root), "0000000009-gone"])
+    versions = snapshot_module.versions
+    monkeypatch.setattr(snapshot_module, "versions", lambda root: [*versions(root), "0000000009-gone"])
     assert [entry.version for entry in list_snapshots(tmp_path)] == [second, first]
     (tmp_path / "CURRENT").write_bytes(b"{nonsense")
     assert [entry.state for entry in list_snapshots(tmp_path)] == ["kept", "kept"]

@@ -1,0 +1,226 @@
+"""`make demo`: the main job end to end on the bundled shop, every part a process of its own.
+
+    1 start broker, worker, trainer, profiler, serve     4 stream the last two weeks, paced, and watch
+    2 load the history in bulk                           5 one customer buys something: before and after
+    3 wait until all of it is applied and learnt         6 stop everything in order, sum up
+
+Latencies are measured from outside, over Kafka and gRPC, in the paced part alone. This file holds the steps;
+`parts` are the processes, `probes` what is sent, asked and timed, `show` what people see, `figures` what must hold.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack, closing
+from typing import Any
+
+import orjson
+from kafka import KafkaProducer
+from rich.console import Console
+from rich.live import Live
+
+from configs.settings import Settings
+from graph.rows import Event
+from serving.proto.driftline.v1 import recommendation_pb2 as pb
+from serving.publish import release, rollback
+from stream.broker import EmbeddedBroker
+from stream.bundled import EVENTS, ITEMS
+from stream.demo.figures import check_figures, counter, percentiles
+from stream.demo.parts import LOGS, ROOT, DemoError, Memory, Parts, demo_settings
+from stream.demo.probes import Measured, Probes, Sender, Serving
+from stream.demo.show import history_bars, picture, show_figures, show_purchase, wait_for_interrupt
+from stream.events import encode_event
+from stream.files import read_columns
+from stream.produce import event_messages
+from stream.reading import read_all
+from stream.topics import create_topics
+
+__all__ = ["DemoError", "run_demo"]
+
+PACED_MS = 14 * 86_400_000
+BULK_LIMIT_S = 900
+
+
+def run_demo(keep: bool, seconds: float) -> dict[str, Any]:
+    """Runs the demo; returns its figures.
+
+    Args:
+        keep: leave everything running until Ctrl-C.
+        seconds: wall time of the paced part.
+
+    Raises:
+        DemoError: a part failed, or the figures are not those of a working engine.
+    """
+    console = Console(stderr=True, highlight=False)  # stdout stays free for `--json`
+    shutil.rmtree(ROOT, ignore_errors=True)
+    settings, started_s = demo_settings(), time.monotonic()
+    times = read_columns(EVENTS).t_ms
+    last_ms = int(times.max())
+    history = int((times < last_ms - PACED_MS).sum())
+    with ExitStack() as stack:
+        bootstrap = stack.enter_context(EmbeddedBroker(settings.broker))
+        create_topics(settings.broker, bootstrap)
+        demo = Demo(console, settings, bootstrap)
+        stack.callback(demo.parts.kill)
+        demo.parts.start()  # 1
+        demo.load(last_ms - PACED_MS, history)  # 2, 3
+        measured = demo.stream(list(event_messages(EVENTS, last_ms - PACED_MS)), seconds)  # 4
+        purchase = demo.buy(last_ms + 3_600_000)  # 5
+        figures = demo.summary(measured, purchase, started_s)  # 6
+        show_figures(console, figures)
+        check_figures(figures, len(times) + 1)
+        if keep:
+            wait_for_interrupt(console)
+        demo.parts.stop()
+    return figures
+
+
+class Demo:
+    """The steps of one run.
+
+    Args:
+        console: where people look.
+        settings: of the demo.
+        bootstrap: address of the running broker.
+    """
+
+    def __init__(self, console: Console, settings: Settings, bootstrap: str) -> None:
+        self.console, self.settings, self.bootstrap = console, settings, bootstrap
+        self.parts = Parts(bootstrap)
+        self.memory = Memory(settings.broker)
+        self.serving = Serving(settings.serving)
+
+    def check(self) -> None:
+        """Raises DemoError if a part has ended; notes the memory of those that run."""
+        self.parts.check()
+        self.memory.note()
+
+    # -- 2, 3 bulk ---------------------------------------------------------------------------------------------
+
+    def load(self, until_ms: int, total: int) -> None:
+        """Produces the history, by `driftline produce` as a user would, and waits until it is applied and learnt."""
+        files = ["--events", str(EVENTS), "--items", str(ITEMS)]
+        produce = self.parts.run("produce", [*files, "--until", str(until_ms)])
+        with history_bars(self.console, total) as show:
+            deadline = time.monotonic() + BULK_LIMIT_S
+            while min(show(self.serving.applied(), self.serving.learnt())) < total:
+                self.check()
+                if produce.poll() not in (None, 0):
+                    raise DemoError(f"driftline produce ended with exit code {produce.poll()}; see {LOGS}")
+                if time.monotonic() > deadline:
+                    raise DemoError(f"the history was not learnt within {BULK_LIMIT_S} s; see {LOGS}")
+                time.sleep(0.5)
+
+    # -- 4 paced -----------------------------------------------------------------------------------------------
+
+    def stream(self, messages: list[tuple[bytes | None, bytes]], seconds: float) -> Measured:
+        """Sends the last events evenly over `seconds`, with live figures and probes from outside."""
+        total = len(messages)
+        with (
+            closing(Sender(self.settings.broker, self.bootstrap)) as sender,
+            Probes(self.serving, sender) as probes,
+            Live(picture(self.serving, sender.newest, 0, total), console=self.console, refresh_per_second=2) as live,
+        ):
+            started = time.monotonic()
+            for n, (key, value) in enumerate(messages):
+                wait = started + seconds * n / total - time.monotonic()
+                if wait > 0:
+                    time.sleep(wait)
+                sender.send(key, value)
+                if n % 100 == 0:
+                    self.check()
+                    live.update(picture(self.serving, sender.newest, n, total))
+            sender.flush()
+            last, deadline = sender.newest.offset, time.monotonic() + 60
+            while self.serving.learnt() <= last and time.monotonic() < deadline:
+                live.update(picture(self.serving, sender.newest, total, total))
+                self.check()
+                time.sleep(0.3)
+        return probes.measured
+
+    # -- 5 before and after ------------------------------------------------------------------------------------
+
+    def buy(self, now_ms: int) -> dict[str, Any]:
+        """One customer buys the new product that comes first on the list; what is recommended before and after.
+
+        The serving model is held for the moment, so that nothing but the purchase lies between the two answers.
+        """
+        user_id = self._customer()
+        snapshots = self.settings.serving.snapshots
+        rollback(snapshots, self.serving.model().provenance.model_version)
+        try:
+            before = self.serving.recommend(user_id, now_ms)
+            bought = self.serving.recommend(user_id, now_ms, pb.SLATE_LIST_NOVEL).slate.item_ids[0]
+            self._purchase(user_id, bought, now_ms)
+            after = self.serving.recommend(user_id, now_ms)
+        finally:
+            release(snapshots)
+        if before.provenance.model_version != after.provenance.model_version:
+            raise DemoError("the model changed between the two answers although it was held")
+        profile = self.serving.state(user_id, now_ms).user_state.profile
+        show_purchase(self.console, user_id, bought, before, after, profile)
+        return {
+            "user": user_id,
+            "bought": bought,
+            "profile": {
+                "text": profile.text,
+                "facets": {facet.name: facet.text for facet in profile.facets},
+                "source": profile.source,
+                "version": profile.version,
+                "valid_from_ms": profile.valid_from_ms,
+            },
+            "model_version": before.provenance.model_version,
+            "request_time_ms": before.provenance.request_time_ms,
+            "recommendations_before": list(before.slate.item_ids),
+            "recommendations_after": list(after.slate.item_ids),
+        }
+
+    def _customer(self) -> str:
+        """The most active customer with a profile by a language model, else with any."""
+        profiles = self._profiles()
+        by_model = [p for p in profiles if p["source"] != "template"] or profiles
+        if not by_model:
+            raise DemoError(f"no profile was written; see {LOGS / 'profiler.log'}")
+        users = dict.fromkeys(p["user_id"] for p in by_model)
+        most: str = max(users, key=lambda user: int(self.serving.state(user).user_state.counters.events))
+        return most
+
+    def _purchase(self, user_id: str, item_id: str, now_ms: int) -> None:
+        """Sends a purchase of a minute ago, and waits until the user's state shows it."""
+        event = Event(user_id, item_id, now_ms - 60_000, "purchase", None, 1.0, None, "demo-basket")
+        producer = KafkaProducer(bootstrap_servers=self.bootstrap.split(","), acks="all")
+        topic = self.settings.broker.prefix + "interactions"
+        sent = producer.send(topic, key=user_id.encode(), value=encode_event(event)).get(10)
+        producer.close()
+        deadline = time.monotonic() + 10
+        while self.serving.state(user_id, now_ms).provenance.user_state_version <= sent.offset:
+            if time.monotonic() > deadline:
+                raise DemoError(f"the purchase of {user_id} did not reach the state within 10 s")
+            time.sleep(0.01)
+
+    # -- 6 summary ---------------------------------------------------------------------------------------------
+
+    def summary(self, measured: Measured, purchase: Mapping[str, Any], started_s: float) -> dict[str, Any]:
+        """The figures of the run."""
+        sources = [profile["source"] for profile in self._profiles()]
+        metrics = self.settings.metrics
+        return {
+            "events_applied": counter(metrics.worker_port, 'driftline_events_total{outcome="applied"}'),
+            "dlq": sum(1 for _ in read_all(self.settings.broker, self.bootstrap, "interactions.dlq")),
+            "snapshots": counter(metrics.serving_port, "driftline_serving_swaps_total"),
+            "profiles": len(sources),
+            "llm_profiles": sum(source != "template" for source in sources),
+            "event_to_state_ms": percentiles(measured.event_to_state_ms),
+            "event_to_snapshot_s": percentiles(measured.event_to_snapshot_s),
+            "recommend_ms": percentiles(measured.recommend_ms),
+            "resident_mb": round(self.memory.most_bytes / 1e6),
+            "seconds": round(time.monotonic() - started_s, 1),
+            **purchase,
+        }
+
+    def _profiles(self) -> list[dict[str, Any]]:
+        """Every profile that was written, oldest first in each partition."""
+        records = read_all(self.settings.broker, self.bootstrap, "profiles.log")
+        return [orjson.loads(record.value) for record in records]

@@ -1,0 +1,167 @@
+"""The engine from outside: events sent over Kafka, questions asked over gRPC, and the time between the two."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any
+
+import grpc
+import orjson
+from kafka import KafkaProducer
+
+from configs import settings
+from serving.proto.driftline.v1 import recommendation_pb2 as pb
+from serving.proto.driftline.v1 import recommendation_pb2_grpc as pb_grpc
+from stream.events import EVENT_TYPE
+from stream.topics import CE_TYPE
+
+
+class Serving:
+    """Questions to the serving part.
+
+    Args:
+        at: its host and port.
+    """
+
+    def __init__(self, at: settings.Serving) -> None:
+        channel = grpc.insecure_channel(f"{at.host}:{at.port}")
+        self._stub: Any = pb_grpc.RecommendationServiceStub(channel)  # type: ignore[no-untyped-call]
+
+    def applied(self) -> int:
+        """Next offset of the state, 0 while serving can't read it."""
+        try:
+            return int(self.state("?", latest=1).user_state.freshness.store_offset)
+        except grpc.RpcError:
+            return 0
+
+    def learnt(self) -> int:
+        """Next offset that the serving model has not learnt from, 0 while none serves."""
+        try:
+            return int(sum(source.offset for source in self.model().source_offsets))
+        except grpc.RpcError:
+            return 0
+
+    def model(self) -> Any:
+        """The `GetModelInfoResponse` of the model that serves."""
+        return self._stub.GetModelInfo(pb.GetModelInfoRequest(), timeout=5)
+
+    def state(self, user_id: str, now_ms: int = 0, latest: int = 3) -> Any:
+        """The `GetUserStateResponse` of a user at a time, 0 = now, with so many latest events."""
+        request = pb.GetUserStateRequest(user_id=user_id, request_time_ms=now_ms, history_limit=latest)
+        return self._stub.GetUserState(request, timeout=5)
+
+    def recommend(self, user_id: str, now_ms: int, which: Any = pb.SLATE_LIST_OVERALL) -> Any:
+        """The `RecommendResponse` of ten items from one of the lists."""
+        options = pb.SlateOptions(request_time_ms=now_ms, k=10, list=which)
+        return self._stub.Recommend(pb.RecommendRequest(user_id=user_id, options=options), timeout=5)
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """An event that the broker has acknowledged; `at_s` is when it was sent, on the monotonic clock."""
+
+    user_id: str = ""
+    t_ms: int = 0
+    offset: int = -1
+    at_s: float = 0.0
+
+
+class Sender:
+    """Sends events and knows the newest one acknowledged.
+
+    Args:
+        broker: names the topic.
+        bootstrap: address of the broker.
+    """
+
+    def __init__(self, broker: settings.Broker, bootstrap: str) -> None:
+        self.newest = Sent()
+        self._topic = broker.prefix + "interactions"
+        self._producer = KafkaProducer(
+            bootstrap_servers=bootstrap.split(","), acks="all", linger_ms=1, compression_type="gzip"
+        )
+
+    def send(self, key: bytes | None, value: bytes) -> None:
+        """Hands an encoded event to the producer."""
+        at_s = time.monotonic()
+
+        def acknowledged(metadata: Any) -> None:
+            data = orjson.loads(value)
+            self.newest = Sent(data["user_id"], data["timestamp_ms"], metadata.offset, at_s)
+
+        headers = [(CE_TYPE, EVENT_TYPE.encode())]
+        self._producer.send(self._topic, key=key, value=value, headers=headers).add_callback(acknowledged)
+
+    def flush(self) -> None:
+        """Returns when everything sent is acknowledged."""
+        self._producer.flush()
+
+    def close(self) -> None:
+        """Ends the producer."""
+        self._producer.close()
+
+
+@dataclass(slots=True)
+class Measured:
+    """Latencies, one entry a measurement."""
+
+    event_to_state_ms: list[float] = field(default_factory=list)
+    event_to_snapshot_s: list[float] = field(default_factory=list)
+    recommend_ms: list[float] = field(default_factory=list)
+
+
+class Probes:
+    """Two threads that follow the events of a sender into the state and into the model: a context manager.
+
+    Args:
+        serving: is asked.
+        sender: sends meanwhile.
+    """
+
+    def __init__(self, serving: Serving, sender: Sender) -> None:
+        self.measured = Measured()
+        self._serving, self._sender = serving, sender
+        self._done = threading.Event()
+        self._threads = [threading.Thread(target=probe) for probe in (self._probe_state, self._probe_model)]
+
+    def __enter__(self) -> Probes:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self._done.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _probe_state(self) -> None:
+        """How long until an event's user shows it, each event once; and how long a recommendation takes."""
+        seen = -1
+        while not self._done.wait(0.25):
+            sent = self._sender.newest
+            if sent.offset <= seen:
+                continue
+            seen = sent.offset
+            while not self._done.is_set():
+                if self._serving.state(sent.user_id, latest=1).provenance.user_state_version > sent.offset:
+                    self.measured.event_to_state_ms.append((time.monotonic() - sent.at_s) * 1000)
+                    break
+                time.sleep(0.005)
+            for _ in range(3):
+                before = time.perf_counter()
+                self._serving.recommend(sent.user_id, sent.t_ms + 1000)
+                self.measured.recommend_ms.append((time.perf_counter() - before) * 1000)
+
+    def _probe_model(self) -> None:
+        """How long until a serving model has learnt an event."""
+        waiting: list[Sent] = []
+        while not self._done.wait(0.1):
+            newest = self._sender.newest
+            if newest.offset >= 0 and (not waiting or newest.offset > waiting[-1].offset):
+                waiting.append(newest)
+            learnt, now = self._serving.learnt(), time.monotonic()
+            while waiting and waiting[0].offset < learnt:
+                self.measured.event_to_snapshot_s.append(now - waiting.pop(0).at_s)

@@ -1,0 +1,90 @@
+"""What people see of the demo: bars, tables, and how to ask while it keeps running."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from stream.demo.parts import OVERRIDES
+from stream.demo.probes import Sent, Serving
+
+
+@contextmanager
+def history_bars(console: Console, total: int) -> Iterator[Callable[[int, int], tuple[int, int]]]:
+    """Bars of the events applied and learnt; gives the function that moves them and returns what it was given."""
+    columns = (TextColumn("{task.description:<24}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console) as progress:
+        tasks = [progress.add_task(name, total=total) for name in ("history applied to state", "history learnt")]
+
+        def move(applied: int, learnt: int) -> tuple[int, int]:
+            progress.update(tasks[0], completed=applied)
+            progress.update(tasks[1], completed=learnt)
+            return applied, learnt
+
+        yield move
+
+
+def picture(serving: Serving, newest: Sent, n: int, total: int) -> Table:
+    """The engine now: its lag, its model, and the customer of the newest event. `n` events are sent."""
+    table = Table(title=f"the last two weeks, {n:,} of {total:,} events", min_width=86)
+    table.add_column("what")
+    table.add_column("now")
+    info = serving.model()
+    table.add_row("events applied, lag", f"{serving.applied():,}, {max(0, newest.offset + 1 - serving.applied()):,}")
+    metric = {m.name: m.value for m in info.metrics}.get("ndcg@10", float("nan"))
+    table.add_row("model", f"{info.provenance.model_version}, prequential NDCG@10 {metric:.3f}")
+    if newest.offset >= 0:
+        state = serving.state(newest.user_id, newest.t_ms).user_state
+        table.add_row(f"customer {state.user_id}", f"{state.counters.events} events, {state.domain}")
+        latest = ", ".join(t.title() for t in state.history.titles[:3])
+        table.add_row("  bought last", latest)
+        table.add_row("  profile", f"{state.profile.text or 'none yet'} [dim]{state.profile.source}[/dim]")
+        answer = serving.recommend(newest.user_id, newest.t_ms + 1000)
+        table.add_row("  should see next", ", ".join(t.title() for t in answer.slate.titles[:4]))
+    return table
+
+
+def show_purchase(console: Console, user_id: str, bought: str, before: Any, after: Any, profile: Any) -> None:
+    """The recommendations before and after a purchase, new ones in green."""
+    title = dict(zip(after.slate.item_ids, after.slate.titles, strict=True)).get(bought, bought)
+    table = Table(title=f"customer {user_id} buys {title.title()}", caption=f"{profile.text} ({profile.source})")
+    table.add_column("")
+    table.add_column("recommended before")
+    table.add_column("recommended after")
+    old = set(before.slate.item_ids)
+    for n, (a, b) in enumerate(zip(before.slate.titles, after.slate.titles, strict=False), 1):
+        new = after.slate.item_ids[n - 1] not in old
+        table.add_row(str(n), a.title(), f"[green]{b.title()}[/green]" if new else b.title())
+    console.print(table)
+
+
+def show_figures(console: Console, figures: Mapping[str, Any]) -> None:
+    """The summary as a table."""
+    table = Table(title="summary", show_header=False)
+    for name, value in figures.items():
+        if isinstance(value, int | float):
+            table.add_row(name.replace("_", " "), f"{value:,}")
+        elif isinstance(value, dict) and "p50" in value:
+            table.add_row(name.replace("_", " "), f"p50 {value['p50']}, p99 {value['p99']}")
+    console.print(table)
+
+
+def wait_for_interrupt(console: Console) -> None:
+    """Leaves everything running until Ctrl-C, and says how to ask."""
+    exports = [f"{name}={value}" for name, value in OVERRIDES.items() if "PORT" in name or "ROOT" in name]
+    console.print(
+        "everything keeps running; in another terminal:\n"
+        f"  export {' '.join(exports)}\n"
+        "  driftline query user 17841\n  driftline recommend 17841 -k 5\n  driftline similar 85123A\n"
+        "Ctrl-C ends it."
+    )
+    try:
+        threading.Event().wait()
+    except KeyboardInterrupt:
+        console.print("ending")

@@ -117,6 +117,7 @@ class Ranker(Section):
     sampled: int = Field(100, ge=2, description="negatives of each list of a group, weighted by inverse inclusion")
     hard: float = Field(0.25, ge=0, le=0.9, description="share of the sampled negatives that are the hardest ones")
     recall: int = Field(150, ge=1, description="candidates of each recaller")
+    plug_recall: int = Field(30, ge=0, description="candidates that HSTU, the graph and profiles each add at most")
     newest: int = Field(50, ge=0, description="items that entered last")
     pool: int = Field(
         1000, ge=10, description="candidates of the base recallers at most; replay and Recommend share it"

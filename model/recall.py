@@ -1,6 +1,7 @@
 """Which items are worth ranking for one request: a dozen recallers, each with a list of its own.
 
-A recaller brings its best `ranker.recall` items that the user has not touched; `personal` brings the user's own.
+A recaller brings its best `ranker.recall` items that the user has not touched; `personal` brings the user's own. Plugs
+and profiles bring fewer, `ranker.plug_recall`: longer lists made the order worse than they made the pool better.
 Every candidate carries a bitmask of those that brought it, so an arm of the replay can drop a block's recallers from
 a pool that it shares with other arms: the pool without a block's bits is exactly the pool without that block.
 
@@ -179,7 +180,7 @@ def pool_of(
         listed: base recallers with lists alone.
         extra: plug or profiles -> (bit, opinion); they may add candidates but never displace one.
         n: number of items.
-        settings: `pool`, `recall`, `personal`.
+        settings: `pool`, `recall`, `plug_recall`, `personal`.
     """
     k = settings.recall
     mask = np.zeros(n, np.uint32)
@@ -204,7 +205,7 @@ def pool_of(
         mask[np.delete(base, keep)] = 0
         base = np.sort(base[keep])
     for bit, opinion in extra.values():
-        mask[opinion.best] |= bit
+        mask[opinion.best[: settings.plug_recall]] |= bit
     inside = np.zeros(n, np.bool_)
     inside[base] = True
     more = np.flatnonzero((mask != 0) & ~inside).astype(np.int32)

@@ -96,8 +96,8 @@ def _own(settings: Settings, directory: Path) -> Settings:
     data["state"]["root"] = directory / "state"
     data["broker"]["partitions"] = 1
     data["metrics"]["serving_port"] = 0
-    share = CANDIDATES // 2  # the recallers of sequence and graph bring about as many again
-    data["ranker"] |= {"pool": share, "recall": share // 2, "personal": share // 2}
+    base = CANDIDATES * 3 // 4  # the recallers of sequence and graph bring the others
+    data["ranker"] |= {"pool": base, "recall": base // 2, "personal": base // 2, "plug_recall": CANDIDATES // 4}
     return Settings.model_validate(data)
 
 

@@ -1,4 +1,4 @@
-"""The full comparison on the bundled shop: three seeds, both splits, every ablation, weekly retraining. Hours; resumable.
+"""The full comparison on the bundled shop: three seeds, both splits, every ablation, retraining. Hours; resumable.
 
     python -m stream.evaluate.quality [--out DIR] [--seeds 0,1,2] [--config NAME]
 

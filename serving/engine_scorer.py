@@ -95,13 +95,18 @@ def engine_builder(settings: Settings) -> BuildScorer:
         arrays = snapshot.parts["engine"]
         known = int(arrays["signals.counts"][0])
         table = ItemTable(unpack_strings(snapshot.parts["items"], "id")[:known])
-        plugs = {name: _plug(settings, name, snapshot) for name in snapshot.meta.extra.get("plugs", ())}
-        return EngineScorer(Engine.from_arrays(settings, table, arrays, plugs, read_only=True))
+        return EngineScorer(Engine.from_arrays(settings, table, arrays, _plugs(settings, snapshot), read_only=True))
 
     return build
 
 
-def _plug(settings: Settings, name: str, snapshot: Snapshot) -> Plug:
-    if name in (GRAPH, FUSED):
-        return GraphPlug(GraphLearner.from_arrays(settings.graph, snapshot.parts[GRAPH]), fused=name == FUSED)
-    return SequencePlug(SequenceScorer.from_arrays(settings.model, snapshot.parts[name]))
+def _plugs(settings: Settings, snapshot: Snapshot) -> dict[str, Plug]:
+    parts = snapshot.parts
+    graph = GraphLearner.from_arrays(settings.graph, parts[GRAPH]) if GRAPH in parts else None
+    plugs: dict[str, Plug] = {}
+    for name in snapshot.meta.extra.get("plugs", ()):
+        if graph is not None and name in (GRAPH, FUSED):
+            plugs[name] = GraphPlug(graph, fused=name == FUSED)
+        else:
+            plugs[name] = SequencePlug(SequenceScorer.from_arrays(settings.model, parts[name]))
+    return plugs

@@ -11,7 +11,8 @@ Reads `interactions`, `interactions.by-item`, `graph-versions`; writes `interact
 
 Why replay is safe: an epoch's rows, next offset and outgoing records are one atomic commit (1); what goes out is sent
 after it and sent again after a crash (2); Faust's own offset (3) is never used to decide where reading goes on.
-A block that does not follow on the state's offset is read again, never applied over a gap.
+A block that does not follow on the state's offset is read again. Offsets that are missing then, too, are passed over
+only while the broker has what comes after the state: they hold no records, as after a transaction.
 Faust loses events when an agent raises, so no agent ever raises: an unexpected error ends the process, and
 `stream/supervisor.py` starts it again.
 """
@@ -19,6 +20,7 @@ Faust loses events when an agent raises, so no agent ever raises: an unexpected 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import defaultdict
 from collections.abc import Awaitable, Iterable, Sequence
 from typing import Any
@@ -28,7 +30,7 @@ from aiokafka.errors import MessageSizeTooLargeError
 from faust.types import TP
 
 from configs.settings import Settings
-from stream.consumer import BUFFERED_BLOCKS, Block, BlockTransport, hole_in
+from stream.consumer import BUFFERED_BLOCKS, Block, BlockTransport, holes_in
 from stream.dlq import TOPIC as DLQ
 from stream.dlq import fitting, shortened
 from stream.exits import end_process
@@ -40,6 +42,7 @@ from stream.records import Changes, Outgoing, Record
 from stream.topics import MAX_DEAD_LETTER_BYTES
 from stream.versions import GraphVersions
 
+LOG = logging.getLogger(__name__)
 INTERACTIONS = "interactions"
 
 
@@ -57,6 +60,7 @@ class WorkerApp(faust.App):  # type: ignore[misc]
         self.versions = GraphVersions(settings, bootstrap, self.send_all)
         self._changing = asyncio.Lock()
         self._holes: dict[TP, set[tuple[int, int]]] = defaultdict(set)
+        self._gaps: set[TP] = set()
         self.open = Partitions(settings, partitions, self.send_all, self.versions.load)
         super().__init__(
             group_of(settings),
@@ -127,15 +131,19 @@ class WorkerApp(faust.App):  # type: ignore[misc]
         opened here, too, and opening is not cut off.
         """
         await asyncio.shield(asyncio.ensure_future(self.take_over(assigned)))
-        first, end = await self.consumer.earliest_offsets(*assigned), await self.consumer.highwaters(*assigned)
-        positions = {}
+        bounds, positions = await self._bounds(*assigned), {}
         for tp in assigned:
             owners: Any = self.open.items if self._is_by_item(tp) else self.open.users
             if tp.partition in owners:
                 next_offset = owners[tp.partition].next_offset
-                check_position(tp.topic, tp.partition, next_offset, Bounds(first[tp], end[tp]))
-                positions[tp] = max(next_offset, first[tp])
+                check_position(tp.topic, tp.partition, next_offset, bounds[tp])
+                positions[tp] = max(next_offset, bounds[tp].first)
         return positions
+
+    async def _bounds(self, *places: TP) -> dict[TP, Bounds]:
+        """What the broker has of some partitions now."""
+        first, end = await self.consumer.earliest_offsets(*places), await self.consumer.highwaters(*places)
+        return {tp: Bounds(first[tp], end[tp]) for tp in places}
 
     def _is_by_item(self, tp: TP) -> bool:
         return bool(tp.topic == self.prefix + BY_ITEM)
@@ -171,14 +179,36 @@ class WorkerApp(faust.App):  # type: ignore[misc]
             await self.versions.adopt(owner)
 
     async def _read_again(self, block: Block, next_offset: int) -> bool:
-        """Goes back when offsets are missing before or in a block; what is missing the second time does not exist."""
-        hole = hole_in(block.records, next_offset)
-        if hole is None or hole in self._holes[block.tp]:
-            self._holes[block.tp].clear()
-            return False
-        self._holes[block.tp].add(hole)
-        await self.consumer.seek(block.tp, next_offset)
-        return True
+        """Goes back when offsets are missing before or in a block; what is missing the second time holds no records.
+
+        Raises:
+            StateError: the broker deleted what is missing, or the topic was made anew while it was read.
+        """
+        tp, seen = block.tp, self._holes[block.tp]
+        holes = holes_in(block.records, next_offset)
+        if not seen.issuperset(holes):
+            seen.update(holes)
+            await self.consumer.seek(tp, next_offset)
+            return True
+        if holes or block.offset < next_offset:
+            bounds = (await self._bounds(tp))[tp]
+            for position in [expected for expected, _ in holes] or [next_offset]:
+                check_position(tp.topic, tp.partition, position, bounds)
+            for expected, found in holes:
+                self._pass_over(tp, max(expected, bounds.first), found)  # a new state starts at what is left
+        seen.clear()
+        return False
+
+    def _pass_over(self, tp: TP, start: int, end: int) -> None:
+        """Counts offsets that hold no records; says so once a partition, as each transaction leaves one."""
+        if start < end:
+            self.metrics.gap_offsets.inc(end - start)
+            LOG.log(
+                logging.INFO if tp in self._gaps else logging.WARNING,
+                "partition %d of %s: offsets %d to %d hold no records, as after a transaction; they are passed over",
+                tp.partition, tp.topic, start, end - 1,
+            )  # fmt: skip
+            self._gaps.add(tp)
 
 
 def create_app(settings: Settings, bootstrap: str, partitions: int) -> WorkerApp:

@@ -67,16 +67,18 @@ class Block(ConsumerMessage):  # type: ignore[misc]
         self.records, self.end = records, end
 
 
-def hole_in(records: list[Any], next_offset: int) -> tuple[int, int] | None:
-    """The first jump in the offsets of a block that is to follow `next_offset`: (expected, found); None = no jump.
+def holes_in(records: list[Any], next_offset: int) -> list[tuple[int, int]]:
+    """The jumps in the offsets of a block that is to follow `next_offset`: (expected, found) of each.
 
-    A jump is either records that a rebalance made Faust drop, or offsets that hold none, as after a transaction.
+    A jump is records that a rebalance made Faust drop, records that the broker deleted, or offsets that hold none, as
+    after a transaction.
     """
+    holes = []
     for record in records:
         if record.offset > next_offset:
-            return next_offset, record.offset
+            holes.append((next_offset, record.offset))
         next_offset = max(next_offset, record.offset + 1)
-    return None
+    return holes
 
 
 class CalmThread(AIOKafkaConsumerThread):  # type: ignore[misc]

@@ -30,6 +30,9 @@ class WorkerMetrics:
             "driftline_watermark_ms", "Event time reached, unix ms", ["partition"], registry=self.registry
         )
         self.lag = Gauge("driftline_lag", "Records not yet applied", ["partition"], registry=self.registry)
+        self.gap_offsets = Counter(
+            "driftline_gap_offsets", "Offsets passed over that hold no record", registry=self.registry
+        )
         self.epochs = Histogram(
             "driftline_epoch_seconds", "Apply and commit of one epoch", buckets=EPOCH_BUCKETS_S, registry=self.registry
         )

@@ -149,14 +149,16 @@ class Worker:
 
     def partitions(self) -> int:
         """How many partitions the worker says it owns; 0 before it answers."""
+        return self.metric("driftline_partitions")
+
+    def metric(self, name: str) -> int:
+        """A metric without labels; 0 before the worker answers."""
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=1) as answer:
                 text = answer.read().decode()
         except OSError:
             return 0
-        return sum(
-            int(float(line.split()[1])) for line in text.splitlines() if line.startswith("driftline_partitions ")
-        )
+        return sum(int(float(line.split()[1])) for line in text.splitlines() if line.startswith(name + " "))
 
     def applied(self) -> int:
         if self.process.poll() is not None:

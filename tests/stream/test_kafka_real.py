@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from kafka import KafkaProducer
 
 from graph.rows import Event
 from stream.dlq import read_dlq
@@ -46,6 +48,27 @@ def test_killed_restarted_and_joined_by_a_second_worker_the_user_rows_are_those_
     assert {letter.reason for letter in letters} == {"not_json"}
     assert len({letter.source for letter in letters}) == 60
     assert {letter.value for letter in letters} == {b"{broken"}
+
+
+def test_the_marker_that_each_transaction_leaves_is_passed_over_and_counted(kafka_world: Any, wait: Any) -> None:
+    kafka_world.partitions = 1
+    kafka_world.create_topics()
+    log = records(300)
+    producer = KafkaProducer(bootstrap_servers=kafka_world.bootstrap, transactional_id=kafka_world.prefix)
+    producer.init_transactions()
+    for start in range(0, 300, 100):
+        producer.begin_transaction()
+        for key, value in log[start : start + 100]:
+            producer.send(kafka_world.prefix + "interactions", key=key, value=value)
+        producer.commit_transaction()
+    kafka_world.send([SimpleNamespace(topic="interactions", key=key, value=v, headers=()) for key, v in log[:1]])
+    producer.close()
+    with kafka_world.worker() as worker:
+        wait(lambda: worker.applied() == 304, what="everything is applied, past three markers")
+        assert worker.metric("driftline_gap_offsets_total") == 3
+        worker.stop()
+    assert kafka_world.stored_rows() == kafka_world.expected_rows()
+    assert worker.log.read_text().count("hold no records") == 1
 
 
 def test_topics_have_their_partitions_and_policies(kafka_world: Any) -> None:

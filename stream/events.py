@@ -1,12 +1,14 @@
 """The event and item schema: bytes from Kafka to values, with a reason for every refusal.
 
-Unknown fields are kept in `extra`; null means absent. A refusal never raises past the processor: it becomes a dead
-letter with the original bytes.
+Unknown fields are kept in `extra`; null means absent, and so does "" in an optional field. A refusal never raises past
+the processor: it becomes a dead letter with the original bytes. What is accepted can be encoded again: undo records
+and item events carry it.
 """
 
 from __future__ import annotations
 
 import math
+import reprlib
 from dataclasses import dataclass, field
 
 import orjson
@@ -17,8 +19,12 @@ MAX_EVENT_BYTES = 65_536
 MAX_ID_BYTES = 256
 MAX_ACTION_BYTES = 64
 MAX_TIMESTAMP_MS = 4_102_444_800_000  # 2100-01-01
+MAX_NUMBER = 1e30
 EVENT_TYPE = "driftline.interaction.v1"
 ITEM_TYPE = "driftline.item.v1"
+
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 2, 60, 60
 
 
 class InvalidEvent(ValueError):
@@ -63,27 +69,33 @@ class Item:
         return ". ".join(dict.fromkeys(part for part in parts if part))
 
 
+def shorten(value: object) -> str:
+    """A value as one short line, however long or deep it is."""
+    return _SHORT.repr(value)[:80]
+
+
 def parse_event(raw: bytes) -> Event:
-    """An event from its JSON bytes.
+    """An event from the JSON bytes that a producer sent.
 
     Raises:
         InvalidEvent: with the reason; the caller keeps the bytes.
     """
     if len(raw) > MAX_EVENT_BYTES:
         raise InvalidEvent("too_large", f"{len(raw)} bytes, at most {MAX_EVENT_BYTES} are accepted")
+    return decode_event(raw)
+
+
+def decode_event(raw: bytes) -> Event:
+    """An event from JSON bytes of any length: `encode_event` may write up to four times what `parse_event` took.
+
+    Raises:
+        InvalidEvent: the bytes are not a JSON object; a field is missing, has another type or is out of range; or the
+            unknown fields are nested too deeply to be encoded again.
+    """
     try:
         data = orjson.loads(raw)
     except orjson.JSONDecodeError as error:
         raise InvalidEvent("not_json", f"{error}; expected one JSON object in UTF-8") from None
-    return event_of(data)
-
-
-def event_of(data: object) -> Event:
-    """An event from a decoded JSON object; takes the fields it knows out of it.
-
-    Raises:
-        InvalidEvent: a field is missing, has another type or is out of range.
-    """
     if not isinstance(data, dict):
         raise InvalidEvent("not_an_object", f"received {type(data).__name__}, expected a JSON object")
     take = data.pop
@@ -99,6 +111,10 @@ def event_of(data: object) -> Event:
         _text(take("domain", None), "domain"),
     )
     if data:
+        try:
+            orjson.dumps(data)
+        except orjson.JSONEncodeError as error:
+            raise InvalidEvent("too_deep", f"{error}; expected fields nested at most 250 levels deep") from None
         event.extra = data
     return event
 
@@ -113,21 +129,21 @@ def item_of(data: object) -> Item:
         raise InvalidEvent("not_an_object", f"received {type(data).__name__}, expected a JSON object")
     categories = data.get("categories") or []
     if not isinstance(categories, list) or not all(isinstance(c, str) for c in categories):
-        raise InvalidEvent("wrong_type", f"categories is {categories!r}, expected a list of strings")
+        raise InvalidEvent("wrong_type", f"categories is {shorten(categories)}, expected a list of strings")
     texts = {name: data.get(name) or "" for name in ("title", "text", "brand", "domain")}
     for name, value in texts.items():
         if not isinstance(value, str):
-            raise InvalidEvent("wrong_type", f"{name} is {value!r}, expected a string")
+            raise InvalidEvent("wrong_type", f"{name} is {shorten(value)}, expected a string")
     available = data.get("available")
-    if available is not None and not isinstance(available, bool):
-        raise InvalidEvent("wrong_type", f"available is {available!r}, expected true or false")
+    if available not in (None, "") and not isinstance(available, bool):
+        raise InvalidEvent("wrong_type", f"available is {shorten(available)}, expected true or false")
     valid_from = data.get("valid_from_ms")
     return Item(
         item_id=_text(data.get("item_id"), "item_id", required=True) or "",
         categories=categories,
         price=_number(data.get("price"), "price"),
         available=available is not False,
-        valid_from_ms=None if valid_from is None else _timestamp(valid_from, "valid_from_ms"),
+        valid_from_ms=None if valid_from in (None, "") else _timestamp(valid_from, "valid_from_ms"),
         **texts,
     )
 
@@ -149,12 +165,12 @@ def encode_item(item: Item) -> bytes:
 
 
 def _text(value: object, name: str, limit: int = MAX_ID_BYTES, required: bool = False) -> str | None:
-    if value is None:
-        if required:
-            raise InvalidEvent("missing_field", f"{name} is missing, expected a string of 1..{limit} bytes")
+    if not required and (value is None or value == ""):
         return None
+    if value is None:
+        raise InvalidEvent("missing_field", f"{name} is missing, expected a string of 1..{limit} bytes")
     if not isinstance(value, str):
-        raise InvalidEvent("wrong_type", f"{name} is {value!r:.80}, expected a string of 1..{limit} bytes")
+        raise InvalidEvent("wrong_type", f"{name} is {shorten(value)}, expected a string of 1..{limit} bytes")
     if not 0 < len(value) <= limit or (not value.isascii() and not 0 < _utf8_bytes(value, name) <= limit):
         raise InvalidEvent("out_of_range", f"{name} has {len(value)} characters, expected 1..{limit} bytes of UTF-8")
     return value
@@ -164,24 +180,24 @@ def _utf8_bytes(value: str, name: str) -> int:
     try:
         return len(value.encode())
     except UnicodeEncodeError:
-        raise InvalidEvent("wrong_type", f"{name} is {value!r:.80}, which is not valid Unicode") from None
+        raise InvalidEvent("wrong_type", f"{name} is {shorten(value)}, which is not valid Unicode") from None
 
 
 def _timestamp(value: object, name: str = "timestamp_ms") -> int:
     if value is None:
         raise InvalidEvent("missing_field", f"{name} is missing, expected unix milliseconds")
     if type(value) is not int:
-        raise InvalidEvent("wrong_type", f"{name} is {value!r:.80}, expected an integer of unix milliseconds")
+        raise InvalidEvent("wrong_type", f"{name} is {shorten(value)}, expected an integer of unix milliseconds")
     if not 0 <= value <= MAX_TIMESTAMP_MS:
         raise InvalidEvent("out_of_range", f"{name} is {value}, expected 0..{MAX_TIMESTAMP_MS} (unix milliseconds)")
     return value
 
 
 def _number(value: object, name: str) -> float | None:
-    if value is None:
+    if value is None or value == "":
         return None
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise InvalidEvent("wrong_type", f"{name} is {value!r:.80}, expected a number")
-    if not math.isfinite(value) or abs(value) > 1e30:
-        raise InvalidEvent("out_of_range", f"{name} is {value}, expected a finite number up to 1e30")
+        raise InvalidEvent("wrong_type", f"{name} is {shorten(value)}, expected a number")
+    if not math.isfinite(value) or abs(value) > MAX_NUMBER:
+        raise InvalidEvent("out_of_range", f"{name} is {value}, expected a finite number up to {MAX_NUMBER:g}")
     return float(value)

@@ -7,23 +7,25 @@ first problem, `driftline validate` lists them all.
 from __future__ import annotations
 
 import math
+import time
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
-ID_BYTES = 256
-LAST_MS = 253_402_300_799_999  # the end of year 9999
+from stream.events import MAX_ACTION_BYTES, MAX_EVENT_BYTES, MAX_ID_BYTES, MAX_NUMBER, MAX_TIMESTAMP_MS, shorten
+
 SECONDS_BELOW_MS = 100_000_000_000  # read as milliseconds, everything below lies before March 1973
 
 EVENT_COLUMNS = {
     "user_id": "id",
     "item_id": "id",
     "timestamp_ms": "time",
-    "action": "text",
+    "action": "action",
     "event_id": "text",
     "value": "number",
     "price": "number",
@@ -46,17 +48,20 @@ ITEM_COLUMNS = {
 ITEM_REQUIRED = ("item_id",)
 
 EXPECTED = {
-    "id": f"a string of 1 to {ID_BYTES} bytes",
-    "text": f"a string of at most {ID_BYTES} bytes, or nothing",
+    "id": f"a string of 1 to {MAX_ID_BYTES} bytes",
+    "text": f"a string of at most {MAX_ID_BYTES} bytes, or nothing",
+    "action": f"a string of at most {MAX_ACTION_BYTES} bytes, or nothing",
     "long": "a string, or nothing",
     "texts": "a list of strings, a string with | between them, or nothing",
     "flag": "true or false",
-    "time": f"unix milliseconds, an integer from 0 to {LAST_MS}",
-    "number": "a finite number, or nothing",
+    "time": f"unix milliseconds, an integer from 0 to {MAX_TIMESTAMP_MS}",
+    "number": f"a finite number up to {MAX_NUMBER:g}, or nothing",
 }
+TEXTS = ("id", "text", "action", "long")
 ARROW = {
     "id": pa.string(),
     "text": pa.string(),
+    "action": pa.string(),
     "long": pa.string(),
     "texts": pa.list_(pa.string()),
     "flag": pa.bool_(),
@@ -144,12 +149,6 @@ class Report:
         }
 
 
-def shorten(value: object) -> str:
-    """A value as one short line."""
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
 def check_column(name: str, meaning: str, raw: Any, first_row: int, required: bool) -> tuple[pa.Array, list[Problem]]:
     """Type one column.
 
@@ -161,7 +160,8 @@ def check_column(name: str, meaning: str, raw: Any, first_row: int, required: bo
         required: null is a problem.
 
     Returns:
-        Arrow array [n] of ARROW[meaning] with null where a value is wrong, and the problems.
+        Arrow array [n] of ARROW[meaning] with null where a value is wrong or an optional text is empty, and the
+        problems.
     """
     array = _whole(meaning, raw)
     problems: list[Problem] = []
@@ -174,6 +174,8 @@ def check_column(name: str, meaning: str, raw: Any, first_row: int, required: bo
             if kind:
                 problems.append(Problem(first_row + i, name, kind, shorten(cell), EXPECTED[meaning]))
         array = pa.array(typed, ARROW[meaning])
+    if meaning in ("text", "action"):
+        array = pc.if_else(pc.equal(array, ""), pa.scalar(None, pa.string()), array)
     found = {problem.row for problem in problems}
     for kind, mask in _faults(meaning, array, required):
         for i in np.flatnonzero(mask.to_numpy(zero_copy_only=False)).tolist():
@@ -204,9 +206,9 @@ def _whole(meaning: str, raw: Any) -> pa.Array | None:
 
 def _cell(meaning: str, cell: Any) -> tuple[Any, str]:
     """One value and the kind of its fault, "" = none."""
-    if cell is None or (isinstance(cell, str) and cell == "" and meaning not in ("id", "text", "long")):
+    if cell is None or (isinstance(cell, str) and cell == "" and meaning not in TEXTS):
         return None, ""
-    if meaning in ("id", "text", "long"):
+    if meaning in TEXTS:
         return _text(cell)
     if meaning == "texts":
         parts = [part.strip() for part in cell.split("|") if part.strip()] if isinstance(cell, str) else cell
@@ -248,20 +250,42 @@ def _number(meaning: str, cell: Any) -> tuple[float | int | None, str]:
 def _faults(meaning: str, array: pa.Array, required: bool) -> list[tuple[str, pa.Array]]:
     """(kind, mask [n]) of what is wrong with converted values."""
     faults = [("missing", pc.is_null(array))] if required else []
-    if meaning in ("id", "text"):
+    if meaning in ("id", "text", "action"):
         n_bytes = pc.binary_length(array)
-        faults.append(("too long", pc.greater(n_bytes, ID_BYTES)))
+        limit = MAX_ACTION_BYTES if meaning == "action" else MAX_ID_BYTES
+        faults.append(("too long", pc.greater(n_bytes, limit)))
         if meaning == "id":
             faults.append(("empty", pc.equal(n_bytes, 0)))
     elif meaning == "time":
-        faults.append(("out of range", pc.or_(pc.less(array, 0), pc.greater(array, LAST_MS))))
+        faults.append(("out of range", pc.or_(pc.less(array, 0), pc.greater(array, MAX_TIMESTAMP_MS))))
     elif meaning == "number":
-        faults.append(("not finite", pc.invert(pc.is_finite(array))))
+        finite = pc.is_finite(array)
+        faults.append(("not finite", pc.invert(finite)))
+        faults.append(("out of range", pc.and_(finite, pc.greater(pc.abs(array), MAX_NUMBER))))
     return [(kind, pc.fill_null(mask, False)) for kind, mask in faults]
 
 
+def check_extra(first_row: int, extra: list[dict[str, Any] | None] | None) -> list[Problem]:
+    """Rows whose unknown fields can't be kept in an event: it is stored and sent as JSON."""
+    problems = []
+    for row, fields in enumerate(extra or (), first_row):
+        try:
+            orjson.dumps(fields)
+        except orjson.JSONEncodeError as error:
+            expected = f"fields that JSON can hold ({error})"
+            problems.append(Problem(row, "", "not JSON", shorten(fields), expected))
+    return problems
+
+
+def check_size(row: int, message: bytes) -> Problem | None:
+    """What is wrong with a row whose message is larger than an event may be; its unknown fields make it so."""
+    if len(message) <= MAX_EVENT_BYTES:
+        return None
+    return Problem(row, "", "too large", f"{len(message)} bytes as JSON", f"at most {MAX_EVENT_BYTES}")
+
+
 def check_times(report: Report, first_row: int, times: pa.Array, last_ms: int) -> int:
-    """Warn of times that run backwards or look like seconds.
+    """Warn of times that run backwards, look like seconds or lie in the future.
 
     Args:
         report: takes the warnings and the first and last time.
@@ -280,6 +304,7 @@ def check_times(report: Report, first_row: int, times: pa.Array, last_ms: int) -
     for kind, mask, expected in (
         ("earlier than a row above", whole < ahead[:-1], "rows in time order"),
         ("looks like seconds", whole < SECONDS_BELOW_MS, "unix milliseconds"),
+        ("in the future", whole > time.time() * 1000, "a time that has passed: a worker refuses days to come"),
     ):
         for i in np.flatnonzero(valid & mask).tolist():
             report.add(Problem(first_row + i, "timestamp_ms", kind, str(whole[i]), expected), warning=True)

@@ -21,7 +21,7 @@ import pyarrow.parquet
 from configs.errors import InputError
 from graph.view import Int32
 from stream.evaluate.log import Columns
-from stream.events import Item
+from stream.events import Item, shorten
 from stream.file_checks import (
     EVENT_COLUMNS,
     EVENT_REQUIRED,
@@ -30,8 +30,9 @@ from stream.file_checks import (
     Problem,
     Report,
     check_column,
+    check_extra,
+    check_size,
     check_times,
-    shorten,
 )
 
 CHUNK_ROWS = 65_536
@@ -186,12 +187,23 @@ def _typed(
         yield chunk, pa.RecordBatch.from_pydict(typed), sorted(problems, key=lambda problem: problem.row)
 
 
-def _strict(path: Path, known: dict[str, str], required: tuple[str, ...]) -> Iterator[tuple[Chunk, pa.RecordBatch]]:
-    for chunk, batch, problems in _typed(path, known, required):
+def _typed_events(path: Path) -> Iterator[tuple[Chunk, pa.RecordBatch, list[Problem]]]:
+    for chunk, batch, problems in _typed(path, EVENT_COLUMNS, EVENT_REQUIRED):
+        yield chunk, batch, problems + check_extra(chunk.first_row, chunk.extra)
+
+
+def _strict(
+    path: Path, typed: Iterator[tuple[Chunk, pa.RecordBatch, list[Problem]]]
+) -> Iterator[tuple[Chunk, pa.RecordBatch]]:
+    for chunk, batch, problems in typed:
         if problems:
-            raise InputError(f"{path}: {problems[0]}; `driftline validate` lists everything that is wrong")
+            raise _refused(path, problems[0])
         if chunk.rows:
             yield chunk, batch
+
+
+def _refused(path: Path, problem: Problem) -> InputError:
+    return InputError(f"{path}: {problem}; `driftline validate` lists everything that is wrong")
 
 
 def validate(path: Path) -> Report:
@@ -203,10 +215,10 @@ def validate(path: Path) -> Report:
     report = Report(str(path))
     ids: set[str] = set()
     last_ms = -1
-    for chunk, batch, problems in _typed(path, EVENT_COLUMNS, EVENT_REQUIRED):
+    for chunk, batch, problems in _typed_events(path):
         report.rows += chunk.rows + len(chunk.broken)
         report.unknown += [name for name in chunk.unknown if name not in report.unknown]
-        for problem in problems:
+        for problem in problems + _too_large(chunk, batch, {problem.row for problem in problems}):
             report.add(problem)
         if chunk.rows == 0:
             continue
@@ -217,6 +229,15 @@ def validate(path: Path) -> Report:
             ids.add(event_id)
         last_ms = check_times(report, chunk.first_row, batch.column("timestamp_ms"), last_ms)
     return report
+
+
+def _too_large(chunk: Chunk, batch: pa.RecordBatch, wrong: set[int]) -> list[Problem]:
+    """Rows, but for the wrong ones, that make too large a message. Without unknown fields none does."""
+    if chunk.extra is None:
+        return []
+    rows = enumerate(zip(batch.to_pylist(), chunk.extra, strict=True), chunk.first_row)
+    found = [check_size(number, _message(row, more)) for number, (row, more) in rows if number not in wrong]
+    return [problem for problem in found if problem]
 
 
 # ---------------------------------------------------------------------------------------------- what readers get
@@ -231,7 +252,7 @@ def read_columns(path: Path, limit: int | None = None) -> Columns:
     batches: list[pa.RecordBatch] = []
     extra: list[dict[str, Any] | None] = []
     rows = 0
-    for chunk, batch in _strict(path, EVENT_COLUMNS, EVENT_REQUIRED):
+    for chunk, batch in _strict(path, _typed_events(path)):
         batches.append(_full(batch))
         if chunk.extra is not None:
             extra += [None] * (rows - len(extra)) + chunk.extra
@@ -278,17 +299,24 @@ def _columns(table: pa.Table, extra: list[dict[str, Any] | None] | None) -> Colu
 
 def read_messages(path: Path) -> Iterator[tuple[bytes, bytes]]:
     """(key, JSON value) of each event in the order of the file, for a producer. Raises as `read_columns` does."""
-    for chunk, batch in _strict(path, EVENT_COLUMNS, EVENT_REQUIRED):
+    for chunk, batch in _strict(path, _typed_events(path)):
         extra = chunk.extra or [None] * batch.num_rows
-        for row, more in zip(batch.to_pylist(), extra, strict=True):
-            event = {name: cell for name, cell in row.items() if cell is not None}
-            yield row["user_id"].encode(), orjson.dumps(event | more if more else event)
+        for number, (row, more) in enumerate(zip(batch.to_pylist(), extra, strict=True), chunk.first_row):
+            message = _message(row, more)
+            if problem := check_size(number, message):
+                raise _refused(path, problem)
+            yield row["user_id"].encode(), message
+
+
+def _message(row: dict[str, Any], more: dict[str, Any] | None) -> bytes:
+    event = {name: cell for name, cell in row.items() if cell is not None}
+    return orjson.dumps(event | more if more else event)
 
 
 def read_items(path: Path) -> dict[str, Item]:
     """Items by id; a later row replaces an earlier one of the same id. Raises as `read_columns` does."""
     items: dict[str, Item] = {}
-    for _, batch in _strict(path, ITEM_COLUMNS, ITEM_REQUIRED):
+    for _, batch in _strict(path, _typed(path, ITEM_COLUMNS, ITEM_REQUIRED)):
         for row in batch.to_pylist():
             given = {name: cell for name, cell in row.items() if cell is not None}
             given["categories"] = list(given.get("categories", ()))

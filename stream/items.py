@@ -20,7 +20,7 @@ from configs.settings import Settings
 from graph.ctdg import TemporalGraph
 from graph.memory import Float32, GraphMemory, edge_features
 from graph.rows import Event, ItemRow, decode_item, encode_item, key64
-from stream.events import InvalidEvent, parse_event
+from stream.events import InvalidEvent, decode_event
 from stream.records import Changes, Record, dead_letter
 from stream.store import StateStore
 
@@ -186,7 +186,7 @@ class ItemProcessor:
 
     def _event(self, record: Record) -> tuple[Event, Float32]:
         """The event and the memory [M] float32 of its user. Raises InvalidEvent if the record is none of ours."""
-        event = record.value if isinstance(record.value, Event) else parse_event(record.value)
+        event = record.value if isinstance(record.value, Event) else decode_event(record.value)
         if record.key is not None and record.key != event.item_id.encode():
             raise InvalidEvent("key_mismatch", f"key is {record.key!r:.80}, expected item_id {event.item_id!r:.80}")
         raw, width = dict(record.headers).get("user_memory") or b"", 4 * self.settings.graph.memory_dim

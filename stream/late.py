@@ -16,7 +16,7 @@ from typing import Literal
 import orjson
 
 from graph.rows import Event
-from stream.events import encode_event, parse_event
+from stream.events import decode_event, encode_event
 from stream.frames import frame, unframe
 
 Order = tuple[int, int]
@@ -57,7 +57,7 @@ class Undo:
         end = 1 + 2 * int(parts[0] or 0)
         events = []
         for offset, raw in zip(parts[1:end:2], parts[2:end:2], strict=True):
-            event = parse_event(raw or b"")
+            event = decode_event(raw or b"")
             event.offset = int(offset or 0)
             events.append(event)
         before = {key or b"": row for key, row in zip(parts[end::2], parts[end + 1 :: 2], strict=True)}
@@ -97,6 +97,8 @@ class LateWindow:
     def push(self, events: list[Event], before: Callable[[], dict[bytes, bytes | None]]) -> Undo | None:
         """Keeps an undo record of events that are about to be applied; None when nothing may be late."""
         if not self.late_ms or not self.late_events:
+            self._orders.clear()
+            self._floor = self._last
             return None
         self._sequence += 1
         self._undo.append(Undo(events, before(), self._sequence))

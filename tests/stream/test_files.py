@@ -72,6 +72,10 @@ def test_a_limit_reads_the_first_rows_of_the_file(tmp_path, suffix):
         ({"item_id": "x" * 257}, "item_id", "too long"),
         ({"timestamp_ms": -5}, "timestamp_ms", "out of range"),
         ({"timestamp_ms": None}, "timestamp_ms", "missing"),
+        ({"timestamp_ms": 4_102_444_800_001}, "timestamp_ms", "out of range"),
+        ({"action": "x" * 65}, "action", "too long"),
+        ({"value": 1e35}, "value", "out of range"),
+        ({"price": -1e35}, "price", "out of range"),
     ],
 )
 def test_a_wrong_cell_is_named_by_file_row_and_column(tmp_path, suffix, change, column, kind):
@@ -82,6 +86,38 @@ def test_a_wrong_cell_is_named_by_file_row_and_column(tmp_path, suffix, change, 
     assert not report.ok
     assert {key: n for key, n in report.counts.items() if key not in report.warnings} == {(kind, column): 1}
     assert next(problem.row for problem in report.examples if problem.kind == kind) == 2
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".jsonl"])
+def test_an_empty_optional_text_is_absent(tmp_path, suffix):
+    empty = dict.fromkeys(("action", "event_id", "group_id", "domain"), "")
+    path = write(tmp_path / f"events{suffix}", [ROWS[0] | empty, ROWS[1] | {"event_id": ""}])
+    assert not validate(path).counts
+    columns = read_columns(path)
+    assert cells(columns.action) == ["interact", "interact"]
+    assert [cells(columns.group_id), cells(columns.domain)] == [[None, "g1"], [None, None]]
+    assert columns.event_id is None
+    (_, first), _ = read_messages(path)
+    assert orjson.loads(first).keys() == {"user_id", "item_id", "timestamp_ms", "value", "shelf"}
+
+
+def test_unknown_fields_that_no_event_can_hold_are_named(tmp_path):
+    nested = b'{"user_id":"u","item_id":"i","timestamp_ms":1600000000000,"x":' + b"[" * 300 + b"]" * 300 + b"}\n"
+    (tmp_path / "events.jsonl").write_bytes(orjson.dumps(ROWS[0]) + b"\n" + nested)
+    columns = {name: [row.get(name) for row in ROWS[:2]] for name in NAMES[:3]} | {"picture": [None, b"\xff"]}
+    pq.write_table(pa.table(columns), tmp_path / "events.parquet")
+    for path in (tmp_path / "events.jsonl", tmp_path / "events.parquet"):
+        assert validate(path).counts[("not JSON", "")] == 1
+        for read in (read_columns, lambda path: list(read_messages(path))):
+            with pytest.raises(InputError, match="row 2: not JSON"):
+                read(path)
+
+
+def test_a_row_that_is_too_large_for_an_event_is_named(tmp_path):
+    path = write(tmp_path / "events.jsonl", [ROWS[0], ROWS[1] | {"shelf": "x" * 65_536}])
+    assert validate(path).counts[("too large", "")] == 1
+    with pytest.raises(InputError, match=r"row 2: too large: got 65\d{3} bytes as JSON; expected at most 65536"):
+        list(read_messages(path))
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".csv"])
@@ -134,11 +170,12 @@ def test_a_csv_row_with_too_few_fields_is_reported(tmp_path):
 
 def test_suspicious_rows_are_warnings_and_the_file_stays_good(tmp_path):
     early = {"user_id": "u", "item_id": "a", "timestamp_ms": 1_600_000_000}
-    rows = [ROWS[1] | {"event_id": "e"}, ROWS[0] | {"event_id": "e"}, early]
+    ahead = {"user_id": "u", "item_id": "a", "timestamp_ms": 4_102_444_800_000}
+    rows = [ROWS[1] | {"event_id": "e"}, ROWS[0] | {"event_id": "e"}, early, ahead]
     report = validate(write(tmp_path / "events.jsonl", rows))
     assert report.ok
     kinds = {kind: n for (kind, _), n in report.counts.items()}
-    assert kinds == {"duplicate": 1, "earlier than a row above": 2, "looks like seconds": 1}
+    assert kinds == {"duplicate": 1, "earlier than a row above": 2, "looks like seconds": 1, "in the future": 1}
     assert report.unknown == ["shelf"]
 
 

@@ -87,6 +87,13 @@ class CalmThread(AIOKafkaConsumerThread):  # type: ignore[misc]
     def _create_consumer(self, loop: asyncio.AbstractEventLoop) -> AIOKafkaConsumer:
         return calm(super()._create_consumer(loop))
 
+    async def fetched(self, active: set[TP] | None, at_most: int) -> dict[TP, list[Any]]:
+        """Records that have come by now; what goes past `at_most` stays with the client, for the next poll."""
+        records: dict[TP, list[Any]] = await self.call_thread(
+            self._fetch_records, self._ensure_consumer(), active, timeout=0.0, max_records=at_most
+        )
+        return records
+
 
 class BlockConsumer(Consumer):  # type: ignore[misc]
     """Faust's consumer, but for what it hands out and where it starts to read."""
@@ -111,9 +118,10 @@ class BlockConsumer(Consumer):  # type: ignore[misc]
     async def _filled(self, records: dict[TP, list[Any]], active: set[TP] | None) -> dict[TP, list[Any]]:
         """Waits once for more records when there are few."""
         state = self.app.settings.state
-        if sum(map(len, records.values())) < state.epoch_events:
+        room = state.epoch_events - sum(map(len, records.values()))
+        if room > 0:
             await asyncio.sleep(state.epoch_ms / 1000)
-            for tp, more in (await self._getmany(active_partitions=active, timeout=0.0)).items():
+            for tp, more in (await self._thread.fetched(active, room)).items():
                 records.setdefault(tp, []).extend(more)
         return records
 

@@ -172,6 +172,22 @@ def adoptions(world: Any) -> list[dict[str, Any]]:
     return [json.loads(r.value) for r in records if dict(r.headers)["kind"] == b"adoption"]
 
 
+@pytest.mark.slow
+def test_no_commit_holds_more_than_epoch_events_and_what_comes_past_them_is_in_the_next(world: Any, wait: Any) -> None:
+    world.state["epoch_ms"] = 2000
+    records = shop_records(53)
+    world.produce(records[:1])
+    with world.worker() as worker:
+        wait(lambda: worker.applied() == 1, what="the first event is applied")
+        world.produce(records[1:21])
+        time.sleep(0.5)  # the worker has these and waits for more
+        world.produce(records[21:])
+        wait(lambda: worker.applied() == 53, what="all events are applied")
+        assert worker.metric("driftline_epoch_seconds_count") >= 3  # 1, then 52 in blocks of 32 at most
+        worker.stop()
+    assert world.stored_rows() == world.expected_rows()
+
+
 def test_a_worker_that_waits_leaves_the_core_alone(world: Any, wait: Any) -> None:
     world.produce(shop_records(30))
     with world.worker() as worker:

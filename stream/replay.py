@@ -1,6 +1,7 @@
 """Replay: a historical log through arms, strictly predict-then-learn, to `metrics.json` and `report.html`.
 
-    read -> cut into groups -> one pass for all arms that share work (a seed each) -> leak audit -> summary -> report
+    read, drop duplicates -> cut into groups -> one pass for all arms that share work (a seed each) -> leak audit
+        -> summary -> report
 
 Every arm's rows of metrics are kept in OUT/arms, so `resume` computes only what is missing. The state hash comes from
 a Processor that read the whole log in order: the same object that a worker drives. With `adoptions` that Processor
@@ -27,7 +28,7 @@ from configs.settings import Settings
 from stream.adoptions import file_records, follow, read_adoptions
 from stream.evaluate.audit import AuditResult, audit
 from stream.evaluate.goals import worth_function
-from stream.evaluate.log import Columns, EventLog
+from stream.evaluate.log import Columns, EventLog, without_duplicates
 from stream.evaluate.protocol import run
 from stream.evaluate.registry import SIMPLE, Setup, build_arm, default_arms
 from stream.evaluate.report import write_report
@@ -95,6 +96,7 @@ class _Input:
     items: Mapping[str, Item]
     split_ms: int
     sha256: str
+    duplicates: int
     kept: dict[str, Any] = field(default_factory=dict)
 
     def setup(self, log: EventLog, settings: Settings, seed: int, profiles: Path | None) -> Setup:
@@ -124,7 +126,7 @@ def replay(options: Options, settings: Settings, progress: Progress | None = Non
     say = progress or (lambda what, done, total: None)
     names = list(options.arms) or default_arms()
     data = _read(options, settings)
-    followed = _follow(options, settings, len(data.log), say)
+    followed = _follow(options, settings, len(data.log) + data.duplicates, say)
     random = _families(names, data, settings)
     runs: dict[str, dict[int, Saved]] = {name: {} for name in names}
     for seed in options.seeds:
@@ -151,7 +153,7 @@ def replay(options: Options, settings: Settings, progress: Progress | None = Non
 
 
 def _read(options: Options, settings: Settings) -> _Input:
-    columns = read_columns(options.events, options.limit)
+    columns, duplicates = without_duplicates(read_columns(options.events, options.limit), settings.state.dedupe_ids)
     items = read_items(options.items) if options.items else {}
     log = EventLog(columns, settings.action)
     split_ms = log.split_ms(options.split)
@@ -170,7 +172,7 @@ def _read(options: Options, settings: Settings) -> _Input:
         }
     log = EventLog(columns, settings.action, valid_from or None, held_out)
     sha = hashlib.sha256(options.events.read_bytes())
-    return _Input(columns, log, items, split_ms, sha.hexdigest())
+    return _Input(columns, log, items, split_ms, sha.hexdigest(), duplicates)
 
 
 def _families(names: Sequence[str], data: _Input, settings: Settings) -> dict[str, bool]:
@@ -246,7 +248,7 @@ def _drive_state(log: EventLog, settings: Settings, say: Progress) -> str:
     step = settings.state.epoch_events
     for start in range(0, len(log), step):
         rows = range(start, min(start + step, len(log)))
-        processor.commit(processor.apply([Record(row, log.event(row)) for row in rows]))
+        processor.commit(processor.apply([Record(event.offset, event) for event in map(log.event, rows)]))
         say("state", rows.stop, len(log))
     return state_sha256([store])
 
@@ -300,6 +302,7 @@ def _summary(
     metrics: dict[str, Any] = {
         "data": {
             "events": len(log),
+            "duplicates": data.duplicates,
             "users": len(log.user_ids),
             "items": len(log.item_ids),
             "sha256": data.sha256,

@@ -127,10 +127,10 @@ class Arrival:
     log: EventLog = field(repr=False)
 
     def events(self) -> list[Event]:
-        """The rows as events, in order, for a Processor; offsets count the rows of all groups in order of arrival."""
+        """The rows as events, in order, for a Processor; the log's offsets go to its rows in order of arrival."""
         events = [self.log.event(row) for row in self.rows.tolist()]
-        for offset, event in enumerate(events, int(self.log.group_start[self.number])):
-            event.offset = offset
+        for place, event in enumerate(events, int(self.log.group_start[self.number])):
+            event.offset = int(self.log.offset[place])
         return events
 
 

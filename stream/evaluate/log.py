@@ -7,7 +7,8 @@ with their first group if that is earlier), so the pool of a request is a prefix
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import deque
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -35,6 +36,7 @@ class Columns:
         value, price: [n] float32, NaN = null.
         event_id: [n] object of str or None; None = no such column.
         extra: [n] object, dict of a row's fields that the schema does not know, or None.
+        offset: [n] int64 ascending, a row's number before duplicates were dropped; None = none were.
     """
 
     user_id: tuple[Int32, list[str]]
@@ -47,6 +49,7 @@ class Columns:
     domain: tuple[Int32, list[str]]
     event_id: NDArray[np.object_] | None = None
     extra: NDArray[np.object_] | None = None
+    offset: Int64 | None = None
 
     def __len__(self) -> int:
         return len(self.t_ms)
@@ -64,6 +67,7 @@ class Columns:
             domain=_recoded(self.domain, rows),
             event_id=None if self.event_id is None else self.event_id[rows],
             extra=None if self.extra is None else self.extra[rows],
+            offset=None if self.offset is None else self.offset[rows],
         )
 
 
@@ -74,6 +78,30 @@ def _recoded(column: tuple[Int32, list[str]], rows: Int64) -> tuple[Int32, list[
     new = np.full(len(names) + 1, -1, np.int32)  # the last entry maps null to null
     new[seen] = np.arange(len(seen), dtype=np.int32)
     return new[codes], [names[i] for i in seen]
+
+
+def without_duplicates(columns: Columns, remembered: int) -> tuple[Columns, int]:
+    """The rows that a Processor applies, and how many it drops: those of an event_id among the last `remembered` ones.
+
+    The others keep their numbers as offsets, so that they end in the same state.
+    """
+    if columns.event_id is None or remembered == 0:
+        return columns, 0
+    known: set[str] = set()
+    by_age: deque[str] = deque()
+    kept = []
+    for row, event_id in enumerate(columns.event_id):
+        if event_id in known:
+            continue
+        kept.append(row)
+        if event_id is not None:
+            known.add(event_id)
+            by_age.append(event_id)
+            if len(known) > remembered:
+                known.remove(by_age.popleft())
+    rows = np.array(kept, np.int64)
+    dropped = len(columns) - len(rows)
+    return (replace(columns.take(rows), offset=rows), dropped) if dropped else (columns, 0)
 
 
 class EventLog:
@@ -89,6 +117,7 @@ class EventLog:
         pool: [g + 1] int64, candidates of group g's request; the last entry is the size after the last group.
         entered_ms: [items] int64, when an item entered the pool.
         held_out: [items] bool, items whose past was taken out of the log on purpose.
+        offset: [n] int64 ascending, offsets of the rows; dropped duplicates left gaps.
     """
 
     def __init__(
@@ -113,6 +142,7 @@ class EventLog:
             raise InputError("the log holds 0 events; replay needs at least one: check --events and --limit")
         self.columns = columns
         self.t_ms = columns.t_ms
+        self.offset = np.arange(len(columns)) if columns.offset is None else columns.offset
         self.value, self.price = columns.value, columns.price
         self.user, self.user_ids = columns.user_id
         codes, names = columns.action
@@ -204,7 +234,7 @@ class EventLog:
         return names[codes[row]] if codes[row] >= 0 else ""
 
     def event(self, row: int) -> Event:
-        """A row as a validated event; its number is its offset."""
+        """A row as a validated event with its offset."""
         columns = self.columns
 
         def text(column: tuple[Int32, list[str]]) -> str | None:
@@ -223,7 +253,7 @@ class EventLog:
             group_id=text(columns.group_id),
             domain=text(columns.domain),
             extra={} if columns.extra is None else dict(columns.extra[row] or {}),
-            offset=row,
+            offset=int(self.offset[row]),
         )
 
     def split_ms(self, share: float) -> int:

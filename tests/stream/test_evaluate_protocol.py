@@ -1,14 +1,18 @@
+import dataclasses
+
 import numpy as np
 import pytest
 
 from configs.errors import InputError
-from configs.settings import Action, Goal
+from configs.settings import Action, Goal, Settings, State
 from stream.evaluate.arms import Ranking, Slate
 from stream.evaluate.baselines import SIMPLE_ARMS, SimpleArm
 from stream.evaluate.goals import worth_function
-from stream.evaluate.log import Columns, EventLog
+from stream.evaluate.log import Columns, EventLog, without_duplicates
 from stream.evaluate.metrics import METRICS
 from stream.evaluate.protocol import LISTS, questions, run
+from stream.processor import Processor, Record
+from stream.store import MemoryStore, state_sha256
 
 MINUTE, DAY = 60_000, 86_400_000
 NONE = (np.zeros(0, np.int32), [])
@@ -207,3 +211,41 @@ def test_sessions_that_arrive_click_by_click_count_as_one_basket():
     # v took a; b shared a session with a, c did not
     assert slates.overall.scores[1] > 0
     assert slates.overall.scores[2] == 0
+
+
+def with_ids(rows, *event_ids):
+    return dataclasses.replace(columns(rows), event_id=np.array(event_ids, object))
+
+
+def test_an_event_id_is_known_as_long_as_a_processor_remembers_it():
+    ids = ("a", "b", "a", None, "c", None, "d", "a", "d")
+    rows = with_ids([("u", f"i{n}", n) for n in range(len(ids))], *ids)
+    for remembered, dropped in ((0, []), (1, []), (2, [2, 8]), (100, [2, 7, 8])):
+        settings = Settings(state=State(dedupe_ids=remembered))
+        records = [Record(row, EventLog(rows, action_of).event(row)) for row in range(len(rows))]
+        assert Processor(settings, MemoryStore()).apply(records).duplicates == len(dropped)
+        kept, duplicates = without_duplicates(rows, remembered)
+        assert duplicates == len(dropped)
+        assert kept.item_id[1] == [f"i{n}" for n in range(len(ids)) if n not in dropped]
+
+
+def test_the_state_of_a_log_without_its_duplicates_is_that_of_the_whole_log_read_as_rows_or_as_groups():
+    ids = [f"e{n}" for n in np.random.default_rng(0).integers(25, size=40)]
+    rows = with_ids([(f"u{n % 3}", f"i{n % 5}", n // 2) for n in range(40)], *ids)
+    kept, duplicates = without_duplicates(rows, 10)
+    assert duplicates > 5
+    whole, log = EventLog(rows, action_of), EventLog(kept, action_of)
+    in_order = [Record(row, whole.event(row)) for row in range(len(whole))]
+    groups = [event for _, arrival, _ in questions(log) for event in arrival.events()]
+    ways = (
+        in_order,
+        [Record(log.event(row).offset, log.event(row)) for row in range(len(log))],
+        [Record(event.offset, event) for event in groups],
+    )
+    hashes = set()
+    for records in ways:
+        store = MemoryStore()
+        processor = Processor(Settings(state=State(dedupe_ids=10)), store)
+        processor.commit(processor.apply(records))
+        hashes.add(state_sha256([store]))
+    assert len(hashes) == 1

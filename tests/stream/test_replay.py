@@ -1,8 +1,10 @@
 import orjson
+import pyarrow.parquet as pq
 import pytest
 
 from configs.errors import InputError
 from configs.settings import Settings
+from stream.adoptions import file_records, follow
 from stream.bundled import EVENTS, ITEMS
 from stream.evaluate.baselines import SIMPLE_ARMS
 from stream.replay import Options, replay
@@ -84,6 +86,36 @@ def test_held_out_items_are_reported(tmp_path):
     held_out = metrics["arms"]["popularity"]["held_out_items"]
     assert held_out["n"] > 0
     assert held_out["pool_recall"] == 1.0
+
+
+def without_duplicates(metrics):
+    text = without_clocks(metrics)
+    text["data"].pop("sha256"), text["data"].pop("duplicates"), text.pop("state_sha256")
+    return text
+
+
+def test_rows_of_a_known_event_id_are_neither_scored_nor_learnt_and_stay_in_the_count_of_offsets(tmp_path):
+    rows = pq.read_table(EVENTS).slice(0, 3000).to_pylist()
+    rows = [dict(row, event_id=f"e{n}") for n, row in enumerate(rows)]
+    sent_twice = []
+    for n, row in enumerate(rows):
+        sent_twice.append(row)
+        if n % 50 == 7:  # the copy comes at once, with a time of its own
+            sent_twice.append(dict(row, timestamp_ms=row["timestamp_ms"] + 1))
+    sent_twice.sort(key=lambda row: row["timestamp_ms"])
+    files = {"once": rows, "twice": sent_twice, "none": [dict(row, event_id=None) for row in sent_twice]}
+    metrics, states = {}, {}
+    for name, events in files.items():
+        path = tmp_path / f"{name}.jsonl"
+        path.write_bytes(b"".join(orjson.dumps(row) + b"\n" for row in events))
+        given = Options(path, tmp_path / name, ITEMS, arms=ARMS[1:3], split=0.7, audit_rows=2000)
+        metrics[name] = replay(given, Settings())
+        states[name] = follow(file_records(path), [], Settings())[0]
+    assert [metrics[name]["data"]["duplicates"] for name in files] == [0, 60, 0]
+    assert without_duplicates(metrics["twice"]) == without_duplicates(metrics["once"])
+    assert metrics["none"]["arms"] != metrics["once"]["arms"]
+    assert {name: metrics[name]["state_sha256"] for name in files} == states
+    assert metrics["twice"]["leak_audit"] == {"permutation": "pass", "future_deletion": "pass"}
 
 
 def test_an_unknown_arm_is_named_with_the_nearest(tmp_path):

@@ -34,7 +34,7 @@ def replay(
     arms: Annotated[str, typer.Option(help="Comma-separated; default: the simple ones and the engine.")] = "",
     split: Annotated[float, typer.Option(min=0.01, max=0.99, help="Share of the rows that only warm up.")] = 0.85,
     candidates: Annotated[str, typer.Option(help="seen, or items = those of the items file.")] = "seen",
-    seeds: Annotated[str, typer.Option("--seed", help="One, or several with commas.")] = "0",
+    seeds: Annotated[str, typer.Option("--seed", "--seeds", help="One, or several with commas.")] = "0",
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first rows of the file.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Take over results that lie in --out.")] = False,
     hold_out_items: Annotated[float, typer.Option(min=0, max=0.9, help="Share of items unseen before the split.")] = 0,
@@ -67,7 +67,7 @@ def replay(
             events = topic_file(settings, from_kafka, Path(folder) / "events.jsonl", records)
         options = Options(
             Path(str(events)), to, items, [name for name in arms.split(",") if name], split, candidates,
-            [int(seed) for seed in seeds.split(",")], limit, resume, hold_out_items, profiles,
+            _numbers(seeds), limit, resume, hold_out_items, profiles,
             adoptions=adoptions, records=records if limit is None or records is None else records[:limit],
         )  # fmt: skip
         with progress_bars() as show:
@@ -77,6 +77,13 @@ def replay(
     else:
         out.print(arms_table(metrics))
         out.print(f"{to / 'metrics.json'}, {to / 'report.html'}")
+
+
+def _numbers(seeds: str) -> list[int]:
+    try:
+        return [int(seed) for seed in seeds.split(",")]
+    except ValueError:
+        raise typer.BadParameter(f"got {seeds!r}; expected whole numbers with commas", param_hint="--seeds") from None
 
 
 def topic_file(settings: Settings, topic: str, path: Path, records: list[Record] | None = None) -> Path:

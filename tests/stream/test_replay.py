@@ -1,11 +1,13 @@
 import orjson
 import pyarrow.parquet as pq
 import pytest
+from typer.testing import CliRunner
 
 from configs.errors import InputError
 from configs.settings import Settings
 from stream.adoptions import file_records, follow
 from stream.bundled import EVENTS, ITEMS
+from stream.cli import app
 from stream.evaluate.baselines import SIMPLE_ARMS
 from stream.replay import Options, replay
 
@@ -129,6 +131,17 @@ def test_seeds_are_listed_one_by_one_and_their_mean_in_arms(tmp_path):
     assert (
         metrics["seeds"]["1"]["popularity"]["overall"]["ndcg@10"] == metrics["arms"]["popularity"]["overall"]["ndcg@10"]
     )
+
+
+@pytest.mark.parametrize("option", ["--seed", "--seeds"])
+def test_the_command_takes_seeds_in_both_spellings_and_refuses_what_is_none(option, tmp_path):
+    given = ("replay", "--events", str(EVENTS), "--limit", "1500", "--arms", "popularity", "--out", str(tmp_path))
+    result = CliRunner().invoke(app, [*given, option, "0,2", "--json"])
+    assert result.exit_code == 0, result.output
+    assert orjson.loads(result.stdout)["protocol"]["seeds"] == [0, 2]
+    refused = CliRunner().invoke(app, [*given, option, "0,x"])
+    assert refused.exit_code == 2
+    assert "got '0,x'" in refused.output
 
 
 def test_the_simple_arms_of_the_guide_all_exist():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -16,9 +17,11 @@ import pytest
 from kafka import KafkaProducer
 
 from configs.errors import BrokerError
-from configs.settings import Broker
+from configs.settings import Broker, Settings
 from stream.broker import EmbeddedBroker, broker
+from stream.processor import Processor, Record
 from stream.reading import consumer, places, polled, read_all
+from stream.store import MemoryStore
 from stream.topics import TOPICS, create_topics, partitions_of
 
 HOLDER = """
@@ -150,3 +153,17 @@ def test_waiting_for_records_leaves_the_core_alone(settings: Broker) -> None:
             assert polled(reader, 2000) == {}
             assert time.monotonic() - started >= 2
             assert time.process_time() - spent < 0.4  # a poll with a time limit takes more than a second
+
+
+def test_the_producer_of_the_readme_speaks_to_the_embedded_broker_and_sends_an_event(settings: Broker) -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    (snippet,) = re.findall(r"^```python\n(.*?)^```", readme, re.MULTILINE | re.DOTALL)
+    address = f"127.0.0.1:{Broker().embedded_port}"
+    assert address in snippet
+    with broker(settings) as bootstrap:
+        create_topics(settings, bootstrap)
+        sent: dict[str, Any] = {}
+        exec(compile(snippet.replace(address, bootstrap), "README.md", "exec"), sent)
+        sent["producer"].close()
+        (record,) = read_all(settings, bootstrap, "interactions")
+    assert Processor(Settings(), MemoryStore()).validated(Record(record.offset, record.value, record.key)).value == 6

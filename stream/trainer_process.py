@@ -7,6 +7,8 @@
 from __future__ import annotations
 
 import logging
+import sys
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,6 +18,7 @@ from kafka import KafkaProducer, TopicPartition
 from configs.settings import Settings
 from llm.encoder import TextEncoder
 from stream.exits import stop_on_signals
+from stream.merge import Merge
 from stream.partitions import Bounds, check_position
 from stream.processor import Outgoing, Record
 from stream.reading import consumer, places, polled
@@ -55,8 +58,9 @@ def run_trainer(settings: Settings, bootstrap: str, until_caught_up: bool = Fals
         while any(side.position(place) < ends[place] for place in side_places):
             _take_side(trainer, side, 200)
         trainer.encode_items()
+        merge = Merge(range(partitions), trainer.learner.processor.validated)
         while not stopping():
-            for partition, record in _polled(reader, main_places, trainer):
+            for partition, record in _polled(reader, main_places, trainer, merge):
                 trainer.take(partition, record)
                 trainer.publish_if_due()
                 trainer.checkpoint_if_due()
@@ -88,20 +92,34 @@ def seek(reader: Any, main_places: list[TopicPartition], trainer: Trainer) -> No
         reader.seek(place, max(offset, first[place]))
 
 
-def _polled(reader: Any, main_places: list[TopicPartition], trainer: Trainer) -> Iterator[tuple[int, Record]]:
-    """The records of one poll; afterwards the groups of partitions that had none are closed when they are idle."""
-    batch = polled(reader, 100, 500)
+def _polled(
+    reader: Any, main_places: list[TopicPartition], trainer: Trainer, merge: Merge
+) -> Iterator[tuple[int, Record]]:
+    """One poll, and what may be taken by now; then the groups of partitions that have no more are closed when idle.
+
+    A partition is not read on before its records are taken, so memory holds a fetch or two of each.
+    """
+    waiting = merge.waiting
+    reader.resume(*[place for place in main_places if place.partition not in waiting])
+    reader.pause(*[place for place in main_places if place.partition in waiting])
+    batch = polled(reader, 0 if merge.more else 100, sys.maxsize)  # it mislays the rest of a fetch cut by a pause
+    read = {
+        place.partition: [Record(r.offset, r.value or b"", r.key, r.timestamp) for r in records]
+        for place, records in batch.items()
+    }
+    now_s = time.monotonic()
+    merge.put(read, now_s)
     ends = reader.end_offsets(main_places)
-    behind = {place: ends[place] - reader.position(place) for place in main_places}
-    left = sum(behind.values()) + sum(len(records) for records in batch.values())
-    for place, records in batch.items():
-        for r in records:
-            left -= 1
-            trainer.lag = left
-            yield place.partition, Record(r.offset, r.value or b"", r.key, r.timestamp)
-    trainer.lag = sum(behind.values())
+    behind = {place.partition: ends[place] - reader.position(place) for place in main_places}
+    left = sum(behind.values()) + len(merge)
+    for partition, record in merge.ready([number for number, more in behind.items() if more > 0], now_s, 500):
+        left -= 1
+        trainer.lag = left
+        yield partition, record
+    trainer.lag = left
     trainer.metrics.lag.set(trainer.lag)
-    trainer.close_idle({place.partition for place in main_places if place not in batch and behind[place] <= 0})
+    waiting = merge.waiting
+    trainer.close_idle({n for n, more in behind.items() if n not in read and more <= 0 and n not in waiting})
 
 
 def _take_side(trainer: Trainer, side: Any, timeout_ms: int) -> bool:

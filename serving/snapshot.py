@@ -104,14 +104,17 @@ def gate(
         reference: of the one that serves.
         drop: share of `metric` that may be lost, 0..1.
         metric: its name; a snapshot that does not measure it passes.
-        groups: with fewer on either side the difference is noise, and the snapshot passes.
+        groups: with fewer the metrics are noise: a reference of fewer is not compared with, and a snapshot of fewer
+            does not take the place of one that has them. Metrics that don't say count as enough.
     """
     bad = [name for name, value in metrics.items() if not np.isfinite(value)]
     if bad:
         return f"{bad[0]} is {metrics[bad[0]]}"
     new, old = metrics.get(metric), reference.get(metric)
-    noise = min(metrics.get("groups", groups), reference.get("groups", groups)) < groups
-    if new is None or old is None or noise or new >= old * (1.0 - drop):
+    scored, served = metrics.get("groups", groups), reference.get("groups", groups)
+    if scored < groups <= served and "groups" in reference:
+        return f"not enough scored groups yet: {scored:.0f}, and {groups} are needed to follow one of {served:.0f}"
+    if new is None or old is None or served < groups or new >= old * (1.0 - drop):
         return ""
     return f"{metric} fell from {old:.4f} to {new:.4f}, more than {drop:.0%}"
 

@@ -1,6 +1,7 @@
 """The trainer's gate: which snapshots may serve, and when a lasting drop is the new level.
 
-A snapshot whose NDCG@10 fell by more than `trainer.gate_drop` against the serving one is refused. A drop that lasts is
+A snapshot whose NDCG@10 fell by more than `trainer.gate_drop` against the serving one is refused, and so is one that
+has too few scored groups to tell, where the serving one has enough. A drop that lasts is
 no accident of the learner but of the stream: after `trainer.gate_patience` refusals in a row snapshots are held to the
 mean of the refused ones instead. Each such step counts `level` up, so that serving does not hold the new level to the
 old one.
@@ -42,8 +43,9 @@ class LevelGate:
         """Why a snapshot with these metrics may not serve ("" = it may), and its level."""
         served = self._served()
         level = int(served.extra.get(LEVEL, 0))
-        enough = min(metrics.get("groups", 0), served.metrics.get("groups", 0)) >= self._groups
-        reason = gate(metrics, served.metrics if enough else {}, self._settings.gate_drop)
+        compared = served.metrics if served.metrics.get("groups", 0) >= self._groups else {}
+        enough = bool(compared) and metrics.get("groups", 0) >= self._groups
+        reason = gate(metrics, compared, self._settings.gate_drop, METRIC, self._groups)
         if reason and enough and len(self._refused) == self._settings.gate_patience:
             mean = float(np.mean(self._refused))
             if not gate(metrics, {**served.metrics, METRIC: mean}, self._settings.gate_drop):
@@ -57,7 +59,7 @@ class LevelGate:
             self._refused.clear()
         else:
             self._metrics.gated.inc()
-            if np.isfinite(metrics.get(METRIC, np.nan)):
+            if enough and np.isfinite(metrics.get(METRIC, np.nan)):
                 self._refused.append(metrics[METRIC])
         return reason, level
 

@@ -136,7 +136,11 @@ class Trainer:
         rarer = LAGGING_RARER if self.lag > trainer.catch_up_events else 1
         waited = time.monotonic() - self._published_s
         soon = waited < rarer * trainer.publish_s and self._since_publish < rarer * trainer.publish_events
-        return None if soon or not self._since_publish else self.publish()
+        return None if soon else self.publish_news()
+
+    def publish_news(self) -> str | None:
+        """Publishes a snapshot if something was learnt since the last one; its version."""
+        return self.publish() if self._since_publish else None
 
     def publish(self) -> str:
         """Publishes a snapshot of everything that serving reads, and announces it."""
@@ -188,7 +192,8 @@ class Trainer:
 
     def prequential(self) -> dict[str, float]:
         """Metrics of the last scored groups, each scored before it was learnt."""
-        return {"ndcg@10": float(np.mean(self._ndcg)), "groups": float(len(self._ndcg))} if self._ndcg else {}
+        mean = {"ndcg@10": float(np.mean(self._ndcg))} if self._ndcg else {}
+        return {**mean, "groups": float(len(self._ndcg))}
 
     @property
     def trained_share(self) -> float:
@@ -208,6 +213,7 @@ class Trainer:
             "open": self._open.state(),
             "groups": (self._groups, self._learnt_groups),
             "ndcg": list(self._ndcg),
+            "unpublished": self._since_publish,
             "settings": learning_sha256(self.settings),
         }
         write_checkpoint(self._checkpoint_path(), state)
@@ -287,6 +293,7 @@ class Trainer:
             self._open.load(state.get("open", []))
             self._groups, self._learnt_groups = state["groups"]
             self._ndcg.extend(state["ndcg"])
+            self._since_publish = state.get("unpublished", 0)
         except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise StateError(
                 f"checkpoint {self._checkpoint_path()} does not hold what this release expects: {error!r:.200}; move "

@@ -72,7 +72,7 @@ def run_trainer(settings: Settings, bootstrap: str, until_caught_up: bool = Fals
             trainer.checkpoint_if_due()
             if until_caught_up and trainer.lag == 0 and not trainer.open_groups:
                 break
-    trainer.publish()
+    trainer.publish_news()
     trainer.checkpoint()
     producer.close()
 

@@ -111,8 +111,15 @@ def test_the_gate_refuses_a_fall_and_a_number_that_is_none():
     assert "fell from 0.1000 to 0.0400" in gate({"ndcg@10": 0.04}, {"ndcg@10": 0.1}, drop=0.5)
     assert gate({"loss": float("nan")}, {}, drop=0.5) == "loss is nan"
     assert gate({}, {"ndcg@10": 0.1}, drop=0.5) == ""
-    assert gate({"ndcg@10": 0.01, "groups": 499.0}, {"ndcg@10": 0.1, "groups": 900.0}, drop=0.5) == ""
+    assert gate({"ndcg@10": 0.01, "groups": 20.0}, {"ndcg@10": 0.1, "groups": 499.0}, drop=0.5) == ""
     assert gate({"ndcg@10": 0.01, "groups": 500.0}, {"ndcg@10": 0.1, "groups": 500.0}, drop=0.5) != ""
+
+
+def test_the_gate_refuses_few_scored_groups_after_enough():
+    served = {"ndcg@10": 0.1, "groups": 500.0}
+    assert "not enough scored groups yet: 499" in gate({"ndcg@10": 0.2, "groups": 499.0}, served, drop=0.5)
+    assert "not enough scored groups yet: 0" in gate({"groups": 0.0}, served, drop=0.5)
+    assert gate({"groups": 0.0}, {}, drop=0.5) == ""
 
 
 def test_a_rollback_holds_until_it_is_released(tmp_path):

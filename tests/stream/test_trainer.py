@@ -16,7 +16,7 @@ import orjson
 import pytest
 from kafka import TopicPartition
 
-from configs.errors import StateError
+from configs.errors import SnapshotError, StateError
 from configs.settings import Graph, Model, Ranker, Settings, Trainer
 from graph.rows import Event, decode_user
 from serving.snapshot import open_snapshot
@@ -296,6 +296,37 @@ def test_a_lasting_drop_is_refused_for_a_while_and_then_is_the_new_level(setting
     counts = trainer.metrics.registry
     assert counts.get_sample_value("driftline_trainer_levels_total") == 1
     assert counts.get_sample_value("driftline_trainer_gated_total") == 6
+
+
+def test_a_trainer_from_scratch_does_not_replace_a_model_before_enough_groups_are_scored(settings) -> None:
+    snapshots = settings.serving.snapshots
+    first = flush(feed(start(settings), log_of(baskets(20))))
+    assert first.publish_news() == open_snapshot(snapshots).version  # nothing serves yet
+    first.prequential = lambda: {"ndcg@10": 0.3, "groups": 500.0}
+    served = first.publish()
+    second = flush(feed(start(settings), log_of([*baskets(20)])))
+    refused = second.publish_news()
+    assert refused is not None
+    assert open_snapshot(snapshots).version == served
+    with pytest.raises(SnapshotError, match="not enough scored groups yet: 20"):
+        open_snapshot(snapshots, refused)
+    third = flush(feed(start(settings), log_of(rows("u", 0, T0_MS, action="return"))))
+    third.publish_news()
+    assert open_snapshot(snapshots).version == served
+    second.prequential = lambda: {"ndcg@10": 0.29, "groups": 500.0}
+    assert second.publish() == open_snapshot(snapshots).version
+
+
+def test_a_trainer_that_learnt_nothing_since_the_last_snapshot_publishes_none(settings) -> None:
+    assert start(settings).publish_news() is None
+    assert not settings.serving.snapshots.exists()
+    trainer = flush(feed(start(settings), log_of(baskets(3))))
+    trainer.checkpoint()
+    assert trainer.publish_news() is not None
+    assert trainer.publish_news() is None
+    assert start(settings).publish_news() is not None  # of a checkpoint from before the snapshot
+    trainer.checkpoint()
+    assert start(settings).publish_news() is None
 
 
 class Letters:

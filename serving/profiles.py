@@ -45,10 +45,11 @@ class ProfileStore:
 
     Args:
         capacity: users kept; past it the one written longest ago is dropped.
+        text_dim: width of the vectors that the models read; None = any.
     """
 
-    def __init__(self, capacity: int = 1_000_000) -> None:
-        self._capacity = capacity
+    def __init__(self, capacity: int = 1_000_000, text_dim: int | None = None) -> None:
+        self._capacity, self._text_dim = capacity, text_dim
         self._raw: OrderedDict[str, dict[int, bytes]] = OrderedDict()
         self._decoded: OrderedDict[bytes, StoredProfile] = OrderedDict()
         self._lock = threading.Lock()
@@ -64,6 +65,9 @@ class ProfileStore:
         """Takes one record of the topic; whether it could be read. One that can't is counted and left out."""
         try:
             profile = decode_profile(value) if value else None
+            width = profile.vectors.facets.shape[1] if profile is not None else None
+            if width is not None and self._text_dim not in (None, width):
+                raise ValueError(f"vectors of width {width}, expected ranker.text_dim {self._text_dim}")
             user_id = profile.user_id if profile is not None else (key or b"").decode()
         except (ValueError, KeyError, TypeError) as error:
             self.invalid += 1

@@ -66,7 +66,7 @@ class Server:
             serving.state_poll_ms,
             settings.signals.half_lives_days[0] * MS_PER_DAY,
         )
-        self.profiles = profiles or ProfileStore(serving.profile_users)
+        self.profiles = profiles or ProfileStore(serving.profile_users, settings.ranker.text_dim)
         self._follower = _follow(settings, self.profiles) if profiles is None and serving.follow_profiles else None
         self.models = ModelSlot(
             serving.snapshots,

@@ -9,15 +9,21 @@ import numpy as np
 from configs.errors import InputError
 from graph.view import Profile
 from llm.profile import parse_profile
+from llm.prompts import FACETS
 
 KEPT = 4
 """Newest versions of a user's profile that are kept."""
 
 
 class StreamProfiles:
-    """Records of the topic `profiles`, decoded; each is valid from the event time that it carries."""
+    """Records of the topic `profiles`, decoded; each is valid from the event time that it carries.
 
-    def __init__(self) -> None:
+    Args:
+        text_dim: width of the vectors that learning reads.
+    """
+
+    def __init__(self, text_dim: int) -> None:
+        self._shape = (len(FACETS), text_dim)
         self._valid: dict[str, list[Profile]] = {}
         self.invalid = 0
 
@@ -31,13 +37,13 @@ class StreamProfiles:
         """The profiler process answers requests, not the trainer."""
 
     def take(self, value: bytes) -> None:
-        """One record; one that is no profile, or has no vectors, is counted and left out."""
+        """One record; one that is no profile, or has no finite vectors of this width, is counted and left out."""
         try:
             written = parse_profile(value)
         except InputError:
             self.invalid += 1
             return
-        if written.vectors is None:
+        if written.vectors is None or written.vectors.shape != self._shape or not np.isfinite(written.vectors).all():
             self.invalid += 1
             return
         vectors = np.ascontiguousarray(written.vectors, np.float32)

@@ -68,7 +68,7 @@ class Trainer:
         self.settings, self.partitions, self._send, self._encoder = settings, partitions, send, encoder
         self.catalogue: dict[str, Item] = {}
         self.texts: dict[str, Float32] = {}
-        self.profiles = StreamProfiles()
+        self.profiles = StreamProfiles(settings.ranker.text_dim)
         self.learner = StreamLearner(settings, self.texts, self.profiles)
         self.offsets: dict[int, int] = dict.fromkeys(range(partitions), 0)
         """Next offset to take, by partition; rows below it are learnt, left out, or in an open group."""

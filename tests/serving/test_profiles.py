@@ -70,6 +70,15 @@ def test_a_record_that_is_none_is_counted_and_left_out(value):
     assert (store.invalid, len(store)) == (1, 0)
 
 
+def test_a_profile_of_another_width_than_the_models_read_is_counted_and_left_out(caplog):
+    store = ProfileStore(text_dim=4)
+    assert not store.put(b"u", record())
+    assert not store.put(b"u", record(embedding=None))
+    assert (store.invalid, store.get("u", 1)) == (2, None)
+    assert "vectors of width 8, expected ranker.text_dim 4" in caplog.text
+    assert ProfileStore(text_dim=8).put(b"u", record())
+
+
 def test_a_hit_is_quick_and_a_miss_never_blocks():
     store = ProfileStore()
     for n in range(200):

@@ -265,7 +265,6 @@ def test_a_profile_joins_from_its_valid_time_on(running, worker):
             "source": "template",
             "version": version,
             "valid_from_ms": valid_from_ms,
-            "embedding": [[1.0, 0.0], [0.0, 1.0], [0.0, 0.0], [0.0, 0.0]],
         }
         assert running.server.profiles.put(b"user-3", orjson.dumps(record))
 

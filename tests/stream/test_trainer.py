@@ -19,6 +19,8 @@ from kafka import TopicPartition
 from configs.errors import SnapshotError, StateError
 from configs.settings import Graph, Model, Ranker, Settings, Trainer
 from graph.rows import Event, decode_user
+from llm.profile import Profile
+from llm.prompts import FACETS
 from serving.snapshot import open_snapshot
 from stream.events import encode_event
 from stream.learner import learning_sha256
@@ -327,6 +329,23 @@ def test_a_trainer_that_learnt_nothing_since_the_last_snapshot_publishes_none(se
     assert start(settings).publish_news() is not None  # of a checkpoint from before the snapshot
     trainer.checkpoint()
     assert start(settings).publish_news() is None
+
+
+def test_a_profile_of_another_width_or_with_a_number_that_is_none_is_counted_and_left_out(settings) -> None:
+    def profile(vectors: np.ndarray | None) -> bytes:
+        facets = dict.fromkeys(FACETS, "lamps")
+        return Profile("u0", facets, "Lamps.", "template", {}, 1, T0_MS, T0_MS, vectors=vectors).to_json()
+
+    trainer = start(settings.model_copy(update={"graph": settings.graph.model_copy(update={"weights": "trained"})}))
+    for vectors in (np.eye(4, 8), np.full((4, 4), np.nan), np.ones((1, 4)), None):
+        trainer.profiles.take(profile(vectors))
+    trainer.profiles.take(profile(np.eye(4)).replace(b"[", b"") + b"x")
+    assert (trainer.profiles.invalid, trainer.profiles.at("u0", 2 * T0_MS)) == (5, None)
+    trainer.profiles.take(profile(np.eye(4)))
+    assert trainer.profiles.at("u0", 2 * T0_MS) is not None
+    flush(feed(trainer, log_of(baskets(12))))
+    slate = trainer.learner.slate(trainer.learner.view("u0", 2 * T0_MS), 2 * T0_MS)
+    assert np.isfinite(slate.scores).all()
 
 
 class Letters:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import os
 import shutil
 import time
@@ -23,6 +24,7 @@ from configs.errors import SnapshotError
 from serving.arrays import DTYPES, file_sha256, sync
 from serving.snapshot import SCHEMA_VERSION, Meta, Parts, Pointer, current, open_snapshot, versions
 
+LOG = logging.getLogger(__name__)
 _ABANDONED_S = 600.0
 
 
@@ -50,7 +52,7 @@ def publish(root: Path, parts: Parts, meta: Meta, keep: int = 5) -> str:
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
-        pointer = current(root)
+        pointer = _pointer(root)
         if not meta.gate and not (pointer and pointer.held):
             _point(root, Pointer(version))
         _prune(root, keep)
@@ -120,6 +122,15 @@ def _write(root: Path, temporary: Path, parts: Parts, meta: Meta) -> str:
     return version
 
 
+def _pointer(root: Path) -> Pointer | None:
+    """What CURRENT names; None if it can't be read: the next snapshot that may serve is the cure."""
+    try:
+        return current(root)
+    except SnapshotError as error:
+        LOG.warning("%s A snapshot that may serve takes its place; a version that was held is not any more.", error)
+        return None
+
+
 def _point(root: Path, pointer: Pointer) -> None:
     temporary = root / f".CURRENT-{os.getpid()}"
     temporary.write_bytes(orjson.dumps(asdict(pointer)))
@@ -129,7 +140,7 @@ def _point(root: Path, pointer: Pointer) -> None:
 
 
 def _prune(root: Path, keep: int) -> None:
-    pointer = current(root)
+    pointer = _pointer(root)
     for version in sorted(versions(root))[:-keep]:
         if pointer is None or version != pointer.version:
             leaving = root / f".tmp-{os.getpid()}-{uuid.uuid4().hex[:8]}"  # whole or gone, never half, for who looks

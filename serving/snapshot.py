@@ -187,6 +187,7 @@ def current(root: Path) -> Pointer | None:
         raise SnapshotError(f"{root / 'CURRENT'} can't be read: {error}. Check serving.snapshots.") from error
     try:
         pointer = Pointer(**orjson.loads(data))
+        Path(pointer.version)  # TypeError if it is no name
     except (orjson.JSONDecodeError, TypeError):
         raise SnapshotError(f"{root / 'CURRENT'} holds {data[:60]!r}; expected a version. Roll back to one.") from None
     return pointer

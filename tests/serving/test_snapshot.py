@@ -132,6 +132,19 @@ def test_a_rollback_holds_until_it_is_released(tmp_path):
     assert current(tmp_path).version == newest
 
 
+@pytest.mark.parametrize("content", [b"", b"{nonsense", b"[]", b'{"version": 7}'])
+def test_a_broken_pointer_is_replaced_by_the_next_snapshot_that_may_serve(tmp_path, caplog, content):
+    publish(tmp_path, PARTS, META)
+    (tmp_path / "CURRENT").write_bytes(content)
+    with pytest.raises(SnapshotError, match="CURRENT holds"):
+        open_snapshot(tmp_path)
+    publish(tmp_path, PARTS, Meta(gate="ndcg@10 fell"))
+    assert (tmp_path / "CURRENT").read_bytes() == content
+    second = publish(tmp_path, PARTS, META)
+    assert current(tmp_path).version == second
+    assert "a version that was held is not any more" in caplog.text
+
+
 def test_a_rollback_to_a_damaged_snapshot_changes_nothing(tmp_path):
     first, second = publish(tmp_path, PARTS, META), publish(tmp_path, PARTS, META)
     (tmp_path / first / "items.safetensors").write_bytes(b"x")

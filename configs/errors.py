@@ -4,7 +4,7 @@
     ├── ConfigError (64)      a key, a value or a file of the settings
     ├── InputError (65)       an events file, an items file, a request
     ├── StateError (73)       a state directory, its lock, its contents
-    │   └── LockedError (75)  another worker holds the partition
+    │   └── LockedError (75)  another process holds the partition, or the trainer's root
     ├── BrokerError (69)      Kafka can't be reached or refuses
     ├── EndpointError (69)    the endpoint of the language model refuses
     ├── SnapshotError (74)    a snapshot that may not be served
@@ -70,7 +70,7 @@ class SnapshotError(DriftlineError):
 
 
 class LockedError(StateError):
-    """Another process holds the lock of this partition."""
+    """Another process holds the lock of this partition, or of this trainer's root."""
 
     exit_code = 75
 

@@ -47,7 +47,9 @@ class State(Section):
     dedupe_ids: int = Field(100_000, ge=0, description="event_ids remembered a partition")
     late_ms: int = Field(3_600_000, ge=0, description="an event that is later than this is only counted")
     late_events: int = Field(16_384, ge=0, description="applied events that one late event may roll back")
-    lock_wait_s: float = Field(10.0, ge=0, description="how long to wait for a partition's lock")
+    lock_wait_s: float = Field(
+        10.0, ge=0, description="how long to wait for the lock of a partition or of trainer.root"
+    )
 
 
 class Graph(Section):

@@ -1,13 +1,52 @@
-"""Checkpoints of the trainer: one file, written beside its place, synced and renamed."""
+"""Checkpoints of the trainer: one file, written beside its place, synced and renamed; one process that writes them."""
 
 from __future__ import annotations
 
+import fcntl
 import os
 import pickle
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from configs.errors import StateError
+from configs.errors import LockedError, StateError
+
+
+@contextmanager
+def locked(root: Path, wait_s: float) -> Iterator[None]:
+    """Holds a trainer's directory, made if missing, for this process alone; the lock ends with the process.
+
+    Raises:
+        LockedError: another process still held it after `wait_s`.
+        StateError: the directory can't be written.
+    """
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        file = (root / "lock").open("ab")
+    except OSError as error:
+        raise StateError(f"directory {root} can't be written: {error}; make room or set trainer.root") from None
+    with file:
+        deadline = time.monotonic() + wait_s
+        while not _taken(file.fileno()):
+            if time.monotonic() >= deadline:
+                raise LockedError(
+                    f"directory {root} is locked by another trainer; waited {wait_s:g} s. It has one trainer at a "
+                    "time: stop the other one, or give this one a trainer.root of its own."
+                )
+            time.sleep(0.2)
+        for left in root.glob("*.tmp"):  # of one that was killed while it wrote
+            left.unlink(missing_ok=True)
+        yield
+
+
+def _taken(file: int) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
@@ -16,7 +55,7 @@ def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
     Raises:
         StateError: the directory can't be written.
     """
-    temporary = path.with_suffix(".tmp")
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from kafka import KafkaProducer, TopicPartition
 
 from configs.settings import Settings
 from llm.encoder import TextEncoder
+from stream.checkpoint import locked
 from stream.exits import stop_on_signals
 from stream.merge import Merge
 from stream.partitions import Bounds, check_position
@@ -30,6 +31,7 @@ def run_trainer(settings: Settings, bootstrap: str, until_caught_up: bool = Fals
     """Runs until SIGTERM or Ctrl-C; with `until_caught_up` until the topic's present end.
 
     Raises:
+        LockedError: another trainer runs on `trainer.root`.
         StateError: the checkpoint can't be read, or does not belong to this topic.
         BrokerError: the broker does not answer.
     """
@@ -37,6 +39,11 @@ def run_trainer(settings: Settings, bootstrap: str, until_caught_up: bool = Fals
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", force=True)
     logging.getLogger("kafka").setLevel(logging.WARNING)
     stopping = stop_on_signals()
+    with locked(settings.trainer.root, settings.state.lock_wait_s):
+        _run(settings, bootstrap, until_caught_up, stopping)
+
+
+def _run(settings: Settings, bootstrap: str, until_caught_up: bool, stopping: Callable[[], bool]) -> None:
     partitions = partitions_of(settings.broker, bootstrap, "interactions")
     producer = KafkaProducer(bootstrap_servers=bootstrap.split(","), acks="all", client_id="driftline-trainer")
 

@@ -16,12 +16,13 @@ import orjson
 import pytest
 from kafka import TopicPartition
 
-from configs.errors import SnapshotError, StateError
+from configs.errors import LockedError, SnapshotError, StateError
 from configs.settings import Graph, Model, Ranker, Settings, Trainer
 from graph.rows import Event, decode_user
 from llm.profile import Profile
 from llm.prompts import FACETS
 from serving.snapshot import open_snapshot
+from stream.checkpoint import locked
 from stream.events import encode_event
 from stream.learner import learning_sha256
 from stream.open_groups import MOST_OPEN, SPAN_MS, OpenGroups
@@ -346,6 +347,25 @@ def test_a_profile_of_another_width_or_with_a_number_that_is_none_is_counted_and
     flush(feed(trainer, log_of(baskets(12))))
     slate = trainer.learner.slate(trainer.learner.view("u0", 2 * T0_MS), 2 * T0_MS)
     assert np.isfinite(slate.scores).all()
+
+
+def test_a_second_trainer_on_one_root_is_refused_with_one_message_and_its_exit_code(
+    world: Any, driftline: Any, settings: Settings
+) -> None:
+    world.state["lock_wait_s"] = 0.3
+    root = world.root / "trainer"
+    root.mkdir()
+    left = root / "checkpoint.7.tmp"
+    left.write_bytes(b"half")
+    with locked(root, 0.0):
+        assert not left.exists()
+        result = driftline("trainer", "--config", str(world.config), DRIFTLINE__TRAINER__ROOT=str(root))
+    assert result.returncode == LockedError.exit_code == 75, result.stderr
+    assert f"{root} is locked by another trainer; waited 0.3 s" in result.stderr
+    with locked(root, 0.0), pytest.raises(LockedError), locked(root, 0.0):
+        pass
+    with locked(root, 0.0):
+        pass
 
 
 class Letters:

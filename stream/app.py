@@ -179,11 +179,15 @@ class WorkerApp(faust.App):  # type: ignore[misc]
             await self.versions.adopt(owner)
 
     async def _read_again(self, block: Block, next_offset: int) -> bool:
-        """Goes back when offsets are missing before or in a block; what is missing the second time holds no records.
+        """Goes back when offsets are missing before or in a block; what is missing after that, too, holds no records.
+
+        A stale block says nothing about what is missing: its records come again.
 
         Raises:
             StateError: the broker deleted what is missing, or the topic was made anew while it was read.
         """
+        if self.consumer.is_stale(block):
+            return True
         tp, seen = block.tp, self._holes[block.tp]
         holes = holes_in(block.records, next_offset)
         if not seen.issuperset(holes):

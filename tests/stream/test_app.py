@@ -25,7 +25,7 @@ from graph.memory import GraphMemory
 from graph.rows import Event
 from stream.app import WorkerApp
 from stream.broker import admin
-from stream.consumer import Block, holes_in
+from stream.consumer import Block, Fetched, holes_in
 from stream.dlq import fitting, read_dlq
 from stream.events import encode_event
 from stream.partitions import Bounds, check_layout, check_position
@@ -232,11 +232,11 @@ def test_a_dead_letter_that_the_broker_finds_too_large_is_sent_shortened(world: 
         asyncio.run(app.send_all([Outgoing("profile-requests", b"u", b"y" * 1_040_000)]))
 
 
-def block(*offsets: int) -> Block:
+def block(*offsets: int, seeks: int = 0) -> Block:
     records = [
         SimpleNamespace(topic="interactions", partition=0, offset=n, timestamp=0, timestamp_type=0) for n in offsets
     ]
-    return Block(TP("interactions", 0), records, 0, 0)
+    return Block(TP("interactions", 0), Fetched(records, seeks), 0, 0)
 
 
 def test_offsets_that_do_not_follow_on_are_holes_wherever_they_lie() -> None:
@@ -253,6 +253,9 @@ class LogOfOffsets:
     def __init__(self, first: int, end: int) -> None:
         self.first, self.end = first, end
         self.sought: list[int] = []
+
+    def is_stale(self, block: Block) -> bool:
+        return block.seeks != len(self.sought)
 
     async def earliest_offsets(self, *places: TP) -> dict[TP, int]:
         return dict.fromkeys(places, self.first)
@@ -271,9 +274,12 @@ def test_offsets_missing_twice_are_passed_over_counted_and_said_only_while_the_b
     log = app.consumer = LogOfOffsets(first=3, end=30)
 
     def reads_again(*offsets: int, next_offset: int) -> bool:
-        return asyncio.run(app._read_again(block(*offsets), next_offset))
+        return asyncio.run(app._read_again(block(*offsets, seeks=len(log.sought)), next_offset))
 
     assert reads_again(7, 8, next_offset=5)
+    for _ in range(2):  # fetched before the seek
+        assert asyncio.run(app._read_again(block(9, 10), 5))
+        assert asyncio.run(app._read_again(block(7, 8), 5))
     assert reads_again(5, 6, 8, next_offset=5)  # the rebalance had dropped 5 and 6; 7 is another hole
     assert not reads_again(5, 6, 8, next_offset=5)
     assert reads_again(9, 11, 14, next_offset=9)
@@ -302,7 +308,7 @@ def test_a_new_state_starts_at_what_is_left_of_the_topic_without_a_gap(world: An
     app = WorkerApp(world.settings, world.bootstrap, 1)
     app.consumer = LogOfOffsets(first=900, end=1000)
     assert asyncio.run(app._read_again(block(900, 901), 0))
-    assert not asyncio.run(app._read_again(block(900, 901), 0))
+    assert not asyncio.run(app._read_again(block(900, 901, seeks=1), 0))
     assert app.metrics.gap_offsets._value.get() == 0
 
 

@@ -7,7 +7,7 @@ Sending is idempotent and waits for all replicas: what `produce` counts as sent 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ from configs.settings import Broker
 from stream.broker import check_reachable
 from stream.events import EVENT_TYPE, ITEM_TYPE
 from stream.files import read_items, read_messages
+from stream.records import Outgoing
 from stream.topics import CE_TYPE
 
 Message = tuple[bytes | None, bytes]
@@ -126,6 +127,44 @@ def sender(settings: Broker, bootstrap: str) -> Iterator[Sender]:
     )
     try:
         yield Sender(settings, producer)
+    finally:
+        producer.close()
+
+
+@contextmanager
+def outlet(settings: Broker, bootstrap: str, client_id: str) -> Iterator[Callable[[Sequence[Outgoing]], None]]:
+    """How a process sends records: each call returns when the broker has acknowledged all of them.
+
+    A broker that is away is waited for three times `connect_timeout_s`.
+
+    Raises:
+        BrokerError: nothing answers at the address; from a call: a record was not taken, others of it may have been.
+    """
+    check_reachable(settings, bootstrap)
+    timeout_ms = int(settings.connect_timeout_s * 1000)
+    producer = KafkaProducer(
+        bootstrap_servers=bootstrap.split(","),
+        acks="all",
+        max_block_ms=3 * timeout_ms,
+        request_timeout_ms=timeout_ms,
+        delivery_timeout_ms=3 * timeout_ms,
+        client_id=client_id,
+    )
+
+    def send(outgoing: Sequence[Outgoing]) -> None:
+        try:
+            sent = [
+                producer.send(settings.prefix + out.topic, key=out.key, value=out.value, headers=list(out.headers))
+                for out in outgoing
+            ]
+            for acknowledged in sent:  # `flush` counts a record that failed as done
+                acknowledged.get()
+        except KafkaError as error:
+            topics = ", ".join(sorted({out.topic for out in outgoing}))
+            raise BrokerError(f"the broker did not take a record of {topics}: {error!r:.300}; start it again") from None
+
+    try:
+        yield send
     finally:
         producer.close()
 

@@ -16,7 +16,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import orjson
-from kafka import KafkaProducer
 
 from configs.errors import InputError
 from configs.settings import Settings
@@ -30,6 +29,7 @@ from stream.events import InvalidEvent, item_of
 from stream.exits import stop_on_signals
 from stream.metrics import ProfilerMetrics
 from stream.processor import Outgoing
+from stream.produce import outlet
 from stream.reading import consumer, places, polled
 
 
@@ -100,17 +100,19 @@ class Profiler:
 
 
 def run_profiler(settings: Settings, bootstrap: str, until_caught_up: bool = False) -> None:
-    """Runs until SIGTERM or Ctrl-C; with `until_caught_up` until no request waits."""
+    """Runs until SIGTERM or Ctrl-C; with `until_caught_up` until no request waits.
+
+    Raises:
+        BrokerError: the broker does not answer, or does not take a profile.
+    """
     stopping = stop_on_signals()
-    producer = KafkaProducer(bootstrap_servers=bootstrap.split(","), acks="all", client_id="driftline-profiler")
-
-    def send(outgoing: list[Outgoing]) -> None:
-        for out in outgoing:
-            producer.send(settings.broker.prefix + out.topic, key=out.key, value=out.value)
-        producer.flush()
-
     generator = ProfileGenerator(make_client(settings.llm), settings.profiles, TextEncoder(settings.encoder))
-    profiler = Profiler(settings, generator, send)
+    with outlet(settings.broker, bootstrap, "driftline-profiler") as send:
+        _run(Profiler(settings, generator, send), bootstrap, until_caught_up, stopping)
+
+
+def _run(profiler: Profiler, bootstrap: str, until_caught_up: bool, stopping: Callable[[], bool]) -> None:
+    settings = profiler.settings
     profiler.metrics.serve(settings.metrics.profiler_port)
     take = {
         "items": profiler.take_item,
@@ -132,7 +134,6 @@ def run_profiler(settings: Settings, bootstrap: str, until_caught_up: bool = Fal
             moved = _poll(reader, settings, take, 200)
             if not profiler.write() and not moved and until_caught_up and not len(profiler.queue):
                 break
-    producer.close()
 
 
 def _poll(reader: Any, settings: Settings, take: Mapping[str, Callable[[bytes], None]], timeout_ms: int) -> bool:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from kafka import KafkaProducer, TopicPartition
+from kafka import TopicPartition
 
 from configs.settings import Settings
 from llm.encoder import TextEncoder
@@ -21,7 +21,8 @@ from stream.checkpoint import locked
 from stream.exits import stop_on_signals
 from stream.merge import Merge
 from stream.partitions import Bounds, check_position
-from stream.processor import Outgoing, Record
+from stream.processor import Record
+from stream.produce import outlet
 from stream.reading import consumer, places, polled
 from stream.topics import partitions_of
 from stream.trainer import Trainer
@@ -33,28 +34,24 @@ def run_trainer(settings: Settings, bootstrap: str, until_caught_up: bool = Fals
     Raises:
         LockedError: another trainer runs on `trainer.root`.
         StateError: the checkpoint can't be read, or does not belong to this topic.
-        BrokerError: the broker does not answer.
+        BrokerError: the broker does not answer, or does not take a record.
     """
     torch.set_num_threads(settings.trainer.threads)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", force=True)
     logging.getLogger("kafka").setLevel(logging.WARNING)
     stopping = stop_on_signals()
     with locked(settings.trainer.root, settings.state.lock_wait_s):
-        _run(settings, bootstrap, until_caught_up, stopping)
+        partitions = partitions_of(settings.broker, bootstrap, "interactions")
+        with outlet(settings.broker, bootstrap, "driftline-trainer") as send:
+            trainer = Trainer(settings, partitions, send, TextEncoder(settings.encoder))
+            trainer.metrics.serve(settings.metrics.trainer_port)
+            _run(trainer, bootstrap, until_caught_up, stopping)
+            trainer.publish_news()
+            trainer.checkpoint()
 
 
-def _run(settings: Settings, bootstrap: str, until_caught_up: bool, stopping: Callable[[], bool]) -> None:
-    partitions = partitions_of(settings.broker, bootstrap, "interactions")
-    producer = KafkaProducer(bootstrap_servers=bootstrap.split(","), acks="all", client_id="driftline-trainer")
-
-    def send(outgoing: list[Outgoing]) -> None:
-        for out in outgoing:
-            topic = settings.broker.prefix + out.topic
-            producer.send(topic, key=out.key, value=out.value, headers=list(out.headers))
-        producer.flush()
-
-    trainer = Trainer(settings, partitions, send, TextEncoder(settings.encoder))
-    trainer.metrics.serve(settings.metrics.trainer_port)
+def _run(trainer: Trainer, bootstrap: str, until_caught_up: bool, stopping: Callable[[], bool]) -> None:
+    settings = trainer.settings
     with consumer(settings.broker, bootstrap) as side, consumer(settings.broker, bootstrap) as reader:
         main_places = places(reader, settings.broker, ["interactions"])
         seek(reader, main_places, trainer)
@@ -65,7 +62,7 @@ def _run(settings: Settings, bootstrap: str, until_caught_up: bool, stopping: Ca
         while any(side.position(place) < ends[place] for place in side_places):
             _take_side(trainer, side, 200)
         trainer.encode_items()
-        merge = Merge(range(partitions), trainer.learner.processor.validated)
+        merge = Merge(range(trainer.partitions), trainer.learner.processor.validated)
         while not stopping():
             for partition, record in _polled(reader, main_places, trainer, merge):
                 trainer.take(partition, record)
@@ -79,9 +76,6 @@ def _run(settings: Settings, bootstrap: str, until_caught_up: bool, stopping: Ca
             trainer.checkpoint_if_due()
             if until_caught_up and trainer.lag == 0 and not trainer.open_groups:
                 break
-    trainer.publish_news()
-    trainer.checkpoint()
-    producer.close()
 
 
 def seek(reader: Any, main_places: list[TopicPartition], trainer: Trainer) -> None:

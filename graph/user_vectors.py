@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -30,7 +31,7 @@ class UserVectors:
     ) -> None:
         self.users, self.refresh_ms, self.nearest = users, refresh_ms, nearest
         self.half_life_ms, self.fresh_half_life_ms = half_life_ms, fresh_half_life_ms
-        self.latest: dict[int, tuple[Int32, Int64]] = {}
+        self.latest: OrderedDict[int, tuple[Int32, Int64]] = OrderedDict()
         self.built_ms = -1
         none = np.zeros(0, np.float32)
         self._set(np.zeros(0, np.uint64), np.zeros(1, np.int64), np.zeros(0, np.int32), none, none)
@@ -43,7 +44,7 @@ class UserVectors:
         self.latest.pop(key, None)
         self.latest[key] = (items, last_ms)
         if len(self.latest) > self.users:
-            del self.latest[next(iter(self.latest))]
+            self.latest.popitem(last=False)
 
     def _flat(self) -> tuple[NDArray[np.uint64], Int64, Int32, Int64]:
         keys = np.fromiter(self.latest, np.uint64, len(self.latest))
@@ -132,10 +133,10 @@ class UserVectors:
         """Take over what `arrays` gave."""
         keys, start = arrays[f"{prefix}.keys"], arrays[f"{prefix}.start"].tolist()
         items, last_ms = arrays[f"{prefix}.items"], arrays[f"{prefix}.last_ms"]
-        self.latest = {
-            key: (np.asarray(items[a:b], np.int32), np.asarray(last_ms[a:b], np.int64))
+        self.latest = OrderedDict(
+            (key, (np.asarray(items[a:b], np.int32), np.asarray(last_ms[a:b], np.int64)))
             for key, a, b in zip(keys.tolist(), start[:-1], start[1:], strict=True)
-        }
+        )
         self.built_ms = int(arrays[f"{prefix}.built_ms"][0])
         self._set(
             np.asarray(arrays[f"{prefix}.matrix_keys"], np.uint64),

@@ -12,6 +12,7 @@ what `unsent` lists and goes on at `next_offset`.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 
 import numpy as np
@@ -72,7 +73,7 @@ class Processor:
         self._topic, self._offset_key = topic, f"m:offset:{topic}:{partition}".encode()
         self._pending: dict[bytes, bytes | None] = {}
         self._sent_keys: list[bytes] = []
-        self._ids: dict[str, None] = {}
+        self._ids: OrderedDict[str, None] = OrderedDict()
         self._load()
         if item_vectors is not None and not self.local_items:
             self.items.load_epoch(item_vectors)
@@ -183,8 +184,7 @@ class Processor:
         self._ids[event.event_id] = None
         self._pending[b"d:" + event.event_id.encode()] = event.offset.to_bytes(8, "big")
         if len(self._ids) > self.settings.state.dedupe_ids:
-            oldest = next(iter(self._ids))
-            del self._ids[oldest]
+            oldest, _ = self._ids.popitem(last=False)
             self._pending[b"d:" + oldest.encode()] = None
         return False
 
@@ -261,7 +261,7 @@ class Processor:
         self.nodes.load(self.store)
         self.items.load(self.store)
         by_age = sorted((value, key) for key, value in self.store.scan(b"d:"))
-        self._ids = {key[2:].decode(): None for _, key in by_age}
+        self._ids = OrderedDict((key[2:].decode(), None) for _, key in by_age)
         offset, late = self.store.get([self._offset_key, b"m:late"])
         self.next_offset = int(offset or 0)
         self.window.load(late, [Undo.decode(key, value) for key, value in self.store.scan(b"w:")])

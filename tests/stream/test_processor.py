@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 
 import numpy as np
 import orjson
@@ -168,6 +169,23 @@ def test_a_second_event_of_one_id_is_dropped_also_after_a_restart() -> None:
     changes = processor.apply([Record(2, encode_event(event))])
     assert changes.duplicates == 1
     assert processor.user("u").events == 1
+
+
+def test_forgetting_old_ids_costs_the_same_whatever_is_remembered() -> None:
+    def seconds(remembered: int) -> float:
+        state = State(dedupe_ids=remembered, late_ms=0)
+        processor = Processor(SETTINGS.model_copy(update={"state": state}), MemoryStore())
+        processor._ids.update((f"old{n}", None) for n in range(remembered))
+        for n in range(remembered // 2):
+            del processor._ids[f"old{n}"]
+            processor._ids[f"newer{n}"] = None
+        events = [Event("u", "i", 0, event_id=f"e{n}") for n in range(4000)]
+        started = time.process_time()
+        assert not any(map(processor._duplicate, events))
+        return time.process_time() - started
+
+    seconds(10)
+    assert seconds(200_000) < 5 * seconds(10)  # a walk past all that was dropped takes several times as long
 
 
 def test_a_group_whose_rows_arrive_apart_ends_as_one_that_arrives_whole() -> None:

@@ -179,7 +179,7 @@ def test_forgetting_old_ids_costs_the_same_whatever_is_remembered() -> None:
         for n in range(remembered // 2):
             del processor._ids[f"old{n}"]
             processor._ids[f"newer{n}"] = None
-        events = [Event("u", "i", 0, event_id=f"e{n}") for n in range(4000)]
+        events = [Event("u", "i", 0, event_id=f"e{n}", offset=n) for n in range(4000)]
         started = time.process_time()
         assert not any(map(processor._duplicate, events))
         return time.process_time() - started

@@ -148,6 +148,8 @@ def outlet(settings: Broker, bootstrap: str, client_id: str) -> Iterator[Callabl
         max_block_ms=3 * timeout_ms,
         request_timeout_ms=timeout_ms,
         delivery_timeout_ms=3 * timeout_ms,
+        enable_idempotence=False,  # with it the batches after one that expired never do; twice does no harm here
+        max_in_flight_requests_per_connection=1,  # in order all the same
         client_id=client_id,
     )
 

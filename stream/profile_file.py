@@ -10,7 +10,7 @@ from llm.client import make_client
 from llm.generator import ProfileGenerator, generate_file
 from llm.offline import plan, requests_of_log
 from stream.evaluate.inputs import catalogue_of, log_events
-from stream.evaluate.log import EventLog
+from stream.evaluate.log import EventLog, without_duplicates
 from stream.files import read_columns, read_items
 
 MS_PER_DAY = 86_400_000
@@ -35,7 +35,8 @@ def write_profile_file(
     Raises:
         InputError: a file can't be read, or `out` was made with another model or prompt.
     """
-    log = EventLog(read_columns(events), settings.action)
+    columns, _ = without_duplicates(read_columns(events), settings.state.dedupe_ids)
+    log = EventLog(columns, settings.action)
     catalogue = catalogue_of(read_items(items))
     requests = requests_of_log(log_events(log), catalogue, settings)
     planned = plan(requests, log.split_ms(split), ACTIVE_DAYS * MS_PER_DAY)

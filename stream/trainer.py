@@ -98,6 +98,12 @@ class Trainer:
             self._changed[item.item_id] = item.description()
         self.catalogue[item.item_id] = item
 
+    def take_profile(self, value: bytes) -> None:
+        """One record of `profiles`; one that learning can't read is counted and passed over."""
+        before = self.profiles.invalid
+        self.profiles.take(value)
+        self.metrics.invalid_profiles.inc(self.profiles.invalid - before)
+
     def encode_items(self) -> None:
         """Text vectors of the items whose description changed since the last call."""
         changed, self._changed = self._changed, {}

@@ -132,5 +132,5 @@ def _take_side(trainer: Trainer, side: Any, timeout_ms: int) -> bool:
                 trainer.take_item(record.value or b"")
                 items = True
             elif record.value:
-                trainer.profiles.take(record.value)
+                trainer.take_profile(record.value)
     return items

@@ -339,10 +339,10 @@ def test_a_profile_of_another_width_or_with_a_number_that_is_none_is_counted_and
 
     trainer = start(settings.model_copy(update={"graph": settings.graph.model_copy(update={"weights": "trained"})}))
     for vectors in (np.eye(4, 8), np.full((4, 4), np.nan), np.ones((1, 4)), None):
-        trainer.profiles.take(profile(vectors))
-    trainer.profiles.take(profile(np.eye(4)).replace(b"[", b"") + b"x")
+        trainer.take_profile(profile(vectors))
+    trainer.take_profile(profile(np.eye(4)).replace(b"[", b"") + b"x")
     assert (trainer.profiles.invalid, trainer.profiles.at("u0", 2 * T0_MS)) == (5, None)
-    trainer.profiles.take(profile(np.eye(4)))
+    trainer.take_profile(profile(np.eye(4)))
     assert trainer.profiles.at("u0", 2 * T0_MS) is not None
     flush(feed(trainer, log_of(baskets(12))))
     slate = trainer.learner.slate(trainer.learner.view("u0", 2 * T0_MS), 2 * T0_MS)

@@ -69,7 +69,9 @@ class TrainerMetrics:
         self.snapshots = Counter("driftline_trainer_snapshots", "Snapshots published", registry=self.registry)
         self.publish_s = Gauge("driftline_trainer_publish_seconds", "Time of the last publish", registry=self.registry)
         self.invalid_items = Counter("driftline_trainer_invalid_items", "Items left out", registry=self.registry)
-        self.invalid_profiles = Counter("driftline_trainer_invalid_profiles", "Profiles left out", registry=self.registry)
+        self.invalid_profiles = Counter(
+            "driftline_trainer_invalid_profiles", "Profiles left out", registry=self.registry
+        )
         self.gated = Counter("driftline_trainer_gated", "Snapshots that the gate refused", registry=self.registry)
         self.levels = Counter(
             "driftline_trainer_levels", "Lasting drops that the gate took as the new level", registry=self.registry

@@ -130,6 +130,8 @@ class EmbeddedBroker:
             with suppress(psutil.NoSuchProcess):
                 process.terminate()
                 _wait_or_kill(process, _children.pop(process.pid, None))
+        for pid in [pid for pid, child in _children.items() if child.poll() is not None]:
+            del _children[pid]  # one that was killed
         (self.directory / "broker.json").unlink(missing_ok=True)
 
     def _start(self) -> Running:

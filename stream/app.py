@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 from collections import defaultdict
 from collections.abc import Awaitable, Iterable, Sequence
 from typing import Any
@@ -61,6 +62,7 @@ class WorkerApp(faust.App):  # type: ignore[misc]
         self._changing = asyncio.Lock()
         self._holes: dict[TP, set[tuple[int, int]]] = defaultdict(set)
         self._gaps: set[TP] = set()
+        self._too_late_said = 0
         self.open = Partitions(settings, partitions, self.send_all, self.versions.load)
         super().__init__(
             group_of(settings),
@@ -116,6 +118,7 @@ class WorkerApp(faust.App):  # type: ignore[misc]
             for tp in sorted(assigned):
                 if tp in self.consumer.assignment():
                     await (self.open.open_items if self._is_by_item(tp) else self.open.open_users)(tp.partition)
+                    say(f"partition {tp.partition} of {tp.topic} is open")
         self.metrics.partitions.set(len(self.open.users))
 
     async def give_up(self, revoked: Iterable[TP]) -> None:
@@ -160,6 +163,7 @@ class WorkerApp(faust.App):  # type: ignore[misc]
             processor.commit(changes)  # 1
         await self.send_all(changes.outgoing)  # 2
         self.metrics.count(changes)
+        self._say_too_late(block.tp)
         if self.open.users.get(block.partition) is processor and self.versions.due(processor):
             await self.versions.adopt(processor)
 
@@ -177,6 +181,17 @@ class WorkerApp(faust.App):  # type: ignore[misc]
         self.metrics.count(Changes(dead=changes.dead))
         if self.versions.due(owner):
             await self.versions.adopt(owner)
+
+    def _say_too_late(self, tp: TP) -> None:
+        """Says that events came too late, again whenever there are ten times as many."""
+        total = self.metrics.totals["too_late"]
+        if total > 10 * self._too_late_said:
+            self._too_late_said = total
+            LOG.warning(
+                "partition %d of %s: %d events so far are more than state.late_ms, %g min, older than the newest one; "
+                "they are counted and change no state. Produce history in order of time, before what is newer.",
+                tp.partition, tp.topic, total, self.settings.state.late_ms / 60_000,
+            )  # fmt: skip
 
     async def _read_again(self, block: Block, next_offset: int) -> bool:
         """Goes back when offsets are missing before or in a block; what is missing after that, too, holds no records.
@@ -215,6 +230,11 @@ class WorkerApp(faust.App):  # type: ignore[misc]
             self._gaps.add(tp)
 
 
+def say(what: str) -> None:
+    """A line for people."""
+    print(f"worker: {what}", file=sys.stderr, flush=True)
+
+
 def create_app(settings: Settings, bootstrap: str, partitions: int) -> WorkerApp:
     """The application with its agents; `partitions` is the number that `interactions` has."""
     app = WorkerApp(settings, bootstrap, partitions)
@@ -239,6 +259,8 @@ def create_app(settings: Settings, bootstrap: str, partitions: int) -> WorkerApp
 
     @app.on_partitions_assigned.connect  # type: ignore[untyped-decorator]
     async def on_assigned(_: Any, assigned: set[TP], **kwargs: Any) -> None:
+        if not assigned:
+            say(f"no partition is left for this worker, {INTERACTIONS} has {partitions}; standing by")
         await _or_end(app.take_over(assigned))
 
     @app.on_partitions_revoked.connect  # type: ignore[untyped-decorator]

@@ -136,7 +136,7 @@ def run_peer(bootstrap: str, topic: str, events: int) -> None:
                 sys.stdout.flush()
                 os._exit(0)
 
-    faust.Worker(app, loglevel="WARN", redirect_stdouts=False, stdout=sys.stderr).execute_from_commandline()
+    faust.Worker(app, loglevel="WARN", redirect_stdouts=False, quiet=True).execute_from_commandline()
 
 
 def _rates(events: int, seconds: float, cpu_s: float) -> dict[str, Any]:

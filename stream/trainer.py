@@ -48,6 +48,10 @@ LOG = logging.getLogger(__name__)
 
 METRIC_GROUPS = 500
 """Scored groups that a snapshot's prequential metrics are the mean of."""
+MANY_TEXTS = 200
+"""Item texts that take seconds to encode."""
+FIRST_GROUPS = 50
+"""Scored groups without which a model that lags answers worse than the popular items do."""
 LAGGING_RARER = 4
 """While the trainer catches up it publishes so many times less often."""
 
@@ -110,6 +114,8 @@ class Trainer:
         if self._encoder is None or not changed:
             return
         said = [item_id for item_id, text in changed.items() if text]
+        if len(said) > MANY_TEXTS:
+            LOG.info("encoding the texts of %d items", len(said))
         vectors = dict(zip(said, self._encoder.encode([changed[item_id] for item_id in said]), strict=True))
         nothing = np.zeros(self.settings.ranker.text_dim, np.float32)
         for item_id in changed:
@@ -145,8 +151,14 @@ class Trainer:
         return None if soon else self.publish_news()
 
     def publish_news(self) -> str | None:
-        """Publishes a snapshot if something was learnt since the last one; its version."""
-        return self.publish() if self._since_publish else None
+        """Publishes a snapshot if something was learnt since the last one; its version.
+
+        The first one of a stream that is still being caught up with waits until it has learnt enough to be of use.
+        """
+        useless = (
+            not self.snapshots and self.lag > self.settings.trainer.catch_up_events and len(self._ndcg) < FIRST_GROUPS
+        )
+        return self.publish() if self._since_publish and not useless else None
 
     def publish(self) -> str:
         """Publishes a snapshot of everything that serving reads, and announces it."""

@@ -132,6 +132,10 @@ class Demo:
                 if n % 100 == 0:
                     self.check()
                     live.update(picture(self.serving, sender.newest, n, total))
+                if n % 4000 == 0 and not self.console.is_terminal:
+                    self.console.print(
+                        f"the last two weeks: {n:,} of {total:,} events sent, {self.serving.learnt():,} in the model"
+                    )
             sender.flush()
             last, deadline = sender.newest.offset, time.monotonic() + 60
             while self.serving.learnt() <= last and time.monotonic() < deadline:

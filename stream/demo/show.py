@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -14,6 +15,9 @@ from rich.table import Table
 from stream.demo.parts import OVERRIDES
 from stream.demo.probes import Sent, Serving
 
+LINE_EVERY_S = 10.0
+"""Between two lines where bars and live tables can't be drawn."""
+
 
 @contextmanager
 def history_bars(console: Console, total: int) -> Iterator[Callable[[int, int], tuple[int, int]]]:
@@ -22,7 +26,13 @@ def history_bars(console: Console, total: int) -> Iterator[Callable[[int, int], 
     with Progress(*columns, console=console) as progress:
         tasks = [progress.add_task(name, total=total) for name in ("history applied to state", "history learnt")]
 
+        spoken_s = time.monotonic()
+
         def move(applied: int, learnt: int) -> tuple[int, int]:
+            nonlocal spoken_s
+            if not console.is_terminal and time.monotonic() - spoken_s > LINE_EVERY_S:
+                spoken_s = time.monotonic()
+                console.print(f"history: {applied:,} of {total:,} events applied to state, {learnt:,} learnt")
             progress.update(tasks[0], completed=applied)
             progress.update(tasks[1], completed=learnt)
             return applied, learnt
@@ -68,6 +78,8 @@ def show_figures(console: Console, figures: Mapping[str, Any]) -> None:
     """The summary as a table."""
     table = Table(title="summary", show_header=False)
     for name, value in figures.items():
+        if name == "request_time_ms":
+            continue
         if isinstance(value, int | float):
             table.add_row(name.replace("_", " "), f"{value:,}")
         elif isinstance(value, dict) and "p50" in value:

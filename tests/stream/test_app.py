@@ -188,6 +188,17 @@ def test_no_commit_holds_more_than_epoch_events_and_what_comes_past_them_is_in_t
     assert world.stored_rows() == world.expected_rows()
 
 
+def test_a_worker_says_what_it_opened_and_that_a_history_came_too_late(world: Any, wait: Any) -> None:
+    world.produce([(b"u", encode_event(Event("u", "i", 1_700_000_000_000, "purchase"))), *shop_records(30)])
+    with world.worker() as worker:
+        wait(lambda: worker.applied() == 31, what="all events are taken")
+        worker.stop()
+    said = worker.log.read_text()
+    assert "partition 0 of" in said
+    assert "is open" in said
+    assert "30 events so far are more than state.late_ms, 60 min, older than the newest one" in said
+
+
 def test_a_worker_that_waits_leaves_the_core_alone(world: Any, wait: Any) -> None:
     world.produce(shop_records(30))
     with world.worker() as worker:

@@ -152,6 +152,16 @@ def test_groups_of_interleaved_producers_are_learnt_whole(settings) -> None:
     assert histories(trainer) == {"u": [T0_MS] * 3 + [T0_MS + 5] * 3, "v": [T0_MS + 3] * 3}
 
 
+def test_the_first_snapshot_of_a_long_history_waits_until_it_is_of_use(settings) -> None:
+    sent: list[Any] = []
+    trainer = TrainerLoop(settings, 1, sent.extend, None)
+    flush(feed(trainer, log_of(baskets(12))))
+    trainer.lag = settings.trainer.catch_up_events + 1
+    assert trainer.publish_news() is None
+    trainer.lag = 0
+    assert trainer.publish_news() is not None
+
+
 def offset(events: list[Event]) -> list[Event]:
     return [replace(event, offset=n) for n, event in enumerate(events)]
 

@@ -181,7 +181,7 @@ def test_whatever_a_poll_meets_the_slot_goes_on_and_serves_the_next_snapshot(
     monkeypatch.undo()
     good = publish(settings.serving.snapshots, *learnt)
     wait_for(lambda: served_version(running.server) == good)
-    assert running.server.models.refused == ""
+    wait_for(lambda: running.server.models.refused == "")
 
 
 def test_a_snapshot_with_item_texts_that_are_not_utf8_is_refused_and_the_next_one_served(

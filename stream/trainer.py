@@ -33,6 +33,7 @@ from model.engine import Slate
 from serving.arrays import Array, item_part
 from serving.publish import publish
 from serving.snapshot import LEVEL, Meta
+from stream.allocator import return_freed_memory
 from stream.checkpoint import read_checkpoint, write_checkpoint
 from stream.events import InvalidEvent, Item, item_of
 from stream.learner import StreamLearner, group_of, learning_sha256
@@ -181,6 +182,7 @@ class Trainer:
         )
         self._since_publish, self._published_s = 0, time.monotonic()
         self.snapshots += 1
+        return_freed_memory()
         self.metrics.published(time.monotonic() - started, metrics)
         LOG.info(
             "snapshot %s: %d groups, %.0f%% learnt, lag %d, NDCG@10 %.4f",

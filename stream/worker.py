@@ -15,7 +15,6 @@ import torch
 
 from configs.load import load_settings
 from configs.settings import Settings
-from stream.allocator import return_freed_memory
 from stream.app import INTERACTIONS, create_app, group_of
 from stream.broker import broker
 from stream.exits import end_process, report
@@ -51,7 +50,6 @@ def run_worker(settings: Settings, bootstrap: str) -> None:
 def main(config: str | Path | None = None) -> None:
     """The child process."""
     end_with_supervisor()
-    return_freed_memory()
     try:
         settings = load_settings(config)
         with broker(settings.broker) as bootstrap:

@@ -14,7 +14,6 @@ import typer
 for library in ("OMP", "OPENBLAS", "MKL"):  # before numpy loads: the parts run beside each other, and threads contend
     os.environ.setdefault(f"{library}_NUM_THREADS", "1")
 
-from stream.allocator import return_freed_memory  # noqa: E402
 from stream.cli import bench, dlq, evaluate, inspect, parts, query, snapshots, state  # noqa: E402
 from stream.exits import report  # noqa: E402
 
@@ -40,7 +39,6 @@ app.add_typer(bench.app, name="bench")
 
 def main() -> None:
     """Entry point of the `driftline` command."""
-    return_freed_memory()
     try:
         app()
     except Exception as error:  # noqa: BLE001 - the last place where an error can become a message

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from configs.errors import InputError
 from graph.view import Int32, Int64
+from stream.allocator import return_freed_memory
 from stream.evaluate.arms import Arrival, Request
 from stream.evaluate.metrics import METRICS, rank_list
 
@@ -38,6 +39,8 @@ COLD_EVENTS = 5
 COLD_GROUPS = 3
 COLD_ITEM_MS = 86_400_000
 FOLLOW_UP_MS = 72 * 60_000
+TRIM_GROUPS = 1000
+"""Groups between two trims of the heap."""
 NO_ITEMS = np.zeros(0, np.int32)
 
 
@@ -186,6 +189,8 @@ def run(
             spent[shared] = spent.get(shared, 0.0) + time.process_time() - before
         for arm in arms:
             clocks[arm.name][0] += spent[id(_shared(arm))]
+        if request.number % TRIM_GROUPS == 0:
+            return_freed_memory()
         if progress is not None and (request.number % 64 == 0 or request.number == log.groups - 1):
             progress(request.number + 1, log.groups)
     facts = Facts(scored, log.group_user[scored], log.group_t_ms[scored], relevant, reachable, cold_user, gap_ms)

@@ -18,7 +18,6 @@ import orjson
 import typer
 
 from configs.load import load_settings
-from stream.allocator import return_freed_memory
 from stream.bundled import EVENTS, ITEMS, PROFILES
 from stream.evaluate.baselines import SIMPLE_ARMS
 from stream.evaluate.progress import progress_bars
@@ -75,5 +74,4 @@ def machine() -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    return_freed_memory()
     typer.run(main)

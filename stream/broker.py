@@ -33,6 +33,7 @@ from kafka.errors import KafkaError
 
 from configs.errors import BrokerError
 from configs.settings import Broker
+from stream.durable import try_lock
 
 HOST = "127.0.0.1"
 STOP_S = 10.0
@@ -108,7 +109,7 @@ class EmbeddedBroker:
             return
         with self._exclusive():
             fcntl.flock(self._users, fcntl.LOCK_UN)
-            last = _try_lock(self._users)
+            last = try_lock(self._users)
             if last and not self.keep:
                 self.stop()
             self._users.close()
@@ -253,14 +254,6 @@ def _listens(port: int) -> bool:
     with socket.socket() as probe:
         probe.settimeout(0.5)
         return probe.connect_ex((HOST, port)) == 0
-
-
-def _try_lock(file: IO[str]) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _wait_or_kill(process: psutil.Process, child: subprocess.Popen[bytes] | None) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import pickle
 import time
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.errors import LockedError, StateError
+from stream.durable import try_lock
 
 
 @contextmanager
@@ -29,7 +29,7 @@ def locked(root: Path, wait_s: float) -> Iterator[None]:
         raise StateError(f"directory {root} can't be written: {error}; make room or set trainer.root") from None
     with file:
         deadline = time.monotonic() + wait_s
-        while not _taken(file.fileno()):
+        while not try_lock(file):
             if time.monotonic() >= deadline:
                 raise LockedError(
                     f"directory {root} is locked by another trainer; waited {wait_s:g} s. It has one trainer at a "
@@ -39,14 +39,6 @@ def locked(root: Path, wait_s: float) -> Iterator[None]:
         for left in root.glob("*.tmp"):  # of one that was killed while it wrote
             left.unlink(missing_ok=True)
         yield
-
-
-def _taken(file: int) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def write_checkpoint(path: Path, state: dict[str, Any]) -> None:

@@ -1,9 +1,20 @@
-"""Files that a crash leaves as they were or as they are to be, never in between."""
+"""Files that a crash leaves as they were or as they are to be, never in between, and locks that end with a process."""
 
 from __future__ import annotations
 
+import fcntl
 import os
 from pathlib import Path
+from typing import IO, Any
+
+
+def try_lock(file: IO[Any]) -> bool:
+    """Takes the exclusive lock of an open file if nobody else holds one; whether it did."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def write_durably(path: Path, data: bytes) -> None:

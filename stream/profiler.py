@@ -5,12 +5,13 @@
 
 A profile is valid from the event time that the stream has reached when it is appended: no reader can use it for a
 request of an earlier time. Requests that a crash leaves unanswered are read again, since the topic keeps the newest of
-each user and what was answered is in `profiles`.
+each user and what was answered is in `profiles`. The process gives way to all others (nice).
 """
 
 from __future__ import annotations
 
 import dataclasses
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -31,6 +32,9 @@ from stream.metrics import ProfilerMetrics
 from stream.processor import Outgoing
 from stream.produce import outlet
 from stream.reading import consumer, places, polled
+
+NICE = 10
+"""Profiles are written in the processor time that the stream and the trainer leave over."""
 
 
 class Profiler:
@@ -106,6 +110,7 @@ def run_profiler(settings: Settings, bootstrap: str, until_caught_up: bool = Fal
         BrokerError: the broker does not answer, or does not take a profile.
     """
     stopping = stop_on_signals()
+    os.nice(NICE)
     generator = ProfileGenerator(make_client(settings.llm), settings.profiles, TextEncoder(settings.encoder))
     with outlet(settings.broker, bootstrap, "driftline-profiler") as send:
         _run(Profiler(settings, generator, send), bootstrap, until_caught_up, stopping)

@@ -126,7 +126,7 @@ def serve(config: Config = None) -> None:
 
 def demo(
     keep: Annotated[bool, typer.Option("--keep", help="Leave everything running until Ctrl-C.")] = False,
-    seconds: Annotated[float, typer.Option(min=60, help="Wall time of the paced part.")] = 65.0,
+    seconds: Annotated[float, typer.Option(min=60, help="Wall time of the paced part.")] = 75.0,
     as_json: AsJson = False,
 ) -> None:
     """The whole engine on the bundled shop: all parts, a year of history, two weeks live.

@@ -36,6 +36,9 @@ from stream.topics import create_topics
 
 LONGEST_S = 300.0
 TARGET_PER_S = 4000
+STDERR = 2
+"""Where a measured process writes what is not its result: Faust moves the cursor even where nobody looks."""
+RESULT = b'{"seconds"'
 Tell = Callable[[str], None]
 
 
@@ -101,8 +104,8 @@ def _time_peer(bootstrap: str, topic: str, events: int) -> dict[str, Any]:
     command = ["-m", "stream.bench_ingest", bootstrap, topic, str(events)]
     with _process(command, {}, subprocess.PIPE) as process:
         for line in process.stdout or ():
-            if line.startswith(b'{"seconds"'):
-                result = json.loads(line)
+            if (at := line.find(RESULT)) >= 0:  # Faust may have moved the cursor on the same line
+                result = json.loads(line[at:])
                 return _rates(events, result["seconds"], result["cpu_s"])
     raise BenchError("the empty agent ended without a result; its messages above say why")
 
@@ -149,7 +152,7 @@ def _rates(events: int, seconds: float, cpu_s: float) -> dict[str, Any]:
 
 @contextmanager
 def _process(
-    arguments: list[str], environment: dict[str, str], stdout: int | None = None
+    arguments: list[str], environment: dict[str, str], stdout: int = STDERR
 ) -> Iterator[subprocess.Popen[bytes]]:
     threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     with subprocess.Popen(

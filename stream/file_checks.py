@@ -177,10 +177,12 @@ def check_column(name: str, meaning: str, raw: Any, first_row: int, required: bo
     if meaning in ("text", "action"):
         array = pc.if_else(pc.equal(array, ""), pa.scalar(None, pa.string()), array)
     found = {problem.row for problem in problems}
+    nothing = "an empty cell" if isinstance(raw, pa.Array) else "null, or no such field"
     for kind, mask in _faults(meaning, array, required):
         for i in np.flatnonzero(mask.to_numpy(zero_copy_only=False)).tolist():
             if first_row + i not in found:
-                problems.append(Problem(first_row + i, name, kind, shorten(array[i].as_py()), EXPECTED[meaning]))
+                got = shorten(array[i].as_py()) if array[i].is_valid else nothing
+                problems.append(Problem(first_row + i, name, kind, got, EXPECTED[meaning]))
     return array, sorted(problems, key=lambda problem: problem.row)
 
 

@@ -136,7 +136,9 @@ def _jsonl_chunks(path: Path, known: dict[str, str]) -> Iterator[Chunk]:
             try:
                 row = orjson.loads(line)
             except orjson.JSONDecodeError as error:
-                broken.append(Problem(number, "", "not JSON", shorten(line.decode(errors="replace")), str(error)))
+                got = shorten(line.decode(errors="replace").rstrip()) if line.strip() else "an empty line"
+                expected = f"one JSON object a line ({error.msg} at character {error.pos + 1})"
+                broken.append(Problem(number, "", "not JSON", got, expected))
                 continue
             if isinstance(row, dict):
                 rows.append(row)

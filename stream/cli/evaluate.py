@@ -163,6 +163,6 @@ def validate(
             out.print(table)
         for problem in report.examples:
             out.print(f"  {problem}")
-        out.print("ok" if report.ok else "not ok")
+        out.print("ok" if report.ok else "not ok: mend these rows, or take them out")
     if not report.ok:
         raise typer.Exit(InputError.exit_code)

@@ -160,6 +160,23 @@ def test_rows_that_can_not_be_read_are_reported_and_the_rest_is_checked(tmp_path
     assert [problem.row for problem in report.examples if problem.kind == "not JSON"] == [2, 4]
 
 
+def test_a_line_that_is_not_json_says_what_stands_there_and_what_should(tmp_path):
+    path = tmp_path / "events.jsonl"
+    path.write_bytes(b'{"user_id": "u1",\n\n')
+    cut_off, empty = map(str, validate(path).examples)
+    expected = "expected one JSON object a line (unexpected end of data at character"
+    assert cut_off.startswith(f"""row 1: not JSON: got '{{"user_id": "u1",'; {expected} """)
+    assert empty.startswith("row 2: not JSON: got an empty line; expected one JSON object a line (")
+
+
+@pytest.mark.parametrize("name", ["user_id", "timestamp_ms"])
+def test_a_required_cell_without_a_value_is_called_empty(tmp_path, suffix, name):
+    path = write(tmp_path / f"events{suffix}", [ROWS[0], ROWS[0] | {name: None}])
+    (problem,) = validate(path).examples
+    got = "null, or no such field" if suffix == ".jsonl" else "an empty cell"
+    assert (problem.row, problem.column, problem.kind, problem.got) == (2, name, "missing", got)
+
+
 def test_a_csv_row_with_too_few_fields_is_reported(tmp_path):
     path = tmp_path / "events.csv"
     path.write_text("user_id,item_id,timestamp_ms\nu,a,1600000000000\nu\nu,b,1600000000000\n")

@@ -104,6 +104,7 @@ class Report:
         examples: the first problems of each kind.
         warnings: (kind, column) of what is allowed but suspicious; the rest are errors.
         unknown: columns that the schema does not know; they are kept.
+        unknown_actions: rows by action, of the actions that the configuration does not set.
     """
 
     path: str
@@ -112,6 +113,7 @@ class Report:
     examples: list[Problem] = field(default_factory=list)
     warnings: set[tuple[str, str]] = field(default_factory=set)
     unknown: list[str] = field(default_factory=list)
+    unknown_actions: Counter[str] = field(default_factory=Counter)
     first_ms: int | None = None
     last_ms: int | None = None
 
@@ -138,6 +140,7 @@ class Report:
             "first_ms": self.first_ms,
             "last_ms": self.last_ms,
             "unknown_columns": self.unknown,
+            "unknown_actions": dict(self.unknown_actions.most_common()),
             "problems": [
                 {"kind": kind, "column": column, "count": n, "warning": (kind, column) in self.warnings}
                 for (kind, column), n in self.counts.items()

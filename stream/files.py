@@ -7,7 +7,8 @@ error can name the row.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -208,8 +209,11 @@ def _refused(path: Path, problem: Problem) -> InputError:
     return InputError(f"{path}: {problem}; `driftline validate` lists everything that is wrong")
 
 
-def validate(path: Path) -> Report:
+def validate(path: Path, actions: Container[str] | None = None) -> Report:
     """Everything that is wrong with an events file.
+
+    Args:
+        actions: that the configuration sets; others are counted in the report. None = none are.
 
     Raises:
         InputError: the file can't be read at all or lacks a required column.
@@ -224,6 +228,9 @@ def validate(path: Path) -> Report:
             report.add(problem)
         if chunk.rows == 0:
             continue
+        if actions is not None:
+            found = Counter(_full(batch).column("action").to_pylist())
+            report.unknown_actions.update({name: n for name, n in found.items() if name not in actions})
         for i, event_id in enumerate(batch.column("event_id").to_pylist() if "event_id" in batch.schema.names else ()):
             if event_id is not None and event_id in ids:
                 expected = "an id that no other row has; the second row will be dropped"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import tempfile
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
-from configs.settings import Settings
+from configs.settings import UNKNOWN_ACTION, Settings
 from stream.bundled import EVENTS, ITEMS
 from stream.cli.common import AsJson, Config, err, out, print_json, settings_of, when
 from stream.evaluate.progress import progress_bars
@@ -135,6 +136,7 @@ def _cell(values: dict[str, Any]) -> str:
 
 def validate(
     events: Annotated[Path, typer.Option(help="Events: .parquet, .csv or .jsonl.")],
+    config: Config = None,
     as_json: AsJson = False,
 ) -> None:
     """What is wrong with a file, by row and kind. Exit code 65 if anything is.
@@ -144,7 +146,8 @@ def validate(
     from configs.errors import InputError
     from stream.files import validate as check
 
-    report = check(events)
+    settings = settings_of(config)
+    report = check(events, settings.actions)
     if as_json:
         print_json(report.as_json())
     else:
@@ -156,13 +159,28 @@ def validate(
         out.print(f"{report.path}: {report.rows:,} rows{span}")
         if report.unknown:
             out.print(f"unknown columns, kept: {', '.join(report.unknown)}")
+        if report.unknown_actions:
+            out.print(_warning(settings, report.unknown_actions), markup=False)
         table = Table("kind", "column", "rows", "")
         for (kind, column), n in report.counts.items():
             table.add_row(kind, column, f"{n:,}", "warning" if (kind, column) in report.warnings else "error")
         if report.counts:
             out.print(table)
         for problem in report.examples:
-            out.print(f"  {problem}")
+            out.print(f"  {problem}", markup=False)
         out.print("ok" if report.ok else "not ok: mend these rows, or take them out")
     if not report.ok:
         raise typer.Exit(InputError.exit_code)
+
+
+def _warning(settings: Settings, unknown: Counter[str]) -> str:
+    """What becomes of actions that the configuration does not set."""
+    from stream.events import shorten
+
+    counts = [f"{n:,} {shorten(action)}" for action, n in unknown.most_common(10)]
+    if len(unknown) > len(counts):
+        counts.append(f"{len(unknown) - len(counts):,} actions more")
+    return (
+        f"warning: rows with an action that configuration {settings.name!r} does not set: {', '.join(counts)}. "
+        f"Each counts as wanted, with weight {UNKNOWN_ACTION.weight:g}; set it under `actions`, or choose another -c"
+    )

@@ -87,6 +87,15 @@ def test_a_bad_events_file_is_refused_with_row_and_column(world: Any, driftline:
     assert json.loads(checked.stdout)["ok"] is False
 
 
+def test_validate_warns_of_actions_that_the_configuration_does_not_set(driftline: Run, tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    path.write_text(EVENT + EVENT.replace('"colour": "red"', '"action": "play"') * 2)
+    checked = driftline("validate", "--events", str(path), "-c", "ecommerce")
+    assert checked.returncode == 0, checked.stderr
+    assert "configuration 'ecommerce' does not set: 2 'play'. Each counts as wanted, with weight 1" in checked.stdout
+    assert "warning" not in driftline("validate", "--events", str(path)).stdout
+
+
 def test_a_snapshot_that_is_not_there_is_one_message(driftline: Run, tmp_path: Path) -> None:
     environment = {"DRIFTLINE__SERVING__SNAPSHOTS": str(tmp_path)}
     refused(driftline("snapshot", "rollback", "7", **environment), 74, "no snapshot '7'")

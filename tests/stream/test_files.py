@@ -196,6 +196,16 @@ def test_suspicious_rows_are_warnings_and_the_file_stays_good(tmp_path):
     assert report.unknown == ["shelf"]
 
 
+def test_actions_that_the_configuration_does_not_set_are_counted_and_the_file_stays_good(tmp_path, suffix):
+    rows = [ROWS[1], *(ROWS[1] | {"action": action} for action in ("wishlist", "", "view", "wishlist"))]
+    path = write(tmp_path / f"events{suffix}", rows)
+    assert validate(path, {"interact", "view"}).unknown_actions == {"wishlist": 2}
+    report = validate(path, {"view"})
+    assert report.as_json()["unknown_actions"] == {"interact": 2, "wishlist": 2}
+    assert report.ok
+    assert not report.counts
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [

@@ -7,6 +7,7 @@ error can name the row.
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
@@ -304,6 +305,13 @@ def _columns(table: pa.Table, extra: list[dict[str, Any] | None] | None) -> Colu
         extra=None if extra is None else np.array([*extra, None], object)[:-1],
     )
     return columns.take(np.argsort(t_ms, kind="stable"))
+
+
+def count_rows(path: Path) -> int | None:
+    """The rows of a file if its format tells without reading them, else None; so also for a file that is not good."""
+    with contextlib.suppress(pa.ArrowException, OSError):
+        return int(pa.parquet.read_metadata(path).num_rows) if path.suffix.lower() == ".parquet" else None
+    return None
 
 
 def read_messages(path: Path) -> Iterator[tuple[bytes, bytes]]:

@@ -54,9 +54,9 @@ def when(t_ms: int) -> str:
 @contextmanager
 def progress(total: int | None, what: str) -> Iterator[Callable[[int], None]]:
     """A progress bar with a rate on stderr; gives the function that takes the number done."""
+    count = TextColumn("{task.completed}") if total is None else MofNCompleteColumn()
     columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"),
-        TimeElapsedColumn(),
+        TextColumn("{task.description}"), BarColumn(), count, TextColumn("{task.fields[rate]}"), TimeElapsedColumn(),
     )  # fmt: skip
     with Progress(*columns, console=err) as bar:
         task = bar.add_task(what, total=total, rate="")
@@ -68,18 +68,19 @@ def progress(total: int | None, what: str) -> Iterator[Callable[[int], None]]:
         yield update
 
 
-def parse_time(text: str | None) -> int | None:
-    """Unix milliseconds of an ISO date, an ISO time or a number of milliseconds.
+def parse_time(text: str) -> int:
+    """Unix milliseconds of an ISO date, an ISO time or a number of milliseconds: the parser of options.
 
     Raises:
         typer.BadParameter: it is none of them.
     """
-    if text is None:
-        return None
     if text.isdigit() and len(text) > 9:
         return int(text)
     try:
         parsed = datetime.fromisoformat(text)
     except ValueError:
-        raise typer.BadParameter(f"got {text!r}; expected 2010-11-25, 2010-11-25T08:00 or unix milliseconds") from None
+        raise typer.BadParameter(
+            f"got {text!r}; expected a date such as 2010-11-25, a time such as 2010-11-25T08:00, "
+            "or unix milliseconds such as 1290672000000"
+        ) from None
     return int((parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)).timestamp() * 1000)

@@ -22,8 +22,12 @@ def produce(
     events: Annotated[Path, typer.Option(help="Events: .parquet, .csv or .jsonl in the event schema.")],
     items: Annotated[Path | None, typer.Option(help="Items, sent before the events.")] = None,
     rate: Annotated[float | None, typer.Option(min=0.001, help="Events a second at most.")] = None,
-    since: Annotated[str | None, typer.Option(help="Only events from this event time on.")] = None,
-    until: Annotated[str | None, typer.Option(help="Only events before this event time.")] = None,
+    since: Annotated[
+        int | None, typer.Option(parser=parse_time, metavar="TIME", help="Only events from this event time on.")
+    ] = None,
+    until: Annotated[
+        int | None, typer.Option(parser=parse_time, metavar="TIME", help="Only events before this event time.")
+    ] = None,
     config: Config = None,
     as_json: AsJson = False,
 ) -> None:
@@ -32,15 +36,17 @@ def produce(
     Example: `driftline produce --events events.parquet --items items.parquet --rate 2000`
     """
     from stream.broker import broker
+    from stream.files import count_rows
     from stream.produce import send_files, sender
     from stream.topics import create_topics
 
     settings = settings_of(config)
+    total = count_rows(events) if since is None and until is None else None
     with broker(settings.broker) as bootstrap:
         create_topics(settings.broker, bootstrap)
-        with sender(settings.broker, bootstrap) as to_kafka, progress(None, "events") as update:
+        with sender(settings.broker, bootstrap) as to_kafka, progress(total, "events") as update:
             sent, sent_items = send_files(
-                to_kafka, events, items, rate, parse_time(since) or 0, parse_time(until),
+                to_kafka, events, items, rate, since or 0, until,
                 lambda topic, n: update(n) if topic == "interactions" else None,
             )  # fmt: skip
     if as_json:

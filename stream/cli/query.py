@@ -13,7 +13,12 @@ from stream.cli.common import AsJson, Config, out, parse_time, print_json, setti
 
 Address = Annotated[str | None, typer.Option(help="host:port of the service; default from the settings.")]
 Token = Annotated[str, typer.Option(envvar="DRIFTLINE_TOKEN", help="Bearer token.")]
-At = Annotated[str | None, typer.Option(help="Request time: a date, a time or unix milliseconds; default now.")]
+At = Annotated[
+    int | None,
+    typer.Option(
+        parser=parse_time, metavar="TIME", help="Request time: a date, a time or unix milliseconds; default now."
+    ),
+]
 K = Annotated[int, typer.Option("-k", min=1, max=1000, help="Items wanted.")]
 LISTS = ("overall", "novel", "repeat")
 
@@ -107,7 +112,6 @@ def client(config: str | None, address: str | None, token: str) -> Client:
     return Client(address or f"127.0.0.1:{serving.port}", token, serving.tls_certificate)
 
 
-def at_ms(text: str | None) -> int:
+def at_ms(given: int | None) -> int:
     """The request time in unix milliseconds, now if none was given."""
-    given = parse_time(text)
     return time.time_ns() // 1_000_000 if given is None else given

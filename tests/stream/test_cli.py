@@ -159,6 +159,27 @@ def test_times_may_be_dates_or_milliseconds(text: str) -> None:
     assert parse_time(text) == 1_290_643_200_000
 
 
+@pytest.mark.parametrize(
+    "call", [("recommend", "u", "--at"), ("query", "user", "u", "--at"), ("produce", "--events", "x.csv", "--since")]
+)
+def test_a_time_that_is_none_is_refused_by_the_name_of_its_option(driftline: Run, call: tuple[str, ...]) -> None:
+    result = driftline(*call, "yesterday")
+    assert result.returncode == 2, result.stderr
+    assert f"Invalid value for '{call[-1]}': got 'yesterday'" in result.stderr
+    assert "2010-11-25T08:00" in result.stderr
+
+
+@pytest.mark.parametrize(("total", "count"), [(None, " 7 "), (9, " 7/9 ")])
+def test_progress_shows_the_total_only_if_it_is_known(
+    total: int | None, count: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from stream.cli.common import progress
+
+    with progress(total, "events") as update:
+        update(7)
+    assert count in capsys.readouterr().err
+
+
 def test_doctor_says_how_to_mend_what_is_not_there(driftline: Run, tmp_path: Path) -> None:
     broker = {"DRIFTLINE__BROKER__BOOTSTRAP": "127.0.0.1:9", "DRIFTLINE__BROKER__CONNECT_TIMEOUT_S": "0.5"}
     result = driftline("doctor", "--json", DRIFTLINE__STATE__ROOT=str(tmp_path / "state"), **broker)

@@ -8,7 +8,7 @@ from configs.errors import InputError
 from configs.settings import Settings
 from stream.bundled import EVENTS, ITEMS
 from stream.evaluate.log import EventLog
-from stream.files import read_columns, read_items, read_messages, validate
+from stream.files import count_rows, read_columns, read_items, read_messages, validate
 
 ROWS = [
     {"user_id": "u1", "item_id": "a", "timestamp_ms": 1_600_000_000_000, "action": "view", "value": 1.5, "shelf": "x"},
@@ -167,6 +167,13 @@ def test_a_line_that_is_not_json_says_what_stands_there_and_what_should(tmp_path
     expected = "expected one JSON object a line (unexpected end of data at character"
     assert cut_off.startswith(f"""row 1: not JSON: got '{{"user_id": "u1",'; {expected} """)
     assert empty.startswith("row 2: not JSON: got an empty line; expected one JSON object a line (")
+
+
+def test_rows_are_counted_where_that_needs_no_reading(tmp_path, suffix):
+    assert count_rows(write(tmp_path / f"events{suffix}", ROWS)) == (3 if suffix == ".parquet" else None)
+    (tmp_path / "bad.parquet").write_bytes(b"not parquet")
+    assert count_rows(tmp_path / "bad.parquet") is None
+    assert count_rows(tmp_path / "nowhere.parquet") is None
 
 
 @pytest.mark.parametrize("name", ["user_id", "timestamp_ms"])

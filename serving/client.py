@@ -174,7 +174,7 @@ def _trust(certificate: Path) -> grpc.ChannelCredentials:
 
 def _explained(error: grpc.RpcError, target: str) -> DriftlineError:
     code, text = error.code(), error.details()
-    if code == grpc.StatusCode.INVALID_ARGUMENT:
+    if code in (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND):
         return InputError(text)
     if code == grpc.StatusCode.UNAVAILABLE and "try again in" not in text:
         return ServingError(

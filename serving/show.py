@@ -75,12 +75,12 @@ def _summary(answer: pb.GetUserStateResponse | pb.WatchUserStateResponse) -> Ren
     table.add_row("since", _time(state.counters.first_event_ms))
     table.add_row(
         "last event",
-        f"{_time(state.freshness.last_event_ms)}, {_span(state.freshness.event_age_ms)} before the request",
+        f"{_time(state.freshness.last_event_ms)}, {span(state.freshness.event_age_ms)} before the request",
     )
     fresh = state.freshness
     table.add_row(
         "state", f"version {answer.provenance.user_state_version:,}, partition {fresh.partition} "
-        f"at offset {fresh.store_offset:,}, read {_span(fresh.state_age_ms)} ago",
+        f"at offset {fresh.store_offset:,}, read {span(fresh.state_age_ms)} ago",
     )  # fmt: skip
     if state.memory:
         norm = math.sqrt(sum(value * value for value in state.memory))
@@ -139,8 +139,10 @@ def _time(t_ms: int) -> str:
     return "-" if t_ms < 0 else datetime.fromtimestamp(t_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S")
 
 
-def _span(ms: int) -> str:
+def span(ms: int) -> str:
+    """A length of time in its largest unit, with three digits or all of its whole ones."""
     if ms < 0:
         return "never"
     size, unit = next(((size, unit) for size, unit in _UNITS if ms >= size), (1, "ms"))
-    return f"{ms / size:.3g} {unit}"
+    number = ms / size
+    return f"{number:,.0f} {unit}" if number >= 100 else f"{number:.3g} {unit}"

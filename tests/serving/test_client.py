@@ -46,6 +46,20 @@ def test_a_state_is_shown_with_events_profile_and_freshness(client, running):
     assert "recommendations are for a new user" in shown(show.user_state(client.user_state("nobody")))
 
 
+@pytest.mark.parametrize(
+    ("ms", "text"),
+    [
+        (0, "0 ms"),
+        (47_400, "47.4 s"),
+        (4_096_000_000, "47.4 d"),
+        (86_390_000_000, "1,000 d"),
+        (503_712_000_000, "5,830 d"),
+    ],
+)
+def test_an_age_is_a_number_that_a_person_reads(ms, text):
+    assert show.span(ms) == text
+
+
 def test_a_slate_and_the_model_are_shown(client, snapshot):
     slate = client.recommend("user-3", k=4)
     text = shown(show.slate(slate))
@@ -70,7 +84,7 @@ def test_answers_become_json_with_numbers_as_numbers(client):
 def test_errors_say_what_to_do(client, running, tmp_path):
     with pytest.raises(InputError, match="user_id: got 0 bytes, expected 1 to 256"):
         client.recommend("")
-    with pytest.raises(ServingError, match="answered NOT_FOUND: item 'none' is not known to model"):
+    with pytest.raises(InputError, match="item 'none' is not known to model"):
         client.similar("none")
     with pytest.raises(ServingError, match="model sequence 1 serves, asked for 9"):
         client.recommend("user-1", min_model_sequence=9)

@@ -26,14 +26,21 @@ def list_them(config: Config = None, as_json: AsJson = False) -> None:
     entries = list_snapshots(settings_of(config).serving.snapshots)
     if as_json:
         return print_json([dataclasses.asdict(entry) for entry in entries])
-    table = Table("version", "state", "created", "learnt to", "MB", "NDCG@10", "reason")
+    table = Table()
+    table.add_column("version", no_wrap=True)  # what other commands take: whole on a narrow screen, too
+    for name in ("state", "created", "learnt to", "MB", "NDCG@10"):
+        table.add_column(name, overflow="fold")
     for entry in entries:
         ndcg = entry.metrics.get("ndcg@10")
         table.add_row(
             entry.version, entry.state, when(entry.created_ms), when(entry.watermark_ms), f"{entry.bytes / 1e6:.1f}",
-            "" if ndcg is None else f"{ndcg:.4f}", entry.reason,
+            "" if ndcg is None else f"{ndcg:.4f}",
         )  # fmt: skip
-    return out.print(table)
+    out.print(table)
+    for entry in entries:
+        if entry.reason:
+            out.print(f"{entry.version} {entry.state}: {entry.reason}", markup=False, soft_wrap=True)
+    return None
 
 
 @app.command()

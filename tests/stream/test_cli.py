@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -99,6 +100,17 @@ def test_validate_warns_of_actions_that_the_configuration_does_not_set(driftline
 def test_a_snapshot_that_is_not_there_is_one_message(driftline: Run, tmp_path: Path) -> None:
     environment = {"DRIFTLINE__SERVING__SNAPSHOTS": str(tmp_path)}
     refused(driftline("snapshot", "rollback", "7", **environment), 74, "no snapshot '7'")
+
+
+def test_versions_of_snapshots_are_whole_on_a_narrow_screen(driftline: Run, tmp_path: Path) -> None:
+    from serving.publish import publish
+    from serving.snapshot import Meta
+
+    reason = "NDCG@10 fell from 0.2345 to 0.1234, which is more than trainer.gate_drop lets it"
+    version = publish(tmp_path, {"engine": {"bias": np.zeros(3)}}, Meta(gate=reason))
+    listed = driftline("snapshot", "list", DRIFTLINE__SERVING__SNAPSHOTS=str(tmp_path), COLUMNS="50")
+    assert f" {version} " in listed.stdout, listed.stdout + listed.stderr
+    assert f"{version} gated: {reason}\n" in listed.stdout
 
 
 def test_settings_are_shown_with_their_origin(driftline: Run) -> None:

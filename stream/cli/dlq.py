@@ -8,6 +8,7 @@ from collections import Counter
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from stream.cli.common import AsJson, Config, out, print_json, settings_of, when
@@ -38,11 +39,22 @@ def list_them(
     if as_json:
         rows = [{"offset": x.offset, "reason": x.reason, "detail": x.detail, "source": x.source} for x in newest]
         return print_json({"total": len(letters), "by_reason": dict(counts), "newest": rows})
-    out.print(f"{len(letters):,} dead letters" + "".join(f", {n:,} {name}" for name, n in counts.most_common()))
-    table = Table("offset", "when", "source", "reason", "detail")
+    if not letters:
+        which = f" of reason {reason!r}" if reason else ": every record that was read is an event"
+        return out.print(f"no dead letters{which}", markup=False)
+    by_reason = ", ".join(f"{n:,} {name}" for name, n in counts.most_common())
+    out.print(f"dead letters: {len(letters):,} ({by_reason}); newest first, {len(newest):,} shown", markup=False)
+    table = Table()
+    for name in ("offset", "refused at", "stood at", "reason", "received and expected"):
+        table.add_column(name, overflow="fold")
     for letter in newest:
-        table.add_row(str(letter.offset), when(letter.timestamp_ms), letter.source, letter.reason, letter.detail)
-    return out.print(table) if newest else None
+        stood = f"{letter.topic} {letter.source}"
+        table.add_row(str(letter.offset), when(letter.timestamp_ms), stood, letter.reason, escape(letter.detail))
+    out.print(table)
+    return out.print(
+        "offset: its place among the dead letters, for `driftline dlq show OFFSET`; "
+        "stood at: topic, partition:offset of the record"
+    )
 
 
 @app.command()

@@ -155,6 +155,11 @@ def test_dead_letters_are_listed_shown_byte_for_byte_and_sent_again(world: Any, 
     listed = json.loads(driftline("dlq", "list", "--json", *config).stdout)
     assert listed["by_reason"] == {"not_json": 1}
     assert listed["newest"][0]["source"] == "0:0"
+    listed = driftline("dlq", "list", *config).stdout
+    assert listed.startswith("dead letters: 1 (1 not_json); newest first, 1 shown\n")
+    assert "interactions 0:0" in listed
+    none = driftline("dlq", "list", "--reason", "[/x]", *config)
+    assert none.stdout == "no dead letters of reason '[/x]'\n", none.stderr
     shown = json.loads(driftline("dlq", "show", "0", *config).stdout)
     assert shown["reason"] == "not_json"
     assert shown["value_base64"] == "eyJ1c2VyX2lkIjogInUxIiwg/30="

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import sys
+from importlib.metadata import version
+from typing import Annotated
 
 import typer
 
@@ -35,6 +37,23 @@ app.add_typer(dlq.app, name="dlq")
 app.add_typer(inspect.config_app, name="config")
 app.add_typer(inspect.profile_app, name="profile")
 app.add_typer(bench.app, name="bench")
+
+
+def print_version(wanted: bool) -> None:
+    """What `--version` does."""
+    if wanted:
+        print(f"driftline {version('driftline')}")
+        raise typer.Exit
+
+
+Version = Annotated[
+    bool, typer.Option("--version", callback=print_version, is_eager=True, help="Show the version and exit.")
+]
+
+
+@app.callback()
+def before_any_command(show_version: Version = False) -> None:
+    """Options that belong to no command; the help is that of `app`."""
 
 
 def main() -> None:

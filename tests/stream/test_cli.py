@@ -6,6 +6,7 @@ import json
 import socket
 import subprocess
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,11 @@ def test_every_command_has_help_with_an_example(driftline: Run) -> None:
 
     walk(typer.main.get_command(app), [])
     assert driftline("--help").returncode == 0
+
+
+def test_the_version_is_that_of_the_package(driftline: Run) -> None:
+    result = driftline("--version")
+    assert (result.returncode, result.stdout) == (0, f"driftline {version('driftline')}\n")
 
 
 def test_an_unknown_setting_names_the_nearest_key(driftline: Run, tmp_path: Path) -> None:

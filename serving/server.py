@@ -6,8 +6,10 @@ stop:  health NOT_SERVING -> no new requests -> those in flight get `grace_s` ->
 
 from __future__ import annotations
 
+import errno
 import logging
 import signal
+import socket
 import ssl
 import threading
 from types import FrameType, TracebackType
@@ -173,15 +175,35 @@ def run_server(settings: Settings) -> None:
 
 def _bind(server: grpc.Server, settings: Serving) -> int:
     address = f"{settings.host}:{settings.port}"
+    if _in_use(settings):
+        raise ConfigError(
+            f"port {settings.port} of {settings.host} is in use by another process. Set serving.port to a free one, or "
+            "stop the other process; several `driftline serve` share a port with serving.reuse_port: true."
+        )
     try:
         if settings.tls_certificate or settings.tls_key:
             return int(server.add_secure_port(address, _credentials(settings)))
         return int(server.add_insecure_port(address))
     except RuntimeError:
         raise ConfigError(
-            f"{address} can't be listened on: another process has the port, or this machine has not that address. "
-            "Set serving.host and serving.port, or stop the other process."
+            f"{address} can't be listened on: this machine has not that address, or does not let you have the port. "
+            "Set serving.host and serving.port."
         ) from None
+
+
+def _in_use(settings: Serving) -> bool:
+    """Whether another process listens there: gRPC gives its error no reason, so the port is bound for a moment."""
+    try:
+        where = socket.getaddrinfo(settings.host.strip("[]"), settings.port, type=socket.SOCK_STREAM)
+        family, kind, _, _, address = where[0]
+        with socket.socket(family, kind) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if settings.reuse_port:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            probe.bind(address)
+    except OSError as error:
+        return error.errno == errno.EADDRINUSE
+    return False
 
 
 def _credentials(settings: Serving) -> grpc.ServerCredentials:

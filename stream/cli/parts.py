@@ -126,7 +126,7 @@ def serve(config: Config = None) -> None:
 
     settings = settings_of(config)
     with broker(settings.broker) as bootstrap:
-        err.print(f"serving on {settings.serving.host}:{settings.serving.port}; Ctrl-C ends it")
+        err.print(f"serve: starting on {settings.serving.host}:{settings.serving.port}; Ctrl-C ends it")
         run_server(with_bootstrap(settings, bootstrap))
 
 

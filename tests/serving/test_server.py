@@ -201,9 +201,12 @@ def free_port():
         return one.getsockname()[1]
 
 
-def test_a_taken_port_is_named_in_one_sentence(running, tmp_path):
-    with pytest.raises(ConfigError, match=rf"127.0.0.1:{running.server.port} can't be listened on"):
+def test_a_taken_port_is_named_in_one_sentence(running, tmp_path, capfd):
+    with pytest.raises(ConfigError, match=rf"port {running.server.port} of 127.0.0.1 is in use .* Set serving.port"):
         Server(small_settings(tmp_path / "other", port=running.server.port))
+    assert "add_port" not in capfd.readouterr().err
+    with pytest.raises(ConfigError, match=r"203\.0\.113\.7:\d+ can't be listened on: .* Set serving.host"):
+        Server(small_settings(tmp_path / "other", host="203.0.113.7", port=free_port()))
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         one.listen()

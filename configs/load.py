@@ -25,6 +25,8 @@ from configs.settings import Settings
 PRESETS = Path(__file__).parent
 ENVIRONMENT = "DRIFTLINE__"
 DEFAULT_ORIGIN = "default"
+SECRETS = {"broker": {"sasl_password"}, "llm": {"api_key"}, "serving": {"tokens"}}
+"""Keys whose values are never shown and are part of no hash, by section."""
 
 EXPECTED = {
     "int": "a whole number",
@@ -99,8 +101,14 @@ def load(source: str | Path | None = None, environment: Mapping[str, str] = os.e
 
 
 def config_sha256(settings: Settings) -> str:
-    """Hash of every value, in hex; equal settings have equal hashes wherever they came from."""
-    return hashlib.sha256(settings.model_dump_json().encode()).hexdigest()
+    """Hash of every value but secrets, in hex; equal settings have equal hashes wherever they came from."""
+    return hashlib.sha256(settings.model_dump_json(exclude=SECRETS).encode()).hexdigest()
+
+
+def shown(key: str, value: Any) -> Any:
+    """What people and logs may see of a value."""
+    section, _, name = key.partition(".")
+    return "***" if value and name in SECRETS.get(section, ()) else value
 
 
 def leaves(section: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any]]:

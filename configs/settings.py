@@ -34,6 +34,29 @@ class Broker(Section):
     retention_days: float = Field(0.0, ge=0, description="of the event topics; 0 = keep all, as rebuilding needs")
     session_timeout_s: float = Field(10.0, gt=0, description="a killed worker's partitions move after this")
     heartbeat_s: float = Field(3.0, gt=0, description="a third of session_timeout_s at most")
+    security: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
+        "PLAINTEXT", description="protocol of the listener at `bootstrap`"
+    )
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = Field(
+        "PLAIN", description="how a SASL listener wants the password"
+    )
+    sasl_username: str = Field("", description="user at a SASL listener")
+    sasl_password: str = Field(
+        "", description="its password; better in the environment: DRIFTLINE__BROKER__SASL_PASSWORD"
+    )
+    tls_ca: Path | None = Field(None, description="PEM file of authorities for SSL; null = those of the system")
+    tls_certificate: Path | None = Field(None, description="PEM file of the client's certificate, where wanted")
+    tls_key: Path | None = Field(None, description="PEM file of its key")
+
+    @model_validator(mode="after")
+    def _security_is_whole(self) -> Self:
+        if self.security != "PLAINTEXT" and not self.bootstrap:
+            raise ValueError(f"got security {self.security} without bootstrap; the embedded broker speaks PLAINTEXT")
+        if self.security.startswith("SASL") and not (self.sasl_username and self.sasl_password):
+            raise ValueError(f"got security {self.security}; expected sasl_username and sasl_password with it")
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise ValueError("got one half of a TLS pair; expected tls_certificate and tls_key together, or neither")
+        return self
 
 
 class State(Section):

@@ -14,7 +14,9 @@ import base64
 import logging
 import threading
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -138,10 +140,13 @@ class ProfileFollower:
         store: what to fill.
         bootstrap: Kafka servers; while they can't be reached the store stays as it is and the thread tries again.
         topic: name of the compacted topic.
+        options: how the client makes itself known (configs/security.py).
     """
 
-    def __init__(self, store: ProfileStore, bootstrap: str, topic: str) -> None:
-        self._store, self._bootstrap, self._topic = store, bootstrap, topic
+    def __init__(
+        self, store: ProfileStore, bootstrap: str, topic: str, options: Mapping[str, Any] = MappingProxyType({})
+    ) -> None:
+        self._store, self._bootstrap, self._topic, self._options = store, bootstrap, topic, options
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="profile-follower", daemon=True)
         self._thread.start()
@@ -166,6 +171,7 @@ class ProfileFollower:
 
         consumer = KafkaConsumer(
             bootstrap_servers=self._bootstrap.split(","),
+            **self._options,
             group_id=None,
             enable_auto_commit=False,
             auto_offset_reset="earliest",

@@ -20,6 +20,7 @@ from grpc_reflection.v1alpha import reflection
 from prometheus_client import start_http_server
 
 from configs.errors import ConfigError
+from configs.security import client_options
 from configs.settings import Serving, Settings
 from graph.rows import action_code
 from serving.answers import StateMessages
@@ -222,7 +223,7 @@ def _credentials(settings: Serving) -> grpc.ServerCredentials:
 
 def _follow(settings: Settings, store: ProfileStore) -> ProfileFollower:
     bootstrap = settings.broker.bootstrap or f"127.0.0.1:{settings.broker.embedded_port}"
-    return ProfileFollower(store, bootstrap, settings.broker.prefix + "profiles")
+    return ProfileFollower(store, bootstrap, settings.broker.prefix + "profiles", client_options(settings.broker))
 
 
 def _start_metrics(port: int, metrics: ServingMetrics) -> None:

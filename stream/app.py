@@ -31,7 +31,7 @@ from aiokafka.errors import MessageSizeTooLargeError
 from faust.types import TP
 
 from configs.settings import Settings
-from stream.consumer import BUFFERED_BLOCKS, Block, BlockTransport, holes_in
+from stream.consumer import BUFFERED_BLOCKS, Block, BlockTransport, credentials, holes_in
 from stream.dlq import TOPIC as DLQ
 from stream.dlq import fitting, shortened
 from stream.exits import end_process
@@ -67,6 +67,7 @@ class WorkerApp(faust.App):  # type: ignore[misc]
         super().__init__(
             group_of(settings),
             broker=[f"kafka://{address}" for address in bootstrap.split(",")],
+            broker_credentials=credentials(broker),
             broker_client_id=client_id(),
             broker_session_timeout=broker.session_timeout_s,
             broker_heartbeat_interval=broker.heartbeat_s,

@@ -83,7 +83,7 @@ def bench_ingest(settings: Settings, events: int = 40_000, tell: Tell = lambda t
 def _own(settings: Settings, folder: Path) -> Settings:
     data = settings.model_dump(mode="json")
     data["broker"] |= {"bootstrap": "", "embedded_dir": folder / "broker", "embedded_port": _free_port(), "prefix": ""}
-    data["broker"] |= {"partitions": 1, "replication": 1}
+    data["broker"] |= {"partitions": 1, "replication": 1, "security": "PLAINTEXT"}
     data["state"]["root"] = folder / "state"
     data["metrics"] |= {"worker_port": _free_port()}
     return Settings.model_validate(data)

@@ -32,6 +32,7 @@ from kafka.admin import KafkaAdminClient
 from kafka.errors import KafkaError
 
 from configs.errors import BrokerError
+from configs.security import client_options
 from configs.settings import Broker
 from stream.durable import try_lock
 
@@ -223,11 +224,15 @@ def admin(settings: Broker, bootstrap: str) -> Iterator[Any]:
     _wait_until_one_listens(settings, bootstrap)
     try:
         timeout_ms = int(settings.connect_timeout_s * 1000)
-        client = KafkaAdminClient(bootstrap_servers=bootstrap.split(","), bootstrap_timeout_ms=timeout_ms)
+        client = KafkaAdminClient(
+            bootstrap_servers=bootstrap.split(","), bootstrap_timeout_ms=timeout_ms, **client_options(settings)
+        )
     except (KafkaError, OSError) as error:
+        user = f" and lets broker.sasl_username {settings.sasl_username!r} in" if "SASL" in settings.security else ""
         raise BrokerError(
-            f"what listens at {bootstrap} does not answer as a Kafka broker ({type(error).__name__}); correct "
-            "broker.bootstrap, or leave it empty for the embedded broker"
+            f"what listens at {bootstrap} does not answer as a Kafka broker that speaks broker.security "
+            f"{settings.security}{user} ({type(error).__name__}); correct these, or leave broker.bootstrap empty "
+            "for the embedded broker"
         ) from None
     try:
         yield client

@@ -19,12 +19,15 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
+import faust
 from aiokafka import AIOKafkaConsumer
 from aiokafka.protocol.fetch import FetchRequest
 from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread, Consumer, Transport
 from faust.types import TP
 from faust.types.tuples import ConsumerMessage
 
+from configs.security import ssl_context
+from configs.settings import Broker
 from stream.exits import end_process
 
 BUFFERED_BLOCKS = 4
@@ -52,6 +55,19 @@ def calm(consumer: AIOKafkaConsumer) -> AIOKafkaConsumer:
 
     consumer._client.send = sent
     return consumer
+
+
+def credentials(broker: Broker) -> Any:
+    """What `broker` says of TLS and SASL, in Faust's terms; None for a plain listener."""
+    context = ssl_context(broker) if broker.security.endswith("SSL") else None
+    if not broker.security.startswith("SASL"):
+        return context
+    return faust.SASLCredentials(
+        mechanism=broker.sasl_mechanism,
+        username=broker.sasl_username,
+        password=broker.sasl_password,
+        ssl_context=context,
+    )
 
 
 class Fetched(list[Any]):

@@ -18,6 +18,7 @@ from kafka import KafkaProducer
 from kafka.errors import KafkaError
 
 from configs.errors import BrokerError
+from configs.security import client_options
 from configs.settings import Broker
 from stream.broker import check_reachable
 from stream.events import EVENT_TYPE, ITEM_TYPE
@@ -118,6 +119,7 @@ def sender(settings: Broker, bootstrap: str) -> Iterator[Sender]:
     check_reachable(settings, bootstrap)
     producer = KafkaProducer(
         bootstrap_servers=bootstrap.split(","),
+        **client_options(settings),
         acks="all",
         compression_type="gzip",
         linger_ms=5,
@@ -144,6 +146,7 @@ def outlet(settings: Broker, bootstrap: str, client_id: str) -> Iterator[Callabl
     timeout_ms = int(settings.connect_timeout_s * 1000)
     producer = KafkaProducer(
         bootstrap_servers=bootstrap.split(","),
+        **client_options(settings),
         acks="all",
         max_block_ms=3 * timeout_ms,
         request_timeout_ms=timeout_ms,

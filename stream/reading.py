@@ -11,6 +11,7 @@ from kafka import KafkaConsumer, TopicPartition
 from kafka.errors import KafkaError
 
 from configs.errors import BrokerError
+from configs.security import client_options
 from configs.settings import Broker
 from stream.broker import check_reachable
 
@@ -28,6 +29,7 @@ def consumer(settings: Broker, bootstrap: str) -> Iterator[Any]:
     check_reachable(settings, bootstrap)
     reader = KafkaConsumer(
         bootstrap_servers=bootstrap.split(","),
+        **client_options(settings),
         enable_auto_commit=False,
         auto_offset_reset="earliest",
         max_poll_records=2000,

@@ -23,6 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from configs.errors import StateError
+from configs.security import client_options
 from configs.settings import Settings
 from graph.memory import Float32, GraphMemory
 from stream.consumer import calm
@@ -141,7 +142,8 @@ class GraphVersions:
 
     async def follow(self) -> None:
         """Reads the topic for ever and keeps the newest complete version."""
-        consumer = calm(AIOKafkaConsumer(bootstrap_servers=self._bootstrap.split(","), enable_auto_commit=False))
+        servers, security = self._bootstrap.split(","), client_options(self.settings.broker)
+        consumer = calm(AIOKafkaConsumer(bootstrap_servers=servers, enable_auto_commit=False, **security))
         await consumer.start()
         try:
             place = TopicPartition(self.settings.broker.prefix + TOPIC, 0)

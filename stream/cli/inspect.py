@@ -48,10 +48,10 @@ def show(
 
     Example: `driftline config show --origin -c ecommerce`
     """
-    from configs.load import leaves, load
+    from configs.load import leaves, load, shown
 
     loaded = load(config)
-    values = dict(leaves(loaded.settings))
+    values = {key: shown(key, value) for key, value in leaves(loaded.settings)}
     if as_json:
         plain = {
             key: value if isinstance(value, str | int | float | bool | None) else str(value)

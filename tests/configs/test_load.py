@@ -3,8 +3,9 @@
 import pytest
 
 from configs.errors import ConfigError
-from configs.load import config_sha256, load, load_settings, presets
-from configs.settings import Settings
+from configs.load import config_sha256, leaves, load, load_settings, presets, shown
+from configs.security import client_options
+from configs.settings import Broker, Settings
 
 
 def write(tmp_path, text, name="own.yaml"):
@@ -93,7 +94,43 @@ def test_equal_settings_have_equal_hashes_wherever_they_came_from(tmp_path):
     assert len(config_sha256(by_file)) == 64
 
 
+def test_a_secret_is_part_of_no_hash_and_never_shown(tmp_path):
+    secrets = {
+        "DRIFTLINE__BROKER__SASL_PASSWORD": "one",
+        "DRIFTLINE__LLM__API_KEY": "two",
+        "DRIFTLINE__SERVING__TOKENS": "[three]",
+    }
+    settings = load(None, secrets).settings
+    assert config_sha256(settings) == config_sha256(Settings())
+    values = {key: shown(key, value) for key, value in leaves(settings)}
+    assert {key for key, value in values.items() if value == "***"} == {
+        "broker.sasl_password", "llm.api_key", "serving.tokens",
+    }  # fmt: skip
+    assert shown("llm.api_key", "") == ""
+
+
 # ------------------------------------------------------------------------------------------- what goes wrong
+
+
+@pytest.mark.parametrize(
+    ("broker", "words"),
+    [
+        ("{security: SSL}", "got security SSL without bootstrap"),
+        ("{bootstrap: 'k:1', security: SASL_SSL, sasl_username: me}", "expected sasl_username and sasl_password"),
+        ("{bootstrap: 'k:1', security: SSL, tls_key: a.pem}", "expected tls_certificate and tls_key together"),
+    ],
+)
+def test_half_a_way_into_kafka_is_refused(tmp_path, broker, words):
+    assert words in message(write(tmp_path, f"broker: {broker}\n"))
+
+
+@pytest.mark.parametrize("content", [None, "no PEM"])
+def test_a_certificate_of_kafka_that_can_not_be_used_is_named(tmp_path, content):
+    authority = tmp_path / "ca.pem"
+    if content is not None:
+        authority.write_text(content)
+    with pytest.raises(ConfigError, match=r"broker.tls_ca .*ca.pem.* can't be used: .*Expected PEM files"):
+        client_options(Broker(bootstrap="k:1", security="SSL", tls_ca=authority))
 
 
 def test_an_unknown_key_names_the_nearest_one_and_the_line(tmp_path):

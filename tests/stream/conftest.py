@@ -21,6 +21,7 @@ import pytest
 import yaml
 from kafka import KafkaProducer
 
+from configs.security import client_options
 from configs.settings import Settings
 from stream.broker import EmbeddedBroker, check_reachable
 from stream.processor import Processor, Record
@@ -56,6 +57,7 @@ class World:
     prefix: str
     partitions: int = 1
     state: dict[str, Any] = field(default_factory=dict)
+    broker: dict[str, Any] = field(default_factory=dict)
 
     @property
     def settings(self) -> Settings:
@@ -71,7 +73,7 @@ class World:
         broker = {"bootstrap": self.bootstrap, "prefix": self.prefix, "partitions": self.partitions}
         state = {"root": str(self.root / "state"), "epoch_events": 32, "epoch_ms": 5, **self.state}
         timeouts = {"connect_timeout_s": 5.0, "session_timeout_s": 6.0, "heartbeat_s": 2.0}
-        return {"broker": broker | timeouts, "state": state}
+        return {"broker": broker | timeouts | self.broker, "state": state}
 
     def create_topics(self) -> None:
         create_topics(self.settings.broker, self.bootstrap)
@@ -81,7 +83,8 @@ class World:
         self.send([SimpleNamespace(topic="interactions", key=key, value=v, headers=()) for key, v in records])
 
     def send(self, records: list[Any]) -> None:
-        producer = KafkaProducer(bootstrap_servers=self.bootstrap, acks="all", linger_ms=5)
+        security = client_options(self.settings.broker)
+        producer = KafkaProducer(bootstrap_servers=self.bootstrap, acks="all", linger_ms=5, **security)
         for record in records:
             producer.send(self.prefix + record.topic, key=record.key, value=record.value, headers=list(record.headers))
         producer.flush()
@@ -212,7 +215,7 @@ def kafka_bootstrap(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         process = subprocess.Popen(command, stdout=log, stderr=log)
     try:
         settings = Settings().broker.model_copy(update={"connect_timeout_s": 60.0})
-        wait_for(lambda: _answers(port) or process.poll() is not None, 90, "Kafka listens")
+        wait_for(lambda: answers(port) or process.poll() is not None, 90, "Kafka listens")
         assert process.poll() is None, (folder / "broker.out").read_text(errors="replace")[-2000:]
         check_reachable(settings, f"127.0.0.1:{port}")
         yield f"127.0.0.1:{port}"
@@ -256,7 +259,7 @@ def _container() -> Iterator[str]:
         yield container.get_bootstrap_server()
 
 
-def _answers(port: int) -> bool:
+def answers(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 

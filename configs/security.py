@@ -1,0 +1,39 @@
+"""How clients of Kafka make themselves known: TLS and SASL from the section `broker`, in one place for every client."""
+
+from __future__ import annotations
+
+import ssl
+from typing import Any
+
+from configs.errors import ConfigError
+from configs.settings import Broker
+
+
+def client_options(broker: Broker) -> dict[str, Any]:
+    """Keyword arguments of a kafka-python or aiokafka client, which share their names.
+
+    Raises:
+        ConfigError: a certificate or key can't be read.
+    """
+    options: dict[str, Any] = {"security_protocol": broker.security}
+    if broker.security.endswith("SSL"):
+        options["ssl_context"] = ssl_context(broker)
+    if broker.security.startswith("SASL"):
+        options |= {
+            "sasl_mechanism": broker.sasl_mechanism,
+            "sasl_plain_username": broker.sasl_username,
+            "sasl_plain_password": broker.sasl_password,
+        }
+    return options
+
+
+def ssl_context(broker: Broker) -> ssl.SSLContext:
+    """Checks the broker's certificate and host name; brings the client's own certificate where one is set."""
+    try:
+        context = ssl.create_default_context(cafile=broker.tls_ca)
+        if broker.tls_certificate is not None:
+            context.load_cert_chain(broker.tls_certificate, broker.tls_key)
+    except (OSError, ssl.SSLError) as error:
+        files = f"broker.tls_ca {broker.tls_ca}, tls_certificate {broker.tls_certificate}, tls_key {broker.tls_key}"
+        raise ConfigError(f"{files} can't be used: {error}. Expected PEM files.") from None
+    return context

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -75,7 +76,7 @@ class Problem:
     """One thing wrong with one cell or row.
 
     Attributes:
-        row: data row from 1 (a header is not counted); 0 = the file as a whole.
+        row: data row from 1 (a header, and empty lines of CSV, are not counted); 0 = the file as a whole.
         column: its name, "" = the row as a whole.
         kind: short name of what is wrong, the same for all rows with this fault.
         got: what stands there, shortened.
@@ -152,14 +153,16 @@ class Report:
         }
 
 
-def check_column(name: str, meaning: str, raw: Any, first_row: int, required: bool) -> tuple[pa.Array, list[Problem]]:
+def check_column(
+    name: str, meaning: str, raw: Any, numbers: Sequence[int], required: bool
+) -> tuple[pa.Array, list[Problem]]:
     """Type one column.
 
     Args:
         name: its name.
         meaning: a key of EXPECTED.
         raw: Arrow array or list of Python values [n].
-        first_row: row number of the first value.
+        numbers: [n] row number of each value.
         required: null is a problem.
 
     Returns:
@@ -171,11 +174,11 @@ def check_column(name: str, meaning: str, raw: Any, first_row: int, required: bo
     if array is None:  # some value does not convert: go cell by cell to name it
         cells = raw.to_pylist() if isinstance(raw, pa.Array) else raw
         typed: list[Any] = []
-        for i, cell in enumerate(cells):
+        for number, cell in zip(numbers, cells, strict=True):
             value, kind = _cell(meaning, cell)
             typed.append(value)
             if kind:
-                problems.append(Problem(first_row + i, name, kind, shorten(cell), EXPECTED[meaning]))
+                problems.append(Problem(number, name, kind, shorten(cell), EXPECTED[meaning]))
         array = pa.array(typed, ARROW[meaning])
     if meaning in ("text", "action"):
         array = pc.if_else(pc.equal(array, ""), pa.scalar(None, pa.string()), array)
@@ -183,9 +186,9 @@ def check_column(name: str, meaning: str, raw: Any, first_row: int, required: bo
     nothing = "an empty cell" if isinstance(raw, pa.Array) else "null, or no such field"
     for kind, mask in _faults(meaning, array, required):
         for i in np.flatnonzero(mask.to_numpy(zero_copy_only=False)).tolist():
-            if first_row + i not in found:
+            if numbers[i] not in found:
                 got = shorten(array[i].as_py()) if array[i].is_valid else nothing
-                problems.append(Problem(first_row + i, name, kind, got, EXPECTED[meaning]))
+                problems.append(Problem(numbers[i], name, kind, got, EXPECTED[meaning]))
     return array, sorted(problems, key=lambda problem: problem.row)
 
 
@@ -270,10 +273,10 @@ def _faults(meaning: str, array: pa.Array, required: bool) -> list[tuple[str, pa
     return [(kind, pc.fill_null(mask, False)) for kind, mask in faults]
 
 
-def check_extra(first_row: int, extra: list[dict[str, Any] | None] | None) -> list[Problem]:
+def check_extra(numbers: Sequence[int], extra: list[dict[str, Any] | None] | None) -> list[Problem]:
     """Rows whose unknown fields can't be kept in an event: it is stored and sent as JSON."""
     problems = []
-    for row, fields in enumerate(extra or (), first_row):
+    for row, fields in zip(numbers, extra or (), strict=False):
         try:
             orjson.dumps(fields)
         except orjson.JSONEncodeError as error:
@@ -289,12 +292,12 @@ def check_size(row: int, message: bytes) -> Problem | None:
     return Problem(row, "", "too large", f"{len(message)} bytes as JSON", f"at most {MAX_EVENT_BYTES}")
 
 
-def check_times(report: Report, first_row: int, times: pa.Array, last_ms: int) -> int:
+def check_times(report: Report, numbers: Sequence[int], times: pa.Array, last_ms: int) -> int:
     """Warn of times that run backwards, look like seconds or lie in the future.
 
     Args:
         report: takes the warnings and the first and last time.
-        first_row: row number of the first value.
+        numbers: [n] row number of each value.
         times: [n] int64, null = not valid.
         last_ms: latest time of the rows before, -1 = none.
 
@@ -312,7 +315,7 @@ def check_times(report: Report, first_row: int, times: pa.Array, last_ms: int) -
         ("in the future", whole > time.time() * 1000, "a time that has passed: a worker refuses days to come"),
     ):
         for i in np.flatnonzero(valid & mask).tolist():
-            report.add(Problem(first_row + i, "timestamp_ms", kind, str(whole[i]), expected), warning=True)
+            report.add(Problem(numbers[i], "timestamp_ms", kind, str(whole[i]), expected), warning=True)
     if valid.any():
         low, high = int(whole[valid].min()), int(whole[valid].max())
         report.first_ms = low if report.first_ms is None else min(low, report.first_ms)

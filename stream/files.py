@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ from stream.file_checks import (
 )
 
 CHUNK_ROWS = 65_536
+BLOCK_BYTES = 1 << 23
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,19 +47,23 @@ class Chunk:
     """Some rows of a file as they were read.
 
     Attributes:
-        first_row: number of the first row, from 1.
+        numbers: [n] number of each row in the file, from 1; broken ones lie between.
         columns: raw values [n] of the columns that the schema knows.
         extra: [n] dicts of the fields that it does not know, or None.
         unknown: names of those fields.
         broken: rows that could not be read at all; they are not in `columns`.
     """
 
-    first_row: int
-    rows: int
+    numbers: Sequence[int]
     columns: dict[str, Any]
     extra: list[dict[str, Any] | None] | None
     unknown: list[str]
     broken: list[Problem]
+
+    @property
+    def rows(self) -> int:
+        """How many could be read."""
+        return len(self.numbers)
 
 
 # ---------------------------------------------------------------------------------------------- reading chunks
@@ -81,7 +87,7 @@ def _chunks(path: Path, known: dict[str, str]) -> Iterator[Chunk]:
         raise InputError(f"{path}: can't be read as {path.suffix[1:].upper()}: {error}; is it damaged?") from error
 
 
-def _table_chunk(batch: pa.RecordBatch, known: dict[str, str], first_row: int, broken: list[Problem]) -> Chunk:
+def _table_chunk(batch: pa.RecordBatch, known: dict[str, str], numbers: Sequence[int], broken: list[Problem]) -> Chunk:
     names = batch.schema.names
     unknown = [name for name in names if name not in known]
     extra: list[dict[str, Any] | None] | None = None
@@ -89,13 +95,13 @@ def _table_chunk(batch: pa.RecordBatch, known: dict[str, str], first_row: int, b
         rows = batch.select(unknown).to_pylist()
         extra = [{k: v for k, v in row.items() if v is not None} or None for row in rows]
     columns = {name: batch.column(name) for name in names if name in known}
-    return Chunk(first_row, batch.num_rows, columns, extra, unknown, broken)
+    return Chunk(numbers, columns, extra, unknown, broken)
 
 
 def _parquet_chunks(path: Path, known: dict[str, str]) -> Iterator[Chunk]:
     first_row = 1
     for batch in pa.parquet.ParquetFile(path).iter_batches(CHUNK_ROWS):
-        yield _table_chunk(batch, known, first_row, [])
+        yield _table_chunk(batch, known, range(first_row, first_row + batch.num_rows), [])
         first_row += batch.num_rows
 
 
@@ -115,24 +121,28 @@ def _csv_chunks(path: Path, known: dict[str, str]) -> Iterator[Chunk]:
     names = pa.csv.read_csv(pa.BufferReader(header.encode())).schema.names
     reader = pa.csv.open_csv(
         path,
-        pa.csv.ReadOptions(block_size=1 << 23, use_threads=False),
+        pa.csv.ReadOptions(block_size=BLOCK_BYTES, use_threads=False),
         pa.csv.ParseOptions(newlines_in_values=True, invalid_row_handler=on_bad_row),
         pa.csv.ConvertOptions(
             column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=True, null_values=[""]
         ),
     )
-    first_row = 1
+    next_row = 1
     for batch in reader:
-        chunk = _table_chunk(batch, known, first_row, broken.copy())
-        broken.clear()
-        yield chunk
-        first_row += batch.num_rows + len(chunk.broken)
+        wrong = {problem.row for problem in broken}  # of the block after this one, too: the reader is ahead
+        numbers = list(islice((row for row in count(next_row) if row not in wrong), batch.num_rows))
+        next_row = max(numbers, default=next_row - 1) + 1
+        here = [problem for problem in broken if problem.row < next_row]
+        del broken[: len(here)]
+        yield _table_chunk(batch, known, numbers, here)
+    if broken:
+        yield Chunk([], {}, None, [], broken)
 
 
 def _jsonl_chunks(path: Path, known: dict[str, str]) -> Iterator[Chunk]:
     rows: list[dict[str, Any]] = []
+    numbers: list[int] = []
     broken: list[Problem] = []
-    first_row, number = 1, 0
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             try:
@@ -144,16 +154,19 @@ def _jsonl_chunks(path: Path, known: dict[str, str]) -> Iterator[Chunk]:
                 continue
             if isinstance(row, dict):
                 rows.append(row)
+                numbers.append(number)
             else:
                 broken.append(Problem(number, "", "not an object", shorten(row), "one JSON object a line"))
             if len(rows) == CHUNK_ROWS:
-                yield _object_chunk(rows, known, first_row, broken)
-                rows, broken, first_row = [], [], number + 1
+                yield _object_chunk(rows, known, numbers, broken)
+                rows, numbers, broken = [], [], []
     if rows or broken:
-        yield _object_chunk(rows, known, first_row, broken)
+        yield _object_chunk(rows, known, numbers, broken)
 
 
-def _object_chunk(rows: list[dict[str, Any]], known: dict[str, str], first_row: int, broken: list[Problem]) -> Chunk:
+def _object_chunk(
+    rows: list[dict[str, Any]], known: dict[str, str], numbers: list[int], broken: list[Problem]
+) -> Chunk:
     names: dict[str, None] = {}
     for row in rows:
         names.update(dict.fromkeys(row))
@@ -162,7 +175,7 @@ def _object_chunk(rows: list[dict[str, Any]], known: dict[str, str], first_row: 
     extra: list[dict[str, Any] | None] | None = None
     if unknown:
         extra = [{k: row[k] for k in unknown if row.get(k) is not None} or None for row in rows]
-    return Chunk(first_row, len(rows), columns, extra, unknown, broken)
+    return Chunk(numbers, columns, extra, unknown, broken)
 
 
 # ---------------------------------------------------------------------------------------------- typed chunks
@@ -186,14 +199,14 @@ def _typed(
             )
         typed = {}
         for name, raw in chunk.columns.items():
-            typed[name], found = check_column(name, known[name], raw, chunk.first_row, name in required)
+            typed[name], found = check_column(name, known[name], raw, chunk.numbers, name in required)
             problems += found
         yield chunk, pa.RecordBatch.from_pydict(typed), sorted(problems, key=lambda problem: problem.row)
 
 
 def _typed_events(path: Path) -> Iterator[tuple[Chunk, pa.RecordBatch, list[Problem]]]:
     for chunk, batch, problems in _typed(path, EVENT_COLUMNS, EVENT_REQUIRED):
-        yield chunk, batch, problems + check_extra(chunk.first_row, chunk.extra)
+        yield chunk, batch, problems + check_extra(chunk.numbers, chunk.extra)
 
 
 def _strict(
@@ -232,12 +245,13 @@ def validate(path: Path, actions: Container[str] | None = None) -> Report:
         if actions is not None:
             found = Counter(_full(batch).column("action").to_pylist())
             report.unknown_actions.update({name: n for name, n in found.items() if name not in actions})
-        for i, event_id in enumerate(batch.column("event_id").to_pylist() if "event_id" in batch.schema.names else ()):
+        ids_here = batch.column("event_id").to_pylist() if "event_id" in batch.schema.names else ()
+        for number, event_id in zip(chunk.numbers, ids_here, strict=False):
             if event_id is not None and event_id in ids:
                 expected = "an id that no other row has; the second row will be dropped"
-                report.add(Problem(chunk.first_row + i, "event_id", "duplicate", shorten(event_id), expected), True)
+                report.add(Problem(number, "event_id", "duplicate", shorten(event_id), expected), True)
             ids.add(event_id)
-        last_ms = check_times(report, chunk.first_row, batch.column("timestamp_ms"), last_ms)
+        last_ms = check_times(report, chunk.numbers, batch.column("timestamp_ms"), last_ms)
     return report
 
 
@@ -245,8 +259,8 @@ def _too_large(chunk: Chunk, batch: pa.RecordBatch, wrong: set[int]) -> list[Pro
     """Rows, but for the wrong ones, that make too large a message. Without unknown fields none does."""
     if chunk.extra is None:
         return []
-    rows = enumerate(zip(batch.to_pylist(), chunk.extra, strict=True), chunk.first_row)
-    found = [check_size(number, _message(row, more)) for number, (row, more) in rows if number not in wrong]
+    rows = zip(chunk.numbers, batch.to_pylist(), chunk.extra, strict=True)
+    found = [check_size(number, _message(row, more)) for number, row, more in rows if number not in wrong]
     return [problem for problem in found if problem]
 
 
@@ -318,7 +332,7 @@ def read_messages(path: Path) -> Iterator[tuple[bytes, bytes]]:
     """(key, JSON value) of each event in the order of the file, for a producer. Raises as `read_columns` does."""
     for chunk, batch in _strict(path, _typed_events(path)):
         extra = chunk.extra or [None] * batch.num_rows
-        for number, (row, more) in enumerate(zip(batch.to_pylist(), extra, strict=True), chunk.first_row):
+        for number, row, more in zip(chunk.numbers, batch.to_pylist(), extra, strict=True):
             message = _message(row, more)
             if problem := check_size(number, message):
                 raise _refused(path, problem)

@@ -6,6 +6,7 @@ import pytest
 
 from configs.errors import InputError
 from configs.settings import Settings
+from stream import files
 from stream.bundled import EVENTS, ITEMS
 from stream.evaluate.log import EventLog
 from stream.files import count_rows, read_columns, read_items, read_messages, validate
@@ -158,6 +159,50 @@ def test_rows_that_can_not_be_read_are_reported_and_the_rest_is_checked(tmp_path
     kinds = {kind: n for (kind, _), n in report.counts.items()}
     assert kinds == {"not JSON": 2, "not an object": 1, "empty": 1, "missing": 1}
     assert [problem.row for problem in report.examples if problem.kind == "not JSON"] == [2, 4]
+
+
+@pytest.mark.parametrize("chunk_rows", [2, 65_536])
+def test_rows_after_lines_that_can_not_be_read_keep_the_number_of_their_line(tmp_path, monkeypatch, chunk_rows):
+    monkeypatch.setattr(files, "CHUNK_ROWS", chunk_rows)
+    good, wrong = ROWS[0], ROWS[0] | {"item_id": ""}
+    lines = [
+        "{x",
+        good,
+        wrong,
+        "",
+        "{y",
+        "[1]",
+        wrong,
+        "",
+        "",
+        wrong | {"e": 1},
+        good | {"timestamp_ms": 5},
+        good,
+        "{z",
+    ]
+    path = tmp_path / "events.jsonl"
+    path.write_bytes(b"\n".join(orjson.dumps(line) if isinstance(line, dict) else line.encode() for line in lines))
+    report = validate(path)
+    assert report.rows == len(lines)
+    found = {kind: [problem.row for problem in report.examples if problem.kind == kind] for kind, _ in report.counts}
+    assert found.pop("not JSON") + found.pop("not an object") == [1, 4, 5, 8, 9, 6]
+    assert found == {"empty": [3, 7, 10], "looks like seconds": [11], "earlier than a row above": [11]}
+
+
+@pytest.mark.parametrize("block_bytes", [150, 1 << 23])
+def test_rows_after_csv_rows_that_can_not_be_read_keep_their_number(tmp_path, monkeypatch, block_bytes):
+    monkeypatch.setattr(files, "BLOCK_BYTES", block_bytes)
+    good, wrong, broken = "u,a,1600000000000", "u,a,soon", "u"
+    rows = [broken, broken, good, wrong, good, broken, '"a\nb",a,soon', *[good] * 40, wrong, broken, broken]
+    path = tmp_path / "events.csv"
+    path.write_text("\n".join(["user_id,item_id,timestamp_ms", *rows]) + "\n")
+    report = validate(path)
+    assert report.rows == len(rows)
+    found = {kind: [problem.row for problem in report.examples if problem.kind == kind] for kind, _ in report.counts}
+    assert found["wrong number of fields"] == [1, 2, 6, 49, 50]
+    assert found["not a number"] == [4, 7, 48]
+    path.write_text("user_id,item_id,timestamp_ms\nu\nu\n")
+    assert validate(path).counts == {("wrong number of fields", ""): 2}
 
 
 def test_a_line_that_is_not_json_says_what_stands_there_and_what_should(tmp_path):

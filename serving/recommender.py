@@ -1,7 +1,7 @@
 """What the service answers, without the transport: read the user, rank, choose, say where it came from.
 
     row (state reader) + profile (feature store) -> view -> scorer -> ranking -> slate
-                                                no model, or it fails -> popularity of the store, FALLBACK
+                            no model, it fails or knows nothing new -> popularity of the store, FALLBACK
 
 Time never runs before the state: a request for a time before the user's newest event is answered as of that event.
 """
@@ -25,7 +25,7 @@ from serving.errors import NotReady, UnknownItem
 from serving.models import ModelSlot, Served
 from serving.profiles import ProfileStore, StoredProfile
 from serving.proto.driftline.v1 import recommendation_pb2 as pb
-from serving.scorer import OVERALL, PopularityScorer, Ranking, choose
+from serving.scorer import NOVEL, OVERALL, PopularityScorer, Ranking, choose
 from serving.snapshot import Meta, Snapshot
 from serving.state_reader import StateReader, StoredUser
 
@@ -121,7 +121,7 @@ class Recommender:
         return answers.provenance(served, stored, reading.profile, reading.now_ms, origin, reasons), message
 
     def recommend(self, user_id: str, options: Options, served: Served | None) -> tuple[pb.Provenance, pb.Slate]:
-        """The best items of a user by one model; by popularity if it is None or fails.
+        """The best items of a user by one model; by popularity if it is None, fails, or knows nothing new.
 
         Raises:
             NotReady: the user's state is older than asked for, or there is no popularity either.
@@ -133,18 +133,22 @@ class Recommender:
             raise NotReady(text, self._poll_ms)
         row = reading.stored.row
         reasons = [] if row is not None and row.events else ["cold_start"]
-        try:
-            ranking, origin = self._rank(reading, served, options.domain) if served else (None, pb.SERVED_FROM_FALLBACK)
-            reasons += [] if served else ["no_snapshot"]
-        except Exception:
-            LOG.exception("model %s failed on user %r", served.snapshot.version if served else "", user_id)
-            ranking, origin = None, pb.SERVED_FROM_FALLBACK
-            reasons.append("model_error")
-        by = served if served is not None and ranking is not None else self._popular()
-        if ranking is None:
-            ranking = by.scorer.rank(reading.view(by), reading.now_ms)
-        slate = self._slate(by, ranking, options, reading.view(by))
-        model = by if by.snapshot.sequence else None
+        model, slate, origin = served, None, pb.SERVED_FROM_FALLBACK
+        if served is None:
+            reasons.append("no_snapshot")
+        else:
+            try:
+                ranking, origin = self._rank(reading, served, options.domain)
+                slate = self._slate(served, ranking, options, reading.view(served))
+                if row and not slate.item_ids and options.which == NOVEL and not options.domain:
+                    reasons.append("nothing_new")  # a young model: the user has touched all that it knows
+            except Exception:
+                LOG.exception("model %s failed on user %r", served.snapshot.version, user_id)
+                slate = None
+                reasons.append("model_error")
+        if slate is None or "nothing_new" in reasons:
+            model, origin = None, pb.SERVED_FROM_FALLBACK
+            slate = self._popular_slate(reading, options)
         return answers.provenance(model, reading.stored, reading.profile, reading.now_ms, origin, reasons), slate
 
     def score(
@@ -207,6 +211,11 @@ class Recommender:
         places = choose(ranking, options.which, options.k, view.items, excluded, served.allowed(options.domain))
         scores = ranking.scores[options.which][places].tolist()
         return answers.slate(served, ranking, scores, places.tolist(), options.item_reasons)
+
+    def _popular_slate(self, reading: Reading, options: Options) -> pb.Slate:
+        by = self._popular()
+        view = reading.view(by)
+        return self._slate(by, by.scorer.rank(view, reading.now_ms), options, view)
 
     def _popular(self) -> Served:
         """Popularity from the state store, read at most every few seconds.

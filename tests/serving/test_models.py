@@ -19,6 +19,7 @@ from serving import models as models_module
 from serving.proto.driftline.v1 import recommendation_pb2 as pb
 from serving.proto.driftline.v1 import recommendation_pb2_grpc as pb_grpc
 from serving.publish import publish, release, rollback
+from serving.scorer import Ranking
 from serving.server import Server
 from serving.snapshot import LEVEL
 
@@ -164,6 +165,29 @@ def test_a_model_that_fails_on_a_request_falls_back_to_popularity(running, monke
     assert answer.provenance.served_from == pb.SERVED_FROM_FALLBACK
     assert list(answer.provenance.reasons) == ["model_error"]
     assert len(answer.slate.item_ids) == 10
+
+
+def test_a_model_that_knows_nothing_new_leaves_the_novel_list_to_popularity(running, monkeypatch):
+    scorer, stub = running.server.models.served.scorer, running.stub
+    own = np.isin(np.arange(len(scorer.table)), [scorer.table.find(item) for item in history(stub, "user-3")])
+
+    def only_own(view, now_ms):
+        items = np.flatnonzero(own).astype(np.int32)
+        scores = {which: np.zeros(len(items), np.float32) for which in ("mix", "novel", "repeat")}
+        return Ranking(items, scores, lambda places: [() for _ in places])
+
+    monkeypatch.setattr(scorer, "rank", only_own)
+    novel = pb.RecommendRequest(user_id="user-3", options=pb.SlateOptions(list=pb.SLATE_LIST_NOVEL))
+    answer = stub.Recommend(novel)
+    assert answer.provenance.served_from == pb.SERVED_FROM_FALLBACK
+    assert list(answer.provenance.reasons) == ["nothing_new"]
+    assert len(answer.slate.item_ids) == 10
+    assert not set(answer.slate.item_ids) & set(history(stub, "user-3"))
+    assert stub.Recommend(pb.RecommendRequest(user_id="user-3")).provenance.served_from != pb.SERVED_FROM_FALLBACK
+
+
+def history(stub, user_id):
+    return list(stub.GetUserState(pb.GetUserStateRequest(user_id=user_id)).user_state.history.item_ids)
 
 
 def test_whatever_a_poll_meets_the_slot_goes_on_and_serves_the_next_snapshot(

@@ -172,7 +172,7 @@ def check_column(
     array = _whole(meaning, raw)
     problems: list[Problem] = []
     if array is None:  # some value does not convert: go cell by cell to name it
-        cells = raw.to_pylist() if isinstance(raw, pa.Array) else raw
+        cells = values_of(raw) if isinstance(raw, pa.Array) else raw
         typed: list[Any] = []
         for number, cell in zip(numbers, cells, strict=True):
             value, kind = _cell(meaning, cell)
@@ -207,13 +207,35 @@ def _whole(meaning: str, raw: Any) -> pa.Array | None:
             return None
         if not isinstance(raw, pa.Array) and pa.types.is_boolean(array.type) and meaning != "flag":
             return None
-        return array.cast(want)
+        array = array.cast(want)
+        array.validate(full=True)  # a file may call bytes a string that are not UTF-8
+        return array
     except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError):
         return None
 
 
+def values_of(array: pa.Array) -> list[Any]:
+    """Plain values [n] of an Arrow array; bytes in place of one with a string that is not UTF-8."""
+    try:
+        return list(array.to_pylist())
+    except UnicodeDecodeError:
+        return [_value(cell) for cell in array]
+
+
+def _value(cell: pa.Scalar) -> Any:
+    try:
+        return cell.as_py()
+    except UnicodeDecodeError as error:
+        return error.object
+
+
 def _cell(meaning: str, cell: Any) -> tuple[Any, str]:
     """One value and the kind of its fault, "" = none."""
+    if isinstance(cell, bytes):
+        try:
+            cell = cell.decode()
+        except UnicodeDecodeError:
+            return None, "not UTF-8"
     if cell is None or (isinstance(cell, str) and cell == "" and meaning not in TEXTS):
         return None, ""
     if meaning in TEXTS:
@@ -274,14 +296,15 @@ def _faults(meaning: str, array: pa.Array, required: bool) -> list[tuple[str, pa
 
 
 def check_extra(numbers: Sequence[int], extra: list[dict[str, Any] | None] | None) -> list[Problem]:
-    """Rows whose unknown fields can't be kept in an event: it is stored and sent as JSON."""
+    """Unknown fields that can't be kept in an event: it is stored and sent as JSON."""
     problems = []
     for row, fields in zip(numbers, extra or (), strict=False):
-        try:
-            orjson.dumps(fields)
-        except orjson.JSONEncodeError as error:
-            expected = f"fields that JSON can hold ({error})"
-            problems.append(Problem(row, "", "not JSON", shorten(fields), expected))
+        for name, cell in (fields or {}).items():
+            try:
+                orjson.dumps({name: cell})
+            except orjson.JSONEncodeError as error:
+                expected = f"what JSON can hold ({error})"
+                problems.append(Problem(row, name, "not JSON", shorten(cell), expected))
     return problems
 
 

@@ -36,6 +36,7 @@ from stream.file_checks import (
     check_extra,
     check_size,
     check_times,
+    values_of,
 )
 
 CHUNK_ROWS = 65_536
@@ -92,8 +93,8 @@ def _table_chunk(batch: pa.RecordBatch, known: dict[str, str], numbers: Sequence
     unknown = [name for name in names if name not in known]
     extra: list[dict[str, Any] | None] | None = None
     if unknown:
-        rows = batch.select(unknown).to_pylist()
-        extra = [{k: v for k, v in row.items() if v is not None} or None for row in rows]
+        rows = zip(*(values_of(batch.column(name)) for name in unknown), strict=True)
+        extra = [{k: v for k, v in zip(unknown, row, strict=True) if v is not None} or None for row in rows]
     columns = {name: batch.column(name) for name in names if name in known}
     return Chunk(numbers, columns, extra, unknown, broken)
 
@@ -124,7 +125,7 @@ def _csv_chunks(path: Path, known: dict[str, str]) -> Iterator[Chunk]:
         pa.csv.ReadOptions(block_size=BLOCK_BYTES, use_threads=False),
         pa.csv.ParseOptions(newlines_in_values=True, invalid_row_handler=on_bad_row),
         pa.csv.ConvertOptions(
-            column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=True, null_values=[""]
+            check_utf8=False, column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=True, null_values=[""]
         ),
     )
     next_row = 1

@@ -107,11 +107,53 @@ def test_unknown_fields_that_no_event_can_hold_are_named(tmp_path):
     (tmp_path / "events.jsonl").write_bytes(orjson.dumps(ROWS[0]) + b"\n" + nested)
     columns = {name: [row.get(name) for row in ROWS[:2]] for name in NAMES[:3]} | {"picture": [None, b"\xff"]}
     pq.write_table(pa.table(columns), tmp_path / "events.parquet")
-    for path in (tmp_path / "events.jsonl", tmp_path / "events.parquet"):
-        assert validate(path).counts[("not JSON", "")] == 1
+    for path, column in ((tmp_path / "events.jsonl", "x"), (tmp_path / "events.parquet", "picture")):
+        assert validate(path).counts[("not JSON", column)] == 1
         for read in (read_columns, lambda path: list(read_messages(path))):
-            with pytest.raises(InputError, match="row 2: not JSON"):
+            with pytest.raises(InputError, match=f"row 2, column '{column}': not JSON"):
                 read(path)
+
+
+def not_utf8(*cells):
+    """Bytes that a file calls strings."""
+    validity, offsets, data = pa.array(cells, pa.binary()).buffers()
+    return pa.StringArray.from_buffers(len(cells), offsets, data, validity)
+
+
+BAD = not_utf8(b"1600000000000", b"\xff", b"1600000000000")
+
+
+@pytest.mark.parametrize(
+    ("column", "kind", "cells"),
+    [
+        *((name, "not UTF-8", BAD) for name in ("user_id", "timestamp_ms", "action", "value", "domain")),
+        ("user_id", "not UTF-8", BAD.cast(pa.large_string())),
+        ("user_id", "not UTF-8", pa.array([b"a", b"\xff", b"c"])),
+        ("shelf", "not JSON", BAD),
+        ("shelf", "not JSON", pa.ListArray.from_arrays([0, 1, 2, 3], BAD)),
+    ],
+)
+def test_a_string_of_a_parquet_file_that_is_not_utf8_is_named_by_row_and_column(tmp_path, column, kind, cells):
+    path = tmp_path / "events.parquet"
+    good = {"user_id": ["u", "v", "w"], "item_id": ["a", "b", "c"], "timestamp_ms": [1_600_000_000_000] * 3}
+    pq.write_table(pa.table(good | {column: cells}), path)
+    report = validate(path)
+    assert report.counts == {(kind, column): 1}
+    for read in (read_columns, lambda path: list(read_messages(path))):
+        with pytest.raises(InputError, match=rf"row 2, column '{column}': {kind}: got b'\\xff'"):
+            read(path)
+
+
+def test_a_string_of_another_file_that_is_not_utf8_is_named_too(tmp_path):
+    path = tmp_path / "events.csv"
+    path.write_bytes(b"user_id,item_id,timestamp_ms\nu,a,1600000000000\nu,\xff,1600000000000\n")
+    with pytest.raises(InputError, match="row 2, column 'item_id': not UTF-8"):
+        read_columns(path)
+    path = tmp_path / "items.parquet"
+    for column, cells in (("title", BAD), ("categories", pa.ListArray.from_arrays([0, 1, 2, 3], BAD))):
+        pq.write_table(pa.table({"item_id": ["a", "b", "c"], column: cells}), path)
+        with pytest.raises(InputError, match=f"row 2, column '{column}': not UTF-8"):
+            read_items(path)
 
 
 def test_a_row_that_is_too_large_for_an_event_is_named(tmp_path):

@@ -22,7 +22,7 @@ from safetensors.numpy import save_file
 
 from configs.errors import SnapshotError
 from serving.arrays import DTYPES, file_sha256, sync
-from serving.snapshot import SCHEMA_VERSION, Meta, Parts, Pointer, current, open_snapshot, versions
+from serving.snapshot import SCHEMA_VERSION, Meta, Parts, Pointer, current, open_snapshot, read_meta, versions
 
 LOG = logging.getLogger(__name__)
 _ABANDONED_S = 600.0
@@ -35,7 +35,7 @@ def publish(root: Path, parts: Parts, meta: Meta, keep: int = 5) -> str:
         root: directory of the snapshots, made if missing.
         parts: arrays of each part by name; dtypes that safetensors knows (strings: `serving.arrays.pack_strings`).
         meta: where it comes from.
-        keep: newest snapshots that stay on disk; the current one always does.
+        keep: newest snapshots that stay on disk, and as many that may serve; the current one always does.
 
     Returns:
         Its version.
@@ -139,10 +139,18 @@ def _point(root: Path, pointer: Pointer) -> None:
     sync(root)
 
 
+def _may_serve(root: Path, version: str) -> bool:
+    try:
+        return not read_meta(root, version).gate
+    except SnapshotError:
+        return False
+
+
 def _prune(root: Path, keep: int) -> None:
-    pointer = _pointer(root)
-    for version in sorted(versions(root))[:-keep]:
-        if pointer is None or version != pointer.version:
+    pointer, newest = _pointer(root), sorted(versions(root), reverse=True)
+    stay = {*newest[:keep], *[version for version in newest if _may_serve(root, version)][:keep]}
+    for version in newest:
+        if version not in stay and (pointer is None or version != pointer.version):
             leaving = root / f".tmp-{os.getpid()}-{uuid.uuid4().hex[:8]}"  # whole or gone, never half, for who looks
             with contextlib.suppress(OSError):
                 (root / version).rename(leaving)

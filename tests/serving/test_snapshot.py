@@ -106,6 +106,15 @@ def test_a_gated_snapshot_stays_on_disk_but_never_serves(tmp_path):
         open_snapshot(tmp_path, second)
 
 
+def test_gated_snapshots_do_not_push_those_that_may_serve_off_the_disk(tmp_path):
+    good = [publish(tmp_path, PARTS, META, keep=2) for _ in range(3)]
+    gated = [publish(tmp_path, PARTS, Meta(gate="ndcg@10 fell"), keep=2) for _ in range(4)]
+    assert [entry.version for entry in list_snapshots(tmp_path)] == [*gated[:1:-1], *good[:0:-1]]
+    rollback(tmp_path, good[1])
+    newer = [publish(tmp_path, PARTS, META, keep=2) for _ in range(2)]
+    assert [entry.version for entry in list_snapshots(tmp_path)] == [*newer[::-1], good[1]]
+
+
 def test_the_gate_refuses_a_fall_and_a_number_that_is_none():
     assert gate({"ndcg@10": 0.06}, {"ndcg@10": 0.1}, drop=0.5) == ""
     assert "fell from 0.1000 to 0.0400" in gate({"ndcg@10": 0.04}, {"ndcg@10": 0.1}, drop=0.5)

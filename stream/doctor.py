@@ -120,12 +120,19 @@ def _topics(settings: Settings) -> Iterator[Finding]:
 
 
 def _state(settings: Settings) -> Iterator[Finding]:
+    from stream.live_state import count_too_late
+
     root = settings.state.root
     partitions = sorted(root.glob("partition-*"))
     if not partitions:
         yield Finding("state", "note", f"none in {root} yet", "`driftline worker` makes it from the topic")
         return
     yield Finding("state", "ok", f"{len(partitions)} partitions in {root}")
+    if too_late := count_too_late(root):
+        yield Finding(
+            "late events", "note", f"{too_late:,} so far came too late: they are counted, but changed no state",
+            "produce history in order of time, before what is newer; state.late_ms says how late an event may be",
+        )  # fmt: skip
 
 
 def _snapshots(settings: Settings) -> Iterator[Finding]:

@@ -7,8 +7,8 @@ as of one commit; with several partitions and a running worker these commits are
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,12 +47,7 @@ def read_live_state(root: Path) -> LiveState:
     numbers = _partitions(root)
     if not numbers:
         raise StateError(f"no state in {root}; expected the partition-P folders of a worker: check state.root")
-    with ExitStack() as stack:
-        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="driftline-secondary-")))
-        stores = []
-        for number in numbers:
-            stores.append(ReadOnlyStore(root / f"partition-{number}", scratch / str(number)))
-            stack.callback(stores[-1].close)
+    with _opened(root, numbers) as stores:
         meta = [
             store.get([f"m:offset:interactions:{number}".encode(), b"m:graph"])
             for number, store in zip(numbers, stores, strict=True)
@@ -68,6 +63,27 @@ def read_live_state(root: Path) -> LiveState:
                 for number, (_, graph) in zip(numbers, meta, strict=True)
             },
         )
+
+
+def count_too_late(root: Path) -> int:
+    """Events that came too late to change the state, over all partitions under a root.
+
+    Raises:
+        StateError: a partition can't be read.
+    """
+    with _opened(root, _partitions(root)) as stores:
+        return sum(int(store.get([b"m:too_late"])[0] or 0) for store in stores)
+
+
+@contextmanager
+def _opened(root: Path, numbers: Sequence[int]) -> Iterator[list[ReadOnlyStore]]:
+    with ExitStack() as stack:
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="driftline-secondary-")))
+        stores = []
+        for number in numbers:
+            stores.append(ReadOnlyStore(root / f"partition-{number}", scratch / str(number)))
+            stack.callback(stores[-1].close)
+        yield stores
 
 
 def _partitions(root: Path) -> list[int]:

@@ -68,7 +68,7 @@ class Processor:
         self.users, self.user_index = self.nodes.rows, self.nodes.indices
         self.items = ItemNodes(settings, self.graph)
         self.window = LateWindow(settings.state.late_ms, settings.state.late_events)
-        self.next_offset = 0
+        self.next_offset, self.too_late = 0, 0
         self.unsent: list[Outgoing] = []
         self._topic, self._offset_key = topic, f"m:offset:{topic}:{partition}".encode()
         self._pending: dict[bytes, bytes | None] = {}
@@ -114,6 +114,7 @@ class Processor:
                     if self.local_items:
                         self.items.count_too_late(event.item_id, self._pending)
                     changes.too_late += 1
+                    self.too_late += 1
         changes.applied = len(fresh)
         changes.unknown_actions = sum(event.action not in self.settings.actions for event in fresh)
         before = {event.user_id: self.nodes.events_of(event.user_id) for event in fresh}
@@ -252,6 +253,7 @@ class Processor:
         puts[self._offset_key] = b"%d" % self.next_offset
         puts[b"m:watermark"] = b"%d" % self.window.watermark_ms
         puts[b"m:late"] = self.window.encode()
+        puts[b"m:too_late"] = b"%d" % self.too_late
         changes.puts, changes.next_offset, changes.watermark_ms = puts, self.next_offset, self.window.watermark_ms
         return changes
 
@@ -262,8 +264,8 @@ class Processor:
         self.items.load(self.store)
         by_age = sorted((value, key) for key, value in self.store.scan(b"d:"))
         self._ids = OrderedDict((key[2:].decode(), None) for _, key in by_age)
-        offset, late = self.store.get([self._offset_key, b"m:late"])
-        self.next_offset = int(offset or 0)
+        offset, late, too_late = self.store.get([self._offset_key, b"m:late", b"m:too_late"])
+        self.next_offset, self.too_late = int(offset or 0), int(too_late or 0)
         self.window.load(late, [Undo.decode(key, value) for key, value in self.store.scan(b"w:")])
         for key, value in self.store.scan(b"o:"):
             self.unsent += unpack(value)

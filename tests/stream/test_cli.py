@@ -13,6 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from configs.settings import Settings, State
+from graph.rows import Event
+from stream.doctor import examine
+from stream.processor import Processor, Record
+from stream.store import RocksStore, partition_path
+
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 EVENT = '{"user_id": "u1", "item_id": "i1", "timestamp_ms": 1600000000000, "colour": "red"}\n'
@@ -211,6 +217,23 @@ def test_doctor_says_how_to_mend_what_is_not_there(driftline: Run, tmp_path: Pat
     assert "no Kafka broker answers" in findings["broker"]["detail"]
     assert findings["state"]["state"] == "note"
     assert result.returncode == 1
+
+
+def test_doctor_counts_the_events_that_came_too_late_even_while_a_worker_holds_the_state(tmp_path: Path) -> None:
+    settings = Settings(state=State(root=tmp_path, late_ms=1000))
+
+    def late_events() -> list[str]:
+        return [finding.detail for finding in examine(settings) if finding.part == "late events"]
+
+    assert late_events() == []
+    store = RocksStore(partition_path(tmp_path, 0))
+    for offset, t_ms in enumerate((5000, 4500, 3999, 10)):
+        processor = Processor(settings, store)  # as after a restart: the count goes on
+        processor.commit(processor.apply([Record(offset, Event("u", "i", t_ms))]))
+        if offset == 1:
+            assert late_events() == []
+    assert late_events() == ["2 so far came too late: they are counted, but changed no state"]
+    store.close()
 
 
 def test_a_bench_prints_its_figures_as_json(driftline: Run) -> None:

@@ -156,15 +156,17 @@ class Demo:
         rollback(snapshots, self.serving.model().provenance.model_version)
         try:
             before = self.serving.recommend(user_id, now_ms)
-            bought = self.serving.recommend(user_id, now_ms, pb.SLATE_LIST_NOVEL).slate.item_ids[0]
+            novel = self.serving.recommend(user_id, now_ms, pb.SLATE_LIST_NOVEL).slate
+            bought = novel.item_ids[0]
             self._purchase(user_id, bought, now_ms)
             after = self.serving.recommend(user_id, now_ms)
         finally:
             release(snapshots)
         if before.provenance.model_version != after.provenance.model_version:
             raise DemoError("the model changed between the two answers although it was held")
-        profile = self.serving.state(user_id, now_ms).user_state.profile
-        show_purchase(self.console, user_id, bought, before, after, profile)
+        customer = self.serving.state(user_id, now_ms).user_state
+        profile = customer.profile
+        show_purchase(self.console, customer, bought, novel.titles[0] or bought, before, after)
         return {
             "user": user_id,
             "bought": bought,

@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 from stream.demo.parts import OVERRIDES
 from stream.demo.probes import Sent, Serving
@@ -60,17 +61,23 @@ def picture(serving: Serving, newest: Sent, n: int, total: int) -> Table:
     return table
 
 
-def show_purchase(console: Console, user_id: str, bought: str, before: Any, after: Any, profile: Any) -> None:
-    """The recommendations before and after a purchase, new ones in green."""
-    title = dict(zip(after.slate.item_ids, after.slate.titles, strict=True)).get(bought, bought)
-    table = Table(title=f"customer {user_id} buys {title.title()}", caption=f"{profile.text} ({profile.source})")
+def show_purchase(console: Console, customer: Any, item_id: str, title: str, before: Any, after: Any) -> None:
+    """Who buys which item, and the recommendations before and after; those that are new in the list are marked.
+
+    Args:
+        customer: the `UserState` of who buys.
+        before, after: a `RecommendResponse` each.
+    """
+    domain = f" ({customer.domain})" if customer.domain else ""
+    console.print(Text(f"customer {customer.user_id}{domain} buys {title.title()} (item {item_id})", style="bold"))
+    table = Table(caption=Text(f"{customer.profile.text} ({customer.profile.source})", style="table.caption"))
     table.add_column("")
     table.add_column("recommended before")
     table.add_column("recommended after")
     old = set(before.slate.item_ids)
     for n, (a, b) in enumerate(zip(before.slate.titles, after.slate.titles, strict=False), 1):
         new = after.slate.item_ids[n - 1] not in old
-        table.add_row(str(n), a.title(), f"[green]{b.title()}[/green]" if new else b.title())
+        table.add_row(str(n), Text(a.title()), Text(f"{b.title()} (new)", style="green") if new else Text(b.title()))
     console.print(table)
 
 

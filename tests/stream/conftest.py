@@ -1,4 +1,4 @@
-"""Brokers and worker processes for the tests of the Kafka side: real ones, in processes of their own."""
+"""Brokers and worker processes for the tests of the Kafka side, real ones; a small trainer that is fed by hand."""
 
 from __future__ import annotations
 
@@ -22,15 +22,21 @@ import yaml
 from kafka import KafkaProducer
 
 from configs.security import client_options
-from configs.settings import Settings
+from configs.settings import Graph, Model, Ranker, Settings, Trainer
+from graph.rows import Event
 from stream.broker import EmbeddedBroker, check_reachable
+from stream.events import encode_event
 from stream.processor import Processor, Record
 from stream.reading import read_all
 from stream.store import MemoryStore, RocksStore, partition_path
 from stream.topics import create_topics
+from stream.trainer import Trainer as TrainerLoop
 
 REPOSITORY = Path(__file__).parents[2]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "COLUMNS": "200", "NO_COLOR": "1"}
+T0_MS = 1_600_000_000_000
+HOUR_MS = 3_600_000
+ACTIONS = {"purchase": {"positive": True}, "return": {"positive": False, "weight": -1.0}}
 
 
 def free_port() -> int:
@@ -280,3 +286,47 @@ def driftline() -> Callable[..., subprocess.CompletedProcess[str]]:
         )
 
     return run
+
+
+@pytest.fixture
+def settings(tmp_path) -> Settings:
+    made = Settings(
+        model=Model(backbone="off"),
+        graph=Graph(weights="off", memory_dim=8, message_dim=8, time_dim=4, embed_dim=8, neighbors=5),
+        ranker=Ranker(members=1, hidden=8, sampled=20, recall=20, pool=60, text_dim=4),
+        trainer=Trainer(root=tmp_path / "trainer", publish_s=1000, publish_events=10**9, gate_patience=3),
+        actions=ACTIONS,
+    )
+    return made.model_copy(update={"serving": made.serving.model_copy(update={"snapshots": tmp_path / "snapshots"})})
+
+
+def start(settings: Settings, encoder: Any = None, partitions: int = 1) -> TrainerLoop:
+    return TrainerLoop(settings, partitions, lambda outgoing: None, encoder)
+
+
+def rows(user: str, number: int, t_ms: int, items: range = range(3), action: str = "purchase") -> list[Event]:
+    return [Event(user, f"i{i}", t_ms, action, f"e{number}-{i}", group_id=f"g{number}") for i in items]
+
+
+def log_of(events: list[Event | bytes]) -> list[Record]:
+    return [
+        Record(n, event, b"x") if isinstance(event, bytes) else Record(n, encode_event(event), event.user_id.encode())
+        for n, event in enumerate(events)
+    ]
+
+
+def feed(trainer: TrainerLoop, records: list[Record], partition: int = 0) -> TrainerLoop:
+    for record in records:
+        trainer.take(partition, record)
+    return trainer
+
+
+def flush(trainer: TrainerLoop) -> TrainerLoop:
+    """As if the topic had been silent for long."""
+    for number, events in trainer._open.idle(range(trainer.partitions), float("inf")):
+        trainer._learn(number, events)
+    return trainer
+
+
+def baskets(n: int) -> list[Event]:
+    return [event for g in range(n) for event in rows(f"u{g % 4}", g, T0_MS + g * HOUR_MS, range(g % 7, g % 7 + 3))]

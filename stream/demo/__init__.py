@@ -30,7 +30,7 @@ from stream.bundled import EVENTS, ITEMS
 from stream.demo.figures import check_figures, counter, percentiles
 from stream.demo.parts import LOGS, ROOT, DemoError, Memory, Parts, demo_settings
 from stream.demo.probes import Measured, Probes, Sender, Serving
-from stream.demo.show import history_bars, picture, show_figures, show_purchase, wait_for_interrupt
+from stream.demo.show import Picture, history_bars, show_figures, show_purchase, wait_for_interrupt
 from stream.events import encode_event
 from stream.files import read_columns
 from stream.produce import event_messages
@@ -118,10 +118,11 @@ class Demo:
     def stream(self, messages: list[tuple[bytes | None, bytes]], seconds: float) -> Measured:
         """Sends the last events evenly over `seconds`, with live figures and probes from outside."""
         total = len(messages)
+        picture = Picture(self.serving, total)
         with (
             closing(Sender(self.settings.broker, self.bootstrap)) as sender,
             Probes(self.serving, sender) as probes,
-            Live(picture(self.serving, sender.newest, 0, total), console=self.console, refresh_per_second=2) as live,
+            Live(picture.table(sender.newest, 0), console=self.console, refresh_per_second=2) as live,
         ):
             started = time.monotonic()
             for n, (key, value) in enumerate(messages):
@@ -131,7 +132,7 @@ class Demo:
                 sender.send(key, value)
                 if n % 100 == 0:
                     self.check()
-                    live.update(picture(self.serving, sender.newest, n, total))
+                    live.update(picture.table(sender.newest, n))
                 if n % 4000 == 0 and not self.console.is_terminal:
                     self.console.print(
                         f"the last two weeks: {n:,} of {total:,} events sent, {self.serving.learnt():,} in the model"
@@ -139,7 +140,7 @@ class Demo:
             sender.flush()
             last, deadline = sender.newest.offset, time.monotonic() + 60
             while self.serving.learnt() <= last and time.monotonic() < deadline:
-                live.update(picture(self.serving, sender.newest, total, total))
+                live.update(picture.table(sender.newest, total))
                 self.check()
                 time.sleep(0.3)
         return probes.measured

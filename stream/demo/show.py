@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
@@ -41,24 +42,46 @@ def history_bars(console: Console, total: int) -> Iterator[Callable[[int, int], 
         yield move
 
 
-def picture(serving: Serving, newest: Sent, n: int, total: int) -> Table:
-    """The engine now: its lag, its model, and the customer of the newest event. `n` events are sent."""
-    table = Table(title=f"the last two weeks, {n:,} of {total:,} events", min_width=86)
-    table.add_column("what")
-    table.add_column("now")
-    info = serving.model()
-    table.add_row("events applied, lag", f"{serving.applied():,}, {max(0, newest.offset + 1 - serving.applied()):,}")
-    metric = {m.name: m.value for m in info.metrics}.get("ndcg@10", float("nan"))
-    table.add_row("model", f"{info.provenance.model_version}, prequential NDCG@10 {metric:.3f}")
-    if newest.offset >= 0:
+class Picture:
+    """The engine now: its lag, its model, and the latest customer who has a profile, or the latest one before there is.
+
+    Args:
+        serving: is asked.
+        total: events that will be sent.
+    """
+
+    def __init__(self, serving: Serving, total: int) -> None:
+        self._serving, self._total = serving, total
+        self._user_id, self._has_profile = "", False
+
+    def table(self, newest: Sent, n: int) -> Table:
+        """As of the newest event, with `n` events sent."""
+        serving = self._serving
+        table = Table(title=f"the last two weeks, {n:,} of {self._total:,} events", min_width=86)
+        table.add_column("what")
+        table.add_column("now")
+        info = serving.model()
+        lag = max(0, newest.offset + 1 - serving.applied())
+        table.add_row("events applied, lag", f"{serving.applied():,}, {lag:,}")
+        metric = {m.name: m.value for m in info.metrics}.get("ndcg@10", float("nan"))
+        table.add_row("model", f"{info.provenance.model_version}, prequential NDCG@10 {metric:.3f}")
+        if newest.offset >= 0:
+            self._add_customer(table, newest)
+        return table
+
+    def _add_customer(self, table: Table, newest: Sent) -> None:
+        serving = self._serving
         state = serving.state(newest.user_id, newest.t_ms).user_state
-        table.add_row(f"customer {state.user_id}", f"{state.counters.events} events, {state.domain}")
-        latest = ", ".join(t.title() for t in state.history.titles[:3])
-        table.add_row("  bought last", latest)
-        table.add_row("  profile", f"{state.profile.text or 'none yet'} [dim]{state.profile.source}[/dim]")
-        answer = serving.recommend(newest.user_id, newest.t_ms + 1000)
-        table.add_row("  should see next", ", ".join(t.title() for t in answer.slate.titles[:4]))
-    return table
+        if state.profile.text or not self._has_profile:
+            self._user_id, self._has_profile = newest.user_id, bool(state.profile.text)
+        else:
+            state = serving.state(self._user_id, newest.t_ms).user_state
+        table.add_row(f"customer {state.user_id}", escape(f"{state.counters.events} events, {state.domain}"))
+        table.add_row("  bought last", escape(", ".join(t.title() for t in state.history.titles[:3])))
+        profile = f"{state.profile.text} ({state.profile.source})" if state.profile.text else "none yet"
+        table.add_row("  profile", escape(profile))
+        answer = serving.recommend(self._user_id, newest.t_ms + 1000)
+        table.add_row("  should see next", escape(", ".join(t.title() for t in answer.slate.titles[:4])))
 
 
 def show_purchase(console: Console, customer: Any, item_id: str, title: str, before: Any, after: Any) -> None:

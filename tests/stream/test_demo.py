@@ -7,7 +7,8 @@ import io
 from rich.console import Console
 
 from serving.proto.driftline.v1 import recommendation_pb2 as pb
-from stream.demo.show import show_purchase
+from stream.demo.probes import Sent
+from stream.demo.show import Picture, show_purchase
 
 
 def answer(*titles: str) -> pb.RecommendResponse:
@@ -24,3 +25,36 @@ def test_a_purchase_names_customer_and_item_and_marks_what_is_new_in_the_list() 
     cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines if line.startswith("│")]
     assert cells == [["1", "Mug", "Tea [Red] Pot (new)"], ["2", "Cake Stand", "Mug"], ["3", "Jar", "Jar"]]
     assert "Likes [tea]. (template)" in lines[-1]
+
+
+class Shop:
+    """Answers of a serving part in which some customers have a profile."""
+
+    def __init__(self, profiles: dict[str, str]) -> None:
+        self.profiles = profiles
+
+    def applied(self) -> int:
+        return 7
+
+    def model(self) -> pb.GetModelInfoResponse:
+        return pb.GetModelInfoResponse()
+
+    def state(self, user_id: str, now_ms: int) -> pb.GetUserStateResponse:
+        profile = pb.Profile(text=self.profiles.get(user_id, ""), source="llm:test")
+        return pb.GetUserStateResponse(user_state=pb.UserState(user_id=user_id, profile=profile))
+
+    def recommend(self, user_id: str, now_ms: int) -> pb.RecommendResponse:
+        return answer(f"FOR {user_id}")
+
+
+def test_the_picture_stays_with_a_customer_who_has_a_profile_until_another_one_has() -> None:
+    picture, seen = Picture(Shop({"b": "Likes tea.", "d": "Likes [jam]."}), 10), []  # type: ignore[arg-type]
+    for user in "abcd":
+        screen = io.StringIO()
+        Console(file=screen, width=100).print(picture.table(Sent(user, 1, 9), 1))
+        seen.append(screen.getvalue())
+    for text, customer, profile in zip(seen, "abbd", ["none yet", *["Likes tea."] * 2, "Likes [jam]."], strict=True):
+        assert f"customer {customer}" in text
+        assert profile in text
+        assert f"For {customer.title()}" in text
+        assert "7, 3" in text

@@ -1,8 +1,8 @@
 """The event and item schema: bytes from Kafka to values, with a reason for every refusal.
 
-Unknown fields are kept in `extra`; null means absent, and so does "" in an optional field. A refusal never raises past
-the processor: it becomes a dead letter with the original bytes. What is accepted can be encoded again: undo records
-and item events carry it.
+`stream/schemas/` says the same as JSON Schema. An event's unknown fields are kept in `extra`; null means absent, and so
+does "" in an optional field. A refusal never raises past the processor: it becomes a dead letter with the original
+bytes. What is accepted can be encoded again: undo records and item events carry it.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ class Item:
         item_id: 1..256 bytes of UTF-8.
         title, text: what the item says of itself.
         categories, brand, domain: where it belongs.
-        price: current price, None = not given.
+        price: current price, None = not given; kept, not read.
         available: False takes it out of recommendations.
-        valid_from_ms: when it may first be recommended, None = from its first event.
+        valid_from_ms: when it may first be recommended, for replay; None = from its first event, as always live.
     """
 
     item_id: str
@@ -127,10 +127,12 @@ def item_of(data: object) -> Item:
     """
     if not isinstance(data, dict):
         raise InvalidEvent("not_an_object", f"received {type(data).__name__}, expected a JSON object")
-    categories = data.get("categories") or []
+    categories = data.get("categories")
+    if categories is None or categories == "":
+        categories = []
     if not isinstance(categories, list) or not all(isinstance(c, str) for c in categories):
         raise InvalidEvent("wrong_type", f"categories is {shorten(categories)}, expected a list of strings")
-    texts = {name: data.get(name) or "" for name in ("title", "text", "brand", "domain")}
+    texts = {name: "" if (value := data.get(name)) is None else value for name in ("title", "text", "brand", "domain")}
     for name, value in texts.items():
         if not isinstance(value, str):
             raise InvalidEvent("wrong_type", f"{name} is {shorten(value)}, expected a string")

@@ -134,7 +134,7 @@ class ItemRow:
         first_ms: time of the first event.
         count: events applied.
         too_late: events that came too late; only counted.
-        popularity: decayed weight of the item's events, half-life `signals.half_lives_days[0]`, as of last_update_ms.
+        popularity: decayed sum of positive weights, half-life `signals.half_lives_days[0]`, as of last_update_ms.
         price: latest price, NaN = never given.
         ring: packed NEIGHBOR_DTYPE records of the last K users, oldest first.
     """

@@ -208,7 +208,10 @@ class Recommender:
     def _slate(self, served: Served, ranking: Ranking, options: Options, view: UserView) -> pb.Slate:
         table = served.scorer.table
         excluded = {table.find(item_id) for item_id in options.excluded}
-        places = choose(ranking, options.which, options.k, view.items, excluded, served.allowed(options.domain))
+        if options.which == NOVEL:
+            excluded |= set(view.items[view.weight <= 0].tolist())  # only returned or disliked: nothing to show as new
+        own = view.items[view.weight > 0]
+        places = choose(ranking, options.which, options.k, own, excluded, served.allowed(options.domain))
         scores = ranking.scores[options.which][places].tolist()
         return answers.slate(served, ranking, scores, places.tolist(), options.item_reasons)
 

@@ -40,6 +40,7 @@ class ItemNodes:
         self._graph = graph
         self._memory_dim = settings.graph.memory_dim
         self._ring_bytes = settings.graph.neighbors * _NEIGHBOR.size
+        self._action = settings.action
         self._half_life_ms = settings.signals.half_lives_days[0] * MS_PER_DAY
 
     def index(self, item_id: str, pending: dict[bytes, bytes | None] | None = None) -> int:
@@ -67,7 +68,8 @@ class ItemNodes:
         for event, index in zip(events, indices, strict=True):
             row, t = self.rows[index], event.timestamp_ms
             age_ms = max(0, t - row.last_update_ms) if row.last_update_ms >= 0 else 0
-            row.popularity = row.popularity * 0.5 ** (age_ms / self._half_life_ms) + 1.0
+            gain = max(0.0, self._action(event.action).weight)
+            row.popularity = row.popularity * 0.5 ** (age_ms / self._half_life_ms) + gain
             row.count += 1
             row.first_ms = t if row.first_ms < 0 else min(row.first_ms, t)
             row.last_update_ms = max(row.last_update_ms, t)

@@ -39,7 +39,7 @@ class Request:
         user_id: the user's id.
         t_ms: request time; everything that may be read is of an earlier time or an earlier group.
         pool: candidates are the dense item indices 0..pool-1.
-        touched: [m] int32, sorted distinct items of the user's earlier positive rows, all below `pool`.
+        touched: [m] int32, sorted distinct items of the user's earlier rows of positive weight, all below `pool`.
         history: [h] int64, row numbers of the user's earlier rows in the log, oldest first.
         events: earlier rows of the user (positive or not).
         groups: earlier groups of the user with a positive row.

@@ -21,7 +21,7 @@ import numpy as np
 from configs.settings import Action
 from stream.evaluate.arms import Arm, Arrival, Request, Slate
 from stream.evaluate.log import Columns, EventLog
-from stream.evaluate.protocol import NO_ITEMS, questions, rankings, scored_groups
+from stream.evaluate.protocol import questions, rankings, scored_groups
 
 ArmsOf = Callable[[EventLog], Sequence[Arm]]
 Slates = dict[int, dict[str, str]]
@@ -174,7 +174,7 @@ def _question(log: EventLog, shorter: EventLog, number: int) -> Request:
         user_id=user_id,
         t_ms=t_ms,
         pool=int(shorter.pool[-1]),
-        touched=np.unique(shorter.item[liked]) if len(liked) else NO_ITEMS,
+        touched=np.unique(shorter.item[history[shorter.weight[history] > 0]]),
         history=history,
         events=len(history),
         groups=len(np.unique(shorter.group_of[liked])),

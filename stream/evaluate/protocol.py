@@ -1,7 +1,8 @@
 """Predict, then learn, in order of arrival: one pass over a log drives many arms.
 
 Source: Gama, Sebastião, Rodrigues, "On evaluating stream learning algorithms", 2013 (prequential evaluation).
-A group is scored by every arm before any arm learns any row of it. Lists:
+A group is scored by every arm before any arm learns any row of it. A user touches an item by an event of positive
+weight, as in learning and serving. Lists:
 
     overall     every candidate; relevant: all positive items of the group
     novel       candidates that the user never touched; relevant: those of the group; users with a past only
@@ -132,7 +133,7 @@ def questions(log: EventLog) -> Iterator[tuple[Request, Arrival, int | None]]:
         if group.positive.any():
             state.groups += 1
             state.last_ms = group.t_ms
-            state.touched = np.union1d(state.touched, group.items[group.positive])
+        state.touched = np.union1d(state.touched, group.items[group.weight > 0])
 
 
 def run(

@@ -17,6 +17,7 @@ from graph.rows import Event
 from serving.arrays import unpack_strings
 from serving.proto.driftline.v1 import recommendation_pb2 as pb
 from serving.publish import publish
+from tests.serving.test_models import wait_for
 
 
 def detail(error, kind):
@@ -85,6 +86,22 @@ def test_novel_and_repeat_lists_split_the_users_past(running, worker):
     assert repeat == own
     assert not novel & own
     assert overall == novel | repeat
+
+
+def test_an_item_that_was_only_returned_is_neither_repeated_nor_shown_as_new(running, worker):
+    def ids(which):
+        options = pb.SlateOptions(k=100, list=which)
+        return running.stub.Recommend(pb.RecommendRequest(user_id="user-3", options=options)).slate.item_ids
+
+    returned = ids(pb.SLATE_LIST_NOVEL)[0]
+    worker.apply([Event("user-3", returned, worker.processor.window.watermark_ms, "return")])
+    wait_for(lambda: returned in running.stub.GetUserState(state_of("user-3")).user_state.history.item_ids)
+    for which in (pb.SLATE_LIST_NOVEL, pb.SLATE_LIST_REPEAT):
+        assert returned not in ids(which)
+
+
+def state_of(user_id):
+    return pb.GetUserStateRequest(user_id=user_id)
 
 
 def test_another_list_of_the_same_user_comes_from_the_cache_and_a_new_event_ends_it(running, worker):

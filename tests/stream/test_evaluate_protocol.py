@@ -131,6 +131,16 @@ def test_a_return_is_learnt_but_never_asked_for():
     assert result.facts.cold_user.tolist() == [True]
 
 
+def test_a_view_touches_an_item_and_a_return_does_not():
+    def meaning(name):
+        return Action(weight={"view": 0.1, "return": -1.0}.get(name, 1.0), positive=name == "purchase")
+
+    rows = [("u", "a", 0), ("u", "b", DAY, "view"), ("u", "c", DAY, "return"), ("u", "b", 2 * DAY), ("u", "c", 2 * DAY)]
+    result = run(EventLog(columns(rows), meaning), [Recorder()], split_ms=2 * DAY)
+    relevant = dict(zip(LISTS, result.facts.relevant.T.tolist(), strict=True))
+    assert (relevant["novel"], relevant["repeat"]) == ([1], [1])  # c, which was only returned, and b
+
+
 def test_the_view_of_a_request_holds_the_past_in_order():
     log = log_of([("u", "a", 0), ("v", "x", 5), ("u", "b", DAY), ("u", "c", 2 * DAY)])
     request = [question[0] for question in questions(log)][-1]

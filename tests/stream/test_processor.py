@@ -9,8 +9,8 @@ import numpy as np
 import orjson
 import pytest
 
-from configs.settings import Settings, State
-from graph.rows import Event
+from configs.settings import Action, Settings, State
+from graph.rows import Event, decode_item
 from stream.events import encode_event
 from stream.processor import Changes, Processor, Record
 from stream.store import MemoryStore, RocksStore, StateStore, state_sha256
@@ -218,3 +218,13 @@ def test_replayed_offsets_change_nothing() -> None:
     processor.commit(changes)
     assert changes.applied == 0
     assert state_sha256([store]) == digest
+
+
+def test_an_item_is_as_popular_as_its_events_weigh_and_a_return_takes_nothing_away() -> None:
+    settings = Settings(actions={"purchase": Action(), "view": Action(weight=0.1), "return": Action(weight=-1.0)})
+    store = MemoryStore()
+    processor = Processor(settings, store)
+    events = [Event(f"u{n}", "i", 1000, action) for n, action in enumerate(["purchase", "view", "return"])]
+    processor.commit(processor.apply(records(events)))
+    (row,) = [decode_item(value) for _, value in store.scan(b"i:")]
+    assert (row.count, row.popularity) == (3, pytest.approx(1.1))

@@ -28,6 +28,7 @@ from configs.settings import Settings
 from stream.adoptions import file_records, follow, read_adoptions
 from stream.evaluate.audit import AuditResult, audit
 from stream.evaluate.goals import worth_function
+from stream.evaluate.inputs import profile_sources
 from stream.evaluate.log import Columns, EventLog, without_duplicates
 from stream.evaluate.protocol import run
 from stream.evaluate.registry import SIMPLE, Setup, build_arm, default_arms
@@ -285,8 +286,9 @@ def _summary(
     settings: Settings,
     checked: AuditResult | None,
 ) -> dict[str, Any]:
-    log, seed = data.log, options.seeds[0]
+    log, seed, profiles = data.log, options.seeds[0], options.usable_profiles
     joined = table(runs, seed)
+    sources = profile_sources(data.setup(log, settings, seed, profiles), joined.facts.number)
     cis = intervals_of(joined)
     per_seed: dict[str, Any] = {}
     if len(options.seeds) > 1:
@@ -317,7 +319,10 @@ def _summary(
             "groups": len(joined.facts.number),
             "seed": seed,
             "seeds": list(options.seeds),
-            "profiles": "template" if options.usable_profiles is None else options.usable_profiles.name,
+            "profiles": {
+                "file": None if profiles is None else profiles.name,
+                "groups": {source: sources.count(source) for source in ("file", "template", "none")},
+            },
             "config_sha256": config_sha256(settings),
             "commit": git_revision(),
         },

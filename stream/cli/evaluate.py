@@ -52,6 +52,7 @@ def replay(
 
     Example: `driftline replay --events events.parquet --items items.parquet --out out/mine --arms ranker,ease_recent`
     """
+    from stream.evaluate.report import profiles_line
     from stream.replay import Options
     from stream.replay import replay as run
 
@@ -77,6 +78,7 @@ def replay(
         print_json(metrics)
     else:
         out.print(arms_table(metrics))
+        out.print(f"profiles: {profiles_line(metrics['protocol']['profiles'])}", soft_wrap=True)
         out.print(f"{to / 'metrics.json'}, {to / 'report.html'}")
 
 

@@ -19,11 +19,13 @@ from llm.generator import ProfileGenerator
 from llm.offline import LogEvent, requests_of_log
 from llm.profile import Profile as Written
 from llm.profile import read_profiles
+from llm.refresh import due_version
 from llm.request import CatalogueItem, read_request
 
 if TYPE_CHECKING:
     from configs.settings import Settings
     from graph.rows import Float32
+    from graph.view import Int64
     from stream.evaluate.log import EventLog
     from stream.evaluate.registry import Setup
     from stream.events import Item
@@ -92,6 +94,27 @@ def replay_profiles(setup: Setup) -> ReplayProfiles | None:
     if "facets" not in setup.shared:
         setup.shared["facets"] = _encode_ahead(setup)
     return ReplayProfiles(setup.settings, setup.items, _encoder(setup), written)
+
+
+def profile_sources(setup: Setup, groups: Int64) -> list[str]:
+    """Whose profile each of these groups reads in a replay: "file", "template" or "none"; groups are ascending."""
+    if not setup.items:
+        return ["none"] * len(groups)
+    log, settings = setup.log, setup.settings.profiles
+    written = {(p.user_id, p.version): p.as_of_ms for p in read_profiles(setup.profiles)} if setup.profiles else {}
+    asked, found = set(groups.tolist()), []
+    events = [0] * len(log.user_ids)
+    valid: list[list[tuple[int, str]]] = [[] for _ in log.user_ids]
+    for number, (user, t_ms) in enumerate(zip(log.group_user.tolist(), log.group_t_ms.tolist(), strict=True)):
+        if number in asked:
+            found.append(next((source for from_ms, source in reversed(valid[user]) if from_ms <= t_ms), "none"))
+        before, events[user] = events[user], events[user] + len(log.rows_of(number))
+        version = due_version(before, events[user], settings)
+        if version:
+            as_of_ms = written.get((log.user_ids[user], version))
+            source = "template" if as_of_ms is None or as_of_ms > t_ms else "file"
+            valid[user].append((t_ms + settings.delay_ms, source))
+    return found
 
 
 def log_events(log: EventLog) -> Iterator[LogEvent]:

@@ -20,6 +20,7 @@ FAMILIES = {
     "parts": "What single parts add",
     "simple": "The best simple arm against the others",
 }
+PROFILES = {"file": "read a profile of the file", "template": "one of the template", "none": "none"}
 STYLE = """
 body{margin:0;background:#f7f6f2;color:#22262b;font:16px/1.55 Georgia,'Times New Roman',serif}
 main{max-width:1080px;margin:0 auto;padding:44px 24px 80px}
@@ -243,7 +244,7 @@ def _protocol(metrics: Mapping[str, Any]) -> str:
         "data sha256": metrics["data"]["sha256"],
         "candidates": metrics["protocol"]["candidates"],
         "seeds": ", ".join(str(seed) for seed in metrics["protocol"]["seeds"]),
-        "profiles": metrics["protocol"]["profiles"],
+        "profiles": profiles_line(metrics["protocol"]["profiles"]),
         "configuration sha256": metrics["protocol"]["config_sha256"],
         "state sha256": metrics["state_sha256"],
         "permutation audit": metrics["leak_audit"]["permutation"],
@@ -252,6 +253,15 @@ def _protocol(metrics: Mapping[str, Any]) -> str:
     }
     cells = (f"<tr><td>{name}</td><td><code>{html.escape(str(value))}</code></td></tr>" for name, value in rows.items())
     return f"<table>{''.join(cells)}</table>"
+
+
+def profiles_line(profiles: str | Mapping[str, Any]) -> str:
+    """Whose profiles the scored groups read, for people; older reports name the file alone."""
+    if isinstance(profiles, str):
+        return profiles
+    groups = profiles["groups"]
+    read = ", ".join(f"{groups[source]:,} {words}" for source, words in PROFILES.items())
+    return f"{profiles['file'] or 'no file'}; of {sum(groups.values()):,} scored groups {read}"
 
 
 def _styled(figure: go.Figure, title: str, height: int) -> go.Figure:

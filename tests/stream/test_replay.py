@@ -9,6 +9,7 @@ from stream.adoptions import file_records, follow
 from stream.bundled import EVENTS, ITEMS
 from stream.cli import app
 from stream.evaluate.baselines import SIMPLE_ARMS
+from stream.evaluate.report import profiles_line
 from stream.replay import Options, replay
 
 ROWS, ARMS = 6000, ("popularity", "item_knn_recent", "personal_recency", "ease_recent")
@@ -41,6 +42,8 @@ def test_the_metrics_have_the_shape_that_the_contract_names(first):
         metrics
     )
     assert metrics["data"]["events"] == ROWS
+    assert metrics["protocol"]["profiles"]["file"] is None
+    assert sum(metrics["protocol"]["profiles"]["groups"].values()) == metrics["protocol"]["groups"]
     assert list(metrics["arms"]) == list(ARMS)
     for arm in metrics["arms"].values():
         assert {"overall", "novel", "repeat", "cold_users", "cold_items", "windows", "train_cpu_s"} <= set(arm)
@@ -61,6 +64,7 @@ def test_the_report_is_one_page_that_needs_nothing_else(first):
     assert "src=" not in page.split("<body>")[1]
     for arm in ARMS:
         assert arm in page
+    assert profiles_line(first[1]["protocol"]["profiles"]) in page
 
 
 def test_two_runs_give_the_same_metrics_and_state(first, tmp_path):
@@ -131,6 +135,13 @@ def test_seeds_are_listed_one_by_one_and_their_mean_in_arms(tmp_path):
     assert (
         metrics["seeds"]["1"]["popularity"]["overall"]["ndcg@10"] == metrics["arms"]["popularity"]["overall"]["ndcg@10"]
     )
+
+
+def test_the_command_ends_with_whose_profiles_were_read(tmp_path):
+    given = ("replay", "--events", str(EVENTS), "--limit", "1500", "--arms", "popularity", "--out", str(tmp_path))
+    result = CliRunner().invoke(app, given)
+    assert result.exit_code == 0, result.output
+    assert "profiles: no file; of " in result.stdout
 
 
 @pytest.mark.parametrize("option", ["--seed", "--seeds"])

@@ -69,9 +69,11 @@ def with_poison(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("partitions", [1, 4])
 def test_a_worker_killed_in_mid_stream_with_poison_around_ends_in_the_state_of_an_unbroken_run(
-    world: Any, wait: Any
+    world: Any, wait: Any, partitions: int
 ) -> None:
+    world.partitions = partitions
     records = with_poison(shop_records(4000))
     world.produce(records)
     with world.worker() as worker:
@@ -83,10 +85,15 @@ def test_a_worker_killed_in_mid_stream_with_poison_around_ends_in_the_state_of_a
         worker.stop()
     assert world.stored_rows() == world.expected_rows()
     dead = {letter.source: letter for letter in read_dlq(world.settings.broker, world.bootstrap)}
-    refused = [n for n, (_, value) in enumerate(records) if value in POISON or value is None]
-    assert sorted(int(source.split(":")[1]) for source in dead) == refused
-    for source, letter in dead.items():
-        assert letter.value == (records[int(source.split(":")[1])][1] or b"")
+    refused = {
+        f"{partition}:{record.offset}": record.value
+        for partition in range(partitions)
+        for record in world.log(partition)
+        if record.value in (*POISON, b"")
+    }
+    assert len(refused) == sum(value in POISON or value is None for _, value in records)
+    assert {source: letter.value for source, letter in dead.items()} == refused
+    for letter in dead.values():
         assert letter.reason in {"not_json", "missing_field", "wrong_type", "not_an_object", "out_of_range"}
         assert letter.detail
 

@@ -1,8 +1,12 @@
 """README and docs: every command, file and test that they name exists, and they name no machine."""
 
 import ast
+import os
 import re
 import shlex
+import socket
+import subprocess
+import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -69,6 +73,62 @@ def test_every_driftline_command_exists_with_its_options(page, line):
 
 def test_the_readme_names_commands():
     assert len(DRIFTLINE) > 10
+
+
+@pytest.fixture
+def typed(tmp_path, monkeypatch):
+    """Runs a command of the README in an empty folder that has the bundled shop; (its words, what it printed)."""
+    (tmp_path / "stream").mkdir()
+    (tmp_path / "stream" / "bundled").symlink_to(ROOT / "stream" / "bundled")
+    for name in [name for name in os.environ if name.startswith("DRIFTLINE")]:
+        monkeypatch.delenv(name)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("DRIFTLINE__BROKER__EMBEDDED_PORT", str(probe.getsockname()[1]))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("COLUMNS", "100")
+
+    def run(line, *more):
+        words = [str(Path(sys.executable).with_name("driftline")), *shlex.split(line)[1:], *more]
+        result = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+        assert result.returncode == 0, f"{line}: {result.stderr}"
+        return result.stdout
+
+    return run
+
+
+def shown(command):
+    """(line, what README shows below it) of the first call of a command."""
+    text = (ROOT / "README.md").read_text("utf-8")
+    line, output = re.search(rf"^\$ (driftline {command} .+)\n((?:(?!```).+\n)*)", text, re.MULTILINE).groups()
+    return line, output
+
+
+@pytest.mark.slow
+def test_validate_and_produce_print_what_the_readme_shows(typed):
+    line, output = shown("validate")
+    assert typed(line) == output
+    line, output = shown("produce")
+    assert typed(line).rpartition(", ")[0] == output.rpartition(", ")[0]  # the rate is that of the machine
+
+
+@pytest.mark.slow
+def test_the_replay_of_the_readme_prints_a_row_for_each_arm_and_writes_its_files(typed, tmp_path):
+    line, output = shown("replay")
+    printed = typed(line, "--limit", "1500").splitlines()
+    assert [row.split("│")[1] for row in printed if row.startswith("│")] == [
+        row.split("│")[1] for row in output.splitlines() if row.startswith("│")
+    ]
+    assert printed[-1] == output.splitlines()[-1]
+    assert all((tmp_path / name).stat().st_size for name in printed[-1].split(", "))
+
+
+def test_the_configuration_of_the_readme_is_shown_with_its_origins(typed, tmp_path):
+    (tmp_path / "garden.yaml").write_text(blocks(ROOT / "README.md", "yaml")[0])
+    (line,) = [
+        line for block in blocks(ROOT / "README.md", "sh") for line in block.splitlines() if " show --origin" in line
+    ]
+    assert "name = garden-centre    garden.yaml:2" in typed(line)
 
 
 def test_every_make_target_exists():

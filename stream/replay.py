@@ -20,13 +20,15 @@ from typing import Any
 
 import numpy as np
 import orjson
+from numpy.typing import NDArray
 
 import stream.evaluate.engine_arms  # noqa: F401 - adds its arms to the registry
 from configs.errors import InputError
 from configs.load import config_sha256
 from configs.settings import Settings
+from graph.view import Int64
 from stream.adoptions import file_records, follow, read_adoptions
-from stream.evaluate.audit import AuditResult, audit
+from stream.evaluate.audit import AUDITS, AuditResult, audit
 from stream.evaluate.goals import worth_function
 from stream.evaluate.inputs import profile_sources
 from stream.evaluate.log import Columns, EventLog, without_duplicates
@@ -64,7 +66,7 @@ class Options:
         resume: take over results that lie in `out` for the same data, protocol and configuration.
         hold_out_items: share of items whose rows before the split are taken out, reported as `held_out_items`.
         profiles: file of profiles, valid from their time plus a fixed delay; None = the template.
-        audit_rows: rows of the leak audit's short log; 0 = no audit.
+        audit_rows: rows of the leak audit's short log, about; 0 = no audit.
         adoptions: file of adoptions of graph versions (stream/adoptions.py); the state follows them.
         records: the log that the adoptions belong to; None = the events file, a row's number is its offset.
     """
@@ -269,6 +271,10 @@ def _audit(
         data.keep(setup)
         return arms
 
+    def from_file(log: EventLog, groups: Int64) -> NDArray[np.bool_]:
+        setup = data.setup(log, settings, options.seeds[0], options.usable_profiles)
+        return np.array(profile_sources(setup, groups)) == "file"
+
     return audit(
         data.columns,
         settings.action,
@@ -276,6 +282,7 @@ def _audit(
         options.audit_rows,
         seed=options.seeds[0],
         progress=lambda done, total: say("leak audit", done, total),
+        from_file=from_file,
     )
 
 
@@ -331,10 +338,7 @@ def _summary(
         "seeds": per_seed,
         "freshness": freshness(joined),
         "drift": drift(log, data.split_ms),
-        "leak_audit": {
-            "permutation": "not run" if checked is None else checked.permutation,
-            "future_deletion": "not run" if checked is None else checked.future_deletion,
-        },
+        "leak_audit": dict.fromkeys(AUDITS, "not run") if checked is None else dataclasses.asdict(checked),
         "events_per_second": round(sum(n for _, n in passes) / max(1e-9, sum(s for s, _ in passes)), 1),
     }
     claim = incremental_claim(joined)

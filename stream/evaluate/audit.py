@@ -1,10 +1,11 @@
 """The leak audit: no arm may know what it is asked for, nor anything that comes later.
 
-A short log is replayed with fresh arms and every slate past its split is kept, byte for byte. Then, at a few
-groups, the world is changed from that group on and the arms are run again:
+A short log, all rows of a sample of users, is replayed with fresh arms and every slate past its split is kept, byte
+for byte. Then, at a few groups, the world is changed from that group on and the arms are run again:
 
     permutation      the group and all later ones get other items: the score may not depend on which one is true
-    future deletion  the group and all later ones do not exist: the user merely asks at that time
+    future deletion  the group and all later ones do not exist, nor do profiles that were written after the log's end:
+                     the user merely asks at that time
 
 Up to and including that group, every slate must be bit-identical to the first run.
 """
@@ -15,25 +16,39 @@ import dataclasses
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from zlib import crc32
 
 import numpy as np
+from numpy.typing import NDArray
 
 from configs.settings import Action
+from graph.view import Int64
 from stream.evaluate.arms import Arm, Arrival, Request, Slate
 from stream.evaluate.log import Columns, EventLog
 from stream.evaluate.protocol import questions, rankings, scored_groups
 
 ArmsOf = Callable[[EventLog], Sequence[Arm]]
 Slates = dict[int, dict[str, str]]
+AUDITS = ("permutation", "future_deletion")
 
 
 @dataclass(frozen=True, slots=True)
 class AuditResult:
-    """Outcome: "pass", or "fail: ..." naming the first arm and group that differ."""
+    """Outcome: "pass", or "fail: ..." naming the first arm and group that differ.
+
+    Attributes:
+        rows, users: of the short log.
+        groups: at which the world was changed; from_file: of these, how many read a profile of the file.
+        compared: groups whose slates were compared.
+    """
 
     permutation: str
     future_deletion: str
+    rows: int
+    users: int
     groups: int
+    from_file: int
+    compared: int
 
     @property
     def passed(self) -> bool:
@@ -47,27 +62,31 @@ def audit(
     arms_of: ArmsOf,
     rows: int = 20_000,
     split: float = 0.7,
-    samples: int = 2,
+    samples: int = 4,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
+    from_file: Callable[[EventLog, Int64], NDArray[np.bool_]] = lambda log, groups: np.zeros(len(groups), np.bool_),
 ) -> AuditResult:
-    """Run the audit on the first rows of a log.
+    """Run the audit on a sample of a log's users.
 
     Args:
         columns: the log.
         action_of: the configured meaning of an action.
         arms_of: makes the arms under test, untrained, for a log.
-        rows: how many of the log's first rows are replayed.
+        rows: about how many are replayed.
         split: share of the positive rows that warm up.
-        samples: groups at which the world is changed; 1 + 2 x samples short replays are run.
+        samples: groups at which the world is changed, spread over the scored part; 1 + 2 x samples short replays are
+            run.
         seed: of the choice of groups and of the other items.
         progress: called with (replays done, replays in total).
+        from_file: which groups read a profile of the file; one of them is chosen where there is any.
     """
-    log = EventLog(columns.take(np.arange(min(rows, len(columns)))), action_of)
+    log = EventLog(columns.take(_rows_of_users(columns, rows)), action_of)
     split_ms = log.split_ms(split)
     scored = scored_groups(log, split_ms)
     rng = np.random.default_rng(seed)
-    chosen = np.sort(rng.choice(scored, min(samples, len(scored)), replace=False)).tolist()
+    with_file = scored[from_file(log, scored)]
+    chosen = _choose(scored, with_file, samples, rng)
     total, done = 1 + 2 * len(chosen), 0
 
     def slates(changed: EventLog, last: int, extra: Request | None = None) -> Slates:
@@ -88,7 +107,33 @@ def audit(
             shorter = EventLog(_cut(log, number), action_of)
             other = slates(shorter, number, _question(log, shorter, number))
             deletion = _compare(truth, other, number)
-    return AuditResult(permutation, deletion, len(scored[scored <= chosen[-1]]))
+    return AuditResult(
+        permutation,
+        deletion,
+        rows=len(log),
+        users=len(log.user_ids),
+        groups=len(chosen),
+        from_file=int(np.isin(chosen, with_file).sum()),
+        compared=len(scored[scored <= chosen[-1]]),
+    )
+
+
+def _rows_of_users(columns: Columns, rows: int) -> Int64:
+    """Rows of whole users, in an order that a hash of their ids gives, until there are `rows` of them."""
+    codes, ids = columns.user_id
+    order = np.array(sorted(range(len(ids)), key=lambda user: (crc32(ids[user].encode()), ids[user])))
+    total = np.cumsum(np.bincount(codes, minlength=len(ids))[order])
+    return np.flatnonzero(np.isin(codes, order[: np.searchsorted(total, rows) + 1]))
+
+
+def _choose(scored: Int64, wanted: Int64, samples: int, rng: np.random.Generator) -> list[int]:
+    """One group of each of `samples` parts of the scored ones, ascending; a wanted one among them if there is any."""
+    parts = np.array_split(scored, min(samples, len(scored)))
+    chosen = [int(rng.choice(part)) for part in parts]
+    if len(wanted) and not np.isin(chosen, wanted).any():
+        one = int(rng.choice(wanted))
+        chosen = [one if one in part else other for part, other in zip(parts, chosen, strict=True)]
+    return chosen
 
 
 def _slates(

@@ -11,6 +11,8 @@ from typing import Any
 import plotly.graph_objects as go
 import plotly.io
 
+from stream.evaluate.audit import AUDITS
+
 LISTS = {"overall": "everything", "novel": "new to the user", "repeat": "taken before"}
 METRIC = "ndcg@10"
 COLORS = ("#2f5d8c", "#c8553d", "#3f8f6b", "#8a6bb1", "#c79a2b", "#4aa3b5", "#a34b78", "#6b7280", "#1f2937", "#93a84a")
@@ -85,8 +87,8 @@ def _day(t_ms: int) -> str:
 
 def _head(metrics: Mapping[str, Any]) -> str:
     data, protocol, audit = metrics["data"], metrics["protocol"], metrics["leak_audit"]
-    passed = all(outcome == "pass" for outcome in audit.values())
-    run = any(outcome != "not run" for outcome in audit.values())
+    passed = all(audit[name] == "pass" for name in AUDITS)
+    run = any(audit[name] != "not run" for name in AUDITS)
     verdict = "passed" if passed else "failed" if run else "not run"
     cards = {
         "events": f"{data['events']:,}",
@@ -249,6 +251,7 @@ def _protocol(metrics: Mapping[str, Any]) -> str:
         "state sha256": metrics["state_sha256"],
         "permutation audit": metrics["leak_audit"]["permutation"],
         "future-deletion audit": metrics["leak_audit"]["future_deletion"],
+        "audited": audit_line(metrics["leak_audit"]),
         "seconds": f"{metrics['seconds']:,.1f}",
     }
     cells = (f"<tr><td>{name}</td><td><code>{html.escape(str(value))}</code></td></tr>" for name, value in rows.items())
@@ -262,6 +265,16 @@ def profiles_line(profiles: str | Mapping[str, Any]) -> str:
     groups = profiles["groups"]
     read = ", ".join(f"{groups[source]:,} {words}" for source, words in PROFILES.items())
     return f"{profiles['file'] or 'no file'}; of {sum(groups.values()):,} scored groups {read}"
+
+
+def audit_line(audit: Mapping[str, Any]) -> str:
+    """What the leak audit looked at, for people; older reports do not say."""
+    if "groups" not in audit:
+        return "not told"
+    return (
+        f"{audit['rows']:,} rows of {audit['users']:,} users; changed from {audit['groups']} groups on, "
+        f"{audit['from_file']} of them with a profile of the file; {audit['compared']:,} groups compared"
+    )
 
 
 def _styled(figure: go.Figure, title: str, height: int) -> go.Figure:

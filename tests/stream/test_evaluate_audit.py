@@ -1,11 +1,17 @@
 import numpy as np
+import orjson
 import pytest
 
-from configs.settings import Action
+from configs.settings import Action, Settings
+from llm.profile import FORMAT, Profile
+from llm.prompts import FACETS
 from stream.evaluate.arms import Ranking, Slate
 from stream.evaluate.audit import audit
 from stream.evaluate.baselines import SIMPLE_ARMS, Popularity, SimpleArm
-from stream.evaluate.log import Columns
+from stream.evaluate.inputs import replay_profiles
+from stream.evaluate.log import Columns, EventLog
+from stream.evaluate.registry import Setup
+from stream.events import Item
 
 DAY = 86_400_000
 
@@ -56,7 +62,7 @@ class KnowsTheLengthOfTheLog(Popularity):
 def test_the_simple_arms_pass():
     result = run_audit(*SIMPLE_ARMS.values())
     assert (result.permutation, result.future_deletion) == ("pass", "pass")
-    assert result.groups > 10
+    assert result.compared > 10
 
 
 def test_an_arm_that_reads_the_answer_is_caught_by_permutation():
@@ -80,6 +86,68 @@ def test_an_arm_that_knows_how_much_is_to_come_is_caught_by_deletion():
 def test_one_leaking_arm_among_honest_ones_is_named():
     result = run_audit(*SIMPLE_ARMS.values(), lambda: KnowsTheFuture("prophet"))
     assert "'prophet'" in result.future_deletion
+
+
+def test_the_short_log_holds_whole_users_over_the_whole_time():
+    seen = []
+
+    def arms_of(log):
+        seen.append(log)
+        return [Popularity()]
+
+    given = columns()
+    result = audit(given, lambda name: Action(), arms_of, rows=500)
+    short = seen[0]
+    assert (result.rows, result.users, result.groups) == (len(short), len(short.user_ids), 4)
+    assert 500 <= len(short) < 650
+    codes, ids = given.user_id
+    for user, user_id in enumerate(short.user_ids):
+        assert (short.user == user).sum() == (codes == ids.index(user_id)).sum()
+    assert short.t_ms[-1] - short.t_ms[0] > 0.95 * (given.t_ms[-1] - given.t_ms[0])
+
+
+def test_a_group_with_a_profile_of_the_file_is_among_the_audited_ones():
+    def last(log, groups):
+        return groups == groups[-1]
+
+    result = audit(columns(), lambda name: Action(), lambda log: [Popularity()], from_file=last)
+    assert (result.groups, result.from_file) == (4, 1)
+
+
+class ReadsEveryProfile(SimpleArm):
+    """Ranks by how many profiles of the user the file holds, also those of later events."""
+
+    def __init__(self, log, path):
+        super().__init__("well-read")
+        items = {name: Item(name) for name in log.item_ids}
+        shared = {"encoder": Encoder(), "facets": 0}
+        self.profiles = replay_profiles(Setup(log, Settings(), items=items, profiles=path, shared=shared))
+
+    def score(self, request):
+        known = sum(user_id == request.user_id for user_id, _ in self.profiles._from_file)
+        return Slate(Ranking(np.full(request.pool, float(known))))
+
+    def learn(self, request, arrival):
+        pass
+
+
+class Encoder:
+    def encode(self, texts):
+        return np.ones((len(texts), 4), np.float32)
+
+
+def test_an_arm_that_reads_a_profile_before_it_is_valid_is_caught_by_deletion(tmp_path):
+    log = EventLog(columns(), lambda name: Action())
+    path = tmp_path / "profiles.jsonl"
+    profiles = [
+        Profile(user_id, dict.fromkeys(FACETS, "x"), "", "llm:x", {}, version, t_ms, t_ms)
+        for user_id in log.user_ids
+        for version, t_ms in enumerate(range(0, int(log.t_ms[-1]), DAY), 1)
+    ]
+    path.write_bytes(b"\n".join([orjson.dumps({"format": FORMAT}), *(one.to_json() for one in profiles)]))
+    result = audit(columns(), lambda name: Action(), lambda log: [ReadsEveryProfile(log, path)])
+    assert result.permutation == "pass"
+    assert result.future_deletion.startswith("fail: arm 'well-read'")
 
 
 @pytest.mark.parametrize("seed", [0, 1])

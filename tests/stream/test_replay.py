@@ -8,8 +8,9 @@ from configs.settings import Settings
 from stream.adoptions import file_records, follow
 from stream.bundled import EVENTS, ITEMS
 from stream.cli import app
+from stream.evaluate.audit import AUDITS
 from stream.evaluate.baselines import SIMPLE_ARMS
-from stream.evaluate.report import profiles_line
+from stream.evaluate.report import audit_line, profiles_line
 from stream.replay import Options, replay
 
 ROWS, ARMS = 6000, ("popularity", "item_knn_recent", "personal_recency", "ease_recent")
@@ -52,7 +53,10 @@ def test_the_metrics_have_the_shape_that_the_contract_names(first):
         low, high = overall["ndcg@10_ci"]
         assert 0 <= low <= overall["ndcg@10"] <= high <= 1
         assert sum(window["n"] for window in arm["windows"]) == overall["n"]
-    assert metrics["leak_audit"] == {"permutation": "pass", "future_deletion": "pass"}
+    assert {metrics["leak_audit"][name] for name in AUDITS} == {"pass"}
+    assert metrics["leak_audit"]["rows"] >= 3000
+    assert metrics["leak_audit"]["users"] < metrics["data"]["users"]
+    assert metrics["leak_audit"]["groups"] == 4
     assert len(metrics["state_sha256"]) == 64
     for one in metrics["comparisons"]:
         assert {"a", "b", "list", "metric", "lift", "ci", "p_holm"} <= set(one)
@@ -65,6 +69,7 @@ def test_the_report_is_one_page_that_needs_nothing_else(first):
     for arm in ARMS:
         assert arm in page
     assert profiles_line(first[1]["protocol"]["profiles"]) in page
+    assert audit_line(first[1]["leak_audit"]) in page
 
 
 def test_two_runs_give_the_same_metrics_and_state(first, tmp_path):
@@ -121,7 +126,7 @@ def test_rows_of_a_known_event_id_are_neither_scored_nor_learnt_and_stay_in_the_
     assert without_duplicates(metrics["twice"]) == without_duplicates(metrics["once"])
     assert metrics["none"]["arms"] != metrics["once"]["arms"]
     assert {name: metrics[name]["state_sha256"] for name in files} == states
-    assert metrics["twice"]["leak_audit"] == {"permutation": "pass", "future_deletion": "pass"}
+    assert {metrics["twice"]["leak_audit"][name] for name in AUDITS} == {"pass"}
 
 
 def test_an_unknown_arm_is_named_with_the_nearest(tmp_path):

@@ -3,7 +3,7 @@
     hstu, sasrec, graph          one model alone: no ranker, no signals
     ranker[+hstu][+graph][+profiles]   the engine with the named blocks
     incremental[-BLOCK]          the whole engine, or all but one block
-    incremental:graph=random     the whole engine over a graph that is not trained
+    incremental:graph=random     the whole engine over a graph that is not trained; =off: without graph memory anywhere
     frozen                       the whole engine, weights fixed at the split, histories and signals live
     retrain                      the whole engine, trained from scratch at the start of every week, fixed in between
 
@@ -33,7 +33,11 @@ from stream.learner import StreamLearner
 from stream.store import state_sha256
 
 BLOCKS = {"hstu": ("hstu",), "graph": ("graph",), "profiles": ("profiles", "fused")}
-"""Blocks of an arm's name, and the engine's blocks of columns that each stands for."""
+"""Blocks of an arm's name, and the engine's blocks of columns that each stands for.
+
+`fused` is a profile joined with the graph memory of its user: so `-graph` leaves that much of the graph in, `:graph=off`
+nothing.
+"""
 WEEK_MS = 7 * 86_400_000
 _NAME = re.compile(r"(?P<base>ranker|incremental)(?P<blocks>([+-](hstu|graph|profiles))*)(:graph=(?P<graph>\w+))?")
 

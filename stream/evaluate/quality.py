@@ -31,8 +31,9 @@ ENGINE_ARMS = (
 PASSES = ((*SIMPLE_ARMS, *ENGINE_ARMS), ("sasrec",))
 """Arms that share one pass stand together; each line is kept on its own."""
 SPLITS = (0.85, 0.5)
-ONE_SEED = ("incremental-graph", "incremental:graph=random", "frozen", "retrain", "incremental")
-"""On the first split alone: a random graph needs a pass of its own, retraining every week five of them."""
+GRAPHS = ("incremental:graph=random", "incremental:graph=off")
+ONE_SEED = ("incremental-graph", *GRAPHS, "frozen", "retrain", "incremental")
+"""On the first split alone: a random graph and none need a pass each, retraining every week five of them."""
 
 
 def main(

@@ -35,8 +35,8 @@ from stream.store import state_sha256
 BLOCKS = {"hstu": ("hstu",), "graph": ("graph",), "profiles": ("profiles", "fused")}
 """Blocks of an arm's name, and the engine's blocks of columns that each stands for.
 
-`fused` is a profile joined with the graph memory of its user: so `-graph` leaves that much of the graph in, `:graph=off`
-nothing.
+`fused` is a profile joined with the graph memory of its user: so `-graph` leaves that much of the graph in,
+`:graph=off` nothing.
 """
 WEEK_MS = 7 * 86_400_000
 _NAME = re.compile(r"(?P<base>ranker|incremental)(?P<blocks>([+-](hstu|graph|profiles))*)(:graph=(?P<graph>\w+))?")

@@ -27,6 +27,7 @@ from configs.errors import InputError
 from configs.load import config_sha256
 from configs.settings import Settings
 from graph.view import Int64
+from llm.prompts import load_prompts
 from stream.adoptions import file_records, follow, read_adoptions
 from stream.evaluate.audit import AUDITS, AuditResult, audit
 from stream.evaluate.goals import worth_function
@@ -39,11 +40,11 @@ from stream.evaluate.results import Saved, arm_path, load, save
 from stream.evaluate.summary import arm_summary, compare, drift, freshness, incremental_claim, intervals_of, table
 from stream.events import Item
 from stream.files import read_columns, read_items
+from stream.learner import learning_sha256
 from stream.processor import Processor, Record
-from stream.revision import git_revision
+from stream.revision import code_sha256, git_revision
 from stream.store import MemoryStore, state_sha256
 
-PROTOCOL_VERSION = 1
 KEPT = ("texts", "encoder")
 """What arms of one replay share over all of its passes: text vectors depend on no log and no seed."""
 AUDIT_PUBLISH = 50
@@ -209,20 +210,21 @@ def _run_seed(
 
 
 def _key(data: _Input, options: Options, settings: Settings) -> str:
-    """Hash of everything but seed and arm that a result depends on."""
+    """Hash of everything but seed and arm that a result depends on: a commit of docs or another port is no part."""
     parts = [
-        PROTOCOL_VERSION,
-        git_revision(),
+        code_sha256(),
         data.sha256,
         None if options.items is None else hashlib.sha256(options.items.read_bytes()).hexdigest(),
         data.split_ms,
         options.candidates,
         options.limit,
-        options.hold_out_items,
-        config_sha256(settings),
+        (options.hold_out_items, options.seeds[0]) if options.hold_out_items else None,
+        learning_sha256(settings),
+        settings.model_dump(mode="json", include={"goals": True, "encoder": {"model", "max_tokens"}}),
+        load_prompts(settings.profiles.prompts).sha256,
         None if options.profiles is None else hashlib.sha256(options.profiles.read_bytes()).hexdigest(),
     ]
-    return hashlib.sha256(orjson.dumps(parts)).hexdigest()
+    return hashlib.sha256(orjson.dumps(parts, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
 
 def _follow(options: Options, settings: Settings, total: int, say: Progress) -> tuple[str, int] | None:
@@ -332,6 +334,7 @@ def _summary(
             },
             "config_sha256": config_sha256(settings),
             "commit": git_revision(),
+            "code_sha256": code_sha256(),
         },
         "arms": {name: arm_summary(joined, name, data.split_ms, cis[name]) for name in runs},
         "comparisons": comparisons,

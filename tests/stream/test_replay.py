@@ -1,3 +1,5 @@
+from itertools import count
+
 import orjson
 import pyarrow.parquet as pq
 import pytest
@@ -12,6 +14,7 @@ from stream.evaluate.audit import AUDITS
 from stream.evaluate.baselines import SIMPLE_ARMS
 from stream.evaluate.report import audit_line, profiles_line
 from stream.replay import Options, replay
+from stream.revision import code_sha256
 
 ROWS, ARMS = 6000, ("popularity", "item_knn_recent", "personal_recency", "ease_recent")
 
@@ -84,6 +87,66 @@ def test_resume_computes_only_what_is_missing(first, tmp_path):
     assert without_clocks(resumed) == without_clocks(first[1])
     assert all(path.stat().st_mtime_ns == then for path, then in kept.items())
     assert len(list((tmp_path / "arms").iterdir())) == len(ARMS)
+
+
+def arms_made(out, settings, **changes):
+    """How many results of arms a resumed replay had to make."""
+    before = set((out / "arms").iterdir()) if (out / "arms").is_dir() else set()
+    replay(options(out, arms=("popularity",), limit=1500, resume=True, **changes), settings)
+    return len(set((out / "arms").iterdir()) - before)
+
+
+def test_what_changes_no_result_voids_none(tmp_path, monkeypatch):
+    assert arms_made(tmp_path, Settings()) == 1
+    monkeypatch.setattr("stream.replay.git_revision", lambda: "another commit")
+    elsewhere = {
+        "name": "other",
+        "broker": {"bootstrap": "k:1", "security": "SASL_SSL", "sasl_username": "u", "sasl_password": "p"},
+        "state": {"root": "other"},
+        "llm": {"client": "openai", "api_key": "secret"},
+        "encoder": {"threads": 2, "cache": "other.sqlite"},
+        "trainer": {"publish_s": 9},
+        "serving": {"port": 1234, "tokens": ["secret"]},
+        "metrics": {"worker_port": 1235},
+    }
+    assert arms_made(tmp_path, Settings.model_validate(elsewhere)) == 0
+    metrics = orjson.loads((tmp_path / "metrics.json").read_bytes())
+    assert metrics["protocol"]["commit"] == "another commit"
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"ranker": {"hidden": 8}},
+        {"goals": {"by": "price"}},
+        {"encoder": {"max_tokens": 9}},
+        {"profiles": {"prompts": "media"}},
+        {"actions": {"purchase": {"weight": 2.0}}},
+    ],
+)
+def test_what_may_change_a_result_makes_it_anew(changed, tmp_path):
+    assert arms_made(tmp_path, Settings()) == 1
+    assert arms_made(tmp_path, Settings.model_validate(changed)) == 1
+
+
+def test_code_that_may_change_a_result_makes_it_anew(tmp_path, monkeypatch):
+    assert arms_made(tmp_path, Settings()) == 1
+    monkeypatch.setattr("stream.replay.code_sha256", lambda: "another code")
+    assert arms_made(tmp_path, Settings()) == 1
+
+
+def test_the_hash_of_the_code_is_of_the_files_that_a_result_depends_on(tmp_path):
+    def hashed(change, n=count()):
+        root = tmp_path / str(next(n))
+        for name in ("stream/replay.py", "model/engine.py", "stream/cli/evaluate.py", "stream/bench_parts.py"):
+            path = root / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("changed" if name == change else "")
+        return code_sha256(root)
+
+    same = hashed(None)
+    assert hashed("stream/cli/evaluate.py") == hashed("stream/bench_parts.py") == same
+    assert len({same, hashed("stream/replay.py"), hashed("model/engine.py")}) == 3
 
 
 def test_another_split_is_never_taken_from_what_lies_there(tmp_path):

@@ -124,7 +124,8 @@ def replay(options: Options, settings: Settings, progress: Progress | None = Non
         The content of metrics.json.
 
     Raises:
-        InputError: a file, an arm's name or the split is wrong.
+        InputError: a file, an arm's name or the split is wrong, or candidates are to come from an items file that is
+            not given.
     """
     started = time.perf_counter()
     say = progress or (lambda what, done, total: None)
@@ -157,6 +158,10 @@ def replay(options: Options, settings: Settings, progress: Progress | None = Non
 
 
 def _read(options: Options, settings: Settings) -> _Input:
+    if options.candidates == "items" and options.items is None:
+        raise InputError(
+            "candidates are to be those of an items file and none is given; add --items FILE, or take --candidates seen"
+        )
     columns, duplicates = without_duplicates(read_columns(options.events, options.limit), settings.state.dedupe_ids)
     items = read_items(options.items) if options.items else {}
     log = EventLog(columns, settings.action)
@@ -193,6 +198,7 @@ def _run_seed(
     paths = {name: arm_path(options.out / "arms", name, seed, key) for name in names}
     missing = [name for name in names if not (options.resume and paths[name].is_file())]
     if missing:
+        started = time.perf_counter(), time.process_time()
         setup = data.setup(data.log, settings, seed, options.usable_profiles)
         arms = [build_arm(name, setup)[0] for name in missing]
         data.keep(setup)
@@ -203,9 +209,10 @@ def _run_seed(
             lambda done, total: say(f"seed {seed}: {len(missing)} arms", done, total),
             worth_function(settings.goals, data.log),
         )
+        cost = time.perf_counter() - started[0], time.process_time() - started[1]
         state, adopted = setup.shared.get("state_sha256"), setup.shared.get("adoptions")
         for name in missing:
-            save(paths[name], name, result, state() if state else "", adopted() if adopted else None)
+            save(paths[name], name, result, cost, state() if state else "", adopted() if adopted else None)
     return {name: load(paths[name]) for name in names}
 
 
@@ -275,7 +282,7 @@ def _audit(
 
     def from_file(log: EventLog, groups: Int64) -> NDArray[np.bool_]:
         setup = data.setup(log, settings, options.seeds[0], options.usable_profiles)
-        return np.array(profile_sources(setup, groups)) == "file"
+        return np.array([source == "file" for source in profile_sources(setup, groups)])
 
     return audit(
         data.columns,
@@ -300,16 +307,15 @@ def _summary(
     sources = profile_sources(data.setup(log, settings, seed, profiles), joined.facts.number)
     cis = intervals_of(joined)
     per_seed: dict[str, Any] = {}
-    if len(options.seeds) > 1:
-        for one in options.seeds:
-            single = table({name: {one: of.get(one, of[seed])} for name, of in runs.items()}, seed)
-            arms = {name: arm_summary(single, name, data.split_ms, {}) for name in runs}
-            per_seed[str(one)] = arms
+    for one in options.seeds:
+        single = table({name: {one: of.get(one, of[seed])} for name, of in runs.items()}, seed)
+        per_seed[str(one)] = {name: arm_summary(single, name, data.split_ms, {}) for name in runs}
     comparisons = []
     for comparison in compare(joined, SIMPLE.names):
         entry = dataclasses.asdict(comparison)
         comparisons.append({name: _rounded(value) for name, value in entry.items()})
-    passes = {(saved.seconds, saved.events) for of in runs.values() for saved in of.values()}
+    passes = {saved.cost: saved for of in runs.values() for saved in of.values()}
+    wall, cpu = (round(sum(clock), 3) for clock in zip(*passes, strict=True))
     metrics: dict[str, Any] = {
         "data": {
             "events": len(log),
@@ -342,7 +348,10 @@ def _summary(
         "freshness": freshness(joined),
         "drift": drift(log, data.split_ms),
         "leak_audit": dict.fromkeys(AUDITS, "not run") if checked is None else dataclasses.asdict(checked),
-        "events_per_second": round(sum(n for _, n in passes) / max(1e-9, sum(s for s, _ in passes)), 1),
+        "events_per_second": round(
+            sum(one.events for one in passes.values()) / max(1e-9, sum(one.seconds for one in passes.values())), 1
+        ),
+        "compute_seconds": {"wall": wall, "cpu": cpu},
     }
     claim = incremental_claim(joined)
     if claim is not None:

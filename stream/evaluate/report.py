@@ -252,7 +252,7 @@ def _protocol(metrics: Mapping[str, Any]) -> str:
         "permutation audit": metrics["leak_audit"]["permutation"],
         "future-deletion audit": metrics["leak_audit"]["future_deletion"],
         "audited": audit_line(metrics["leak_audit"]),
-        "seconds": f"{metrics['seconds']:,.1f}",
+        "seconds": seconds_line(metrics),
     }
     cells = (f"<tr><td>{name}</td><td><code>{html.escape(str(value))}</code></td></tr>" for name, value in rows.items())
     return f"<table>{''.join(cells)}</table>"
@@ -265,6 +265,15 @@ def profiles_line(profiles: str | Mapping[str, Any]) -> str:
     groups = profiles["groups"]
     read = ", ".join(f"{groups[source]:,} {words}" for source, words in PROFILES.items())
     return f"{profiles['file'] or 'no file'}; of {sum(groups.values()):,} scored groups {read}"
+
+
+def seconds_line(metrics: Mapping[str, Any]) -> str:
+    """How long it took, for people; older reports know the last run alone."""
+    line = f"{metrics['seconds']:,.1f}"
+    if "compute_seconds" not in metrics:
+        return line
+    wall, cpu = metrics["compute_seconds"]["wall"], metrics["compute_seconds"]["cpu"]
+    return f"{line}; all passes that made the arms {wall:,.1f}, of CPUs {cpu:,.1f}"
 
 
 def audit_line(audit: Mapping[str, Any]) -> str:

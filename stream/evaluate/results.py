@@ -17,16 +17,22 @@ FACTS = ("number", "user", "t_ms", "relevant", "reachable", "cold_user", "gap_ms
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """One arm's result with the facts of its pass and the cost of the whole pass."""
+    """One arm's result with the facts of its pass and the cost of the whole pass.
+
+    Attributes:
+        seconds: wall time of the drive over the log.
+        cost: wall and CPU seconds of the whole pass, the making of its arms included; equal for all arms of the pass.
+        adoptions: graph versions that the state was made with; None = not known.
+    """
 
     facts: Facts
     result: ArmResult
     split_ms: int
     events: int
     seconds: float
+    cost: tuple[float, float]
     state_sha256: str
-    adoptions: int | None = None
-    """Graph versions that the state was made with; None = not known."""
+    adoptions: int | None
 
 
 def arm_path(folder: Path, name: str, seed: int, key: str) -> Path:
@@ -35,7 +41,9 @@ def arm_path(folder: Path, name: str, seed: int, key: str) -> Path:
     return folder / f"{safe}.{seed}.{key[:16]}.npz"
 
 
-def save(path: Path, name: str, result: Pass, state_sha256: str, adoptions: int | None = None) -> None:
+def save(
+    path: Path, name: str, result: Pass, cost: tuple[float, float], state_sha256: str, adoptions: int | None
+) -> None:
     """Write one arm of a pass, whole or not at all."""
     arm = result.arms[name]
     meta = {
@@ -46,6 +54,7 @@ def save(path: Path, name: str, result: Pass, state_sha256: str, adoptions: int 
         "split_ms": result.split_ms,
         "events": result.events,
         "seconds": result.seconds,
+        "cost": cost,
         "state_sha256": state_sha256,
         "adoptions": adoptions,
     }
@@ -76,4 +85,5 @@ def load(path: Path) -> Saved:
         ) from error
     result = ArmResult(values, meta["train_cpu_s"], meta["score_cpu_s"], meta["trained_share"])
     split_ms, events, seconds, state_sha256 = (meta[key] for key in ("split_ms", "events", "seconds", "state_sha256"))
-    return Saved(facts, result, split_ms, events, seconds, state_sha256, meta.get("adoptions"))
+    wall, cpu = meta["cost"]
+    return Saved(facts, result, split_ms, events, seconds, (wall, cpu), state_sha256, meta["adoptions"])

@@ -26,10 +26,11 @@ def options(out, **changes):
 
 def without_clocks(metrics):
     text = orjson.loads(orjson.dumps(metrics))
-    for name in ("seconds", "events_per_second"):
+    for name in ("seconds", "compute_seconds", "events_per_second"):
         text.pop(name)
-    for arm in text["arms"].values():
-        arm.pop("train_cpu_s"), arm.pop("score_cpu_s")
+    for arms in (text["arms"], *text["seeds"].values()):
+        for arm in arms.values():
+            arm.pop("train_cpu_s"), arm.pop("score_cpu_s")
     return text
 
 
@@ -81,12 +82,15 @@ def test_two_runs_give_the_same_metrics_and_state(first, tmp_path):
 
 
 def test_resume_computes_only_what_is_missing(first, tmp_path):
-    replay(options(tmp_path, arms=ARMS[:3]), Settings())
+    half = replay(options(tmp_path, arms=ARMS[:3]), Settings())
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "arms").iterdir()}
     resumed = replay(options(tmp_path, resume=True, audit_rows=3000), Settings())
     assert without_clocks(resumed) == without_clocks(first[1])
     assert all(path.stat().st_mtime_ns == then for path, then in kept.items())
     assert len(list((tmp_path / "arms").iterdir())) == len(ARMS)
+    again = replay(options(tmp_path, resume=True), Settings())
+    assert all(0 < half["compute_seconds"][clock] < resumed["compute_seconds"][clock] for clock in ("wall", "cpu"))
+    assert again["compute_seconds"] == resumed["compute_seconds"]  # each pass once, whenever it was
 
 
 def arms_made(out, settings, **changes):
@@ -195,6 +199,17 @@ def test_rows_of_a_known_event_id_are_neither_scored_nor_learnt_and_stay_in_the_
 def test_an_unknown_arm_is_named_with_the_nearest(tmp_path):
     with pytest.raises(InputError, match=r"got 'ease_recnt'; expected any of popularity.*did you mean 'ease_recent'"):
         replay(options(tmp_path, arms=("popularity", "ease_recnt")), Settings())
+
+
+def test_candidates_of_no_items_file_are_refused(tmp_path):
+    given = Options(EVENTS, tmp_path, arms=("popularity",), limit=1500, candidates="items")
+    with pytest.raises(InputError, match="none is given; add --items FILE"):
+        replay(given, Settings())
+
+
+def test_a_single_seed_is_listed_too(first):
+    assert list(first[1]["seeds"]) == ["0"]
+    assert list(first[1]["seeds"]["0"]) == list(ARMS)
 
 
 def test_seeds_are_listed_one_by_one_and_their_mean_in_arms(tmp_path):

@@ -124,8 +124,8 @@ def topic_file(settings: Settings, topic: str, path: Path, records: list[Record]
 
 
 def arms_table(metrics: dict[str, Any]) -> Table:
-    """NDCG@10 of each arm by list."""
-    table = Table("arm", "novel", "repeat", "overall", "", title="NDCG@10", title_justify="left")
+    """NDCG@10 of each arm by list, and the CPU time that it took to learn and to score."""
+    table = Table("arm", "novel", "repeat", "overall", "CPU", title="NDCG@10", title_justify="left")
     for name, arm in metrics["arms"].items():
         cells = [_cell(arm.get(which, {})) for which in ("novel", "repeat", "overall")]
         table.add_row(name, *cells, f"{arm.get('train_cpu_s', 0) + arm.get('score_cpu_s', 0):,.0f} s")

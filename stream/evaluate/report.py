@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,20 @@ FAMILIES = {
     "parts": "What single parts add",
     "simple": "The best simple arm against the others",
 }
+DETAILS = {
+    "with follow-ups": ("overall", METRIC),
+    "without follow-ups": ("overall", "without_follow_ups", METRIC),
+    "cold users": ("cold_users", METRIC),
+    "cold items": ("cold_items", METRIC),
+    "held-out items": ("held_out_items", METRIC),
+    "weighted": ("overall", f"{METRIC}_weighted"),
+    "weighted, new": ("novel", f"{METRIC}_weighted"),
+    "weighted, before": ("repeat", f"{METRIC}_weighted"),
+    "pool recall": ("overall", "pool_recall"),
+    "pool recall, new": ("novel", "pool_recall"),
+    "pool recall, before": ("repeat", "pool_recall"),
+}
+"""Where the columns of the second table stand in an arm's entry."""
 PROFILES = {"file": "read a profile of the file", "template": "one of the template", "none": "none"}
 STYLE = """
 body{margin:0;background:#f7f6f2;color:#22262b;font:16px/1.55 Georgia,'Times New Roman',serif}
@@ -34,6 +49,7 @@ p{max-width:46em;margin:4px 0 14px} .quiet{color:#6b7280} code{font-size:13px;ov
 table{border-collapse:collapse;width:100%;background:#fff;border:1px solid #e7e4dc;
  font:14px/1.45 -apple-system,'Segoe UI',Helvetica,Arial,sans-serif;font-variant-numeric:tabular-nums}
 th,td{padding:7px 12px;text-align:right;border-bottom:1px solid #efece5} th{font-weight:600;color:#4b5563}
+th small{font-weight:400;color:#8b9099}
 th:first-child,td:first-child{text-align:left} td small{color:#8b9099;margin-left:6px}
 td.best{background:#eaf3ec} .pass{color:#2f7d4f} .fail{color:#b3261e}
 .plot{background:#fff;border:1px solid #e7e4dc;margin:12px 0}
@@ -46,6 +62,13 @@ def write_report(path: Path, metrics: Mapping[str, Any]) -> None:
         _head(metrics),
         _section(
             "Arms", "NDCG@10 with its 95% interval over users; the best of each column is shaded.", _arms(metrics)
+        ),
+        _section(
+            "Parts of the arms' figures",
+            "NDCG@10, over everything where no list is named. A follow-up comes within 72 minutes of the user's group "
+            "before; a hit is weighted by what it is worth (<code>goals</code>); pool recall is the share of the "
+            "wanted items that are among an arm's candidates.",
+            _details(metrics),
         ),
         _section(
             "Week by week",
@@ -125,6 +148,20 @@ def _arms(metrics: Mapping[str, Any]) -> str:
         f"<table><tr><th>arm</th>{heads}<th>recall@20</th><th>MRR</th><th>training, CPU s</th></tr>"
         f"{''.join(rows)}</table>"
     )
+
+
+def _details(metrics: Mapping[str, Any]) -> str:
+    """One row an arm; a column that no arm has is left out."""
+    heads, columns = "", []
+    for title, path in DETAILS.items():
+        entries = [reduce(lambda entry, key: entry.get(key, {}), path[:-1], arm) for arm in metrics["arms"].values()]
+        column = [entry.get(path[-1]) for entry in entries]
+        if any(value is not None for value in column):
+            heads += f"<th>{title}<br><small>{entries[0]['n']:,} groups</small></th>"
+            columns.append([f"<td>{_number(value)}</td>" for value in column])
+    rows = zip(metrics["arms"], zip(*columns, strict=True), strict=True)
+    body = "".join(f"<tr><td>{html.escape(name)}</td>{''.join(cells)}</tr>" for name, cells in rows)
+    return f"<table><tr><th>arm</th>{heads}</tr>{body}</table>"
 
 
 def _number(value: float | None) -> str:

@@ -1,3 +1,4 @@
+import re
 from itertools import count
 
 import orjson
@@ -74,6 +75,29 @@ def test_the_report_is_one_page_that_needs_nothing_else(first):
         assert arm in page
     assert profiles_line(first[1]["protocol"]["profiles"]) in page
     assert audit_line(first[1]["leak_audit"]) in page
+
+
+def details(page):
+    """Heads and cells of the report's second table."""
+    rows = page.split("<table>")[2].split("</table>")[0].split("<tr>")[1:]
+    return [[re.sub(r"<[^>]+>", " ", cell).split() for cell in re.split("</t[hd]>", row)[:-1]] for row in rows]
+
+
+def test_the_report_breaks_the_figures_of_each_arm_down(first, tmp_path):
+    heads, *rows = details((first[0] / "report.html").read_text())
+    assert [row[0] for row in rows] == [[arm] for arm in ARMS]
+    arm = first[1]["arms"]["ease_recent"]
+    cold = [" ".join(head).startswith("cold users") for head in heads].index(True)
+    assert heads[cold] == ["cold", "users", f"{arm['cold_users']['n']:,}", "groups"]
+    assert rows[-1][cold] == [f"{arm['cold_users']['ndcg@10']:.4f}"]
+    assert rows[-1][2] == [f"{arm['overall']['without_follow_ups']['ndcg@10']:.4f}"]
+    assert not any("weighted" in head[0] or "held-out" in head for head in heads)  # neither is configured
+    priced = Settings.model_validate({"goals": {"by": "price"}})
+    metrics = replay(options(tmp_path, arms=("popularity",), limit=1500, hold_out_items=0.3), priced)
+    heads, row = details((tmp_path / "report.html").read_text())
+    assert ["held-out", "items"] in [head[:2] for head in heads]
+    weighted = [head[0] for head in heads].index("weighted")
+    assert row[weighted] == [f"{metrics['arms']['popularity']['overall']['ndcg@10_weighted']:.4f}"]
 
 
 def test_two_runs_give_the_same_metrics_and_state(first, tmp_path):
@@ -224,6 +248,7 @@ def test_the_command_ends_with_whose_profiles_were_read(tmp_path):
     given = ("replay", "--events", str(EVENTS), "--limit", "1500", "--arms", "popularity", "--out", str(tmp_path))
     result = CliRunner().invoke(app, given)
     assert result.exit_code == 0, result.output
+    assert re.search(r"│? *arm +┃ novel +┃ repeat +┃ overall +┃ CPU", result.stdout)
     assert "profiles: no file; of " in result.stdout
 
 

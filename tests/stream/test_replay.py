@@ -1,4 +1,8 @@
+import os
 import re
+import subprocess
+import sys
+from dataclasses import replace
 from itertools import count
 
 import orjson
@@ -7,6 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from configs.errors import InputError
+from configs.load import load
 from configs.settings import Settings
 from stream.adoptions import file_records, follow
 from stream.bundled import EVENTS, ITEMS
@@ -103,6 +108,22 @@ def test_the_report_breaks_the_figures_of_each_arm_down(first, tmp_path):
 def test_two_runs_give_the_same_metrics_and_state(first, tmp_path):
     again = replay(options(tmp_path, audit_rows=3000), Settings())
     assert without_clocks(again) == without_clocks(first[1])
+
+
+def test_the_engine_gives_the_same_metrics_and_state_in_another_process(tmp_path):
+    publish = {"DRIFTLINE__GRAPH__PUBLISH_GROUPS": "20"}
+    given = options(tmp_path / "one", arms=("frozen", "incremental"), limit=1500)
+    one = replay(given, load("ecommerce", publish).settings)
+    assert one["state"]["adoptions"] > 0
+    code = f"""
+from pathlib import PosixPath
+from configs.load import load_settings
+from stream.replay import Options, replay
+replay({replace(given, out=tmp_path / "two")!r}, load_settings("ecommerce"))
+"""
+    subprocess.run([sys.executable, "-c", code], env=os.environ | publish | {"PYTHONHASHSEED": "1"}, check=True)
+    two = orjson.loads((tmp_path / "two" / "metrics.json").read_bytes())
+    assert without_clocks(two) == without_clocks(one)
 
 
 def test_resume_computes_only_what_is_missing(first, tmp_path):

@@ -224,12 +224,14 @@ class GraphLearner:
         rows = [s.raw for s in batch if len(s.raw)]
         if not rows:
             return stored
+        from torch_geometric.utils import scatter  # 90 MB that a process which only scores does without
+
         counts = torch.tensor([len(s.raw) for s in batch])
         messages = self.memory.user.messages(torch.from_numpy(np.concatenate(rows)))
         owner = torch.repeat_interleave(torch.arange(len(batch)), counts)
-        total = torch.zeros(len(batch), messages.shape[1]).index_add(0, owner, messages)
+        mean = scatter(messages, owner, dim_size=len(batch), reduce="mean")
         pre = torch.from_numpy(np.stack([s.pre for s in batch]))
-        memory = self.memory.user.update(torch.cat((total / counts.clamp(min=1)[:, None], pre), 1))
+        memory = self.memory.user.update(torch.cat((mean, pre), 1))
         return torch.where((counts > 0)[:, None], as_stored(memory, stored), stored)
 
     def _queries(

@@ -87,7 +87,7 @@ def load(source: str | Path | None = None, environment: Mapping[str, str] = os.e
     found = list(_read(_find(source or "default", "settings"), ()))
     for name, text in sorted(environment.items()):
         if name.upper().startswith(ENVIRONMENT):
-            found.append((_environment_path(name), _environment_value(name, text), name))
+            found.append((path := _environment_path(name), _environment_value(name, path, text), name))
     tree: dict[str, Any] = {}
     origins: dict[str, str] = {}
     for path, value, origin in found:
@@ -107,8 +107,11 @@ def config_sha256(settings: Settings) -> str:
 
 def shown(key: str, value: Any) -> Any:
     """What people and logs may see of a value."""
-    section, _, name = key.partition(".")
-    return "***" if value and name in SECRETS.get(section, ()) else value
+    return "***" if value and _is_secret(tuple(key.split("."))) else value
+
+
+def _is_secret(path: KeyPath) -> bool:
+    return len(path) > 1 and path[1] in SECRETS.get(path[0], ())
 
 
 def leaves(section: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -232,14 +235,16 @@ def _environment_path(name: str) -> KeyPath:
     return path
 
 
-def _environment_value(name: str, text: str) -> Any:
+def _environment_value(name: str, path: KeyPath, text: str) -> Any:
     """Lists and groups are written as in YAML; the schema turns the text of anything else into its type."""
-    if not text.lstrip().startswith(("[", "{")):
+    word = _is_secret(path) and path[-1] != "tokens"  # a password may begin with a bracket
+    if word or not text.lstrip().startswith(("[", "{")):
         return text
     try:
         return yaml.load(text, _Loader)
     except yaml.YAMLError as error:
-        raise ConfigError(f"environment {name}: got {text!r}; expected a list or group as in YAML") from error
+        got = "***" if path[0] in SECRETS else repr(text)
+        raise ConfigError(f"environment {name}: got {got}; expected a list or group as in YAML") from error
 
 
 # ---------------------------------------------------------------------------------------------- explaining
@@ -256,11 +261,12 @@ def _explain(error: ValidationError, origins: dict[str, str]) -> str:
     more = f" ({len(faults) - 1} more like this)" if len(faults) > 1 else ""
     if fault["type"] == "extra_forbidden":
         return f"{where}unknown key {key!r}; {_nearest(path)}{more}"
-    return f"{where}{key or 'the settings'}: {_fault(fault)}{more}"
+    got = "***" if _is_secret(path) else _shown(fault["input"])
+    return f"{where}{key or 'the settings'}: {_fault(fault, got)}{more}"
 
 
-def _fault(fault: Any) -> str:
-    kind, context, got = fault["type"], fault.get("ctx", {}), _shown(fault["input"])
+def _fault(fault: Any, got: str) -> str:
+    kind, context = fault["type"], fault.get("ctx", {})
     if kind in BOUNDS:
         word, name = BOUNDS[kind]
         return f"got {got}; expected a number {word} {context[name]:g}"

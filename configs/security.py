@@ -32,8 +32,8 @@ def ssl_context(broker: Broker) -> ssl.SSLContext:
     try:
         context = ssl.create_default_context(cafile=broker.tls_ca)
         if broker.tls_certificate is not None:
-            context.load_cert_chain(broker.tls_certificate, broker.tls_key)
+            context.load_cert_chain(broker.tls_certificate, broker.tls_key, password="")
     except (OSError, ssl.SSLError) as error:
         files = f"broker.tls_ca {broker.tls_ca}, tls_certificate {broker.tls_certificate}, tls_key {broker.tls_key}"
-        raise ConfigError(f"{files} can't be used: {error}. Expected PEM files.") from None
+        raise ConfigError(f"{files} can't be used: {error}. Expected PEM files, and no pass phrase.") from None
     return context

@@ -56,6 +56,10 @@ class Broker(Section):
             raise ValueError(f"got security {self.security}; expected sasl_username and sasl_password with it")
         if (self.tls_certificate is None) != (self.tls_key is None):
             raise ValueError("got one half of a TLS pair; expected tls_certificate and tls_key together, or neither")
+        if (self.tls_ca or self.tls_certificate) and not self.security.endswith("SSL"):
+            raise ValueError(f"got tls_* with security {self.security}; expected SSL or SASL_SSL with them")
+        if self.sasl_username and not self.security.startswith("SASL"):
+            raise ValueError(f"got sasl_username with security {self.security}; expected SASL_SSL or SASL_PLAINTEXT")
         return self
 
 

@@ -26,6 +26,7 @@ import psutil
 import yaml
 
 from configs.errors import DriftlineError
+from configs.load import SECRETS
 from configs.settings import Settings
 from stream.broker import EmbeddedBroker
 from stream.bundled import EVENTS
@@ -91,7 +92,7 @@ def _own(settings: Settings, folder: Path) -> Settings:
 
 def _time_worker(settings: Settings, bootstrap: str, folder: Path, events: int) -> dict[str, Any]:
     config = folder / "worker.yaml"
-    config.write_text(yaml.safe_dump(settings.model_dump(mode="json")))
+    config.write_text(yaml.safe_dump(settings.model_dump(mode="json", exclude=SECRETS)))
     port = settings.metrics.worker_port
     with _process(["-m", "stream.worker", str(config)], {"DRIFTLINE__BROKER__BOOTSTRAP": bootstrap}) as process:
         first = _until(process, lambda: _applied(port))

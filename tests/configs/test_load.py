@@ -109,6 +109,32 @@ def test_a_secret_is_part_of_no_hash_and_never_shown(tmp_path):
     assert shown("llm.api_key", "") == ""
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("SERVING__TOKENS", "hunter2"),
+        ("SERVING__TOKENS", "[hunter2"),
+        ("LLM", "{api_key: hunter2"),
+        ("BROKER", "{hunter2"),
+    ],
+)
+def test_a_secret_that_is_refused_is_not_shown(name, value):
+    told = message(None, {f"DRIFTLINE__{name}": value})
+    assert "hunter2" not in told
+    assert "***" in told
+
+
+def test_a_secret_of_a_file_that_is_refused_is_not_shown(tmp_path):
+    told = message(write(tmp_path, "broker: {sasl_password: 12345678}\n"))
+    assert told.endswith("broker.sasl_password: got ***; expected text; put it in quotes")
+
+
+def test_a_password_may_begin_with_a_bracket():
+    environment = {"DRIFTLINE__BROKER__SASL_PASSWORD": "{hunter2", "DRIFTLINE__LLM__API_KEY": "[x]"}
+    settings = load(None, environment).settings
+    assert (settings.broker.sasl_password, settings.llm.api_key) == ("{hunter2", "[x]")
+
+
 # ------------------------------------------------------------------------------------------- what goes wrong
 
 
@@ -118,6 +144,8 @@ def test_a_secret_is_part_of_no_hash_and_never_shown(tmp_path):
         ("{security: SSL}", "got security SSL without bootstrap"),
         ("{bootstrap: 'k:1', security: SASL_SSL, sasl_username: me}", "expected sasl_username and sasl_password"),
         ("{bootstrap: 'k:1', security: SSL, tls_key: a.pem}", "expected tls_certificate and tls_key together"),
+        ("{bootstrap: 'k:1', tls_ca: a.pem}", "got tls_* with security PLAINTEXT"),
+        ("{bootstrap: 'k:1', sasl_username: me}", "got sasl_username with security PLAINTEXT"),
     ],
 )
 def test_half_a_way_into_kafka_is_refused(tmp_path, broker, words):
@@ -169,7 +197,7 @@ def test_an_unknown_key_of_the_environment_names_the_variable():
         ("broker: {heartbeat_s: .inf}", "broker.heartbeat_s: got inf; expected a finite number"),
         ("broker: {prefix: 5}", "broker.prefix: got 5; expected text; put it in quotes"),
         ("state: {sync: perhaps}", "state.sync: got 'perhaps'; expected true or false"),
-        ("serving: {tokens: abc}", "serving.tokens: got 'abc'; expected a list"),
+        ("signals: {half_lives_days: abc}", "signals.half_lives_days: got 'abc'; expected a list"),
         ("serving: 7", "serving: got 7; expected a group of keys"),
         ("serving: {threads: null}", "serving.threads: got nothing; expected a whole number"),
         ("actions: [view]", "actions: got ['view']; expected a group of keys"),
@@ -239,8 +267,8 @@ def test_extending_what_is_not_there_names_the_line(tmp_path):
 
 
 def test_an_environment_value_that_is_no_list_is_told():
-    found = message(None, {"DRIFTLINE__SERVING__TOKENS": "[a"})
-    assert found == "environment DRIFTLINE__SERVING__TOKENS: got '[a'; expected a list or group as in YAML"
+    found = message(None, {"DRIFTLINE__SIGNALS__HALF_LIVES_DAYS": "[a"})
+    assert found == "environment DRIFTLINE__SIGNALS__HALF_LIVES_DAYS: got '[a'; expected a list or group as in YAML"
     assert "expected DRIFTLINE__SECTION__KEY" in message(None, {"DRIFTLINE__SERVING____PORT": "1"})
 
 

@@ -87,11 +87,14 @@ def test_topics_producers_worker_and_profile_reader_get_in_with_certificate_and_
         follower.close()
 
 
+PLAIN = {"security": "PLAINTEXT", "tls_ca": None, "sasl_username": ""}
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
         ({"sasl_password": "wrong"}, "speaks broker.security SASL_SSL and lets broker.sasl_username 'shop' in"),
-        ({"security": "PLAINTEXT"}, "does not answer as a Kafka broker that speaks broker.security PLAINTEXT"),
+        (PLAIN, "does not answer as a Kafka broker that speaks broker.security PLAINTEXT"),
         ({"tls_ca": None}, "does not answer as a Kafka broker that speaks broker.security SASL_SSL"),
     ],
 )

@@ -12,6 +12,7 @@ import logging
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -140,15 +141,16 @@ class Recommender:
             try:
                 ranking, origin = self._rank(reading, served, options.domain)
                 slate = self._slate(served, ranking, options, reading.view(served))
-                if row and not slate.item_ids and options.which == NOVEL and not options.domain:
-                    reasons.append("nothing_new")  # a young model: the user has touched all that it knows
             except Exception:
                 LOG.exception("model %s failed on user %r", served.snapshot.version, user_id)
-                slate = None
                 reasons.append("model_error")
-        if slate is None or "nothing_new" in reasons:
-            model, origin = None, pb.SERVED_FROM_FALLBACK
-            slate = self._popular_slate(reading, options)
+            else:
+                unknown = self._unknown_slate(served, reading, options) if row and not slate.item_ids else None
+                if unknown is not None and unknown.item_ids:
+                    model, slate, origin = None, unknown, pb.SERVED_FROM_FALLBACK
+                    reasons.append("nothing_new")
+        if slate is None:
+            model, slate, origin = None, self._popular_slate(reading, options), pb.SERVED_FROM_FALLBACK
         return answers.provenance(model, reading.stored, reading.profile, reading.now_ms, origin, reasons), slate
 
     def score(
@@ -209,7 +211,7 @@ class Recommender:
         table = served.scorer.table
         excluded = {table.find(item_id) for item_id in options.excluded}
         if options.which == NOVEL:
-            excluded |= set(view.items[view.weight <= 0].tolist())  # only returned or disliked: nothing to show as new
+            excluded |= set(view.items[view.weight < 0].tolist())  # only returned or disliked: nothing to show as new
         own = view.items[view.weight > 0]
         places = choose(ranking, options.which, options.k, own, excluded, served.allowed(options.domain))
         scores = ranking.scores[options.which][places].tolist()
@@ -219,6 +221,14 @@ class Recommender:
         by = self._popular()
         view = reading.view(by)
         return self._slate(by, by.scorer.rank(view, reading.now_ms), options, view)
+
+    def _unknown_slate(self, served: Served, reading: Reading, options: Options) -> pb.Slate | None:
+        """By popularity what a young model does not know yet, where it has nothing left for a novel list."""
+        if options.which != NOVEL or options.domain or options.excluded:
+            return None
+        with suppress(NotReady):
+            return self._popular_slate(reading, replace(options, excluded=tuple(served.scorer.table.ids)))
+        return None
 
     def _popular(self) -> Served:
         """Popularity from the state store, read at most every few seconds.

@@ -15,7 +15,9 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
 from configs.errors import SnapshotError
+from graph.rows import Event
 from serving import models as models_module
+from serving import recommender as recommender_module
 from serving.proto.driftline.v1 import recommendation_pb2 as pb
 from serving.proto.driftline.v1 import recommendation_pb2_grpc as pb_grpc
 from serving.publish import publish, release, rollback
@@ -167,7 +169,7 @@ def test_a_model_that_fails_on_a_request_falls_back_to_popularity(running, monke
     assert len(answer.slate.item_ids) == 10
 
 
-def test_a_model_that_knows_nothing_new_leaves_the_novel_list_to_popularity(running, monkeypatch):
+def test_a_model_that_knows_nothing_new_leaves_the_novel_list_to_popularity(running, worker, monkeypatch):
     scorer, stub = running.server.models.served.scorer, running.stub
     own = np.isin(np.arange(len(scorer.table)), [scorer.table.find(item) for item in history(stub, "user-3")])
 
@@ -179,10 +181,14 @@ def test_a_model_that_knows_nothing_new_leaves_the_novel_list_to_popularity(runn
     monkeypatch.setattr(scorer, "rank", only_own)
     novel = pb.RecommendRequest(user_id="user-3", options=pb.SlateOptions(list=pb.SLATE_LIST_NOVEL))
     answer = stub.Recommend(novel)
+    assert (list(answer.slate.item_ids), list(answer.provenance.reasons)) == ([], [])
+    now_ms = worker.processor.window.watermark_ms
+    worker.apply([Event("user-4", f"unknown-{n}", now_ms, "purchase") for n in range(3)])
+    monkeypatch.setattr(recommender_module, "_FALLBACK_S", 0.0)
+    wait_for(lambda: list(stub.Recommend(novel).provenance.reasons) == ["nothing_new"])
+    answer = stub.Recommend(novel)
     assert answer.provenance.served_from == pb.SERVED_FROM_FALLBACK
-    assert list(answer.provenance.reasons) == ["nothing_new"]
-    assert len(answer.slate.item_ids) == 10
-    assert not set(answer.slate.item_ids) & set(history(stub, "user-3"))
+    assert set(answer.slate.item_ids) == {"unknown-0", "unknown-1", "unknown-2"}  # what it knows, it left out
     assert stub.Recommend(pb.RecommendRequest(user_id="user-3")).provenance.served_from != pb.SERVED_FROM_FALLBACK
 
 

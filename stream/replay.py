@@ -127,6 +127,7 @@ def replay(options: Options, settings: Settings, progress: Progress | None = Non
         InputError: a file, an arm's name or the split is wrong, or candidates are to come from an items file that is
             not given.
     """
+    git_revision()  # that of the code that runs now, whatever is committed meanwhile
     started = time.perf_counter()
     say = progress or (lambda what, done, total: None)
     names = list(options.arms) or default_arms()

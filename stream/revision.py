@@ -5,12 +5,17 @@ from __future__ import annotations
 import hashlib
 import subprocess
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("configs", "graph", "llm", "model", "stream")
-APART = ("cli", "demo", "bench", "report", "summary", "intervals", "progress", "quality")
-"""Folders and beginnings of file names in PACKAGES on which no arm's result depends."""
+APART = ("stream/cli/", "stream/demo/", "stream/bench_") + tuple(
+    f"stream/evaluate/{name}.py" for name in ("intervals", "progress", "quality", "report", "summary")
+)
+"""Beginnings of paths on which no arm's result depends."""
+LIBRARIES = ("numpy", "pyarrow", "tokenizers", "torch", "torch-geometric", "transformers")
+"""What an arm's result is computed with."""
 
 
 @cache
@@ -26,12 +31,12 @@ def git_revision() -> str:
 
 @cache
 def code_sha256(root: Path = ROOT) -> str:
-    """Hash of the source files that the result of an arm may depend on."""
-    sha = hashlib.sha256()
+    """Hash of the source files, and of the versions of libraries, that the result of an arm may depend on."""
+    sha = hashlib.sha256(" ".join(version(name) for name in LIBRARIES).encode())
     for path in sorted(path for package in PACKAGES for path in (root / package).rglob("*.py")):
-        name = path.relative_to(root)
-        if not any(part.startswith(APART) for part in name.parts):
-            sha.update(f"{name.as_posix()} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+        name = path.relative_to(root).as_posix()
+        if not name.startswith(APART):
+            sha.update(f"{name} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
     return sha.hexdigest()
 
 

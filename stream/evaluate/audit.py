@@ -21,6 +21,7 @@ from zlib import crc32
 import numpy as np
 from numpy.typing import NDArray
 
+from configs.errors import InputError
 from configs.settings import Action
 from graph.view import Int64
 from stream.evaluate.arms import Arm, Arrival, Request, Slate
@@ -34,7 +35,7 @@ AUDITS = ("permutation", "future_deletion")
 
 @dataclass(frozen=True, slots=True)
 class AuditResult:
-    """Outcome: "pass", or "fail: ..." naming the first arm and group that differ.
+    """Outcome: "pass", "fail: ..." naming the first arm and group that differ, or "not run: ..." with the reason.
 
     Attributes:
         rows, users: of the short log.
@@ -82,8 +83,12 @@ def audit(
         from_file: which groups read a profile of the file; one of them is chosen where there is any.
     """
     log = EventLog(columns.take(_rows_of_users(columns, rows)), action_of)
-    split_ms = log.split_ms(split)
-    scored = scored_groups(log, split_ms)
+    try:
+        split_ms = log.split_ms(split)
+        scored = scored_groups(log, split_ms)
+    except InputError as error:
+        reason = f"not run: in a sample of {len(log.user_ids)} users {error}"
+        return AuditResult(reason, reason, len(log), len(log.user_ids), groups=0, from_file=0, compared=0)
     rng = np.random.default_rng(seed)
     with_file = scored[from_file(log, scored)]
     chosen = _choose(scored, with_file, samples, rng)
@@ -119,11 +124,16 @@ def audit(
 
 
 def _rows_of_users(columns: Columns, rows: int) -> Int64:
-    """Rows of whole users, in an order that a hash of their ids gives, until there are `rows` of them."""
+    """Rows of whole users, in an order that a hash of their ids gives, until there are `rows` of them.
+
+    A user who has more of them alone, as a guest account may, is passed over while there is another.
+    """
     codes, ids = columns.user_id
     order = np.array(sorted(range(len(ids)), key=lambda user: (crc32(ids[user].encode()), ids[user])))
-    total = np.cumsum(np.bincount(codes, minlength=len(ids))[order])
-    return np.flatnonzero(np.isin(codes, order[: np.searchsorted(total, rows) + 1]))
+    sizes = np.bincount(codes, minlength=len(ids))
+    order = np.concatenate((order[sizes[order] <= rows], order[sizes[order] > rows]))
+    total = np.cumsum(sizes[order])
+    return np.flatnonzero(np.isin(codes, order[: max(1, np.searchsorted(total, rows, side="right"))]))
 
 
 def _choose(scored: Int64, wanted: Int64, samples: int, rng: np.random.Generator) -> list[int]:

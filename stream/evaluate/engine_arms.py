@@ -312,7 +312,7 @@ ENGINE = Family(
     names=(
         "hstu", "sasrec", "graph", "ranker", "ranker+hstu", "ranker+graph", "ranker+profiles",
         "incremental-hstu", "incremental-graph", "incremental-profiles", "incremental:graph=random",
-        "frozen", "retrain", "incremental",
+        "incremental:graph=off", "frozen", "retrain", "incremental",
     ),
     default=("hstu", "ranker", "frozen", "incremental"),
     build=build,

@@ -89,12 +89,12 @@ def replay_texts(setup: Setup) -> dict[str, Float32]:
 def replay_profiles(setup: Setup) -> ReplayProfiles | None:
     """Profiles of a replay; None without an items file, since a profile speaks of titles.
 
-    Those that were written from events past the end of the log do not exist.
+    Those that were written from events at the end of the log, or past it, do not exist.
     """
     if not setup.items:
         return None
     written = read_profiles(setup.profiles, _encoder(setup)) if setup.profiles else []
-    written = [profile for profile in written if profile.as_of_ms <= setup.log.t_ms[-1]]
+    written = [profile for profile in written if profile.as_of_ms < setup.log.t_ms[-1]]
     if "facets" not in setup.shared:
         setup.shared["facets"] = _encode_ahead(setup)
     return ReplayProfiles(setup.settings, setup.items, _encoder(setup), written)

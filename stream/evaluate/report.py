@@ -37,7 +37,7 @@ DETAILS = {
     "pool recall, before": ("repeat", "pool_recall"),
 }
 """Where the columns of the second table stand in an arm's entry."""
-PROFILES = {"file": "read a profile of the file", "template": "one of the template", "none": "none"}
+PROFILES = {"file": "had a profile of the file", "template": "one of the template", "none": "none"}
 STYLE = """
 body{margin:0;background:#f7f6f2;color:#22262b;font:16px/1.55 Georgia,'Times New Roman',serif}
 main{max-width:1080px;margin:0 auto;padding:44px 24px 80px}
@@ -296,7 +296,7 @@ def _protocol(metrics: Mapping[str, Any]) -> str:
 
 
 def profiles_line(profiles: str | Mapping[str, Any]) -> str:
-    """Whose profiles the scored groups read, for people; older reports name the file alone."""
+    """Whose profiles the scored groups had, for arms that read them; older reports name the file alone."""
     if isinstance(profiles, str):
         return profiles
     groups = profiles["groups"]

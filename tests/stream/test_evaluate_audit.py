@@ -99,11 +99,26 @@ def test_the_short_log_holds_whole_users_over_the_whole_time():
     result = audit(given, lambda name: Action(), arms_of, rows=500)
     short = seen[0]
     assert (result.rows, result.users, result.groups) == (len(short), len(short.user_ids), 4)
-    assert 500 <= len(short) < 650
+    assert 350 < len(short) <= 500
     codes, ids = given.user_id
     for user, user_id in enumerate(short.user_ids):
         assert (short.user == user).sum() == (codes == ids.index(user_id)).sum()
     assert short.t_ms[-1] - short.t_ms[0] > 0.95 * (given.t_ms[-1] - given.t_ms[0])
+
+
+def test_a_guest_account_does_not_make_the_short_log_as_long_as_the_log():
+    given = columns()
+    given.user_id[0][::2] = 7
+    result = audit(given, lambda name: Action(), lambda log: [Popularity()], rows=200)
+    assert 100 < result.rows <= 200
+    alone = audit(columns(users=1), lambda name: Action(), lambda log: [Popularity()], rows=200)
+    assert (alone.rows, alone.passed) == (1500, True)
+
+
+def test_a_sample_that_asks_for_nothing_is_told_and_not_passed():
+    result = audit(columns(), lambda name: Action(positive=False), lambda log: [Popularity()], rows=200)
+    assert result.permutation.startswith("not run: in a sample of")
+    assert not result.passed
 
 
 def test_a_group_with_a_profile_of_the_file_is_among_the_audited_ones():

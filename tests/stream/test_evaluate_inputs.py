@@ -71,7 +71,7 @@ def test_without_titles_nobody_has_a_profile(shop):
 def test_the_line_for_people_counts_each_source_and_takes_the_older_form():
     groups = {"file": 1200, "template": 30, "none": 4}
     assert profiles_line({"file": "shop.jsonl.gz", "groups": groups}) == (
-        "shop.jsonl.gz; of 1,234 scored groups 1,200 read a profile of the file, 30 one of the template, 4 none"
+        "shop.jsonl.gz; of 1,234 scored groups 1,200 had a profile of the file, 30 one of the template, 4 none"
     )
     assert profiles_line({"file": None, "groups": groups}).startswith("no file; ")
     assert profiles_line("shop.jsonl.gz") == "shop.jsonl.gz"

@@ -1,9 +1,9 @@
 import os
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
-from itertools import count
 
 import orjson
 import pyarrow.parquet as pq
@@ -20,7 +20,7 @@ from stream.evaluate.audit import AUDITS
 from stream.evaluate.baselines import SIMPLE_ARMS
 from stream.evaluate.report import audit_line, profiles_line
 from stream.replay import Options, replay
-from stream.revision import code_sha256
+from stream.revision import PACKAGES, ROOT, code_sha256
 
 ROWS, ARMS = 6000, ("popularity", "item_knn_recent", "personal_recency", "ease_recent")
 
@@ -185,17 +185,21 @@ def test_code_that_may_change_a_result_makes_it_anew(tmp_path, monkeypatch):
 
 
 def test_the_hash_of_the_code_is_of_the_files_that_a_result_depends_on(tmp_path):
-    def hashed(change, n=count()):
-        root = tmp_path / str(next(n))
-        for name in ("stream/replay.py", "model/engine.py", "stream/cli/evaluate.py", "stream/bench_parts.py"):
-            path = root / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text("changed" if name == change else "")
-        return code_sha256(root)
+    root = tmp_path / "copy"
+    for package in PACKAGES:
+        shutil.copytree(
+            ROOT / package, root / package, ignore=lambda _, names: [n for n in names if n == "__pycache__"]
+        )
 
-    same = hashed(None)
-    assert hashed("stream/cli/evaluate.py") == hashed("stream/bench_parts.py") == same
-    assert len({same, hashed("stream/replay.py"), hashed("model/engine.py")}) == 3
+    def counts(name):
+        path, before = root / name, code_sha256.__wrapped__(root)
+        path.write_bytes(path.read_bytes() + b"# changed")
+        return code_sha256.__wrapped__(root) != before
+
+    asked = ("stream/replay.py", "stream/evaluate/arms.py", "model/engine.py", "llm/client.py", "graph/signals.py")
+    assert [name for name in asked if not counts(name)] == []
+    apart = ("stream/cli/evaluate.py", "stream/bench_parts.py", "stream/demo/show.py", "stream/evaluate/report.py")
+    assert [name for name in apart if counts(name)] == []
 
 
 def test_another_split_is_never_taken_from_what_lies_there(tmp_path):

@@ -33,7 +33,7 @@ from stream.processor import Outgoing
 from stream.produce import outlet
 from stream.reading import consumer, places, polled
 
-NICE = 10
+NICE = 19
 """Profiles are written in the processor time that the stream and the trainer leave over."""
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from configs.settings import UNKNOWN_ACTION, Settings
@@ -158,14 +159,14 @@ def validate(
             if report.first_ms is not None and report.last_ms is not None
             else ""
         )
-        out.print(f"{report.path}: {report.rows:,} rows{span}")
+        out.print(f"{report.path}: {report.rows:,} rows{span}", markup=False)
         if report.unknown:
-            out.print(f"unknown columns, kept: {', '.join(report.unknown)}")
+            out.print(f"unknown columns, kept: {', '.join(report.unknown)}", markup=False)
         if report.unknown_actions:
             out.print(_warning(settings, report.unknown_actions), markup=False)
         table = Table("kind", "column", "rows", "")
         for (kind, column), n in report.counts.items():
-            table.add_row(kind, column, f"{n:,}", "warning" if (kind, column) in report.warnings else "error")
+            table.add_row(kind, escape(column), f"{n:,}", "warning" if (kind, column) in report.warnings else "error")
         if report.counts:
             out.print(table)
         for problem in report.examples:

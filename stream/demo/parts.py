@@ -70,14 +70,14 @@ class Parts:
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
 
     def start(self) -> None:
-        """Starts every part; the profiler gives way to the others."""
+        """Starts every part."""
         for part in PARTS:
-            self._processes[part] = self.run(part, [], 10 if part == "profiler" else 0)
+            self._processes[part] = self.run(part, [])
 
-    def run(self, command: str, options: list[str], nice: int = 0) -> subprocess.Popen[bytes]:
+    def run(self, command: str, options: list[str]) -> subprocess.Popen[bytes]:
         """Starts one command, which is the caller's to watch and to end."""
         LOGS.mkdir(parents=True, exist_ok=True)
-        line = ["nice", "-n", str(nice), sys.executable, "-m", "stream.cli", command, "--config", "ecommerce", *options]
+        line = [sys.executable, "-m", "stream.cli", command, "--config", "ecommerce", *options]
         env = {**os.environ, **environment(self._bootstrap)}
         with (LOGS / f"{command}.log").open("wb") as log:
             return subprocess.Popen(line, stdout=log, stderr=subprocess.STDOUT, env=env)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import typer
+from rich.text import Text
 
 from stream.cli.common import AsJson, Config, err, out, print_json, settings_of
 
@@ -86,8 +87,6 @@ def _show(figures: dict[str, Any], as_json: bool) -> None:
     if as_json:
         return print_json(figures)
     for name, value in figures.items():
-        if isinstance(value, dict):
-            out.print(f"[bold]{name}[/]  " + "  ".join(f"{key} {inner}" for key, inner in value.items()))
-        else:
-            out.print(f"[bold]{name}[/]  {value}")
+        figure = "  ".join(f"{key} {inner}" for key, inner in value.items()) if isinstance(value, dict) else value
+        out.print(Text.assemble((name, "bold"), f"  {figure}"))
     return None

@@ -22,8 +22,9 @@ Config = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
+# ids, titles and paths are printed as they are: "[b]" is no style, ":x:" no emoji
+out = Console(highlight=False, markup=False, emoji=False)
+err = Console(stderr=True, highlight=False, markup=False, emoji=False)
 
 
 def settings_of(config: str | None) -> Settings:

@@ -8,7 +8,6 @@ from collections import Counter
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
 from stream.cli.common import AsJson, Config, out, print_json, settings_of, when
@@ -41,15 +40,15 @@ def list_them(
         return print_json({"total": len(letters), "by_reason": dict(counts), "newest": rows})
     if not letters:
         which = f" of reason {reason!r}" if reason else ": every record that was read is an event"
-        return out.print(f"no dead letters{which}", markup=False)
+        return out.print(f"no dead letters{which}")
     by_reason = ", ".join(f"{n:,} {name}" for name, n in counts.most_common())
-    out.print(f"dead letters: {len(letters):,} ({by_reason}); newest first, {len(newest):,} shown", markup=False)
+    out.print(f"dead letters: {len(letters):,} ({by_reason}); newest first, {len(newest):,} shown")
     table = Table()
     for name in ("offset", "refused at", "stood at", "reason", "received and expected"):
         table.add_column(name, overflow="fold")
     for letter in newest:
         stood = f"{letter.topic} {letter.source}"
-        table.add_row(str(letter.offset), when(letter.timestamp_ms), stood, letter.reason, escape(letter.detail))
+        table.add_row(str(letter.offset), when(letter.timestamp_ms), stood, letter.reason, letter.detail)
     out.print(table)
     return out.print(
         "offset: its place among the dead letters, for `driftline dlq show OFFSET`; "

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
 from configs.settings import UNKNOWN_ACTION, Settings
@@ -159,18 +158,18 @@ def validate(
             if report.first_ms is not None and report.last_ms is not None
             else ""
         )
-        out.print(f"{report.path}: {report.rows:,} rows{span}", markup=False)
+        out.print(f"{report.path}: {report.rows:,} rows{span}")
         if report.unknown:
-            out.print(f"unknown columns, kept: {', '.join(report.unknown)}", markup=False)
+            out.print(f"unknown columns, kept: {', '.join(report.unknown)}")
         if report.unknown_actions:
-            out.print(_warning(settings, report.unknown_actions), markup=False)
+            out.print(_warning(settings, report.unknown_actions))
         table = Table("kind", "column", "rows", "")
         for (kind, column), n in report.counts.items():
-            table.add_row(kind, escape(column), f"{n:,}", "warning" if (kind, column) in report.warnings else "error")
+            table.add_row(kind, column, f"{n:,}", "warning" if (kind, column) in report.warnings else "error")
         if report.counts:
             out.print(table)
         for problem in report.examples:
-            out.print(f"  {problem}", markup=False)
+            out.print(f"  {problem}")
         out.print("ok" if report.ok else "not ok: mend these rows, or take them out")
     if not report.ok:
         raise typer.Exit(InputError.exit_code)

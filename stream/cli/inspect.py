@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from stream.cli.common import AsJson, Config, out, print_json, settings_of
 
@@ -32,7 +33,7 @@ def doctor(config: Config = None, as_json: AsJson = False) -> None:
         table = Table("part", "", "what", "what to do")
         for finding in findings:
             color = {"ok": "green", "note": "yellow", "bad": "red"}[finding.state]
-            table.add_row(finding.part, f"[{color}]{finding.state}[/]", finding.detail, finding.remedy)
+            table.add_row(finding.part, Text(finding.state, color), finding.detail, finding.remedy)
         out.print(table)
     if any(finding.state == "bad" for finding in findings):
         raise typer.Exit(1)
@@ -61,7 +62,8 @@ def show(
             {key: {"value": v, "origin": loaded.origins[key]} if origin else v for key, v in plain.items()}
         )
     for key, value in values.items():
-        out.print(f"{key} = {value}" + (f"    [dim]{loaded.origins[key]}[/]" if origin else ""), soft_wrap=True)
+        where = f"    {loaded.origins[key]}" if origin else ""
+        out.print(Text.assemble(f"{key} = {value}", (where, "dim")), soft_wrap=True)
     return None
 
 

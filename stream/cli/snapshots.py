@@ -39,7 +39,7 @@ def list_them(config: Config = None, as_json: AsJson = False) -> None:
     out.print(table)
     for entry in entries:
         if entry.reason:
-            out.print(f"{entry.version} {entry.state}: {entry.reason}", markup=False, soft_wrap=True)
+            out.print(f"{entry.version} {entry.state}: {entry.reason}", soft_wrap=True)
     return None
 
 

@@ -12,6 +12,7 @@ from rich.console import Console
 from configs.errors import ConfigError, InputError, ServingError
 from serving import show
 from serving.client import Client, as_dict
+from stream.cli.common import out
 from tests.serving.test_server import free_port
 
 
@@ -69,6 +70,21 @@ def test_a_slate_and_the_model_are_shown(client, snapshot):
     info = shown(show.model_info(client.model_info()))
     for part in (snapshot, "ndcg@10 0.2000", "interactions[0] 480"):
         assert part in info
+
+
+def test_names_are_printed_as_they_are(client, capsys):
+    state = client.user_state("user-3")
+    state.user_state.history.item_ids[0] = "[b]i0"
+    state.user_state.history.titles[0] = "[/b] :smile:"
+    state.user_state.counters.actions[0].action = "[/i]"
+    slate = client.recommend("user-3", k=2)
+    slate.slate.item_ids[0] = "[b]i1"
+    slate.slate.titles[0] = "[/b]x"
+    out.print(show.user_state(state))
+    out.print(show.slate(slate, "for user [/u]"))
+    text = capsys.readouterr().out
+    for part in ("[b]i0", "[/b] :smile:", "[/i]", "[b]i1", "[/b]x", "for user [/u]"):
+        assert part in text
 
 
 def test_answers_become_json_with_numbers_as_numbers(client):

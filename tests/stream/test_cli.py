@@ -132,6 +132,15 @@ def test_settings_are_shown_with_their_origin(driftline: Run) -> None:
     assert shown["broker.partitions"]["value"] == 1
 
 
+def test_settings_are_shown_as_they_are(driftline: Run, tmp_path: Path) -> None:
+    mine = tmp_path / "[b]mine.yaml"
+    mine.write_text('name: "[/b]x"\nactions:\n  "[/b]": {weight: 1}\n')
+    result = driftline("config", "show", "--origin", "-c", str(mine))
+    assert result.returncode == 0, result.stderr
+    assert f"name = [/b]x    {mine}:1\n" in result.stdout
+    assert "actions.[/b].weight = 1" in result.stdout
+
+
 def test_produced_events_keep_key_type_header_and_unknown_fields(world: Any, driftline: Run, tmp_path: Path) -> None:
     from stream.reading import read_all
 

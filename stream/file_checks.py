@@ -104,7 +104,7 @@ class Report:
         counts: problems by (kind, column).
         examples: the first problems of each kind.
         warnings: (kind, column) of what is allowed but suspicious; the rest are errors.
-        unknown: columns that the schema does not know; they are kept.
+        unknown: columns that the schema does not know; those of events are kept, those of items left out.
         unknown_actions: rows by action, of the actions that the configuration does not set.
     """
 

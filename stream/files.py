@@ -118,7 +118,7 @@ def _csv_chunks(path: Path, known: dict[str, str]) -> Iterator[Chunk]:
     with path.open("rb") as file:
         header = file.readline().decode("utf-8-sig")
     if not header.strip():
-        raise InputError(f"{path}: got an empty first line; expected a header with {', '.join(EVENT_REQUIRED)}")
+        raise InputError(f"{path}: got an empty first line; expected a header with the names of the columns")
     names = pa.csv.read_csv(pa.BufferReader(header.encode())).schema.names
     reader = pa.csv.open_csv(
         path,
@@ -237,23 +237,44 @@ def validate(path: Path, actions: Container[str] | None = None) -> Report:
     ids: set[str] = set()
     last_ms = -1
     for chunk, batch, problems in _typed_events(path):
-        report.rows += chunk.rows + len(chunk.broken)
-        report.unknown += [name for name in chunk.unknown if name not in report.unknown]
-        for problem in problems + _too_large(chunk, batch, {problem.row for problem in problems}):
-            report.add(problem)
+        _count(report, chunk, problems + _too_large(chunk, batch, {problem.row for problem in problems}))
         if chunk.rows == 0:
             continue
         if actions is not None:
             found = Counter(_full(batch).column("action").to_pylist())
             report.unknown_actions.update({name: n for name, n in found.items() if name not in actions})
-        ids_here = batch.column("event_id").to_pylist() if "event_id" in batch.schema.names else ()
-        for number, event_id in zip(chunk.numbers, ids_here, strict=False):
-            if event_id is not None and event_id in ids:
-                expected = "an id that no other row has; the second row will be dropped"
-                report.add(Problem(number, "event_id", "duplicate", shorten(event_id), expected), True)
-            ids.add(event_id)
+        _warn_of_repeats(report, chunk, batch, "event_id", ids, "the second row will be dropped")
         last_ms = check_times(report, chunk.numbers, batch.column("timestamp_ms"), last_ms)
     return report
+
+
+def validate_items(path: Path) -> Report:
+    """Everything that is wrong with an items file. Raises as `validate` does."""
+    report = Report(str(path))
+    ids: set[str] = set()
+    for chunk, batch, problems in _typed(path, ITEM_COLUMNS, ITEM_REQUIRED):
+        _count(report, chunk, problems)
+        _warn_of_repeats(report, chunk, batch, "item_id", ids, "the last row counts")
+    return report
+
+
+def _count(report: Report, chunk: Chunk, problems: list[Problem]) -> None:
+    report.rows += chunk.rows + len(chunk.broken)
+    report.unknown += [name for name in chunk.unknown if name not in report.unknown]
+    for problem in problems:
+        report.add(problem)
+
+
+def _warn_of_repeats(
+    report: Report, chunk: Chunk, batch: pa.RecordBatch, column: str, ids: set[str], then: str
+) -> None:
+    """Warn of ids that an earlier row has; `ids` are those so far."""
+    ids_here = batch.column(column).to_pylist() if column in batch.schema.names else ()
+    for number, one in zip(chunk.numbers, ids_here, strict=False):
+        if one is not None and one in ids:
+            expected = f"an id that no other row has; {then}"
+            report.add(Problem(number, column, "duplicate", shorten(one), expected), True)
+        ids.add(one)
 
 
 def _too_large(chunk: Chunk, batch: pa.RecordBatch, wrong: set[int]) -> list[Problem]:

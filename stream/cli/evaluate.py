@@ -16,6 +16,7 @@ from stream.cli.common import AsJson, Config, err, out, print_json, settings_of,
 from stream.evaluate.progress import progress_bars
 
 if TYPE_CHECKING:
+    from stream.file_checks import Report
     from stream.processor import Record
 
 SHIPPED = Path(__file__).parents[2] / "configs" / "profiles" / "online_retail.jsonl.gz"
@@ -137,42 +138,58 @@ def _cell(values: dict[str, Any]) -> str:
 
 
 def validate(
-    events: Annotated[Path, typer.Option(help="Events: .parquet, .csv or .jsonl.")],
+    events: Annotated[Path | None, typer.Option(help="Events: .parquet, .csv or .jsonl.")] = None,
+    items: Annotated[Path | None, typer.Option(help="Items, in the same formats.")] = None,
     config: Config = None,
     as_json: AsJson = False,
 ) -> None:
-    """What is wrong with a file, by row and kind. Exit code 65 if anything is.
+    """What is wrong with files of events and items, by row and kind. Exit code 65 if anything is.
 
-    Example: `driftline validate --events events.csv`
+    Example: `driftline validate --events events.csv --items items.csv`
     """
     from configs.errors import InputError
     from stream.files import validate as check
+    from stream.files import validate_items
 
+    if events is None and items is None:
+        raise typer.BadParameter("say which file: --events, --items or both")
     settings = settings_of(config)
-    report = check(events, settings.actions)
+    reports: dict[str, Report] = {}
+    if events is not None:
+        reports["events"] = check(events, settings.actions)
+    if items is not None:
+        reports["items"] = validate_items(items)
+    ok = all(report.ok for report in reports.values())
     if as_json:
-        print_json(report.as_json())
+        whole = {name: report.as_json() for name, report in reports.items()}
+        print_json({"ok": ok, **whole} if len(whole) > 1 else next(iter(whole.values())))
     else:
-        span = (
-            f", {when(report.first_ms)} to {when(report.last_ms)}"
-            if report.first_ms is not None and report.last_ms is not None
-            else ""
-        )
-        out.print(f"{report.path}: {report.rows:,} rows{span}")
-        if report.unknown:
-            out.print(f"unknown columns, kept: {', '.join(report.unknown)}")
-        if report.unknown_actions:
-            out.print(_warning(settings, report.unknown_actions))
-        table = Table("kind", "column", "rows", "")
-        for (kind, column), n in report.counts.items():
-            table.add_row(kind, column, f"{n:,}", "warning" if (kind, column) in report.warnings else "error")
-        if report.counts:
-            out.print(table)
-        for problem in report.examples:
-            out.print(f"  {problem}")
-        out.print("ok" if report.ok else "not ok: mend these rows, or take them out")
-    if not report.ok:
+        for name, report in reports.items():
+            _print_report(report, "left out" if name == "items" else "kept", settings)
+    if not ok:
         raise typer.Exit(InputError.exit_code)
+
+
+def _print_report(report: Report, fate: str, settings: Settings) -> None:
+    """A report for people; `fate` is what becomes of unknown columns."""
+    span = (
+        f", {when(report.first_ms)} to {when(report.last_ms)}"
+        if report.first_ms is not None and report.last_ms is not None
+        else ""
+    )
+    out.print(f"{report.path}: {report.rows:,} rows{span}")
+    if report.unknown:
+        out.print(f"unknown columns, {fate}: {', '.join(report.unknown)}")
+    if report.unknown_actions:
+        out.print(_warning(settings, report.unknown_actions))
+    table = Table("kind", "column", "rows", "")
+    for (kind, column), n in report.counts.items():
+        table.add_row(kind, column, f"{n:,}", "warning" if (kind, column) in report.warnings else "error")
+    if report.counts:
+        out.print(table)
+    for problem in report.examples:
+        out.print(f"  {problem}")
+    out.print("ok" if report.ok else "not ok: mend these rows, or take them out")
 
 
 def _warning(settings: Settings, unknown: Counter[str]) -> str:

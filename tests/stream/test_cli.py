@@ -100,6 +100,22 @@ def test_a_bad_events_file_is_refused_with_row_and_column(world: Any, driftline:
     assert json.loads(checked.stdout)["ok"] is False
 
 
+def test_a_bad_items_file_is_refused_and_validate_lists_what_is_wrong(driftline: Run, tmp_path: Path) -> None:
+    events, items = tmp_path / "events.jsonl", tmp_path / "items.jsonl"
+    events.write_text(EVENT)
+    items.write_text('{"item_id": "i1", "price": "dear"}\n{"item_id": "", "shelf": 3}\n')
+    replay = driftline("replay", "--events", str(events), "--items", str(items), "--out", str(tmp_path / "out"))
+    refused(replay, 65, "row 1, column 'price'")
+    checked = driftline("validate", "--items", str(items))
+    assert checked.returncode == 65, checked.stderr
+    for part in ("items.jsonl: 2 rows", "left out: shelf", "row 1, column 'price'", "row 2, column 'item_id'"):
+        assert part in checked.stdout.replace("\n", " ")
+    both = driftline("validate", "--events", str(events), "--items", str(items), "--json")
+    report = json.loads(both.stdout)
+    assert (both.returncode, report["ok"], report["events"]["ok"], report["items"]["ok"]) == (65, False, True, False)
+    assert driftline("validate").returncode == 2
+
+
 def test_validate_warns_of_actions_that_the_configuration_does_not_set(driftline: Run, tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     path.write_text(EVENT + EVENT.replace('"colour": "red"', '"action": "play"') * 2)

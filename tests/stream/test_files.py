@@ -9,7 +9,7 @@ from configs.settings import Settings
 from stream import files
 from stream.bundled import EVENTS, ITEMS
 from stream.evaluate.log import EventLog
-from stream.files import count_rows, read_columns, read_items, read_messages, validate
+from stream.files import count_rows, read_columns, read_items, read_messages, validate, validate_items
 
 ROWS = [
     {"user_id": "u1", "item_id": "a", "timestamp_ms": 1_600_000_000_000, "action": "view", "value": 1.5, "shelf": "x"},
@@ -288,6 +288,16 @@ def test_suspicious_rows_are_warnings_and_the_file_stays_good(tmp_path):
     kinds = {kind: n for (kind, _), n in report.counts.items()}
     assert kinds == {"duplicate": 1, "earlier than a row above": 2, "looks like seconds": 1, "in the future": 1}
     assert report.unknown == ["shelf"]
+
+
+def test_an_items_file_is_checked_by_row_and_a_repeated_item_is_a_warning(tmp_path):
+    rows = [{"item_id": "a", "price": 1.5}, {"item_id": "a", "shelf": 3}]
+    report = validate_items(write(tmp_path / "items.jsonl", rows))
+    assert (report.ok, report.rows, report.unknown) == (True, 2, ["shelf"])
+    assert report.counts == {("duplicate", "item_id"): 1}
+    report = validate_items(write(tmp_path / "items.jsonl", [*rows, {"item_id": None}, {"item_id": "b", "price": "x"}]))
+    assert not report.ok
+    assert [(p.row, p.kind) for p in report.examples if p.kind != "duplicate"] == [(3, "missing"), (4, "not a number")]
 
 
 def test_actions_that_the_configuration_does_not_set_are_counted_and_the_file_stays_good(tmp_path, suffix):

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -124,13 +125,14 @@ def replay(options: Options, settings: Settings, progress: Progress | None = Non
         The content of metrics.json.
 
     Raises:
-        InputError: a file, an arm's name or the split is wrong, or candidates are to come from an items file that is
-            not given.
+        InputError: a file, an arm's name, the split or the folder is wrong, or candidates are to come from an items
+            file that is not given.
     """
     git_revision()  # that of the code that runs now, whatever is committed meanwhile
     started = time.perf_counter()
     say = progress or (lambda what, done, total: None)
     names = list(options.arms) or default_arms()
+    make_folder(options.out)
     data = _read(options, settings)
     followed = _follow(options, settings, len(data.log) + data.duplicates, say)
     random = _families(names, data, settings)
@@ -152,10 +154,25 @@ def replay(options: Options, settings: Settings, progress: Progress | None = Non
     metrics["seconds"] = round(time.perf_counter() - started, 3)
     metrics["state_sha256"] = state
     metrics["state"] = origin
-    options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "metrics.json").write_bytes(orjson.dumps(metrics, option=orjson.OPT_INDENT_2))
     write_report(options.out / "report.html", metrics)
     return metrics
+
+
+def make_folder(out: Path) -> None:
+    """Makes the folder of the results, before the work that they take.
+
+    Raises:
+        InputError: it can't be made, or nothing can be written there.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        raise InputError(
+            f"{out}: can't be made or written: {error.strerror}; expected a folder for results, choose another --out"
+        ) from error
 
 
 def _read(options: Options, settings: Settings) -> _Input:

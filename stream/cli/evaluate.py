@@ -54,7 +54,7 @@ def replay(
     Example: `driftline replay --events events.parquet --items items.parquet --out out/mine --arms ranker,ease_recent`
     """
     from stream.evaluate.report import profiles_line
-    from stream.replay import Options
+    from stream.replay import Options, make_folder
     from stream.replay import replay as run
 
     if candidates not in ("seen", "items"):
@@ -64,6 +64,7 @@ def replay(
         profiles = profiles or (SHIPPED if SHIPPED.exists() else None)
     settings = settings_of(config)
     records: list[Record] | None = None
+    make_folder(to)
     with tempfile.TemporaryDirectory() as folder:
         if from_kafka is not None:
             records = None if adoptions is None else []

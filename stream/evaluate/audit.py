@@ -86,12 +86,15 @@ def audit(
     try:
         split_ms = log.split_ms(split)
         scored = scored_groups(log, split_ms)
+        changeable = scored[log.pool[scored] > 0]
+        if len(changeable) == 0:
+            raise InputError("no group past the split has a candidate, an item of an earlier one")
     except InputError as error:
         reason = f"not run: in a sample of {len(log.user_ids)} users {error}"
         return AuditResult(reason, reason, len(log), len(log.user_ids), groups=0, from_file=0, compared=0)
     rng = np.random.default_rng(seed)
-    with_file = scored[from_file(log, scored)]
-    chosen = _choose(scored, with_file, samples, rng)
+    with_file = changeable[from_file(log, changeable)]
+    chosen = _choose(changeable, with_file, samples, rng)
     total, done = 1 + 2 * len(chosen), 0
 
     def slates(changed: EventLog, last: int, extra: Request | None = None) -> Slates:

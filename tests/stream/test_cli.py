@@ -116,6 +116,19 @@ def test_a_bad_items_file_is_refused_and_validate_lists_what_is_wrong(driftline:
     assert driftline("validate").returncode == 2
 
 
+def test_a_replay_of_a_few_rows_ends_well(driftline: Run, tmp_path: Path) -> None:
+    result = driftline("replay", "--limit", "5", "--arms", "popularity", "--out", str(tmp_path / "out"), "--json")
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["leak_audit"]["permutation"].startswith(("pass", "not run: "))
+
+
+@pytest.mark.parametrize("place", ["file", "file/below", "/proc/x"])
+def test_a_folder_that_can_not_be_made_is_refused_before_the_work(driftline: Run, tmp_path: Path, place: str) -> None:
+    (tmp_path / "file").write_text("")
+    result = driftline("replay", "--events", "nowhere.csv", "--out", str(tmp_path / place))
+    refused(result, 65, "choose another --out")
+
+
 def test_validate_warns_of_actions_that_the_configuration_does_not_set(driftline: Run, tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     path.write_text(EVENT + EVENT.replace('"colour": "red"', '"action": "play"') * 2)

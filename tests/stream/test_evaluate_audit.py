@@ -121,6 +121,15 @@ def test_a_sample_that_asks_for_nothing_is_told_and_not_passed():
     assert not result.passed
 
 
+def test_the_world_is_not_changed_at_a_group_without_candidates():
+    first = columns(n=1)
+    result = audit(first, lambda name: Action(), lambda log: [Popularity()], split=0.01)
+    assert result.permutation.startswith("not run: in a sample of 1 users no group")
+    for seed in range(5):  # all groups are past the split, the first, which has no candidate, as well
+        few = columns(n=4, seed=seed)
+        assert audit(few, lambda name: Action(), lambda log: [Popularity()], split=0.01, seed=seed).passed
+
+
 def test_a_group_with_a_profile_of_the_file_is_among_the_audited_ones():
     def last(log, groups):
         return groups == groups[-1]

@@ -98,8 +98,8 @@ class DecayedCounts:
         return (self.count[rows] * (items / np.maximum(self.total, 1e-300))).astype(np.float32)
 
     def value(self, rows: Int32, t_ms: int) -> Float64:
-        """Decayed counts [c, h] as of a time."""
-        passed = (t_ms - self.origin_ms) / self.half_lives_ms
+        """Decayed counts [c, h] as of a time; one before the origin counts as the origin."""
+        passed = np.maximum((t_ms - self.origin_ms) / self.half_lives_ms, 0.0)
         return self.count[rows] * np.exp2(-passed)
 
     def arrays(self, prefix: str, n: int) -> Arrays:

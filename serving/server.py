@@ -12,6 +12,7 @@ import signal
 import socket
 import ssl
 import threading
+import time
 from types import FrameType, TracebackType
 
 import grpc
@@ -36,6 +37,7 @@ from serving.service import RecommendationService
 from serving.state_reader import MS_PER_DAY, StateReader
 
 LOG = logging.getLogger(__name__)
+STOP_POLL_S = 0.1
 SERVICE = pb.DESCRIPTOR.services_by_name["RecommendationService"].full_name
 ACTIONS = ("interact", "view", "click", "cart", "purchase", "rate", "return", "play", "like", "share", "skip")
 """Names of actions that are told even if the configuration does not set them."""
@@ -154,10 +156,10 @@ def run_server(settings: Settings) -> None:
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     logging.getLogger("kafka").setLevel(logging.ERROR)
-    stop = threading.Event()
+    asked: list[int] = []  # an Event's lock may be held by the very code that a signal interrupts
 
     def ask_to_stop(number: int, frame: FrameType | None) -> None:
-        stop.set()
+        asked.append(number)
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, ask_to_stop)
@@ -170,7 +172,8 @@ def run_server(settings: Settings) -> None:
             server.port,
             served.snapshot.version if served else "none yet",
         )
-        stop.wait()
+        while not asked:
+            time.sleep(STOP_POLL_S)
         LOG.info("stopping")
 
 

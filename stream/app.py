@@ -163,6 +163,7 @@ class WorkerApp(faust.App):  # type: ignore[misc]
             changes = processor.apply([_record(r) for r in block.records])
             processor.commit(changes)  # 1
         await self.send_all(changes.outgoing)  # 2
+        processor.acknowledged = True
         self.metrics.count(changes)
         self._say_too_late(block.tp)
         if self.open.users.get(block.partition) is processor and self.versions.due(processor):

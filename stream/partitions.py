@@ -73,6 +73,8 @@ class Partitions:
             item_vectors=version.item_vectors if version else None,
         )
         await self._send(processor.unsent)
+        processor.acknowledged = True
+        processor.clear_outbox()
         self.users[partition] = processor
 
     async def open_items(self, partition: int) -> None:
@@ -84,9 +86,10 @@ class Partitions:
         self.items[partition] = ItemProcessor(self.settings, store, partition, version.model if version else None)
 
     def close(self, users: Sequence[int], items: Sequence[int]) -> None:
-        """Closes partitions that belong to somebody else now."""
+        """Closes partitions that belong to somebody else now; what is known to be sent is not sent again by them."""
         for user_partition in users:
             if (processor := self.users.pop(user_partition, None)) is not None:
+                processor.clear_outbox()
                 processor.store.close()
         for item_partition in items:
             if (item_processor := self.items.pop(item_partition, None)) is not None:

@@ -73,6 +73,7 @@ class Processor:
         self._topic, self._offset_key = topic, f"m:offset:{topic}:{partition}".encode()
         self._pending: dict[bytes, bytes | None] = {}
         self._sent_keys: list[bytes] = []
+        self.acknowledged = True
         self._ids: OrderedDict[str, None] = OrderedDict()
         self._load()
         if item_vectors is not None and not self.local_items:
@@ -250,6 +251,7 @@ class Processor:
             key = b"o:" + self.next_offset.to_bytes(8, "big")
             puts[key] = pack(changes.outgoing)
             self._sent_keys.append(key)
+            self.acknowledged = False
         puts[self._offset_key] = b"%d" % self.next_offset
         puts[b"m:watermark"] = b"%d" % self.window.watermark_ms
         puts[b"m:late"] = self.window.encode()
@@ -270,6 +272,13 @@ class Processor:
         for key, value in self.store.scan(b"o:"):
             self.unsent += unpack(value)
             self._sent_keys.append(key)
+        self.acknowledged = not self.unsent
+
+    def clear_outbox(self) -> None:
+        """Takes outgoing records out of the store if whoever sent them has set `acknowledged`; else they come again."""
+        if self.acknowledged and self._sent_keys:
+            self.store.commit(dict.fromkeys(self._sent_keys))
+            self._sent_keys, self.unsent = [], []
 
     def _stored(self, keys: list[bytes]) -> list[bytes | None]:
         """Values as of the last applied event: what this epoch changed, else what the store holds."""

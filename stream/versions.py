@@ -139,6 +139,8 @@ class GraphVersions:
             changes = owner.adopt(version.model, None if owner.local_items else version.item_vectors)
         owner.store.commit(changes.puts)
         await self._send(changes.outgoing)
+        if isinstance(owner, Processor):
+            owner.acknowledged = True
 
     async def follow(self) -> None:
         """Reads the topic for ever and keeps the newest complete version."""

@@ -95,6 +95,14 @@ def test_only_first_touches_count_for_first_buyers():
     assert signals.columns["interval_n"][0] == 1
 
 
+def test_counts_as_of_a_time_long_before_them_are_those_of_their_origin():
+    counts = DecayedCounts((DAY,), 0)
+    counts.ensure(2)
+    counts.add(np.array([1], np.int32), np.ones(1), 5000 * DAY)
+    with np.errstate(all="raise"):
+        assert counts.value(np.arange(2), 0)[:, 0].tolist() == [0.0, 1.0]
+
+
 def test_a_return_leaves_popularity_and_pairs_alone():
     signals, same = Signals(SETTINGS), Signals(SETTINGS)
     for one in (signals, same):

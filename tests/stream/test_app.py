@@ -99,6 +99,28 @@ def test_a_worker_killed_in_mid_stream_with_poison_around_ends_in_the_state_of_a
 
 
 @pytest.mark.slow
+def test_an_orderly_end_leaves_nothing_to_send_again_and_a_kill_does(world: Any, wait: Any) -> None:
+    def letters() -> int:
+        return sum(1 for _ in read_all(world.settings.broker, world.bootstrap, "interactions.dlq"))
+
+    world.produce([(b"u", b"{broken")])
+    with world.worker() as worker:
+        wait(lambda: worker.applied() == 1 and letters() == 1, what="one dead letter")
+        worker.stop()
+    with world.worker() as worker:
+        wait(lambda: worker.partitions() == 1, what="what is unsent would be sent before the partition counts as open")
+        worker.stop()
+    assert letters() == 1
+    world.produce([(b"u", b"{broken again")])
+    with world.worker() as worker:
+        wait(lambda: worker.applied() == 2 and letters() == 2, what="the second one")
+        worker.kill()  # whether it was told that the letter had arrived, nobody knows
+    with world.worker() as worker:
+        wait(lambda: letters() == 3, what="the second one again")
+        worker.stop()
+
+
+@pytest.mark.slow
 def test_with_several_partitions_the_item_rows_follow_through_their_own_topic(world: Any, wait: Any) -> None:
     world.partitions = 2
     records = shop_records(600)

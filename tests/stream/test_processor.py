@@ -209,6 +209,18 @@ def test_outgoing_records_that_were_not_seen_sent_are_sent_again_after_a_restart
     assert Processor(SETTINGS, store).unsent == []
 
 
+def test_outgoing_records_are_taken_out_of_the_store_once_they_are_acknowledged_and_not_before() -> None:
+    store = MemoryStore()
+    processor = Processor(SETTINGS, store)
+    processor.commit(processor.apply([Record(0, b"poison", b"u")]))
+    processor.clear_outbox()
+    again = Processor(SETTINGS, store)
+    assert len(again.unsent) == 1
+    again.acknowledged = True
+    again.clear_outbox()
+    assert Processor(SETTINGS, store).unsent == []
+
+
 def test_replayed_offsets_change_nothing() -> None:
     log = records(shop_log(10))
     store = MemoryStore()

@@ -148,10 +148,10 @@ class ModelSlot:
         except SnapshotError:
             raise
         except Exception as error:
-            LOG.exception("snapshot %s can't be built into a model", snapshot.version)
+            LOG.debug("snapshot %s can't be built into a model", snapshot.version, exc_info=True)
             raise SnapshotError(
-                f"snapshot {snapshot.version} can't be built into a model: {error!r}. Its trainer and this server must "
-                "run the same release and settings."
+                f"snapshot {snapshot.version} can't be built into a model: its trainer and this server must run the same "
+                f"release and settings ({error!r:.200})"
             ) from error
         return served
 

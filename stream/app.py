@@ -30,7 +30,7 @@ import faust
 from aiokafka.errors import MessageSizeTooLargeError
 from faust.types import TP
 
-from configs.settings import Settings
+from configs.settings import UNKNOWN_ACTION, Settings
 from stream.consumer import BUFFERED_BLOCKS, Block, BlockTransport, credentials, holes_in
 from stream.dlq import TOPIC as DLQ
 from stream.dlq import fitting, shortened
@@ -45,6 +45,8 @@ from stream.versions import GraphVersions
 
 LOG = logging.getLogger(__name__)
 INTERACTIONS = "interactions"
+MOST_SAID = 20
+"""Unknown actions that are named in the log."""
 
 
 def group_of(settings: Settings) -> str:
@@ -63,6 +65,7 @@ class WorkerApp(faust.App):  # type: ignore[misc]
         self._holes: dict[TP, set[tuple[int, int]]] = defaultdict(set)
         self._gaps: set[TP] = set()
         self._too_late_said = 0
+        self._unknown_said: set[str] = set()
         self.open = Partitions(settings, partitions, self.send_all, self.versions.load)
         super().__init__(
             group_of(settings),
@@ -117,8 +120,13 @@ class WorkerApp(faust.App):  # type: ignore[misc]
         """Opens those of some partitions that are assigned and not open yet."""
         async with self._changing:
             for tp in sorted(assigned):
-                if tp in self.consumer.assignment():
-                    await (self.open.open_items if self._is_by_item(tp) else self.open.open_users)(tp.partition)
+                opened, opens = (
+                    (self.open.items, self.open.open_items)
+                    if self._is_by_item(tp)
+                    else (self.open.users, self.open.open_users)
+                )
+                if tp in self.consumer.assignment() and tp.partition not in opened:
+                    await opens(tp.partition)
                     say(f"partition {tp.partition} of {tp.topic} is open")
         self.metrics.partitions.set(len(self.open.users))
 
@@ -166,6 +174,7 @@ class WorkerApp(faust.App):  # type: ignore[misc]
         processor.acknowledged = True
         self.metrics.count(changes)
         self._say_too_late(block.tp)
+        self._say_unknown(changes.unknown_names)
         if self.open.users.get(block.partition) is processor and self.versions.due(processor):
             await self.versions.adopt(processor)
 
@@ -183,6 +192,16 @@ class WorkerApp(faust.App):  # type: ignore[misc]
         self.metrics.count(Changes(dead=changes.dead))
         if self.versions.due(owner):
             await self.versions.adopt(owner)
+
+    def _say_unknown(self, names: frozenset[str]) -> None:
+        """Says once of each action, and of so many at most, that the configuration does not set it."""
+        for name in sorted(names - self._unknown_said)[: MOST_SAID - len(self._unknown_said)]:
+            self._unknown_said.add(name)
+            LOG.warning(
+                "action %.60r is not in the configuration: its events count as wanted, with weight %g; set it in "
+                "`actions`, or mend the producer",
+                name, UNKNOWN_ACTION.weight,
+            )  # fmt: skip
 
     def _say_too_late(self, tp: TP) -> None:
         """Says that events came too late, again whenever there are ten times as many."""

@@ -147,8 +147,10 @@ class EmbeddedBroker:
             time.sleep(0.05)
         if _listens(self.port):
             raise BrokerError(
-                f"port {self.port} is taken, so the embedded broker can't start; set broker.embedded_port to a free "
-                f"port, or broker.bootstrap to {HOST}:{self.port} if a Kafka broker listens there"
+                f"port {self.port} is taken, so the embedded broker of {self.directory.absolute()} can't start. Does "
+                "one of another directory run? Then start this command there: paths are relative to the directory. "
+                f"Else set broker.embedded_port to a free port, or broker.bootstrap to {HOST}:{self.port} if a Kafka "
+                "broker listens there"
             )
         binary.chmod(0o755)
         command = [str(binary), "start", "--only", "kafka", "--kafka-port", str(self.port), "--host", HOST]

@@ -117,7 +117,8 @@ class Processor:
                     changes.too_late += 1
                     self.too_late += 1
         changes.applied = len(fresh)
-        changes.unknown_actions = sum(event.action not in self.settings.actions for event in fresh)
+        unknown = [event.action for event in fresh if event.action not in self.settings.actions]
+        changes.unknown_actions, changes.unknown_names = len(unknown), frozenset(unknown)
         before = {event.user_id: self.nodes.events_of(event.user_id) for event in fresh}
         ordered = self._roll_back(fresh) if changes.late else fresh  # 4
         size = self.settings.state.epoch_events

@@ -48,6 +48,7 @@ class Changes:
     late: int = 0
     too_late: int = 0
     unknown_actions: int = 0
+    unknown_names: frozenset[str] = frozenset()
 
 
 def dead_letter(topic: str, partition: int, record: Record, refusal: InvalidEvent) -> Outgoing:

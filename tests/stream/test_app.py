@@ -217,6 +217,17 @@ def test_no_commit_holds_more_than_epoch_events_and_what_comes_past_them_is_in_t
     assert world.stored_rows() == world.expected_rows()
 
 
+def test_a_worker_names_an_action_that_is_not_configured_once(world: Any, wait: Any) -> None:
+    events = [Event("u", f"i{n}", 1_600_000_000_000 + n, "purchse") for n in range(3)]
+    world.produce([(b"u", encode_event(event)) for event in events])
+    with world.worker() as worker:
+        wait(lambda: worker.applied() == 3, what="everything is applied")
+        worker.stop()
+    said = worker.log.read_text()
+    assert said.count("action 'purchse' is not in the configuration") == 1
+    assert said.count("partition 0 of ") == said.count(" is open") == 1
+
+
 def test_a_worker_says_what_it_opened_and_that_a_history_came_too_late(world: Any, wait: Any) -> None:
     world.produce([(b"u", encode_event(Event("u", "i", 1_700_000_000_000, "purchase"))), *shop_records(30)])
     with world.worker() as worker:

@@ -256,7 +256,7 @@ def _explain(error: ValidationError, origins: dict[str, str]) -> str:
     fault = faults[0]
     path = tuple(str(part) for part in fault["loc"])
     key = ".".join(path)
-    place = _origin(key, origins)
+    place = _origin_of_rule(fault, key, origins) if fault["type"] == "value_error" else _origin(key, origins)
     where = f"{place}: " if place != DEFAULT_ORIGIN else ""
     more = f" ({len(faults) - 1} more like this)" if len(faults) > 1 else ""
     if fault["type"] == "extra_forbidden":
@@ -313,6 +313,13 @@ def _origin(path: str, origins: dict[str, str]) -> str:
             return origins[".".join(parts[:n])]
     below = [origin for key, origin in origins.items() if key.startswith(f"{path}.")]
     return below[0] if path and below else DEFAULT_ORIGIN
+
+
+def _origin_of_rule(fault: Any, path: str, origins: dict[str, str]) -> str:
+    """Where the last of the keys was set that a rule over several of them speaks of."""
+    words = set(re.findall(r"\w+", str(fault["ctx"]["error"])))
+    named = [key for key in origins if key.startswith(f"{path}.") and key.rsplit(".", 1)[-1] in words]
+    return origins[named[-1]] if named else _origin(path, origins)
 
 
 def _shown(value: Any) -> str:

@@ -150,8 +150,8 @@ class ModelSlot:
         except Exception as error:
             LOG.debug("snapshot %s can't be built into a model", snapshot.version, exc_info=True)
             raise SnapshotError(
-                f"snapshot {snapshot.version} can't be built into a model: its trainer and this server must run the same "
-                f"release and settings ({error!r:.200})"
+                f"snapshot {snapshot.version} can't be built into a model: its trainer and this server must run the "
+                f"same release and settings ({error!r:.200})"
             ) from error
         return served
 

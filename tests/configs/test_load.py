@@ -152,6 +152,11 @@ def test_half_a_way_into_kafka_is_refused(tmp_path, broker, words):
     assert words in message(write(tmp_path, f"broker: {broker}\n"))
 
 
+def test_a_rule_over_several_keys_names_the_file_that_broke_it(tmp_path):
+    path = write(tmp_path, "extends: ecommerce\nmodel: {heads: 3}\n")
+    assert message(path).startswith(f"{path}:2: model: heads is 3 and dim is 64")
+
+
 @pytest.mark.parametrize("content", [None, "no PEM"])
 def test_a_certificate_of_kafka_that_can_not_be_used_is_named(tmp_path, content):
     authority = tmp_path / "ca.pem"

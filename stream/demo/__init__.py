@@ -143,6 +143,8 @@ class Demo:
                 live.update(picture.table(sender.newest, total))
                 self.check()
                 time.sleep(0.3)
+        if not self.console.is_terminal:
+            self.console.print()  # the last picture ends without a line break
         return probes.measured
 
     # -- 5 before and after ------------------------------------------------------------------------------------

@@ -129,6 +129,10 @@ class WorkerApp(faust.App):  # type: ignore[misc]
                     await opens(tp.partition)
                     say(f"partition {tp.partition} of {tp.topic} is open")
         self.metrics.partitions.set(len(self.open.users))
+        for processor in self.open.users.values():
+            self.metrics.stands_at(processor)
+        for partition, owner in self.open.items.items():
+            self.metrics.item_offset.labels(partition).set(owner.next_offset)
 
     async def give_up(self, revoked: Iterable[TP]) -> None:
         """Closes the partitions that Kafka took away."""

@@ -44,8 +44,12 @@ class WorkerMetrics:
         start = time.perf_counter()
         yield
         self.epochs.observe(time.perf_counter() - start)
-        self.offset.labels(processor.partition).set(processor.next_offset)
         self.lag.labels(processor.partition).set(max(0, end - processor.next_offset))
+        self.stands_at(processor)
+
+    def stands_at(self, processor: Processor) -> None:
+        """Notes where a partition stands: after an epoch, and as it is opened, which no event may follow."""
+        self.offset.labels(processor.partition).set(processor.next_offset)
         self.watermark.labels(processor.partition).set(processor.window.watermark_ms)
 
     def count(self, changes: Changes) -> None:

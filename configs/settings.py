@@ -21,6 +21,12 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+def whole_pair(certificate: Path | None, key: Path | None) -> None:
+    """Raises ValueError if only one of the two files is given."""
+    if (certificate is None) != (key is None):
+        raise ValueError("got one half of a TLS pair; expected tls_certificate and tls_key together, or neither")
+
+
 class Broker(Section):
     """Where Kafka is. Without `bootstrap` an embedded broker is started and stopped by driftline."""
 
@@ -54,8 +60,7 @@ class Broker(Section):
             raise ValueError(f"got security {self.security} without bootstrap; the embedded broker speaks PLAINTEXT")
         if self.security.startswith("SASL") and not (self.sasl_username and self.sasl_password):
             raise ValueError(f"got security {self.security}; expected sasl_username and sasl_password with it")
-        if (self.tls_certificate is None) != (self.tls_key is None):
-            raise ValueError("got one half of a TLS pair; expected tls_certificate and tls_key together, or neither")
+        whole_pair(self.tls_certificate, self.tls_key)
         if (self.tls_ca or self.tls_certificate) and not self.security.endswith("SSL"):
             raise ValueError(f"got tls_* with security {self.security}; expected SSL or SASL_SSL with them")
         if self.sasl_username and not self.security.startswith("SASL"):
@@ -311,8 +316,7 @@ class Serving(Section):
 
     @model_validator(mode="after")
     def _tls_is_whole(self) -> Self:
-        if (self.tls_certificate is None) != (self.tls_key is None):
-            raise ValueError("got one half of a TLS pair; expected tls_certificate and tls_key together, or neither")
+        whole_pair(self.tls_certificate, self.tls_key)
         return self
 
 

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import errno
 import logging
-import signal
 import socket
 import ssl
 import threading
 import time
-from types import FrameType, TracebackType
+from types import TracebackType
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -23,6 +22,7 @@ from prometheus_client import start_http_server
 from configs.errors import ConfigError
 from configs.security import client_options
 from configs.settings import Serving, Settings
+from configs.signals import stop_on_signals
 from graph.rows import action_code
 from serving.answers import StateMessages
 from serving.engine_scorer import engine_builder
@@ -156,13 +156,7 @@ def run_server(settings: Settings) -> None:
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     logging.getLogger("kafka").setLevel(logging.ERROR)
-    asked: list[int] = []  # an Event's lock may be held by the very code that a signal interrupts
-
-    def ask_to_stop(number: int, frame: FrameType | None) -> None:
-        asked.append(number)
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, ask_to_stop)
+    stopping = stop_on_signals()
     with Server(settings) as server:
         served = server.models.served
         LOG.info(
@@ -172,7 +166,7 @@ def run_server(settings: Settings) -> None:
             server.port,
             served.snapshot.version if served else "none yet",
         )
-        while not asked:
+        while not stopping():
             time.sleep(STOP_POLL_S)
         LOG.info("stopping")
 

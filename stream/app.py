@@ -120,13 +120,8 @@ class WorkerApp(faust.App):  # type: ignore[misc]
         """Opens those of some partitions that are assigned and not open yet."""
         async with self._changing:
             for tp in sorted(assigned):
-                opened, opens = (
-                    (self.open.items, self.open.open_items)
-                    if self._is_by_item(tp)
-                    else (self.open.users, self.open.open_users)
-                )
-                if tp in self.consumer.assignment() and tp.partition not in opened:
-                    await opens(tp.partition)
+                opened = self.open.open_items if self._is_by_item(tp) else self.open.open_users
+                if tp in self.consumer.assignment() and await opened(tp.partition):
                     say(f"partition {tp.partition} of {tp.topic} is open")
         self.metrics.partitions.set(len(self.open.users))
         for processor in self.open.users.values():

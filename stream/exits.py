@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import traceback
-from collections.abc import Callable
-from types import FrameType
 from typing import NoReturn
 
 from configs.errors import UNEXPECTED_EXIT_CODE, DriftlineError
@@ -32,15 +29,3 @@ def end_process(error: BaseException) -> NoReturn:
     code = report(error)
     sys.stdout.flush()
     os._exit(code)
-
-
-def stop_on_signals() -> Callable[[], bool]:
-    """From here on SIGTERM and Ctrl-C only make the returned function true, so that work ends in order."""
-    stopped: list[int] = []
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        stopped.append(number)
-
-    signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGINT, stop)
-    return lambda: bool(stopped)

@@ -53,15 +53,15 @@ class Partitions:
         self._send, self._version_of = send, version_of
         check_layout(settings.state.root, count)
 
-    async def open_users(self, partition: int) -> None:
-        """Opens a partition of `interactions` and sends what its last owner left unsent.
+    async def open_users(self, partition: int) -> bool:
+        """Opens a partition of `interactions` and sends what its last owner left unsent; False if it was open.
 
         Raises:
             LockedError: another process holds it.
             StateError: its directory can't be opened.
         """
         if partition in self.users:
-            return
+            return False
         store = await self._store(partition_path(self.settings.state.root, partition))
         version = self._adopted(store)
         processor = Processor(
@@ -76,14 +76,16 @@ class Partitions:
         processor.acknowledged = True
         processor.clear_outbox()
         self.users[partition] = processor
+        return True
 
-    async def open_items(self, partition: int) -> None:
-        """Opens a partition of `interactions.by-item`. Raises as `open_users` does."""
+    async def open_items(self, partition: int) -> bool:
+        """Opens a partition of `interactions.by-item`; returns and raises as `open_users` does."""
         if partition in self.items:
-            return
+            return False
         store = await self._store(self.settings.state.root / f"items-{partition}")
         version = self._adopted(store)
         self.items[partition] = ItemProcessor(self.settings, store, partition, version.model if version else None)
+        return True
 
     def close(self, users: Sequence[int], items: Sequence[int]) -> None:
         """Closes partitions that belong to somebody else now; what is known to be sent is not sent again by them."""

@@ -20,6 +20,7 @@ import orjson
 
 from configs.errors import InputError
 from configs.settings import Settings
+from configs.signals import stop_on_signals
 from llm.client import make_client
 from llm.encoder import TextEncoder
 from llm.generator import ProfileGenerator
@@ -27,7 +28,6 @@ from llm.profile import Profile, parse_profile
 from llm.refresh import RequestQueue
 from llm.request import CatalogueItem, ProfileRequest, read_request
 from stream.events import InvalidEvent, item_of
-from stream.exits import stop_on_signals
 from stream.metrics import ProfilerMetrics
 from stream.processor import Outgoing
 from stream.produce import outlet

@@ -16,9 +16,9 @@ import torch
 from kafka import TopicPartition
 
 from configs.settings import Settings
+from configs.signals import stop_on_signals
 from llm.encoder import TextEncoder
 from stream.checkpoint import locked
-from stream.exits import stop_on_signals
 from stream.merge import Merge
 from stream.partitions import Bounds, check_position
 from stream.processor import Record

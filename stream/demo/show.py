@@ -61,8 +61,8 @@ class Picture:
         table.add_column("what")
         table.add_column("now")
         info = serving.model()
-        lag = max(0, newest.offset + 1 - serving.applied())
-        table.add_row("events applied, lag", f"{serving.applied():,}, {lag:,}")
+        applied = serving.applied()
+        table.add_row("events applied, lag", f"{applied:,}, {max(0, newest.offset + 1 - applied):,}")
         metric = {m.name: m.value for m in info.metrics}.get("ndcg@10", float("nan"))
         table.add_row("model", f"{info.provenance.model_version}, prequential NDCG@10 {metric:.3f}")
         if newest.offset >= 0:

@@ -86,6 +86,7 @@ def load(source: str | Path | None = None, environment: Mapping[str, str] = os.e
     """As `load_settings`, with origins and with the environment as an argument."""
     found = list(_read(_find(source or "default", "settings"), ()))
     for name, text in sorted(environment.items()):
+        _check_name(name)
         if name.upper().startswith(ENVIRONMENT):
             found.append((path := _environment_path(name), _environment_value(name, path, text), name))
     tree: dict[str, Any] = {}
@@ -226,6 +227,16 @@ def _plain(node: yaml.Node, file: Path) -> Any:
         raise ConfigError(f"{file}:{line}: got a value of type {node.tag!r}; expected plain YAML") from error
     finally:
         loader.dispose()
+
+
+def _check_name(name: str) -> None:
+    """That a name which begins like a section has two underscores: with one it would be passed over in silence."""
+    for section in Settings.model_fields:
+        start = f"DRIFTLINE_{section.upper()}_"
+        if name.upper().startswith(start):
+            rest = name.upper().removeprefix(start).strip("_")
+            expected = f"{ENVIRONMENT}{section.upper()}__{rest or 'KEY'}"
+            raise ConfigError(f"environment {name}: expected two underscores before each key: {expected}")
 
 
 def _environment_path(name: str) -> KeyPath:

@@ -1,4 +1,4 @@
-"""How clients of Kafka make themselves known: TLS and SASL from the section `broker`, in one place for every client."""
+"""How clients of Kafka find a broker and make themselves known: TLS and SASL, in one place for every client."""
 
 from __future__ import annotations
 
@@ -9,13 +9,17 @@ from configs.errors import ConfigError
 from configs.settings import Broker
 
 
-def client_options(broker: Broker) -> dict[str, Any]:
+def client_options(broker: Broker, bootstrap: str) -> dict[str, Any]:
     """Keyword arguments of a kafka-python or aiokafka client, which share their names.
+
+    Args:
+        broker: how to make oneself known.
+        bootstrap: host:port[,host:port]: the embedded broker's, or `broker.bootstrap`.
 
     Raises:
         ConfigError: a certificate or key can't be read.
     """
-    options: dict[str, Any] = {"security_protocol": broker.security}
+    options: dict[str, Any] = {"bootstrap_servers": bootstrap.split(","), "security_protocol": broker.security}
     if broker.security.endswith("SSL"):
         options["ssl_context"] = ssl_context(broker)
     if broker.security.startswith("SASL"):

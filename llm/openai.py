@@ -20,6 +20,7 @@ from llm.prompts import FACETS, ProfilePrompt, example_answers, record_text
 
 _TRY_AGAIN = frozenset((408, 425, 429))
 _HOPELESS = frozenset((401, 403, 404, 405))
+_CHECK_S = 5.0
 
 
 class OpenAIClient:
@@ -52,6 +53,27 @@ class OpenAIClient:
         """
         with ThreadPoolExecutor(self._settings.concurrency) as pool:
             return list(pool.map(self._answer, prompts))
+
+    def check(self) -> str:
+        """What the endpoint says of the model, in words: asked by its list of models, which costs no tokens.
+
+        Raises:
+            EndpointError: nothing answers, or it refuses the key, or it has another list of models.
+        """
+        at, model = self._settings.base_url, self._settings.model
+        try:
+            response = self._http.get("models", timeout=min(self._settings.timeout_s, _CHECK_S))
+        except httpx.HTTPError as error:
+            raise EndpointError(f"nothing answers at llm.base_url {at!r} ({error or type(error).__name__})") from None
+        if response.status_code in (404, 405):
+            return f"answers at {at}; it tells no list of models"
+        if not response.is_success:
+            raise EndpointError(f"{at} answered {response.status_code}; check llm.base_url and llm.api_key")
+        names = _models(response)
+        if names and model.removesuffix(":latest") not in names:
+            few = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+            raise EndpointError(f"{at} has no model {model!r}; set llm.model to one of its own: {few}")
+        return f"{model} at {at}"
 
     def close(self) -> None:
         """Closes the connections."""
@@ -104,6 +126,14 @@ def messages(prompt: ProfilePrompt) -> list[dict[str, str]]:
         chat.append({"role": "user", "content": record})
         chat.append({"role": "assistant", "content": example_answers(prompts, example)})
     return [*chat, {"role": "user", "content": prompt.record}]
+
+
+def _models(response: httpx.Response) -> list[str]:
+    """The names in a list of models, without the tag `latest` that Ollama adds; [] if the body is none."""
+    try:
+        return [str(one["id"]).removesuffix(":latest") for one in response.json()["data"]]
+    except (ValueError, LookupError, TypeError):
+        return []
 
 
 def _content(response: httpx.Response) -> str:

@@ -111,6 +111,8 @@ class Client:
         min_user_state_version: int = 0,
     ) -> pb.RecommendResponse:
         """The best items for a user; what each argument means is said in SlateOptions."""
+        if which not in _LISTS:
+            raise InputError(f"list {which!r}; expected {', '.join(_LISTS)}")
         options = pb.SlateOptions(
             k=k,
             list=_LISTS[which],
@@ -180,6 +182,8 @@ def _explained(error: grpc.RpcError, target: str) -> DriftlineError:
         return ServingError(
             f"no driftline service answers at {target}: start it with 'driftline serve', or set serving.host and port"
         )
+    if code == grpc.StatusCode.UNAUTHENTICATED:
+        return ServingError(f"{target} answered {text}: give its token with --token, or in DRIFTLINE_TOKEN")
     if code == grpc.StatusCode.DEADLINE_EXCEEDED:
         return ServingError(f"the service at {target} did not answer in time; it may be overloaded")
     return ServingError(f"{target} answered {code.name}: {text}")

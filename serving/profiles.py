@@ -14,14 +14,14 @@ import base64
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import orjson
 
+from configs.security import client_options
+from configs.settings import Broker
 from graph.rows import Float32
 from graph.view import Profile
 
@@ -138,15 +138,13 @@ class ProfileFollower:
 
     Args:
         store: what to fill.
+        broker: how the client makes itself known, and the prefix of the topic.
         bootstrap: Kafka servers; while they can't be reached the store stays as it is and the thread tries again.
-        topic: name of the compacted topic.
-        options: how the client makes itself known (configs/security.py).
     """
 
-    def __init__(
-        self, store: ProfileStore, bootstrap: str, topic: str, options: Mapping[str, Any] = MappingProxyType({})
-    ) -> None:
-        self._store, self._bootstrap, self._topic, self._options = store, bootstrap, topic, options
+    def __init__(self, store: ProfileStore, broker: Broker, bootstrap: str) -> None:
+        self._store, self._topic = store, broker.prefix + "profiles"
+        self._options = client_options(broker, bootstrap)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="profile-follower", daemon=True)
         self._thread.start()
@@ -169,13 +167,7 @@ class ProfileFollower:
     def _read_until_error(self) -> None:
         from kafka import KafkaConsumer, TopicPartition
 
-        consumer = KafkaConsumer(
-            bootstrap_servers=self._bootstrap.split(","),
-            **self._options,
-            group_id=None,
-            enable_auto_commit=False,
-            auto_offset_reset="earliest",
-        )
+        consumer = KafkaConsumer(**self._options, group_id=None, enable_auto_commit=False, auto_offset_reset="earliest")
         try:
             partitions = consumer.partitions_for_topic(self._topic)
             if not partitions:

@@ -20,7 +20,6 @@ from grpc_reflection.v1alpha import reflection
 from prometheus_client import start_http_server
 
 from configs.errors import ConfigError
-from configs.security import client_options
 from configs.settings import Serving, Settings
 from configs.signals import stop_on_signals
 from graph.rows import action_code
@@ -62,6 +61,7 @@ class Server:
     ) -> None:
         serving = settings.serving
         self.settings = serving
+        _check_free(serving)
         self.metrics = ServingMetrics()
         _start_metrics(settings.metrics.serving_port, self.metrics)
         self.state = StateReader(
@@ -173,11 +173,7 @@ def run_server(settings: Settings) -> None:
 
 def _bind(server: grpc.Server, settings: Serving) -> int:
     address = f"{settings.host}:{settings.port}"
-    if _in_use(settings):
-        raise ConfigError(
-            f"port {settings.port} of {settings.host} is in use by another process. Set serving.port to a free one, or "
-            "stop the other process; several `driftline serve` share a port with serving.reuse_port: true."
-        )
+    _check_free(settings)
     try:
         if settings.tls_certificate or settings.tls_key:
             return int(server.add_secure_port(address, _credentials(settings)))
@@ -189,8 +185,8 @@ def _bind(server: grpc.Server, settings: Serving) -> int:
         ) from None
 
 
-def _in_use(settings: Serving) -> bool:
-    """Whether another process listens there: gRPC gives its error no reason, so the port is bound for a moment."""
+def _check_free(settings: Serving) -> None:
+    """That nobody listens there: gRPC gives its error no reason, so the port is bound for a moment."""
     try:
         where = socket.getaddrinfo(settings.host.strip("[]"), settings.port, type=socket.SOCK_STREAM)
         family, kind, _, _, address = where[0]
@@ -200,8 +196,11 @@ def _in_use(settings: Serving) -> bool:
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             probe.bind(address)
     except OSError as error:
-        return error.errno == errno.EADDRINUSE
-    return False
+        if error.errno == errno.EADDRINUSE:
+            raise ConfigError(
+                f"port {settings.port} of {settings.host} is in use by another process. Set serving.port to a free "
+                "one, or stop the other process; several `driftline serve` share a port with serving.reuse_port: true."
+            ) from None
 
 
 def _credentials(settings: Serving) -> grpc.ServerCredentials:
@@ -220,7 +219,7 @@ def _credentials(settings: Serving) -> grpc.ServerCredentials:
 
 def _follow(settings: Settings, store: ProfileStore) -> ProfileFollower:
     bootstrap = settings.broker.bootstrap or f"127.0.0.1:{settings.broker.embedded_port}"
-    return ProfileFollower(store, bootstrap, settings.broker.prefix + "profiles", client_options(settings.broker))
+    return ProfileFollower(store, settings.broker, bootstrap)
 
 
 def _start_metrics(port: int, metrics: ServingMetrics) -> None:

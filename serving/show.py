@@ -31,6 +31,8 @@ def slate(
     answer: pb.RecommendResponse | pb.SimilarItemsResponse | pb.UserSlate, title: str = "recommendations"
 ) -> RenderableType:
     """Ranked items with their reasons, and where they come from."""
+    if not answer.slate.item_ids:
+        return Group(Text(f"{title}: nothing to show", style="yellow"), _origin(answer.provenance))
     table = Table(title=title, title_justify="left", header_style="bold")
     table.add_column("#", justify="right")
     table.add_column("item")
@@ -49,7 +51,7 @@ def slate(
 def model_info(info: pb.GetModelInfoResponse) -> RenderableType:
     """Which model serves, what it knows and how good it was."""
     table = Table.grid(padding=(0, 2))
-    version = info.provenance.model_version or "none"
+    version = info.provenance.model_version or "none yet; `driftline trainer` publishes one"
     table.add_row("model", version + (" (held by a rollback)" if info.held else ""))
     if info.refused_reason:
         table.add_row("refused", Text(info.refused_reason, style="red"))
@@ -59,7 +61,7 @@ def model_info(info: pb.GetModelInfoResponse) -> RenderableType:
         table.add_row("events learnt up to", _time(info.provenance.model_watermark_ms))
         table.add_row("items", f"{info.items:,}")
         table.add_row("offsets", ", ".join(f"{s.topic}[{s.partition}] {s.offset:,}" for s in info.source_offsets))
-        table.add_row("prequential", ", ".join(f"{one.name} {one.value:.4f}" for one in info.metrics) or "-")
+        table.add_row("prequential", ", ".join(f"{one.name} {_metric(one.value)}" for one in info.metrics) or "-")
         table.add_row("code, settings", f"{info.git_revision or '-'}, {info.config_sha256[:12] or '-'}")
     table.add_row("on disk", ", ".join(one.model_version for one in info.available_versions) or "nothing")
     return table
@@ -129,6 +131,10 @@ def _origin(origin: pb.Provenance) -> Text:
 def _bars(values: list[float]) -> str:
     top = max(map(abs, values)) or 1.0
     return "".join(" ▁▂▃▄▅▆▇█"[round((value / top + 1) * 4)] for value in values)
+
+
+def _metric(value: float) -> str:
+    return f"{value:,.0f}" if value.is_integer() else f"{value:.4f}"
 
 
 def _number(value: float) -> str:

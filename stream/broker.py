@@ -226,9 +226,7 @@ def admin(settings: Broker, bootstrap: str) -> Iterator[Any]:
     _wait_until_one_listens(settings, bootstrap)
     try:
         timeout_ms = int(settings.connect_timeout_s * 1000)
-        client = KafkaAdminClient(
-            bootstrap_servers=bootstrap.split(","), bootstrap_timeout_ms=timeout_ms, **client_options(settings)
-        )
+        client = KafkaAdminClient(bootstrap_timeout_ms=timeout_ms, **client_options(settings, bootstrap))
     except (KafkaError, OSError) as error:
         user = f" and lets broker.sasl_username {settings.sasl_username!r} in" if "SASL" in settings.security else ""
         raise BrokerError(

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from configs.errors import DriftlineError
-from configs.settings import Settings
+from configs.settings import Broker, Settings
 
 State = Literal["ok", "note", "bad"]
 PACKAGES = (
@@ -35,7 +35,7 @@ class Finding:
 def examine(settings: Settings) -> list[Finding]:
     """All findings, in the order of the way of an event."""
     checks: tuple[Callable[[Settings], Iterator[Finding]], ...] = (
-        _python, _packages, _disk, _broker, _topics, _state, _snapshots, _serving, _models,
+        _python, _packages, _disk, _broker, _state, _snapshots, _serving, _models, _llm,
     )  # fmt: skip
     findings: list[Finding] = []
     for check in checks:
@@ -83,15 +83,15 @@ def _disk(settings: Settings) -> Iterator[Finding]:
 
 
 def _broker(settings: Settings) -> Iterator[Finding]:
-    from stream.broker import EmbeddedBroker, check_reachable
+    from stream.broker import EmbeddedBroker
 
     if settings.broker.bootstrap:
-        check_reachable(settings.broker, settings.broker.bootstrap)
-        yield Finding("broker", "ok", f"answers at {settings.broker.bootstrap}")
+        yield from _topics(settings.broker, settings.broker.bootstrap, f"answers at {settings.broker.bootstrap}")
         return
     running = EmbeddedBroker(settings.broker).running()
     if running is not None:
-        yield Finding("broker", "ok", f"embedded, runs on port {running.port} (process {running.pid})")
+        what = f"embedded, runs on port {running.port} (process {running.pid})"
+        yield from _topics(settings.broker, f"127.0.0.1:{running.port}", what)
     elif _listens(settings.broker.embedded_port):
         yield Finding(
             "broker", "bad", f"port {settings.broker.embedded_port} is taken by another process",
@@ -101,17 +101,14 @@ def _broker(settings: Settings) -> Iterator[Finding]:
         yield Finding("broker", "note", "embedded, not running", "every command that needs it starts it")
 
 
-def _topics(settings: Settings) -> Iterator[Finding]:
-    from stream.broker import EmbeddedBroker, admin
+def _topics(broker: Broker, bootstrap: str, what: str) -> Iterator[Finding]:
+    from stream.broker import admin
     from stream.topics import TOPICS
 
-    running = EmbeddedBroker(settings.broker).running()
-    bootstrap = settings.broker.bootstrap or (f"127.0.0.1:{running.port}" if running else "")
-    if not bootstrap:
-        return
-    with admin(settings.broker, bootstrap) as client:
+    with admin(broker, bootstrap) as client:
+        yield Finding("broker", "ok", what)
         existing = set(client.list_topics())
-    missing = [t.name for t in TOPICS if settings.broker.prefix + t.name not in existing]
+    missing = [t.name for t in TOPICS if broker.prefix + t.name not in existing]
     yield (
         Finding("topics", "note", f"missing: {', '.join(missing)}", "produce and worker create them")
         if missing
@@ -157,13 +154,26 @@ def _serving(settings: Settings) -> Iterator[Finding]:
 
 
 def _models(settings: Settings) -> Iterator[Finding]:
-    from llm.fetch import WHEELS, model_directory
+    from llm.fetch import MINILM, SMOLLM, model_directory
 
-    for name in WHEELS:
+    needed = [SMOLLM, MINILM] if settings.llm.client == "smollm" else [MINILM]
+    for name in needed:
         try:
             yield Finding("models", "ok", f"{name} in {model_directory(name)}")
         except DriftlineError as error:
             yield Finding("models", "bad", str(error), "make setup")
+
+
+def _llm(settings: Settings) -> Iterator[Finding]:
+    from llm.openai import OpenAIClient
+
+    if settings.llm.client != "openai":
+        return
+    client = OpenAIClient(settings.llm)
+    try:
+        yield Finding("llm", "ok", client.check())
+    finally:
+        client.close()
 
 
 def _listens(port: int) -> bool:

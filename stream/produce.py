@@ -22,6 +22,7 @@ from configs.security import client_options
 from configs.settings import Broker
 from stream.broker import check_reachable
 from stream.events import EVENT_TYPE, ITEM_TYPE
+from stream.file_checks import SECONDS_BELOW_MS
 from stream.files import read_items, read_messages
 from stream.records import Outgoing
 from stream.topics import CE_TYPE
@@ -118,8 +119,7 @@ def sender(settings: Broker, bootstrap: str) -> Iterator[Sender]:
     """
     check_reachable(settings, bootstrap)
     producer = KafkaProducer(
-        bootstrap_servers=bootstrap.split(","),
-        **client_options(settings),
+        **client_options(settings, bootstrap),
         acks="all",
         compression_type="gzip",
         linger_ms=5,
@@ -145,8 +145,7 @@ def outlet(settings: Broker, bootstrap: str, client_id: str) -> Iterator[Callabl
     check_reachable(settings, bootstrap)
     timeout_ms = int(settings.connect_timeout_s * 1000)
     producer = KafkaProducer(
-        bootstrap_servers=bootstrap.split(","),
-        **client_options(settings),
+        **client_options(settings, bootstrap),
         acks="all",
         max_block_ms=3 * timeout_ms,
         request_timeout_ms=timeout_ms,
@@ -187,6 +186,14 @@ def event_messages(path: Path, since_ms: int = 0, until_ms: int | None = None) -
         t_ms = orjson.loads(value)["timestamp_ms"]
         if t_ms >= since_ms and (until_ms is None or t_ms < until_ms):
             yield key, value
+
+
+def in_seconds(path: Path) -> int | None:
+    """The time of a file's first event if it looks like seconds: as milliseconds it would lie in 1970."""
+    for _, value in read_messages(path):
+        t = int(orjson.loads(value)["timestamp_ms"])
+        return t if t < SECONDS_BELOW_MS else None
+    return None
 
 
 def item_messages(path: Path) -> Iterator[Message]:

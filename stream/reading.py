@@ -28,8 +28,7 @@ def consumer(settings: Broker, bootstrap: str) -> Iterator[Any]:
     """
     check_reachable(settings, bootstrap)
     reader = KafkaConsumer(
-        bootstrap_servers=bootstrap.split(","),
-        **client_options(settings),
+        **client_options(settings, bootstrap),
         enable_auto_commit=False,
         auto_offset_reset="earliest",
         max_poll_records=2000,

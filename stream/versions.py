@@ -144,8 +144,8 @@ class GraphVersions:
 
     async def follow(self) -> None:
         """Reads the topic for ever and keeps the newest complete version."""
-        servers, security = self._bootstrap.split(","), client_options(self.settings.broker)
-        consumer = calm(AIOKafkaConsumer(bootstrap_servers=servers, enable_auto_commit=False, **security))
+        options = client_options(self.settings.broker, self._bootstrap)
+        consumer = calm(AIOKafkaConsumer(enable_auto_commit=False, **options))
         await consumer.start()
         try:
             place = TopicPartition(self.settings.broker.prefix + TOPIC, 0)

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
+from configs.errors import InputError
 from stream.cli.common import AsJson, Config, out, print_json, settings_of, when
 
 app = typer.Typer(no_args_is_help=True, help="Records that are not events: why, which bytes, and sending them again.")
@@ -108,11 +109,16 @@ def replay(
         raise typer.BadParameter("say which: --reason, --offset or --all")
     settings = settings_of(config)
     with broker(settings.broker) as bootstrap, sender(settings.broker, bootstrap) as to_kafka:
+        there = list(read_dlq(settings.broker, bootstrap))
         letters = [
-            letter
-            for letter in read_dlq(settings.broker, bootstrap)
-            if reason in ("", letter.reason) and (not offset or letter.offset in offset)
+            letter for letter in there if reason in ("", letter.reason) and (not offset or letter.offset in offset)
         ]
+        if there and not letters:
+            reasons = ", ".join(sorted({letter.reason for letter in there}))
+            raise InputError(
+                f"none of {len(there):,} dead letters is meant: reason {reason or 'any'}, offsets {offset or 'any'}; "
+                f"there are the reasons {reasons} and the offsets {there[0].offset} to {there[-1].offset}"
+            )
         sent = resend(to_kafka, letters)
         stay = len(letters) - sent
         out.print(

@@ -8,7 +8,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from stream.cli.common import AsJson, Config, out, print_json, settings_of
+from stream.cli.common import AsJson, Config, out, print_json, settings_of, when
 
 config_app = typer.Typer(no_args_is_help=True, help="Settings: what counts, and where it comes from.")
 profile_app = typer.Typer(no_args_is_help=True, help="What a language model wrote about a user.")
@@ -92,7 +92,8 @@ def profile_show(
     if as_json:
         return print_json(profiles)
     for profile in profiles:
-        out.print(f"v{profile.get('version')} by {profile.get('source')}, valid from {profile.get('valid_from_ms')}")
+        valid_from = when(profile.get("valid_from_ms", -1))
+        out.print(f"v{profile.get('version')} by {profile.get('source')}, valid from {valid_from}")
         out.print(f"  {profile.get('text')}")
         for name, text in profile.get("facets", {}).items():
             out.print(f"  {name}: {text}")

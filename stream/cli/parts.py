@@ -37,11 +37,13 @@ def produce(
     """
     from stream.broker import broker
     from stream.files import count_rows
-    from stream.produce import send_files, sender
+    from stream.produce import in_seconds, send_files, sender
     from stream.topics import create_topics
 
     settings = settings_of(config)
     total = count_rows(events) if since is None and until is None else None
+    if (t := in_seconds(events)) is not None:
+        err.print(f"warning: {events} begins at timestamp_ms {t}, which looks like seconds; expected unix milliseconds")
     with broker(settings.broker) as bootstrap:
         create_topics(settings.broker, bootstrap)
         with sender(settings.broker, bootstrap) as to_kafka, progress(total, "events") as update:

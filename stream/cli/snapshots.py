@@ -23,9 +23,12 @@ def list_them(config: Config = None, as_json: AsJson = False) -> None:
     """
     from serving.snapshot import list_snapshots
 
-    entries = list_snapshots(settings_of(config).serving.snapshots)
+    root = settings_of(config).serving.snapshots
+    entries = list_snapshots(root)
     if as_json:
         return print_json([dataclasses.asdict(entry) for entry in entries])
+    if not entries:
+        return out.print(f"no snapshots in {root} yet; `driftline trainer` publishes them")
     table = Table()
     table.add_column("version", no_wrap=True)  # what other commands take: whole on a narrow screen, too
     for name in ("state", "created", "learnt to", "MB", "NDCG@10"):

@@ -129,6 +129,11 @@ def test_a_secret_of_a_file_that_is_refused_is_not_shown(tmp_path):
     assert told.endswith("broker.sasl_password: got ***; expected text; put it in quotes")
 
 
+@pytest.mark.parametrize("name", ["DRIFTLINE_SERVING_PORT", "DRIFTLINE_SERVING__PORT", "driftline_serving_port"])
+def test_a_name_of_the_environment_with_one_underscore_is_not_passed_over(name):
+    assert message(None, {name: "1"}).endswith("expected two underscores before each key: DRIFTLINE__SERVING__PORT")
+
+
 def test_a_password_may_begin_with_a_bracket():
     environment = {"DRIFTLINE__BROKER__SASL_PASSWORD": "{hunter2", "DRIFTLINE__LLM__API_KEY": "[x]"}
     settings = load(None, environment).settings
@@ -163,7 +168,7 @@ def test_a_certificate_of_kafka_that_can_not_be_used_is_named(tmp_path, content)
     if content is not None:
         authority.write_text(content)
     with pytest.raises(ConfigError, match=r"broker.tls_ca .*ca.pem.* can't be used: .*Expected PEM files"):
-        client_options(Broker(bootstrap="k:1", security="SSL", tls_ca=authority))
+        client_options(Broker(bootstrap="k:1", security="SSL", tls_ca=authority), "k:1")
 
 
 def test_an_unknown_key_names_the_nearest_one_and_the_line(tmp_path):

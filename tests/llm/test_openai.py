@@ -24,6 +24,7 @@ class Endpoint(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.script: list[object] = []
+        self.models: dict | int = {"data": [{"id": "other"}, {"id": "tiny:latest"}]}
         self.requests: list[tuple[dict, dict]] = []
         self.lock = threading.Lock()
 
@@ -45,6 +46,14 @@ class Handler(BaseHTTPRequestHandler):
             return
         data = b"<html>" if step == "garbage" else json.dumps({"choices": [{"message": {"content": ANSWER}}]}).encode()
         self.send_response(step if isinstance(step, int) else 200)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def do_GET(self):
+        body = self.server.models
+        data = json.dumps(body).encode() if isinstance(body, dict) else b""
+        self.send_response(body if isinstance(body, int) else 200)
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         self.wfile.write(data)
@@ -93,6 +102,20 @@ def test_a_profile_from_an_endpoint_is_stamped_with_its_model(endpoint, make):
     assert body["model"] == "tiny"
     assert body["messages"][-1]["content"].startswith("Bought: ")
     assert "keen home baker" in body["messages"][0]["content"]
+
+
+def test_a_check_tells_whether_the_endpoint_has_the_model(endpoint, make):
+    at = f"http://127.0.0.1:{endpoint.server_port}/v1"
+    assert make().check() == f"tiny at {at}"
+    with pytest.raises(EndpointError, match=r"has no model 'large'; set llm.model to one of its own: other, tiny$"):
+        make(model="large").check()
+    endpoint.models = 401
+    with pytest.raises(EndpointError, match=r"answered 401; check llm.base_url and llm.api_key"):
+        make().check()
+    endpoint.models = 404
+    assert make().check() == f"answers at {at}; it tells no list of models"
+    with pytest.raises(EndpointError, match=r"nothing answers at llm.base_url 'http://127.0.0.1:9/v1'"):
+        make(base_url="http://127.0.0.1:9/v1").check()
 
 
 @pytest.mark.parametrize("fault", [500, 503, 429, "break"])

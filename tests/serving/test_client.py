@@ -108,3 +108,8 @@ def test_errors_say_what_to_do(client, running, tmp_path):
         nobody.model_info()
     with pytest.raises(ConfigError, match=r"certificate .* can't be read"):
         Client("127.0.0.1:1", certificate=tmp_path / "no.pem")
+
+
+def test_a_list_that_there_is_not_is_refused_in_words(client):
+    with pytest.raises(InputError, match="list 'new'; expected overall, novel, repeat"):
+        client.recommend("user-1", which="new")

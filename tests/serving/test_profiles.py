@@ -102,7 +102,7 @@ def test_the_topic_is_read_from_its_beginning_and_followed(tmp_path):
     settings = Broker(embedded_port=port, embedded_dir=tmp_path / "broker", prefix="t-")
     store = ProfileStore()
     with EmbeddedBroker(settings) as bootstrap:
-        follower = ProfileFollower(store, bootstrap, "t-profiles")  # before there is a topic
+        follower = ProfileFollower(store, settings, bootstrap)  # before there is a topic
         try:
             create_topics(settings, bootstrap)
             producer = KafkaProducer(bootstrap_servers=bootstrap)

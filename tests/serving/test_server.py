@@ -22,7 +22,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from grpc_status import rpc_status
 
-from configs.errors import ConfigError
+from configs.errors import ConfigError, ServingError
+from serving.client import Client
 from serving.proto.driftline.v1 import recommendation_pb2 as pb
 from serving.proto.driftline.v1 import recommendation_pb2_grpc as pb_grpc
 from serving.server import SERVICE, Server
@@ -67,6 +68,8 @@ def test_with_tokens_only_a_bearer_of_one_may_call(tmp_path, worker, settings, s
                 list(stub.WatchUserState(pb.WatchUserStateRequest(user_id="user-1"), metadata=metadata))
             assert caught.value.code() == grpc.StatusCode.UNAUTHENTICATED
         assert recommend(channel, metadata=(("authorization", "Bearer two"),)).slate.item_ids
+        with Client(f"127.0.0.1:{server.port}") as client, pytest.raises(ServingError, match="or in DRIFTLINE_TOKEN"):
+            client.recommend("user-1")
         health = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service=SERVICE))
         assert health.status == health_pb2.HealthCheckResponse.SERVING
 

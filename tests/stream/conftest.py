@@ -89,8 +89,8 @@ class World:
         self.send([SimpleNamespace(topic="interactions", key=key, value=v, headers=()) for key, v in records])
 
     def send(self, records: list[Any]) -> None:
-        security = client_options(self.settings.broker)
-        producer = KafkaProducer(bootstrap_servers=self.bootstrap, acks="all", linger_ms=5, **security)
+        options = client_options(self.settings.broker, self.bootstrap)
+        producer = KafkaProducer(acks="all", linger_ms=5, **options)
         for record in records:
             producer.send(self.prefix + record.topic, key=record.key, value=record.value, headers=list(record.headers))
         producer.flush()

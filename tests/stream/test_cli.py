@@ -184,6 +184,10 @@ def test_produced_events_keep_key_type_header_and_unknown_fields(world: Any, dri
     assert json.loads(records[0].value)["colour"] == "red"
     (item,) = read_all(world.settings.broker, world.bootstrap, "items")
     assert (item.key, json.loads(item.value)["title"]) == (b"i1", "Lamp")
+    assert "seconds" not in result.stderr
+    events.write_text(EVENT.replace("1600000000000", "1600000000"))
+    result = driftline("produce", "--events", str(events), "-c", str(world.config))
+    assert "begins at timestamp_ms 1600000000, which looks like seconds" in result.stderr
 
 
 def test_dead_letters_are_listed_shown_byte_for_byte_and_sent_again(world: Any, driftline: Run) -> None:
@@ -215,6 +219,8 @@ def test_dead_letters_are_listed_shown_byte_for_byte_and_sent_again(world: Any, 
     assert shown["value_base64"] == "eyJ1c2VyX2lkIjogInUxIiwg/30="
     refused(driftline("dlq", "show", "5", *config), 65, "no dead letter at offset 5")
     assert driftline("dlq", "replay", *config).returncode == 2
+    none = driftline("dlq", "replay", "--reason", "typo", *config)
+    refused(none, 65, "reason typo, offsets any; there are the reasons not_json and the offsets 0 to 0")
     assert driftline("dlq", "replay", "--reason", "not_json", *config).returncode == 0
     assert [r.value for r in read_all(world.settings.broker, world.bootstrap, "interactions")] == [broken, broken]
 
@@ -249,11 +255,13 @@ def test_progress_shows_the_total_only_if_it_is_known(
 
 def test_doctor_says_how_to_mend_what_is_not_there(driftline: Run, tmp_path: Path) -> None:
     broker = {"DRIFTLINE__BROKER__BOOTSTRAP": "127.0.0.1:9", "DRIFTLINE__BROKER__CONNECT_TIMEOUT_S": "0.5"}
-    result = driftline("doctor", "--json", DRIFTLINE__STATE__ROOT=str(tmp_path / "state"), **broker)
+    llm = {"DRIFTLINE__LLM__CLIENT": "openai", "DRIFTLINE__LLM__BASE_URL": "http://127.0.0.1:9/v1"}
+    result = driftline("doctor", "--json", DRIFTLINE__STATE__ROOT=str(tmp_path / "state"), **broker, **llm)
     findings = {finding["part"]: finding for finding in json.loads(result.stdout)}
     assert findings["broker"]["state"] == "bad"
     assert "no Kafka broker answers" in findings["broker"]["detail"]
     assert findings["state"]["state"] == "note"
+    assert findings["llm"]["detail"].startswith("nothing answers at llm.base_url 'http://127.0.0.1:9/v1'")
     assert result.returncode == 1
 
 

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import yaml
 
-from configs.security import client_options
 from graph.rows import Event
 from serving.profiles import ProfileFollower, ProfileStore
 from stream.events import encode_event
@@ -80,7 +79,7 @@ def test_topics_producers_worker_and_profile_reader_get_in_with_certificate_and_
     assert PASSWORD not in worker.log.read_text()
     store, broker = ProfileStore(), behind_tls.settings.broker
     behind_tls.send([Outgoing("profiles", b"u", record("u"))])
-    follower = ProfileFollower(store, behind_tls.bootstrap, broker.prefix + "profiles", client_options(broker))
+    follower = ProfileFollower(store, broker, behind_tls.bootstrap)
     try:
         wait_for(lambda: len(store) == 1, what="the profile is read")
     finally:

@@ -11,11 +11,12 @@ import difflib
 import hashlib
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
+import orjson
 import yaml
 from pydantic import BaseModel, ValidationError
 
@@ -27,6 +28,8 @@ ENVIRONMENT = "DRIFTLINE__"
 DEFAULT_ORIGIN = "default"
 SECRETS = {"broker": {"sasl_password"}, "llm": {"api_key"}, "serving": {"tokens"}}
 """Keys whose values are never shown and are part of no hash, by section."""
+MODEL_SECTIONS = ("actions", "graph", "signals", "ranker", "model")
+"""Sections that a trained model is rebuilt with."""
 
 EXPECTED = {
     "int": "a whole number",
@@ -104,6 +107,14 @@ def load(source: str | Path | None = None, environment: Mapping[str, str] = os.e
 def config_sha256(settings: Settings) -> str:
     """Hash of every value but secrets, in hex; equal settings have equal hashes wherever they came from."""
     return hashlib.sha256(settings.model_dump_json(exclude=SECRETS).encode()).hexdigest()
+
+
+def sections_sha256(settings: Settings, sections: Sequence[str]) -> str:
+    """Hash of some sections, in hex; paths are not part of it."""
+    dump = settings.model_dump(mode="json", include=set(sections))
+    if "state" in dump:
+        dump["state"].pop("root")
+    return hashlib.sha256(orjson.dumps(dump, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
 
 def shown(key: str, value: Any) -> Any:

@@ -10,14 +10,13 @@ that is the arm `frozen`, and what a trainer does with the groups that it passes
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
-import orjson
 
+from configs.load import MODEL_SECTIONS, sections_sha256
 from configs.settings import Settings
 from graph.learn import GraphLearner
 from graph.memory import GraphMemory
@@ -203,10 +202,7 @@ class StreamLearner:
 
 def learning_sha256(settings: Settings) -> str:
     """Hash of the settings that what is learnt depends on; addresses, ports and folders are not among them."""
-    sections = ("actions", "state", "graph", "signals", "ranker", "model", "profiles")
-    dump = settings.model_dump(mode="json", include=set(sections))
-    dump["state"].pop("root")
-    return hashlib.sha256(orjson.dumps(dump, option=orjson.OPT_SORT_KEYS)).hexdigest()
+    return sections_sha256(settings, (*MODEL_SECTIONS, "state", "profiles"))
 
 
 def group_of(events: Sequence[Event], table: ItemTable, settings: Settings) -> Group:

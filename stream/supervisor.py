@@ -49,6 +49,8 @@ class Supervisor:
         while True:
             start = time.monotonic()
             code = self._run_once()
+            if self._ending and code == -signal.SIGTERM:  # it had not begun yet
+                return 0
             if self._ending or not self._restarts(code, failures):
                 return code if code >= 0 else 128 - code
             failures = 1 if time.monotonic() - start > HEALTHY_S else failures + 1
@@ -70,7 +72,9 @@ class Supervisor:
     def _run_once(self) -> int:
         reading, writing = os.pipe()
         environment = os.environ | self._environment | {PIPE: str(reading)}
+        ours = signal.signal(signal.SIGINT, signal.SIG_IGN)  # what the child inherits: Ctrl-C reaches it through us
         self._child = subprocess.Popen(self._command, env=environment, pass_fds=[reading])
+        signal.signal(signal.SIGINT, ours)
         os.close(reading)
         code = self._child.wait()
         os.close(writing)
@@ -84,7 +88,7 @@ class Supervisor:
     def _forward(self, number: int, frame: FrameType | None) -> None:
         self._ending = True
         if self._child is not None:
-            self._child.send_signal(number)
+            self._child.terminate()
 
 
 def supervise(settings: Settings, config: str | None) -> int:

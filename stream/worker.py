@@ -37,6 +37,7 @@ def run_worker(settings: Settings, bootstrap: str) -> None:
     serve_metrics(app.metrics.registry, settings.metrics.worker_port, "metrics.worker_port")
     logging.getLogger("aiokafka").setLevel(logging.WARNING)  # Faust filters at the handler: each line would be made
     worker = faust.Worker(app, loglevel="WARN", redirect_stdouts=False, quiet=True)
+    worker.spinner = None  # it writes codes that hide the cursor, also to files
     try:
         worker.execute_from_commandline()
     except SystemExit as end:

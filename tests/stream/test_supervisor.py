@@ -78,6 +78,18 @@ def test_no_child_outlives_its_supervisor(number: signal.Signals, wait: Any) -> 
     wait(lambda: not _runs(child), 30, "the child ends")
 
 
+def test_ctrl_c_while_the_child_starts_ends_both_without_a_traceback(wait: Any) -> None:
+    command = [sys.executable, "-c", SUPERVISED]
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **pipes, start_new_session=True) as supervisor:
+        assert supervisor.stdout is not None
+        child = int(supervisor.stdout.readline())
+        os.killpg(supervisor.pid, signal.SIGINT)  # as a terminal does: to both
+        assert supervisor.communicate(timeout=30)[1] == ""
+    assert supervisor.returncode == 0
+    wait(lambda: not _runs(child), 30, "the child ends")
+
+
 def _runs(pid: int) -> bool:
     try:
         os.kill(pid, 0)

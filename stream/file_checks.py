@@ -208,6 +208,8 @@ def _whole(meaning: str, raw: Any) -> pa.Array | None:
         if not isinstance(raw, pa.Array) and pa.types.is_boolean(array.type) and meaning != "flag":
             return None
         array = array.cast(want)
+        if meaning == "texts" and array.flatten().null_count:
+            return None
         array.validate(full=True)  # a file may call bytes a string that are not UTF-8
         return array
     except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError):

@@ -7,6 +7,7 @@ error can name the row.
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 from collections import Counter
 from collections.abc import Callable, Container, Iterator, Sequence
@@ -83,13 +84,21 @@ def _chunks(path: Path, known: dict[str, str]) -> Iterator[Chunk]:
     if not path.is_file():
         raise InputError(f"{path}: there is no such file; check the path")
     try:
+        with path.open("rb") as file:
+            if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+                raise InputError(f"{path}: got a file in UTF-16; expected UTF-8, write it anew in that encoding")
         yield from reader(path, known)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: can't be read as {path.suffix[1:].upper()}: {error}; is it damaged?") from error
 
 
-def _table_chunk(batch: pa.RecordBatch, known: dict[str, str], numbers: Sequence[int], broken: list[Problem]) -> Chunk:
+def _table_chunk(
+    path: Path, batch: pa.RecordBatch, known: dict[str, str], numbers: Sequence[int], broken: list[Problem]
+) -> Chunk:
     names = batch.schema.names
+    for name, n in Counter(names).items():
+        if n > 1:
+            raise InputError(f"{path}: got {n} columns {shorten(name)}; expected each name once, take out the others")
     unknown = [name for name in names if name not in known]
     extra: list[dict[str, Any] | None] | None = None
     if unknown:
@@ -102,7 +111,7 @@ def _table_chunk(batch: pa.RecordBatch, known: dict[str, str], numbers: Sequence
 def _parquet_chunks(path: Path, known: dict[str, str]) -> Iterator[Chunk]:
     first_row = 1
     for batch in pa.parquet.ParquetFile(path).iter_batches(CHUNK_ROWS):
-        yield _table_chunk(batch, known, range(first_row, first_row + batch.num_rows), [])
+        yield _table_chunk(path, batch, known, range(first_row, first_row + batch.num_rows), [])
         first_row += batch.num_rows
 
 
@@ -120,6 +129,8 @@ def _csv_chunks(path: Path, known: dict[str, str]) -> Iterator[Chunk]:
     if not header.strip():
         raise InputError(f"{path}: got an empty first line; expected a header with the names of the columns")
     names = pa.csv.read_csv(pa.BufferReader(header.encode())).schema.names
+    if len(names) == 1 and ";" in names[0]:
+        raise InputError(f"{path}: got the header {shorten(names[0])} with ';' between the columns; expected ','")
     reader = pa.csv.open_csv(
         path,
         pa.csv.ReadOptions(block_size=BLOCK_BYTES, use_threads=False),
@@ -135,7 +146,7 @@ def _csv_chunks(path: Path, known: dict[str, str]) -> Iterator[Chunk]:
         next_row = max(numbers, default=next_row - 1) + 1
         here = [problem for problem in broken if problem.row < next_row]
         del broken[: len(here)]
-        yield _table_chunk(batch, known, numbers, here)
+        yield _table_chunk(path, batch, known, numbers, here)
     if broken:
         yield Chunk([], {}, None, [], broken)
 
@@ -245,6 +256,8 @@ def validate(path: Path, actions: Container[str] | None = None) -> Report:
             report.unknown_actions.update({name: n for name, n in found.items() if name not in actions})
         _warn_of_repeats(report, chunk, batch, "event_id", ids, "the second row will be dropped")
         last_ms = check_times(report, chunk.numbers, batch.column("timestamp_ms"), last_ms)
+    if report.rows == 0:
+        report.add(Problem(0, "", "no rows", "0 rows", "at least one event"))
     return report
 
 

@@ -78,7 +78,8 @@ class EmbeddedBroker:
         keep: leave the broker running when the last user goes.
 
     Raises:
-        BrokerError: the port is taken, the binary is missing or the broker does not come up.
+        BrokerError: the directory can't be written, the port is taken, the binary is missing or the broker does not
+            come up.
     """
 
     def __init__(self, settings: Broker, keep: bool = False) -> None:
@@ -86,9 +87,15 @@ class EmbeddedBroker:
         self._users: IO[str] | None = None
 
     def __enter__(self) -> str:
-        self.directory.mkdir(parents=True, exist_ok=True)
-        with self._exclusive():
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
             self._users = (self.directory / "users.lock").open("a")
+        except OSError as error:
+            raise BrokerError(
+                f"broker.embedded_dir {self.directory} can't be made or written: {error.strerror}; set it to a folder "
+                "for the data of the embedded broker, or set broker.bootstrap"
+            ) from None
+        with self._exclusive():
             fcntl.flock(self._users, fcntl.LOCK_SH)
             try:
                 running = self.running() or self._start()
@@ -137,11 +144,7 @@ class EmbeddedBroker:
         (self.directory / "broker.json").unlink(missing_ok=True)
 
     def _start(self) -> Running:
-        binary = Path(str(files("noida_db").joinpath("noida-db")))
-        if not binary.is_file():
-            raise BrokerError(
-                f"the embedded broker is missing: no file {binary}; install noida-db or set broker.bootstrap"
-            )
+        binary = _binary()
         deadline = time.monotonic() + FREE_S
         while _listens(self.port) and time.monotonic() < deadline:
             time.sleep(0.05)
@@ -253,6 +256,14 @@ def _wait_until_one_listens(settings: Broker, bootstrap: str) -> None:
                 "broker.bootstrap, or leave that empty for the embedded one"
             )
         time.sleep(0.1)
+
+
+def _binary() -> Path:
+    with suppress(ModuleNotFoundError):
+        binary = Path(str(files("noida_db").joinpath("noida-db")))
+        if binary.is_file():
+            return binary
+    raise BrokerError("the embedded broker is missing; install noida-db, or set broker.bootstrap to a broker of yours")
 
 
 def _listens(port: int) -> bool:

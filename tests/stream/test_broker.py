@@ -121,6 +121,22 @@ def test_a_taken_port_is_named_with_the_two_ways_out(settings: Broker) -> None:
         pass
 
 
+@pytest.mark.parametrize("place", ["file", "file/below", "/proc/x"])
+def test_a_directory_that_can_not_be_made_is_named_with_the_two_ways_out(tmp_path: Path, place: str) -> None:
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(BrokerError, match=r"broker\.embedded_dir .* can't be made or written: .*broker\.bootstrap"),
+        broker(Broker(embedded_dir=tmp_path / place)),
+    ):
+        pass
+
+
+def test_a_missing_binary_is_one_message(settings: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "noida_db", None)  # as if it were not installed
+    with pytest.raises(BrokerError, match="the embedded broker is missing; install noida-db"), broker(settings):
+        pass
+
+
 def test_another_port_than_that_of_the_running_broker_is_refused(settings: Broker) -> None:
     with EmbeddedBroker(settings):
         other = settings.model_copy(update={"embedded_port": settings.embedded_port - 1})

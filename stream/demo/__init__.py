@@ -51,11 +51,15 @@ def run_demo(keep: bool, seconds: float) -> dict[str, Any]:
         seconds: wall time of the paced part.
 
     Raises:
-        DemoError: a part failed, or the figures are not those of a working engine.
+        DemoError: another demo runs, a part failed, or the figures are not those of a working engine.
     """
     console = Console(stderr=True, highlight=False)  # stdout stays free for `--json`
-    shutil.rmtree(ROOT, ignore_errors=True)
     settings, started_s = demo_settings(), time.monotonic()
+    if running := EmbeddedBroker(settings.broker).running():
+        raise DemoError(
+            f"the broker of {ROOT} runs, process {running.pid}: end the demo that uses it with Ctrl-C, or that process"
+        )
+    shutil.rmtree(ROOT, ignore_errors=True)
     times = read_columns(EVENTS).t_ms
     last_ms = int(times.max())
     history = int((times < last_ms - PACED_MS).sum())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
@@ -15,6 +16,7 @@ from kafka import KafkaProducer
 from configs import settings
 from serving.proto.driftline.v1 import recommendation_pb2 as pb
 from serving.proto.driftline.v1 import recommendation_pb2_grpc as pb_grpc
+from stream.demo.parts import LOGS, DemoError
 from stream.events import EVENT_TYPE
 from stream.topics import CE_TYPE
 
@@ -119,13 +121,18 @@ class Probes:
     Args:
         serving: is asked.
         sender: sends meanwhile.
+
+    Raises:
+        DemoError: at the end, if one of the threads failed.
     """
 
     def __init__(self, serving: Serving, sender: Sender) -> None:
         self.measured = Measured()
         self._serving, self._sender = serving, sender
         self._done = threading.Event()
-        self._threads = [threading.Thread(target=probe) for probe in (self._probe_state, self._probe_model)]
+        self._errors: list[Exception] = []
+        probes = (self._probe_state, self._probe_model)
+        self._threads = [threading.Thread(target=self._run, args=(probe,)) for probe in probes]
 
     def __enter__(self) -> Probes:
         for thread in self._threads:
@@ -136,6 +143,15 @@ class Probes:
         self._done.set()
         for thread in self._threads:
             thread.join()
+        if self._errors and kind is None:
+            what = " ".join(repr(self._errors[0]).split())
+            raise DemoError(f"a probe failed: {what:.300}; see {LOGS / 'serve.log'}") from self._errors[0]
+
+    def _run(self, probe: Callable[[], None]) -> None:
+        try:
+            probe()
+        except Exception as error:  # noqa: BLE001 - raised where the probes end
+            self._errors.append(error)
 
     def _probe_state(self) -> None:
         """How long until an event's user shows it, each event once; and how long a recommendation takes."""

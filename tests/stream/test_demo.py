@@ -1,13 +1,22 @@
-"""What people see of the demo."""
+"""What people see of the demo, and what ends it."""
 
 from __future__ import annotations
 
 import io
+import json
+import os
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import grpc
+import psutil
+import pytest
 from rich.console import Console
 
 from serving.proto.driftline.v1 import recommendation_pb2 as pb
-from stream.demo.probes import Sent
+from stream.demo import DemoError, run_demo
+from stream.demo.probes import Probes, Sent
 from stream.demo.show import Picture, show_purchase
 
 
@@ -58,3 +67,32 @@ def test_the_picture_stays_with_a_customer_who_has_a_profile_until_another_one_h
         assert profile in text
         assert f"For {customer.title()}" in text
         assert "7, 3" in text
+
+
+def test_a_demo_whose_folder_is_in_use_is_refused_and_the_folder_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    used = tmp_path / ".driftline" / "demo" / "broker" / "broker.json"
+    used.parent.mkdir(parents=True)
+    used.write_text(json.dumps({"pid": os.getpid(), "created": psutil.Process().create_time(), "port": 1}))
+    monkeypatch.setattr("stream.demo.shutil.rmtree", lambda *_, **__: pytest.fail("the folder was removed"))
+    with pytest.raises(DemoError, match=rf"the broker of .driftline/demo runs, process {os.getpid()}: end the demo"):
+        run_demo(False, 60)
+
+
+def test_a_probe_that_fails_ends_the_demo_with_its_error() -> None:
+    class Broken:
+        def state(self, *_: Any, **__: Any) -> Any:
+            raise grpc.RpcError("gone")
+
+        def learnt(self) -> int:
+            return 0
+
+    serving: Any = Broken()
+    sender: Any = SimpleNamespace(newest=Sent("u", 1, 0))
+    with pytest.raises(DemoError, match=r"a probe failed: RpcError\('gone'\); see .*serve\.log"):  # noqa: SIM117
+        with Probes(serving, sender) as probes:
+            probes._threads[0].join(5)
+    with pytest.raises(KeyError), Probes(serving, sender):
+        raise KeyError

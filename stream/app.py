@@ -188,7 +188,7 @@ class WorkerApp(faust.App):  # type: ignore[misc]
             return  # given up meanwhile; the next owner applies and sends again
         owner.store.commit(changes.puts)  # 1
         self.metrics.item_offset.labels(block.partition).set(owner.next_offset)
-        self.metrics.count(Changes(dead=changes.dead))
+        self.metrics.count(Changes(dead=changes.dead, duplicates=changes.duplicates))
         if self.versions.due(owner):
             await self.versions.adopt(owner)
 

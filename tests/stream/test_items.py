@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
+from types import SimpleNamespace
 
 import numpy as np
 import orjson
@@ -11,8 +13,10 @@ import pytest
 from configs.settings import Settings
 from graph.memory import GraphMemory
 from graph.rows import Event
+from stream.app import WorkerApp
 from stream.events import encode_event, parse_event
 from stream.items import ItemProcessor
+from stream.metrics import WorkerMetrics
 from stream.processor import Processor
 from stream.records import Outgoing, Record
 from stream.store import MemoryStore, StateStore
@@ -162,3 +166,23 @@ def test_a_foreign_record_among_the_item_events_becomes_a_dead_letter_and_the_ne
     assert (headers["reason"], headers["topic"]) == (reason.encode(), b"interactions.by-item")
     assert headers["source"] == b"3:0"
     assert (changes.applied, changes.dead, items.next_offset) == (1, 1, 2)
+
+
+def test_item_events_whose_offsets_were_seen_are_dropped_and_counted_by_the_worker() -> None:
+    owner, metrics = ItemProcessor(SETTINGS, MemoryStore(), 0), WorkerMetrics()
+    headers = (("user_memory", MEMORY), ("source", b"0:5"))
+    received = [SimpleNamespace(offset=n, value=GOOD, key=b"i", timestamp=-1, headers=headers) for n in range(3)]
+
+    async def nothing(*_: object) -> bool:
+        return False
+
+    worker = SimpleNamespace(
+        open=SimpleNamespace(items={0: owner}),
+        versions=SimpleNamespace(due=lambda _: False),
+        metrics=metrics,
+        send_all=nothing,
+        _read_again=nothing,
+    )
+    asyncio.run(WorkerApp.apply_by_item(worker, SimpleNamespace(partition=0, records=received)))
+    assert [row.count for row in owner.items.rows] == [1]
+    assert metrics.totals["duplicates"] == 2

@@ -73,10 +73,17 @@ def announced(settings: Settings, bootstrap: str) -> list[dict[str, Any]]:
 
 
 def write_adoptions(path: Path, lines: Iterable[dict[str, Any]]) -> None:
-    """Writes an adoption file, whole or not at all."""
+    """Writes an adoption file, whole or not at all.
+
+    Raises:
+        InputError: it can't be written.
+    """
     unfinished = path.with_name(path.name + ".tmp")
-    unfinished.write_bytes(b"".join(orjson.dumps(line) + b"\n" for line in lines))
-    unfinished.replace(path)
+    try:
+        unfinished.write_bytes(b"".join(orjson.dumps(line) + b"\n" for line in lines))
+        unfinished.replace(path)
+    except OSError as error:
+        raise InputError(f"{path}: can't be written: {error.strerror}; choose another --out") from None
 
 
 def read_adoptions(path: Path, settings: Settings) -> list[Adoption]:

@@ -162,7 +162,8 @@ class Processor:
 
     # -- steps -------------------------------------------------------------------------------------------------
 
-    def validated(self, record: Record) -> Event:
+    @staticmethod
+    def validated(record: Record) -> Event:
         """The record as an event with its offset. Raises InvalidEvent if it is none."""
         event = record.value if isinstance(record.value, Event) else parse_event(record.value)
         event.offset = record.offset

@@ -17,11 +17,11 @@ import orjson
 from kafka import KafkaProducer
 from kafka.errors import KafkaError
 
-from configs.errors import BrokerError
+from configs.errors import BrokerError, InputError
 from configs.security import client_options
 from configs.settings import Broker
 from stream.broker import check_reachable
-from stream.events import EVENT_TYPE, ITEM_TYPE
+from stream.events import EVENT_TYPE, ITEM_TYPE, encode_item
 from stream.file_checks import SECONDS_BELOW_MS
 from stream.files import read_items, read_messages
 from stream.records import Outgoing
@@ -74,17 +74,29 @@ class Sender:
             messages: key and value of each record.
             rate_per_s: send no faster than this; None = as fast as the broker takes them.
             on_progress: gets the number of records sent so far, every few hundred and at the end.
+
+        Raises:
+            InputError: of `messages`, with how many were sent before it.
         """
         name, headers = self._settings.prefix + topic, [(CE_TYPE, kind.encode())]
         records = size = 0
         start = time.perf_counter()
-        for key, value in messages:
-            if rate_per_s:
-                _wait_until(start + records / rate_per_s)
-            self._send(name, key, value, headers)
-            records, size = records + 1, size + len(value)
-            if records % REPORT_EVERY == 0 or rate_per_s:
-                on_progress(records)
+        try:
+            for key, value in messages:
+                if rate_per_s:
+                    _wait_until(start + records / rate_per_s)
+                self._send(name, key, value, headers)
+                records, size = records + 1, size + len(value)
+                if records % REPORT_EVERY == 0 or rate_per_s:
+                    on_progress(records)
+        except InputError as error:
+            self.flush()
+            if not records:
+                raise
+            raise InputError(
+                f"{error}. {records:,} records were sent before it and stay in {name}: mend the file and send it "
+                "again if its events have an event_id, which is not applied twice, else only what comes after them"
+            ) from None
         self.flush()
         on_progress(records)
         return Sent(records, size, time.perf_counter() - start)
@@ -203,9 +215,7 @@ def item_messages(path: Path) -> Iterator[Message]:
         InputError: the file can't be read, or a cell is wrong.
     """
     for item_id, item in read_items(path).items():
-        fields = {name: getattr(item, name) for name in type(item).__dataclass_fields__}
-        given = {name: value for name, value in fields.items() if value is not None and value != ()}
-        yield item_id.encode(), orjson.dumps(given)
+        yield item_id.encode(), encode_item(item)
 
 
 def send_files(

@@ -99,6 +99,8 @@ def replay(
 ) -> None:
     """Send dead letters to `interactions` again, byte for byte, for instance after a release that accepts them.
 
+    They stay among the dead letters: sent twice, those that have no event_id are applied twice.
+
     Example: `driftline dlq replay --reason from_the_future`
     """
     from stream.broker import broker

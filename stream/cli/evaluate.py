@@ -11,15 +11,13 @@ import typer
 from rich.table import Table
 
 from configs.settings import UNKNOWN_ACTION, Settings
-from stream.bundled import EVENTS, ITEMS
+from stream.bundled import EVENTS, ITEMS, PROFILES
 from stream.cli.common import AsJson, Config, err, out, print_json, settings_of, when
 from stream.evaluate.progress import progress_bars
 
 if TYPE_CHECKING:
     from stream.file_checks import Report
     from stream.processor import Record
-
-SHIPPED = Path(__file__).parents[2] / "configs" / "profiles" / "online_retail.jsonl.gz"
 
 
 def register(app: typer.Typer) -> None:
@@ -59,9 +57,14 @@ def replay(
 
     if candidates not in ("seen", "items"):
         raise typer.BadParameter(f"got {candidates!r}; expected seen or items", param_hint="--candidates")
+    numbers = _numbers(seeds)
+    if events is not None and from_kafka is not None:
+        raise typer.BadParameter("got --events and --from-kafka; expected one of them")
     if events is None and from_kafka is None:
+        if items is not None:
+            raise typer.BadParameter("--items needs --events or --from-kafka; without them the bundled shop is read")
         events, items, config = EVENTS, ITEMS, config or "ecommerce"
-        profiles = profiles or (SHIPPED if SHIPPED.exists() else None)
+        profiles = profiles or (PROFILES if PROFILES.is_file() else None)
     settings = settings_of(config)
     records: list[Record] | None = None
     make_folder(to)
@@ -71,7 +74,7 @@ def replay(
             events = topic_file(settings, from_kafka, Path(folder) / "events.jsonl", records)
         options = Options(
             Path(str(events)), to, items, [name for name in arms.split(",") if name], split, candidates,
-            _numbers(seeds), limit, resume, hold_out_items, profiles,
+            numbers, limit, resume, hold_out_items, profiles,
             adoptions=adoptions, records=records if limit is None or records is None else records[:limit],
         )  # fmt: skip
         with progress_bars() as show:
@@ -85,14 +88,14 @@ def replay(
 
 
 def _numbers(seeds: str) -> list[int]:
-    try:
-        return [int(seed) for seed in seeds.split(",")]
-    except ValueError:
-        raise typer.BadParameter(f"got {seeds!r}; expected whole numbers with commas", param_hint="--seeds") from None
+    parts = [seed.strip() for seed in seeds.split(",")]
+    if not all(seed.isascii() and seed.isdigit() for seed in parts):
+        raise typer.BadParameter(f"got {seeds!r}; expected whole numbers from 0 with commas", param_hint="--seeds")
+    return [int(seed) for seed in parts]
 
 
 def topic_file(settings: Settings, topic: str, path: Path, records: list[Record] | None = None) -> Path:
-    """The valid events of a topic as a JSONL file; the others are counted on stderr.
+    """The events of a topic that a worker accepts as a JSONL file; the others are counted on stderr.
 
     Args:
         records: gets every record of the topic as a worker sees it, valid or not.
@@ -102,19 +105,20 @@ def topic_file(settings: Settings, topic: str, path: Path, records: list[Record]
     """
     from configs.errors import InputError
     from stream.broker import broker
-    from stream.events import InvalidEvent, encode_event, parse_event
-    from stream.processor import Record
+    from stream.events import InvalidEvent, encode_event
+    from stream.processor import Processor, Record
     from stream.reading import read_all
 
     written = invalid = 0
     with broker(settings.broker) as bootstrap, path.open("wb") as file:
-        for record in read_all(settings.broker, bootstrap, topic):
+        for received in read_all(settings.broker, bootstrap, topic):
+            record = Record(received.offset, received.value or b"", received.key, received.timestamp)
             if records is not None:
-                if record.partition:
+                if received.partition:
                     raise InputError(f"topic {topic!r} has several partitions; --adoptions follows a log of one")
-                records.append(Record(record.offset, record.value or b"", record.key, record.timestamp))
+                records.append(record)
             try:
-                file.write(encode_event(parse_event(record.value or b"")) + b"\n")
+                file.write(encode_event(Processor.validated(record)) + b"\n")
                 written += 1
             except InvalidEvent:
                 invalid += 1

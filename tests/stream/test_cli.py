@@ -8,16 +8,24 @@ import subprocess
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import orjson
 import pytest
+from typer.testing import CliRunner
 
+from configs.errors import InputError
 from configs.settings import Settings, State
 from graph.rows import Event
+from stream.adoptions import write_adoptions
+from stream.cli import app
+from stream.cli.evaluate import topic_file
 from stream.doctor import examine
 from stream.processor import Processor, Record
-from stream.store import RocksStore, partition_path
+from stream.produce import Sender, item_messages, send_files
+from stream.store import MemoryStore, RocksStore, partition_path
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -120,6 +128,70 @@ def test_a_replay_of_a_few_rows_ends_well(driftline: Run, tmp_path: Path) -> Non
     result = driftline("replay", "--limit", "5", "--arms", "popularity", "--out", str(tmp_path / "out"), "--json")
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout)["leak_audit"]["permutation"].startswith(("pass", "not run: "))
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (("--items", "items.csv"), "--items needs --events"),
+        (("--events", "events.csv", "--from-kafka", "interactions"), "expected one of them"),
+        (("--seed=-1",), "got '-1'; expected whole numbers from 0"),
+    ],
+)
+def test_options_of_replay_that_make_no_sense_are_refused(tmp_path: Path, given: tuple[str, ...], words: str) -> None:
+    result = CliRunner().invoke(app, ["replay", "--out", str(tmp_path / "out"), *given], terminal_width=200)
+    assert result.exit_code == 2
+    assert words in result.output
+
+
+def test_replay_of_a_topic_takes_the_events_that_a_worker_takes(world: Any, tmp_path: Path) -> None:
+    event = {"user_id": "u1", "item_id": "i1", "timestamp_ms": 1_600_000_000_000}
+    good, ahead = orjson.dumps(event), orjson.dumps(event | {"timestamp_ms": 4_000_000_000_000})
+    world.produce([(b"u1", good), (b"u2", good), (b"u1", ahead), (b"u1", b"{"), (None, good)])
+    changes = Processor(world.settings, MemoryStore()).apply(world.log())
+    assert (changes.applied, changes.dead) == (2, 3)
+    path = topic_file(world.settings, "interactions", tmp_path / "events.jsonl")
+    assert [orjson.loads(line)["timestamp_ms"] for line in path.read_bytes().splitlines()] == [1_600_000_000_000] * 2
+
+
+def test_a_file_of_adoptions_that_can_not_be_written_is_one_message(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"adoptions\.jsonl: can't be written: No such file.*choose another --out"):
+        write_adoptions(tmp_path / "missing" / "adoptions.jsonl", [])
+
+
+class SmallTopic:
+    """A producer that keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.values: list[bytes] = []
+
+    def send(self, topic: str, value: bytes, **_: Any) -> Any:
+        self.values.append(value)
+        return SimpleNamespace(add_errback=lambda _: None)
+
+    def flush(self) -> None:
+        pass
+
+
+def test_produce_says_how_much_it_sent_before_a_bad_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stream.files.CHUNK_ROWS", 2)
+    path, topic = tmp_path / "events.jsonl", SmallTopic()
+    path.write_text(EVENT * 4 + "{\n")
+    with pytest.raises(InputError, match=r"row 5: not JSON.*\. 4 records were sent before it and stay in interactions"):
+        send_files(Sender(Settings().broker, topic), path)
+    assert len(topic.values) == 4
+    path.write_text("{\n")
+    with pytest.raises(InputError, match=r"lists everything that is wrong$"):
+        send_files(Sender(Settings().broker, topic), path)
+
+
+def test_produced_items_leave_out_what_is_not_given(tmp_path: Path) -> None:
+    path = tmp_path / "items.jsonl"
+    path.write_text('{"item_id": "a", "title": "", "price": 0, "available": false}\n{"item_id": "b", "brand": "x"}\n')
+    assert [(key, orjson.loads(value)) for key, value in item_messages(path)] == [
+        (b"a", {"item_id": "a", "price": 0.0, "available": False}),
+        (b"b", {"item_id": "b", "brand": "x", "available": True}),
+    ]
 
 
 @pytest.mark.parametrize("place", ["file", "file/below", "/proc/x"])

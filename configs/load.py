@@ -30,6 +30,11 @@ SECRETS = {"broker": {"sasl_password"}, "llm": {"api_key"}, "serving": {"tokens"
 """Keys whose values are never shown and are part of no hash, by section."""
 MODEL_SECTIONS = ("actions", "graph", "signals", "ranker", "model")
 """Sections that a trained model is rebuilt with."""
+OPERATION = {
+    "state": {"root", "sync", "epoch_events", "epoch_ms", "lock_wait_s"},
+    "profiles": {"max_per_minute", "queue", "batch"},
+}
+"""Keys of such sections that say where and how fast, and change no result."""
 
 EXPECTED = {
     "int": "a whole number",
@@ -110,10 +115,9 @@ def config_sha256(settings: Settings) -> str:
 
 
 def sections_sha256(settings: Settings, sections: Sequence[str]) -> str:
-    """Hash of some sections, in hex; paths are not part of it."""
-    dump = settings.model_dump(mode="json", include=set(sections))
-    if "state" in dump:
-        dump["state"].pop("root")
+    """Hash of some sections, in hex; keys on which no result depends are left out."""
+    without = {section: OPERATION[section] for section in OPERATION if section in sections}
+    dump = settings.model_dump(mode="json", include=set(sections), exclude=without)
     return hashlib.sha256(orjson.dumps(dump, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
 

@@ -201,7 +201,7 @@ class StreamLearner:
 
 
 def learning_sha256(settings: Settings) -> str:
-    """Hash of the settings that what is learnt depends on; addresses, ports and folders are not among them."""
+    """Hash of the settings that what is learnt depends on; addresses, folders and paces are not among them."""
     return sections_sha256(settings, (*MODEL_SECTIONS, "state", "profiles"))
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import logging
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +24,6 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-import stream.evaluate.engine_arms  # noqa: F401 - adds its arms to the registry
 from configs.errors import InputError
 from configs.load import config_sha256
 from configs.settings import Settings
@@ -31,6 +31,8 @@ from graph.view import Int64
 from llm.prompts import load_prompts
 from stream.adoptions import file_records, follow, read_adoptions
 from stream.evaluate.audit import AUDITS, AuditResult, audit
+from stream.evaluate.baselines import EASE_ITEMS
+from stream.evaluate.engine_arms import EngineArm, GraphArm
 from stream.evaluate.goals import worth_function
 from stream.evaluate.inputs import profile_sources
 from stream.evaluate.log import Columns, EventLog, without_duplicates
@@ -46,6 +48,7 @@ from stream.processor import Processor, Record
 from stream.revision import code_sha256, git_revision
 from stream.store import MemoryStore, state_sha256
 
+LOG = logging.getLogger(__name__)
 KEPT = ("texts", "encoder")
 """What arms of one replay share over all of its passes: text vectors depend on no log and no seed."""
 AUDIT_PUBLISH = 50
@@ -102,6 +105,7 @@ class _Input:
     split_ms: int
     sha256: str
     duplicates: int
+    log_of: Callable[[Columns], EventLog]
     kept: dict[str, Any] = field(default_factory=dict)
 
     def setup(self, log: EventLog, settings: Settings, seed: int, profiles: Path | None) -> Setup:
@@ -131,9 +135,9 @@ def replay(options: Options, settings: Settings, progress: Progress | None = Non
     git_revision()  # that of the code that runs now, whatever is committed meanwhile
     started = time.perf_counter()
     say = progress or (lambda what, done, total: None)
-    names = list(options.arms) or default_arms()
     make_folder(options.out)
     data = _read(options, settings)
+    names = _arms(options, len(data.log.item_ids))
     followed = _follow(options, settings, len(data.log) + data.duplicates, say)
     random = _families(names, data, settings)
     runs: dict[str, dict[int, Saved]] = {name: {} for name in names}
@@ -197,9 +201,24 @@ def _read(options: Options, settings: Settings) -> _Input:
             for name, item in items.items()
             if item.valid_from_ms is not None and name not in held_out
         }
-    log = EventLog(columns, settings.action, valid_from or None, held_out)
+
+    def log_of(columns: Columns) -> EventLog:
+        return EventLog(columns, settings.action, valid_from or None, held_out)
+
     sha = hashlib.sha256(options.events.read_bytes())
-    return _Input(columns, log, items, split_ms, sha.hexdigest(), duplicates)
+    return _Input(columns, log_of(columns), items, split_ms, sha.hexdigest(), duplicates, log_of)
+
+
+def _arms(options: Options, items: int) -> list[str]:
+    """The arms to run. EASE can't take a large catalogue: named it is refused, as a default one it is left out."""
+    names = list(options.arms) or default_arms()
+    if items > EASE_ITEMS and "ease_recent" in names:
+        what = f"arm 'ease_recent' inverts an items x items matrix of at most {EASE_ITEMS} items; the log has {items}"
+        if options.arms:
+            raise InputError(f"{what}: leave it out of --arms")
+        LOG.warning("%s: it is left out", what)
+        names.remove("ease_recent")
+    return names
 
 
 def _families(names: Sequence[str], data: _Input, settings: Settings) -> dict[str, bool]:
@@ -229,8 +248,11 @@ def _run_seed(
         )
         cost = time.perf_counter() - started[0], time.process_time() - started[1]
         state, adopted = setup.shared.get("state_sha256"), setup.shared.get("adoptions")
-        for name in missing:
-            save(paths[name], name, result, cost, state() if state else "", adopted() if adopted else None)
+        for name, arm in zip(missing, arms, strict=True):
+            if state and adopted and isinstance(arm, EngineArm | GraphArm):  # what it drove; other arms drive none
+                save(paths[name], name, result, cost, state(), adopted())
+            else:
+                save(paths[name], name, result, cost, "", None)
     return {name: load(paths[name]) for name in names}
 
 
@@ -304,7 +326,7 @@ def _audit(
 
     return audit(
         data.columns,
-        settings.action,
+        data.log_of,
         arms_of,
         options.audit_rows,
         seed=options.seeds[0],

@@ -24,7 +24,7 @@ import numpy as np
 import orjson
 
 from configs.errors import StateError
-from configs.load import config_sha256
+from configs.load import MODEL_SECTIONS, config_sha256, sections_sha256
 from configs.settings import Settings
 from graph.rows import Event, Float32
 from graph.view import UserView
@@ -173,7 +173,12 @@ class Trainer:
             config_sha256=config_sha256(self.settings),
             git_revision=git_revision(),
             gate=refusal,
-            extra={"plugs": list(self.learner.engine.plugs), "trained_share": self.trained_share, LEVEL: level},
+            extra={
+                "plugs": list(self.learner.engine.plugs),
+                "trained_share": self.trained_share,
+                "settings": sections_sha256(self.settings, MODEL_SECTIONS),
+                LEVEL: level,
+            },
         )
         serving = self.settings.serving
         version = publish(serving.snapshots, self.parts(), meta, serving.keep)

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from configs.errors import InputError
-from configs.settings import Action
+from graph.rows import key64
 from graph.view import Int64
 from stream.evaluate.arms import Arm, Arrival, Request, Slate
 from stream.evaluate.log import Columns, EventLog
@@ -59,7 +59,7 @@ class AuditResult:
 
 def audit(
     columns: Columns,
-    action_of: Callable[[str], Action],
+    log_of: Callable[[Columns], EventLog],
     arms_of: ArmsOf,
     rows: int = 20_000,
     split: float = 0.7,
@@ -72,7 +72,7 @@ def audit(
 
     Args:
         columns: the log.
-        action_of: the configured meaning of an action.
+        log_of: makes the log of some of its rows, with the same meaning of actions and the same rule of candidates.
         arms_of: makes the arms under test, untrained, for a log.
         rows: about how many are replayed.
         split: share of the positive rows that warm up.
@@ -82,7 +82,7 @@ def audit(
         progress: called with (replays done, replays in total).
         from_file: which groups read a profile of the file; one of them is chosen where there is any.
     """
-    log = EventLog(columns.take(_rows_of_users(columns, rows)), action_of)
+    log = log_of(columns.take(_rows_of_users(columns, rows)))
     try:
         split_ms = log.split_ms(split)
         scored = scored_groups(log, split_ms)
@@ -109,10 +109,10 @@ def audit(
     permutation, deletion = "pass", "pass"
     for number in chosen:
         if permutation == "pass":
-            other = slates(EventLog(_permuted(log, number, rng), action_of), number)
+            other = slates(log_of(_permuted(log, number, rng)), number)
             permutation = _compare(truth, other, number)
         if deletion == "pass":
-            shorter = EventLog(_cut(log, number), action_of)
+            shorter = log_of(_cut(log, number))
             other = slates(shorter, number, _question(log, shorter, number))
             deletion = _compare(truth, other, number)
     return AuditResult(
@@ -154,12 +154,13 @@ def _slates(
 ) -> Slates:
     """Digests of every arm's slate at the scored groups up to `last`, and at an extra request after the log."""
     slates: Slates = {}
+    ids = np.array([key64(item_id) for item_id in log.item_ids], np.uint64)
 
     def ask(request: Request) -> None:
         if not slates:
             for arm in arms:
                 arm.start(split_ms)
-        slates[request.number] = {arm.name: _answer(arm, request) for arm in arms}
+        slates[request.number] = {arm.name: _answer(arm, request, ids) for arm in arms}
 
     for request, arrival in _until(log, last):
         if request.number in scored:
@@ -171,9 +172,9 @@ def _slates(
     return slates
 
 
-def _answer(arm: Arm, request: Request) -> str:
+def _answer(arm: Arm, request: Request, ids: NDArray[np.uint64]) -> str:
     try:
-        return digest(arm.score(request))
+        return digest(arm.score(request), ids[: request.pool])
     except LookupError as error:  # it looked for a row that was deleted
         return f"raised {error!r}"
 
@@ -185,9 +186,9 @@ def _until(log: EventLog, last: int) -> Iterator[tuple[Request, Arrival]]:
         yield request, arrival
 
 
-def digest(slate: Slate) -> str:
-    """SHA-256 of everything that a slate says, bit for bit."""
-    sha = hashlib.sha256()
+def digest(slate: Slate, ids: NDArray[np.uint64]) -> str:
+    """SHA-256 of everything that a slate says, bit for bit, and of the candidates in their order."""
+    sha = hashlib.sha256(ids.tobytes())
     for ranking in rankings(slate):
         for array in (ranking.scores, ranking.items):
             sha.update(b"none" if array is None else array.dtype.str.encode() + array.tobytes())
@@ -231,7 +232,7 @@ def _question(log: EventLog, shorter: EventLog, number: int) -> Request:
         user=user,
         user_id=user_id,
         t_ms=t_ms,
-        pool=int(shorter.pool[-1]),
+        pool=int((shorter.entered_ms <= t_ms).sum()),
         touched=np.unique(shorter.item[history[shorter.weight[history] > 0]]),
         history=history,
         events=len(history),

@@ -16,7 +16,6 @@ import scipy.linalg.lapack as lapack
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
-from configs.errors import InputError
 from graph.view import Int32
 from stream.evaluate.arms import Arm, Arrival, Ranking, Request, Slate
 from stream.evaluate.counters import (
@@ -32,7 +31,7 @@ from stream.evaluate.counters import (
 )
 
 EASE_ITEMS = 12_000
-"""The inverse is cubic in items: 4,000 take about a second, 12,000 about half a minute and 1.2 GB."""
+"""Items that EASE takes at most. The inverse is cubic in them: 4,000 take a second, 12,000 half a minute and 1.2 GB."""
 
 
 class SimpleArm:
@@ -122,7 +121,7 @@ class ItemKnn(SimpleArm):
 
     def learn(self, request: Request, arrival: Arrival) -> None:
         """Keep the basket for the next refresh, count recent popularity now."""
-        self._pending += basket_parts(request, arrival)
+        self._pending += basket_parts(request, arrival)[0]
         if self._recent is not None:
             self._recent.add(positive_items(arrival), request.t_ms)
 
@@ -224,16 +223,12 @@ class Ease(SimpleArm):
 
     def learn(self, request: Request, arrival: Arrival) -> None:
         """Keep the basket for the next refresh, count recent popularity now."""
-        self._pending += [(items, sign, request.t_ms) for items, sign in basket_parts(request, arrival)]
+        parts, began_ms = basket_parts(request, arrival)
+        self._pending += [(items, sign, began_ms) for items, sign in parts]
         self._recent.add(positive_items(arrival), request.t_ms)
 
     def _refresh(self, pool: int, t_ms: int) -> None:
         """P, the inverse of the Gram matrix plus the ridge, by Cholesky in float32."""
-        if pool > EASE_ITEMS:
-            raise InputError(
-                f"arm {self.name!r} got a catalogue of {pool} items; it inverts an items x items matrix and takes at "
-                f"most {EASE_ITEMS}: leave it out of --arms"
-            )
         self._make_room(pool)
         self._advance(pool, t_ms)
         system = self._work[: pool * pool].reshape((pool, pool), order="F")

@@ -77,23 +77,24 @@ def positive_items(arrival: Arrival) -> Int32:
     return np.unique(arrival.group.items[arrival.group.positive])
 
 
-def basket_parts(request: Request, arrival: Arrival) -> list[tuple[Int32, float]]:
-    """The group's basket as signed item sets whose outer products sum to the new pairs.
+def basket_parts(request: Request, arrival: Arrival) -> tuple[list[tuple[Int32, float]], int]:
+    """The group's basket as signed item sets whose outer products sum to the new pairs, and when the basket began.
 
     A basket is a group, together with the user's earlier rows of the same group_id: a session that arrives click by
-    click adds its union so far and takes back what was there before.
+    click adds its union so far and takes back what was there before. Weighed by the time of the basket's first row,
+    as all its parts must be, the sum stays positive semidefinite however long a basket grows.
     """
     new = positive_items(arrival)
     if len(new) == 0:
-        return []
+        return [], request.t_ms
     log = arrival.log
     keys = log.group_key[arrival.rows[arrival.group.positive]]
     past = request.history
     same = past[np.isin(log.group_key[past], keys[keys != 0]) & log.positive[past]] if keys.any() else past[:0]
     if len(same) == 0:
-        return [(new, 1.0)]
+        return [(new, 1.0)], request.t_ms
     earlier = np.unique(log.item[same])
-    return [(np.union1d(earlier, new), 1.0), (earlier, -1.0)]
+    return [(np.union1d(earlier, new), 1.0), (earlier, -1.0)], int(log.t_ms[same].min())
 
 
 def basket_matrix(baskets: list[tuple[Int32, float]], pool: int) -> tuple[sp.csr_matrix, NDArray[np.float32]]:

@@ -178,7 +178,7 @@ class SequenceArm:
     def _lent(self) -> SequenceLearner | None:
         """The learner of the shared pass where it trains the same backbone."""
         shared = self._shared()
-        return shared.learner.sequence if shared is not None and self.name == "hstu" else None
+        return shared.learner.sequence if shared is not None and shared.settings.model.backbone == self.name else None
 
     @property
     def others_cpu_s(self) -> float:

@@ -148,7 +148,7 @@ class EventLog:
         codes, names = columns.action
         meanings = [action_of(name) for name in names]
         self.weight = np.array([m.weight for m in meanings], np.float32)[codes]
-        least = np.array([-np.inf if m.positive_from is None else m.positive_from for m in meanings])[codes]
+        least = np.array([-np.inf if m.positive_from is None else m.positive_from for m in meanings], np.float32)[codes]
         self.positive = np.array([m.positive for m in meanings], np.bool_)[codes] & ~(self.value < least)
         self.action_code = np.array([action_code(name) for name in names], np.uint32)[codes]
         group_codes, group_names = columns.group_id
@@ -200,9 +200,10 @@ class EventLog:
         if valid_from_ms is not None:
             start = np.array([valid_from_ms.get(name, NEVER_MS) for name in catalogue], np.int64)
             by_start = np.searchsorted(self.group_t_ms, start, side="left")
+            row[by_start < entry] = 0  # not by its first row: when that comes is the future
             entry = np.minimum(entry, np.where(by_start < last, by_start, last + 1))
             time = np.minimum(time, start)
-        order = np.lexsort((np.arange(len(catalogue)), row, entry))
+        order = np.lexsort((np.arange(len(catalogue)), row, time, entry))
         dense = np.empty(len(catalogue), np.int32)
         dense[order] = np.arange(len(catalogue), dtype=np.int32)
         self.item: Int32 = dense[codes]

@@ -27,8 +27,12 @@ def columns(n=1500, users=20, items=40, seed=0):
     return Columns(everyone, things, t_ms, purchase, ones, ones, nothing, nothing).take(np.arange(n))
 
 
+def log_of(some):
+    return EventLog(some, lambda name: Action())
+
+
 def run_audit(*arms):
-    return audit(columns(), lambda name: Action(), lambda log: [make() for make in arms], samples=3)
+    return audit(columns(), log_of, lambda log: [make() for make in arms], samples=3)
 
 
 class KnowsTheAnswer(SimpleArm):
@@ -83,6 +87,26 @@ def test_an_arm_that_knows_how_much_is_to_come_is_caught_by_deletion():
     assert result.future_deletion.startswith("fail: arm 'counting'")
 
 
+class FirstOfThePool(Popularity):
+    """Ranks candidates by their place in the pool, which says when they entered it and nothing more."""
+
+    def score(self, request):
+        return Slate(Ranking(-np.arange(request.pool, dtype=float)))
+
+
+def test_arms_pass_with_candidates_that_enter_by_time_too():
+    rng = np.random.default_rng(1)
+    items = [f"i{n}" for n in rng.permutation(60)]  # a third of them nobody takes
+    valid_from = dict(zip(items, (rng.integers(0, 20, 60) * 4 * DAY).tolist(), strict=True))
+
+    def by_time(some):
+        return EventLog(some, lambda name: Action(), valid_from)
+
+    arms = [*SIMPLE_ARMS.values(), lambda: FirstOfThePool("first")]
+    result = audit(columns(), by_time, lambda log: [make() for make in arms], samples=6)
+    assert (result.permutation, result.future_deletion) == ("pass", "pass")
+
+
 def test_one_leaking_arm_among_honest_ones_is_named():
     result = run_audit(*SIMPLE_ARMS.values(), lambda: KnowsTheFuture("prophet"))
     assert "'prophet'" in result.future_deletion
@@ -96,7 +120,7 @@ def test_the_short_log_holds_whole_users_over_the_whole_time():
         return [Popularity()]
 
     given = columns()
-    result = audit(given, lambda name: Action(), arms_of, rows=500)
+    result = audit(given, log_of, arms_of, rows=500)
     short = seen[0]
     assert (result.rows, result.users, result.groups) == (len(short), len(short.user_ids), 4)
     assert 350 < len(short) <= 500
@@ -109,32 +133,33 @@ def test_the_short_log_holds_whole_users_over_the_whole_time():
 def test_a_guest_account_does_not_make_the_short_log_as_long_as_the_log():
     given = columns()
     given.user_id[0][::2] = 7
-    result = audit(given, lambda name: Action(), lambda log: [Popularity()], rows=200)
+    result = audit(given, log_of, lambda log: [Popularity()], rows=200)
     assert 100 < result.rows <= 200
-    alone = audit(columns(users=1), lambda name: Action(), lambda log: [Popularity()], rows=200)
+    alone = audit(columns(users=1), log_of, lambda log: [Popularity()], rows=200)
     assert (alone.rows, alone.passed) == (1500, True)
 
 
 def test_a_sample_that_asks_for_nothing_is_told_and_not_passed():
-    result = audit(columns(), lambda name: Action(positive=False), lambda log: [Popularity()], rows=200)
+    nothing = Action(positive=False)
+    result = audit(columns(), lambda some: EventLog(some, lambda name: nothing), lambda log: [Popularity()], rows=200)
     assert result.permutation.startswith("not run: in a sample of")
     assert not result.passed
 
 
 def test_the_world_is_not_changed_at_a_group_without_candidates():
     first = columns(n=1)
-    result = audit(first, lambda name: Action(), lambda log: [Popularity()], split=0.01)
+    result = audit(first, log_of, lambda log: [Popularity()], split=0.01)
     assert result.permutation.startswith("not run: in a sample of 1 users no group")
     for seed in range(5):  # all groups are past the split, the first, which has no candidate, as well
         few = columns(n=4, seed=seed)
-        assert audit(few, lambda name: Action(), lambda log: [Popularity()], split=0.01, seed=seed).passed
+        assert audit(few, log_of, lambda log: [Popularity()], split=0.01, seed=seed).passed
 
 
 def test_a_group_with_a_profile_of_the_file_is_among_the_audited_ones():
     def last(log, groups):
         return groups == groups[-1]
 
-    result = audit(columns(), lambda name: Action(), lambda log: [Popularity()], from_file=last)
+    result = audit(columns(), log_of, lambda log: [Popularity()], from_file=last)
     assert (result.groups, result.from_file) == (4, 1)
 
 
@@ -169,7 +194,7 @@ def test_an_arm_that_reads_a_profile_before_it_is_valid_is_caught_by_deletion(tm
         for version, t_ms in enumerate(range(0, int(log.t_ms[-1]), DAY), 1)
     ]
     path.write_bytes(b"\n".join([orjson.dumps({"format": FORMAT}), *(one.to_json() for one in profiles)]))
-    result = audit(columns(), lambda name: Action(), lambda log: [ReadsEveryProfile(log, path)])
+    result = audit(columns(), log_of, lambda log: [ReadsEveryProfile(log, path)])
     assert result.permutation == "pass"
     assert result.future_deletion.startswith("fail: arm 'well-read'")
 
@@ -187,4 +212,4 @@ def test_scores_with_the_same_order_but_other_bits_are_told_apart(seed):
         def score(self, request):
             return Slate(Ranking(super().score(request).overall.scores * self.scale))
 
-    assert not audit(columns(seed=seed), lambda name: Action(), lambda log: [Jitter()], seed=seed).passed
+    assert not audit(columns(seed=seed), log_of, lambda log: [Jitter()], seed=seed).passed

@@ -158,6 +158,26 @@ def test_all_listed_items_are_candidates_from_their_time_on():
     assert result.facts.reachable[1, LISTS.index("novel")] == 2
 
 
+def test_listed_items_of_one_time_are_in_the_order_of_the_list_not_of_their_first_event():
+    log = log_of([("u", "a", 0), ("u", "y", 2 * DAY), ("u", "x", 3 * DAY)], valid_from_ms={"x": DAY, "y": DAY})
+    assert log.item_ids == ["a", "x", "y"]
+
+
+@pytest.mark.parametrize(("value", "wanted"), [(0.9, True), (3.3, True), (0.89, False)])
+def test_a_value_at_the_threshold_is_wanted_as_live(value, wanted):
+    action = Action(positive_from=0.9 if value < 1 else 3.3)
+    rated = dataclasses.replace(columns([("u", "a", 0)]), value=np.full(1, value, np.float32))
+    assert EventLog(rated, lambda name: action).positive[0] == action.wanted(value) == wanted
+
+
+def test_ease_takes_a_basket_that_grows_over_years():
+    rows = [(f"u{n}", "a", n * MINUTE, "purchase", f"cart {n}") for n in range(300)]
+    rows += [(f"u{n}", "b", 700 * DAY + n * MINUTE, "purchase", f"cart {n}") for n in range(300)]
+    rows += [("u0", "a", 702 * DAY)]
+    result = run(log_of(rows), [SIMPLE_ARMS["ease_recent"]()], split_ms=702 * DAY).arms["ease_recent"]
+    assert np.isfinite(result.values[0, LISTS.index("overall"), METRICS.index("ndcg@10")])
+
+
 def test_held_out_items_form_a_list_of_their_own():
     log = log_of(ROWS, valid_from_ms={"d": DAY}, held_out={"d"})
     facts = run(log, [Recorder()], split_ms=DAY).facts

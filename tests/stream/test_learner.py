@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from configs.settings import Graph, Model, Ranker, Settings, Trainer
+from configs.errors import SnapshotError
+from configs.settings import Graph, Model, Profiles, Ranker, Settings, Trainer
 from graph.rows import Event
 from stream.checkpoint import read_checkpoint, write_checkpoint
 from stream.events import encode_event
@@ -132,6 +133,20 @@ def test_a_trainer_that_starts_again_from_its_checkpoint_publishes_the_same_snap
             assert ours[part][name].tobytes() == array.tobytes(), (part, name)
 
 
+def test_how_fast_and_where_a_process_works_voids_no_checkpoint(settings, tmp_path) -> None:
+    state = {"root": tmp_path, "sync": False, "epoch_ms": 7, "epoch_events": 9, "lock_wait_s": 1.0}
+    profiles = {"max_per_minute": 7, "queue": 9, "batch": 3}
+    changed = settings.model_copy(
+        update={
+            "state": settings.state.model_copy(update=state),
+            "profiles": settings.profiles.model_copy(update=profiles),
+        }
+    )
+    assert learning_sha256(changed) == learning_sha256(settings)
+    late = settings.state.model_copy(update={"late_ms": 5})
+    assert learning_sha256(settings.model_copy(update={"state": late})) != learning_sha256(settings)
+
+
 def test_a_poison_record_does_not_stop_the_trainer(settings) -> None:
     log = records_of(baskets(10))
     poison = Record(len(log), b"\xff{", b"x")
@@ -152,3 +167,17 @@ def test_a_snapshot_says_where_it_comes_from(settings) -> None:
     assert snapshot.meta.offsets == {"interactions:0": len(log)}
     assert snapshot.meta.metrics["groups"] == 30
     assert snapshot.meta.extra["plugs"] == ["hstu", "graph", "fused"]
+
+
+def test_a_server_with_other_settings_refuses_a_snapshot_and_says_so(settings) -> None:
+    from serving.engine_scorer import engine_builder
+    from serving.snapshot import open_snapshot
+
+    trainer = TrainerLoop(settings, 1, lambda outgoing: None, None)
+    feed(trainer, records_of(baskets(30)))
+    trainer.publish()
+    snapshot = open_snapshot(settings.serving.snapshots)
+    engine_builder(settings.model_copy(update={"name": "elsewhere", "profiles": Profiles(queue=3)}))(snapshot)
+    other = settings.model_copy(update={"signals": settings.signals.model_copy(update={"half_lives_days": (3.0, 9.0)})})
+    with pytest.raises(SnapshotError, match="trained with other settings.* Start trainer and serve with the same"):
+        engine_builder(other)(snapshot)

@@ -18,7 +18,10 @@ from stream.bundled import EVENTS, ITEMS
 from stream.cli import app
 from stream.evaluate.audit import AUDITS
 from stream.evaluate.baselines import SIMPLE_ARMS
+from stream.evaluate.log import EventLog
+from stream.evaluate.registry import Setup, build_arm
 from stream.evaluate.report import audit_line, profiles_line
+from stream.files import read_columns
 from stream.replay import Options, replay
 from stream.revision import PACKAGES, ROOT, code_sha256
 
@@ -248,6 +251,31 @@ def test_rows_of_a_known_event_id_are_neither_scored_nor_learnt_and_stay_in_the_
 def test_an_unknown_arm_is_named_with_the_nearest(tmp_path):
     with pytest.raises(InputError, match=r"got 'ease_recnt'; expected any of popularity.*did you mean 'ease_recent'"):
         replay(options(tmp_path, arms=("popularity", "ease_recnt")), Settings())
+
+
+def test_a_catalogue_too_large_for_ease_is_told_before_the_pass(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("stream.replay.EASE_ITEMS", 100)
+    with pytest.raises(InputError, match=r"ease_recent.* at most 100 items; the log has .*leave it out of --arms"):
+        replay(options(tmp_path / "named"), Settings())
+    monkeypatch.setattr("stream.replay.default_arms", lambda: ["popularity", "ease_recent"])
+    assert list(replay(options(tmp_path / "default", arms=(), limit=1500), Settings())["arms"]) == ["popularity"]
+    assert "it is left out" in caplog.text
+
+
+def test_a_lone_backbone_is_lent_only_by_a_pass_that_trains_it():
+    settings = Settings.model_validate({"model": {"backbone": "sasrec"}})
+    setup = Setup(EventLog(read_columns(EVENTS, 200), settings.action), settings)
+    shared, lone, same = (build_arm(name, setup)[0] for name in ("ranker", "hstu", "sasrec"))
+    assert lone.learner is not shared.shared.learner.sequence
+    assert lone.learner.backbone.__class__.__name__ == "HSTU"
+    assert same.learner is shared.shared.learner.sequence
+
+
+def test_a_resumed_run_tells_the_state_that_a_fresh_one_tells(tmp_path):
+    replay(options(tmp_path / "both", arms=("popularity", "ranker"), limit=1500), Settings())
+    resumed = replay(options(tmp_path / "both", arms=("popularity",), limit=1500, resume=True), Settings())
+    fresh = replay(options(tmp_path / "one", arms=("popularity",), limit=1500), Settings())
+    assert (resumed["state"], resumed["state_sha256"]) == (fresh["state"], fresh["state_sha256"])
 
 
 def test_candidates_of_no_items_file_are_refused(tmp_path):

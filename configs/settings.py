@@ -10,9 +10,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 Positive = Annotated[float, Field(gt=0)]
+
+
+def _no_blank(token: str) -> str:
+    if not token.strip():
+        raise ValueError("got a blank token; expected text in each, or [] to let everybody call")
+    return token
+
+
+Token = Annotated[str, AfterValidator(_no_blank)]
 
 
 class Section(BaseModel):
@@ -53,6 +62,15 @@ class Broker(Section):
     tls_ca: Path | None = Field(None, description="PEM file of authorities for SSL; null = those of the system")
     tls_certificate: Path | None = Field(None, description="PEM file of the client's certificate, where wanted")
     tls_key: Path | None = Field(None, description="PEM file of its key")
+
+    @model_validator(mode="after")
+    def _heartbeats_fit(self) -> Self:
+        if 3 * self.heartbeat_s > self.session_timeout_s:
+            raise ValueError(
+                f"got heartbeat_s {self.heartbeat_s:g} with session_timeout_s {self.session_timeout_s:g}; "
+                "expected a third of it at most"
+            )
+        return self
 
     @model_validator(mode="after")
     def _security_is_whole(self) -> Self:
@@ -100,7 +118,7 @@ class Graph(Section):
     full_softmax: int = Field(8192, ge=0, description="with at most this many seen items all are negatives")
     negatives: int = Field(1024, ge=1, description="else so many are drawn, shared by the batch")
     publish_groups: int = Field(2000, ge=1, description="groups learnt between two graph versions")
-    seed: int = Field(0, description="of the initial weights and of the sampled links")
+    seed: int = Field(0, ge=0, lt=1 << 32, description="of the initial weights and of the sampled links")
 
 
 class Action(Section):
@@ -158,7 +176,7 @@ class Ranker(Section):
     )
     personal: int = Field(300, ge=0, description="the user's own past items in the pool at most")
     text_dim: int = Field(384, ge=0, description="width of the items' text vectors")
-    seed: int = Field(0, description="of the initial weights and of the sampled rows")
+    seed: int = Field(0, ge=0, lt=1 << 32, description="of the initial weights and of the sampled rows")
 
 
 class Signals(Section):
@@ -183,6 +201,12 @@ class Signals(Section):
     top: int = Field(400, ge=1, description="most popular items kept by half-life")
     domains: int = Field(64, ge=0, description="domains with a popularity of their own; further ones share none")
     domain_half_life_days: float = Field(30.0, gt=0, description="of the popularity within a domain")
+
+    @model_validator(mode="after")
+    def _half_lives_rise(self) -> Self:
+        if list(self.half_lives_days) != sorted(set(self.half_lives_days)):
+            raise ValueError(f"got half_lives_days {list(self.half_lives_days)}; expected each once, shortest first")
+        return self
 
 
 class LLM(Section):
@@ -264,7 +288,7 @@ class Model(Section):
     prior_half_life_days: float = Field(30.0, ge=0, description="of the popularity in the softmax; 0 = no prior")
     inside_share: float = Field(0.05, ge=0, le=1, description="rows inside a group that are asked for the rest of it")
     inside_weight: float = Field(0.5, ge=0, description="weight of such a row beside one that asks for the next group")
-    seed: int = Field(0, description="of initial weights, dropout and negatives")
+    seed: int = Field(0, ge=0, lt=1 << 32, description="of initial weights, dropout and negatives")
 
     @model_validator(mode="after")
     def _heads_divide_dim(self) -> Self:
@@ -304,7 +328,7 @@ class Serving(Section):
     poll_s: float = Field(0.5, gt=0, description="how often CURRENT is looked at")
     tls_certificate: Path | None = Field(None, description="PEM file; with tls_key calls are encrypted")
     tls_key: Path | None = Field(None, description="PEM file of the certificate's key")
-    tokens: tuple[str, ...] = Field((), description="bearer tokens that may call; empty = open")
+    tokens: tuple[Token, ...] = Field((), description="bearer tokens that may call; empty = open")
     history: int = Field(50, ge=1, le=65536, description="events that GetUserState returns by default")
     max_watchers: int = Field(64, ge=1, le=4096, description="open WatchUserState streams; each holds a thread")
     state_poll_ms: int = Field(50, ge=1, description="how often the reader catches up with the state's writer")

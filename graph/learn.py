@@ -3,7 +3,8 @@
 The learner watches the groups that a `TemporalGraph` applies. What it keeps of a node is its last raw message and
 the memory from before it, so that a training step can recompute the memory with the weights that are being trained
 (truncated back-propagation through one update, as TGN trains). A step sees the items as they were before the first
-group of its batch: nothing of a target is in what scores it.
+new group of its batch: nothing of a new target is in what scores it. A replayed sample sees the items of that same
+moment, and so what its own event left in them; scoring never does.
 
 Source: TGN (arXiv 2006.10637, section 3.2 and algorithm 1). Departures: softmax over all seen items while they are
 few, else over shared uniform negatives; several positives in one group share the loss.
@@ -30,6 +31,8 @@ from graph.view import Group, UserView
 
 ROWS = 20
 """Rows of a user's last group that its memory is recomputed from."""
+USERS = 20_000
+"""Most recent users whose memory can be recomputed; that of others is read as it is stored."""
 
 
 @dataclass(slots=True)
@@ -148,7 +151,10 @@ class GraphLearner:
         pre_rows = np.repeat(pre[None], len(nodes), 0)
         days = elapsed_days(t, np.full(len(nodes), last_ms))
         to_user = np.concatenate((pre_rows, memory, self._columns["code"][group.items], edges, days), 1)
+        self._raw_of_user.pop(group.user_id, None)
         self._raw_of_user[group.user_id] = (pre, to_user[:ROWS])
+        if len(self._raw_of_user) > USERS:
+            del self._raw_of_user[next(iter(self._raw_of_user))]
         to_item = np.concatenate((memory, pre_rows, edges, elapsed_days(t, item_last)), 1)
         self._pending.append((group.items, memory, to_item))
 

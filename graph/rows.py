@@ -30,7 +30,6 @@ EVENT_DTYPE = np.dtype(
 NEIGHBOR_DTYPE = np.dtype([("user", "<u8"), ("t", "<i8")])
 """One temporal neighbour of an item."""
 
-Bytes8 = NDArray[np.uint64]
 Float32 = NDArray[np.float32]
 
 pack_event = struct.Struct("<QqQfffI").pack

@@ -27,6 +27,8 @@ from llm.fetch import WHEELS, model_directory
 Float32 = NDArray[np.float32]
 ROWS = 8
 """Texts in one pass."""
+KEPT = 50_000
+"""Vectors that stay in memory; those that came first go first."""
 WIDTHS = (16, 32, 64, 128, 256, 512)
 """Tokens to which the texts of a pass are filled up."""
 
@@ -80,7 +82,10 @@ class TextEncoder:
                 self._cache.put({self._key(text): vector for text, vector in fresh.items()})
         if not texts:
             return np.zeros((0, self.dim), np.float32)
-        return np.stack([self._memory[text] for text in texts])
+        vectors = np.stack([self._memory[text] for text in texts])
+        while len(self._memory) > KEPT:
+            del self._memory[next(iter(self._memory))]
+        return vectors
 
     def _key(self, text: str) -> bytes:
         salt = f"{self._name}|{self._settings.max_tokens}|{ROWS}x{WIDTHS}|"

@@ -7,12 +7,13 @@ categories. Its sha256 is stamped on every profile.
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from configs.errors import ConfigError
 from llm.request import ProfileRequest
@@ -82,6 +83,28 @@ class Prompts(_Data):
     interests: Literal["kinds", "titles"] = "kinds"
     examples: tuple[Example, ...]
     sha256: str
+
+    @model_validator(mode="after")
+    def _can_be_used(self) -> Self:
+        if set(self.cues) != set(FACETS):
+            raise ValueError(f"cues: got {', '.join(self.cues)}; expected {', '.join(FACETS)}")
+        for pattern in self.ignore_titles:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"ignore_titles: {pattern!r} is no regular expression: {error}") from None
+        try:
+            record_text(self, (), "", "")
+            for facets in (
+                {},
+                {"categories": "x"},
+                {"brands": "x"},
+                {"interests": "x", "categories": "x", "brands": "x"},
+            ):
+                sentences(self, dict.fromkeys(FACETS, "") | facets, "x")
+        except (KeyError, IndexError, ValueError) as error:
+            raise ValueError(f"record or sentences: a placeholder in braces is not known: {error}") from None
+        return self
 
 
 @dataclass(frozen=True, slots=True)

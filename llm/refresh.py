@@ -26,6 +26,10 @@ def _versions(events: int, settings: Profiles) -> int:
     return 0 if events < settings.first_events else 1 + (events - settings.first_events) // settings.refresh_events
 
 
+REMEMBERED = 100_000
+"""Users from which on those that may have a new profile anyway are forgotten."""
+
+
 class Request(Protocol):
     """What the queue reads of a request."""
 
@@ -93,4 +97,7 @@ class RequestQueue(Generic[R]):
         self._allowance -= n
         for request in batch:
             self._last_ms[request.user_id] = request.as_of_ms
+        if len(self._last_ms) > REMEMBERED and batch:
+            since_ms = batch[-1].as_of_ms - self._settings.min_interval_ms
+            self._last_ms = {user: t_ms for user, t_ms in self._last_ms.items() if t_ms > since_ms}
         return batch

@@ -3,7 +3,8 @@
     logit = cosine / temperature + coefficient * log share
 
 A training row sees the shares as they were when it was asked, a request sees them as they are now. Past shares
-are kept as a bounded ring of snapshots, so a replayed row is off by at most one spacing.
+are kept as a bounded ring of snapshots, so a replayed row is off by at most one spacing, or, where it is older than the
+ring (eight half-lives), sees those of the ring's beginning. This touches what is learnt, never what is scored.
 
 Source: an offset of log prior in a softmax is the logit adjustment of Menon et al., arXiv 2007.07314, section 4,
 here with a prior that moves.

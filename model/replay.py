@@ -105,12 +105,15 @@ class ReplayLog:
         return items[-self.max_len :], t_ms[-self.max_len :]
 
     def window(self, number: int) -> Window:
-        """The window that ends with the request for group `number`; `has_past(number)` must hold."""
+        """The window that ends with the request for group `number`; `has_past(number)` must hold.
+
+        What came first but happened later, of a group that came late, is not in it.
+        """
         at = number % self.capacity
-        chain = self._chain(self._previous[at], self.max_len)
+        chain = [a for a in self._chain(self._previous[at], self.max_len) if self._t_ms[a] <= self._t_ms[at]]
         items, t_ms, ends = self._events(chain)
         cut = max(0, len(items) - self.max_len)
-        asked = [*chain[1:], at]
+        asked = [*chain, at][1:]
         picked = [self._items[a][self._wanted[a]] for a in asked]
         keep = [i for i, p in enumerate(picked) if len(p) and ends[i] > cut]
         targets = [picked[i].astype(np.int64) for i in keep]
@@ -139,7 +142,7 @@ class ReplayLog:
     def _events(self, chain: list[int]) -> tuple[Int64, Int64, Int64]:
         """Items [n], times [n] and the end of each group [g] of a chain of places."""
         counts = np.array([len(self._items[a]) for a in chain], np.int64)
-        items = np.concatenate([self._items[a] for a in chain]).astype(np.int64)
+        items = np.concatenate([np.zeros(0, np.int64), *(self._items[a] for a in chain)])
         t_ms = np.repeat(np.array([self._t_ms[a] for a in chain], np.int64), counts)
         return items, t_ms, counts.cumsum()
 

@@ -14,7 +14,7 @@ APART = ("stream/cli/", "stream/demo/", "stream/bench_") + tuple(
     f"stream/evaluate/{name}.py" for name in ("intervals", "progress", "quality", "report", "summary")
 )
 """Beginnings of paths on which no arm's result depends."""
-LIBRARIES = ("numpy", "pyarrow", "tokenizers", "torch", "torch-geometric", "transformers")
+LIBRARIES = ("numpy", "pyarrow", "scipy", "tokenizers", "torch", "torch-geometric", "transformers")
 """What an arm's result is computed with."""
 
 

@@ -294,9 +294,11 @@ class Trainer:
         return "learnt" if learnt else "counted"
 
     def _is_learnt(self) -> bool:
-        """Every group while it keeps up, each n-th while it lags."""
+        """Every group while it keeps up, an even share of them while it lags."""
         trainer = self.settings.trainer
-        return self.lag <= trainer.catch_up_events or self._groups % round(1 / trainer.catch_up_share) == 0
+        if self.lag <= trainer.catch_up_events:
+            return True
+        return int(self._groups * trainer.catch_up_share) > int((self._groups - 1) * trainer.catch_up_share)
 
     def _item_vectors(self) -> dict[str, Float32]:
         if self.partitions == 1:

@@ -162,6 +162,22 @@ def test_a_rule_over_several_keys_names_the_file_that_broke_it(tmp_path):
     assert message(path).startswith(f"{path}:2: model: heads is 3 and dim is 64")
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("signals: {half_lives_days: [30, 1]}", "got half_lives_days [30.0, 1.0]; expected each once, shortest first"),
+        ("broker: {heartbeat_s: 9}", "got heartbeat_s 9 with session_timeout_s 10; expected a third of it at most"),
+        ("graph: {seed: -1}", "graph.seed: got -1; expected a number at least 0"),
+        ("model: {seed: 4294967296}", "model.seed: got 4294967296; expected a number below"),
+    ],
+)
+def test_values_that_would_fail_later_are_refused_by_file_and_line(tmp_path, text, words):
+    path = write(tmp_path, text + "\n")
+    told = message(path)
+    assert told.startswith(f"{path}:1: ")
+    assert words in told
+
+
 @pytest.mark.parametrize("content", [None, "no PEM"])
 def test_a_certificate_of_kafka_that_can_not_be_used_is_named(tmp_path, content):
     authority = tmp_path / "ca.pem"
@@ -215,6 +231,8 @@ def test_an_unknown_key_of_the_environment_names_the_variable():
         ("signals: {half_lives_days: [1, two]}", "signals.half_lives_days.1: got 'two'; expected a finite number"),
         ("signals: {half_lives_days: [1, 0]}", "signals.half_lives_days.1: got 0; expected a number above 0"),
         ("model: {dim: 10, heads: 3}", "heads is 3 and dim is 10; expected heads that divide dim"),
+        ("serving: {tokens: [one, '']}", "serving.tokens.1: got a blank token; expected text in each, or []"),
+        ("serving: {tokens: [' ']}", "serving.tokens.0: got a blank token"),
         ("serving: {tls_key: a.pem}", "expected tls_certificate and tls_key together"),
     ],
 )

@@ -1,6 +1,7 @@
 """Prompts, the template's answers, and the check of what a model may state."""
 
 import pytest
+import yaml
 
 from configs.errors import ConfigError, InputError
 from configs.settings import Profiles
@@ -146,6 +147,21 @@ def test_an_unknown_prompt_file_and_a_broken_one_are_one_clear_message(tmp_path)
     path = tmp_path / "mine.yaml"
     path.write_text("instruction: hello\nunknown_key: 1\n")
     with pytest.raises(ConfigError, match=r"mine\.yaml"):
+        load_prompts(str(path))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"cues": {"crowd": "Customer:"}}, "cues: got crowd; expected crowd, interests, categories, brands"),
+        ({"record": "Bought: {titels}"}, "a placeholder in braces is not known: 'titels'"),
+        ({"ignore_titles": ["(open"]}, r"'\(open' is no regular expression"),
+    ],
+)
+def test_a_prompt_file_that_would_fail_at_a_profile_is_refused_when_it_is_read(tmp_path, change, words):
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(yaml.safe_load((PROMPTS / "ecommerce.yaml").read_text()) | change))
+    with pytest.raises(ConfigError, match=words):
         load_prompts(str(path))
 
 

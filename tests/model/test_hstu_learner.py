@@ -179,6 +179,19 @@ def test_a_window_holds_what_came_before_and_asks_at_the_end_of_each_group():
     assert window.repeated.tolist() == [True, False, False, False, True]
 
 
+def test_a_window_of_a_late_group_holds_nothing_that_happened_later():
+    log = ReplayLog(10, 5)
+    for t_ms, item in ((1, 7), (5, 8), (3, 9), (0, 4)):
+        log.add("u", np.array([item], np.int32), np.ones(1, bool), t_ms)
+    late, first = log.window(2), log.window(3)
+    assert (late.items.tolist(), late.t_ms.tolist(), late.targets.tolist()) == ([7], [1, 3], [9])
+    assert (first.items.tolist(), first.targets.tolist()) == ([], [])
+    learner = SequenceLearner(SETTINGS)
+    for t_ms, item in ((5000, 8), (3000, 9)):
+        learner.learn(group("u", t_ms, [item]))
+    assert learner.steps == 0  # nothing that a late first event could be predicted from
+
+
 def test_a_full_log_forgets_the_oldest_groups_and_their_links():
     log = ReplayLog(3, 20)
     for at in range(8):

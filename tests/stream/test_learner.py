@@ -179,5 +179,5 @@ def test_a_server_with_other_settings_refuses_a_snapshot_and_says_so(settings) -
     snapshot = open_snapshot(settings.serving.snapshots)
     engine_builder(settings.model_copy(update={"name": "elsewhere", "profiles": Profiles(queue=3)}))(snapshot)
     other = settings.model_copy(update={"signals": settings.signals.model_copy(update={"half_lives_days": (3.0, 9.0)})})
-    with pytest.raises(SnapshotError, match="trained with other settings.* Start trainer and serve with the same"):
+    with pytest.raises(SnapshotError, match=r"trained with other settings.* Start trainer and serve with the same"):
         engine_builder(other)(snapshot)

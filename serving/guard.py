@@ -1,24 +1,32 @@
-"""Who may call, and how many at once: decided when a request arrives, before it waits for a thread.
+"""Who may call, and how many at once: decided when a call's headers arrive, before it waits for a thread.
 
-Streams (WatchUserState, reflection) run in a pool of their own, so that open ones never take a thread from requests.
-Refusals run in a small pool, so that they are prompt when all threads are busy. Health checks pass freely.
+Requests, streams (WatchUserState, reflection), health checks and refusals each run in a pool of their own, so that none
+takes a thread from another. Health needs no token. A thread waits for the message of a call, as grpc has it; here at
+most `_MESSAGE_S`, then the call is cancelled. A refusal never waits for it.
 """
 
 from __future__ import annotations
 
 import hmac
 import threading
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 from typing import Any
 
 import grpc
+from google.protobuf.message import DecodeError
 
-from serving.errors import Overloaded, RequestError, Unauthenticated, to_status
+from serving.errors import InvalidRequest, Overloaded, RequestError, Unauthenticated, to_status
 from serving.metrics import ServingMetrics
 
 _HEALTH = "/grpc.health.v1."
+_HEALTH_CALLS = 16
+"""Health checks queued or running at once."""
 _RETRY_MS = 200
+_MESSAGE_S = 5.0
+"""How long an open call may keep a thread waiting for its next message."""
+_TICK_S = 0.5
 
 
 class CountingPool(futures.ThreadPoolExecutor):
@@ -43,7 +51,7 @@ class CountingPool(futures.ThreadPoolExecutor):
 
 
 class Guard(grpc.ServerInterceptor):  # type: ignore[misc]
-    """Checks the bearer token and the load of every request that arrives.
+    """Checks the bearer token and the load of every call that arrives, and ends those whose message does not.
 
     Args:
         tokens: that may call; none = everybody may.
@@ -59,7 +67,12 @@ class Guard(grpc.ServerInterceptor):  # type: ignore[misc]
         self._tokens = [f"Bearer {token}".encode() for token in tokens]
         self._requests, self._max_in_flight, self._metrics = requests, max_in_flight, metrics
         self._streams = futures.ThreadPoolExecutor(streams, thread_name_prefix="stream")
+        self._health = CountingPool(_HEALTH_CALLS, "health-check")
         self._refusals = futures.ThreadPoolExecutor(2, thread_name_prefix="refusal")
+        self._waiting: dict[grpc.ServicerContext, float] = {}
+        self._waiting_lock = threading.Lock()
+        self._closed = threading.Event()
+        threading.Thread(target=self._cancel_late, name="late-messages", daemon=True).start()
 
     def intercept_service(
         self,
@@ -68,23 +81,27 @@ class Guard(grpc.ServerInterceptor):  # type: ignore[misc]
     ) -> grpc.RpcMethodHandler | None:
         """See grpc.ServerInterceptor."""
         handler = continuation(details)
-        if handler is None or details.method.startswith(_HEALTH):
-            return handler
-        if self._tokens and not self._may_call(details.invocation_metadata):
+        if handler is None:
+            return None
+        pool, most = self._requests, self._max_in_flight
+        if details.method.startswith(_HEALTH):
+            pool, most = self._health, _HEALTH_CALLS
+        elif self._tokens and not self._may_call(details.invocation_metadata):
             return self._refusing(
-                handler, Unauthenticated("no valid bearer token; send the metadata 'authorization: Bearer TOKEN'")
+                Unauthenticated("no valid bearer token; send the metadata 'authorization: Bearer TOKEN'")
             )
-        if handler.response_streaming:
-            return _in_pool(handler, _behavior(handler), self._streams)
-        if self._requests.in_flight >= self._max_in_flight:
+        elif handler.response_streaming:
+            return self._in_pool(handler, self._streams)
+        if pool.in_flight >= most:
             self._metrics.shed.labels(details.method.rpartition("/")[2]).inc()
-            return self._refusing(handler, Overloaded(f"{self._max_in_flight} requests are in flight", _RETRY_MS))
-        return handler
+            return self._refusing(Overloaded(f"{most} requests are in flight", _RETRY_MS))
+        return self._in_pool(handler, pool)
 
     def close(self) -> None:
-        """Lets the pools' threads end."""
-        self._streams.shutdown(wait=False)
-        self._refusals.shutdown(wait=False)
+        """Lets the threads end."""
+        self._closed.set()
+        for pool in (self._streams, self._health, self._refusals):
+            pool.shutdown(wait=False)
 
     def _may_call(self, metadata: Sequence[tuple[str, str | bytes]]) -> bool:
         given = [
@@ -92,34 +109,56 @@ class Guard(grpc.ServerInterceptor):  # type: ignore[misc]
         ]
         return any(hmac.compare_digest(value, token) for value in given for token in self._tokens)
 
-    def _refusing(self, handler: grpc.RpcMethodHandler, error: RequestError) -> grpc.RpcMethodHandler:
-        def refuse(request: Any, context: grpc.ServicerContext) -> None:
+    def _refusing(self, error: RequestError) -> grpc.RpcMethodHandler:
+        def refuse(messages: Iterator[Any], context: grpc.ServicerContext) -> None:
             context.abort_with_status(to_status(error))
 
-        return _in_pool(handler, refuse, self._refusals)
+        refuse.experimental_thread_pool = self._refusals  # type: ignore[attr-defined]
+        return grpc.stream_stream_rpc_method_handler(refuse)
+
+    def _in_pool(self, handler: grpc.RpcMethodHandler, pool: futures.ThreadPoolExecutor) -> grpc.RpcMethodHandler:
+        """The same handler run by a pool: as one of a stream of messages, since only such a one may wait for them."""
+        call = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
+
+        def behavior(messages: Iterator[Any], context: grpc.ServicerContext, *send: Callable[[Any], None]) -> Any:
+            arriving = self._arriving(messages, context)
+            if handler.request_streaming:
+                return call(arriving, context, *send)
+            return call(_only(arriving, handler.request_deserializer, context), context, *send)
+
+        behavior.experimental_thread_pool = pool  # type: ignore[attr-defined]
+        behavior.experimental_non_blocking = getattr(call, "experimental_non_blocking", False)  # type: ignore[attr-defined]
+        streamed = handler.response_streaming
+        make = grpc.stream_stream_rpc_method_handler if streamed else grpc.stream_unary_rpc_method_handler
+        deserializer = handler.request_deserializer if handler.request_streaming else None
+        return make(behavior, deserializer, handler.response_serializer)
+
+    def _arriving(self, messages: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:
+        """The messages of a call; while the next one is waited for, the call is known to wait."""
+        while True:
+            with self._waiting_lock:
+                self._waiting[context] = time.monotonic()
+            try:
+                message = next(messages, None)
+            finally:
+                with self._waiting_lock:
+                    del self._waiting[context]
+            if message is None:
+                return
+            yield message
+
+    def _cancel_late(self) -> None:
+        while not self._closed.wait(_TICK_S):
+            before_s = time.monotonic() - _MESSAGE_S
+            with self._waiting_lock:
+                late = [context for context, since_s in self._waiting.items() if since_s < before_s]
+            for context in late:
+                context.cancel()
 
 
-def _behavior(handler: grpc.RpcMethodHandler) -> Callable[..., Any]:
-    behavior: Callable[..., Any] = (
-        handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
-    )
-    return behavior
-
-
-def _in_pool(
-    handler: grpc.RpcMethodHandler, call: Callable[..., Any], pool: futures.ThreadPoolExecutor
-) -> grpc.RpcMethodHandler:
-    """The same kind of handler with another behaviour, run by another pool."""
-
-    def behavior(request: Any, context: grpc.ServicerContext) -> Any:
-        return call(request, context)
-
-    behavior.experimental_thread_pool = pool  # type: ignore[attr-defined]
-    kinds = {
-        (False, False): grpc.unary_unary_rpc_method_handler,
-        (False, True): grpc.unary_stream_rpc_method_handler,
-        (True, False): grpc.stream_unary_rpc_method_handler,
-        (True, True): grpc.stream_stream_rpc_method_handler,
-    }
-    make = kinds[handler.request_streaming, handler.response_streaming]
-    return make(behavior, handler.request_deserializer, handler.response_serializer)
+def _only(arriving: Iterator[bytes], decode: Callable[[bytes], Any], context: grpc.ServicerContext) -> Any:
+    try:
+        return decode(next(arriving))
+    except (StopIteration, DecodeError):
+        violation = ("request", "got no message, or bytes that are none; expected one message as in the schema")
+        context.abort_with_status(to_status(InvalidRequest([violation])))

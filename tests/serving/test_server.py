@@ -23,6 +23,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from grpc_status import rpc_status
 
 from configs.errors import ConfigError, ServingError
+from serving import guard
 from serving.client import Client
 from serving.proto.driftline.v1 import recommendation_pb2 as pb
 from serving.proto.driftline.v1 import recommendation_pb2_grpc as pb_grpc
@@ -158,6 +159,92 @@ def test_a_request_whose_deadline_passed_in_the_queue_is_not_computed(
         assert caught.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
         recommend(channel, "user-3")
         assert started == ["user-1", "user-3"]
+
+
+@pytest.fixture
+def half_open():
+    """Opens a call whose headers arrive and whose message does not, until the test ends."""
+    ended, calls = threading.Event(), []
+
+    def never():
+        ended.wait(60)
+        yield from ()
+
+    def start(channel, method, metadata=()):
+        calls.append(channel.stream_stream(method)(never(), metadata=metadata, timeout=60))
+        return calls[-1]
+
+    yield start
+    for call in calls:
+        call.cancel()
+    ended.set()
+
+
+RECOMMEND, WATCH, CHECK = f"/{SERVICE}/Recommend", f"/{SERVICE}/WatchUserState", "/grpc.health.v1.Health/Check"
+BEARER = (("authorization", "Bearer one"),)
+
+
+def code_of(call):
+    with pytest.raises(grpc.RpcError) as caught:
+        next(call)
+    return caught.value.code()
+
+
+def test_half_open_health_checks_take_no_thread_from_requests(worker, settings, snapshot, half_open, monkeypatch):
+    monkeypatch.setattr(guard, "_MESSAGE_S", 3.0)
+    narrow = settings.model_copy(
+        update={"serving": settings.serving.model_copy(update={"threads": 1, "tokens": ("one",)})}
+    )
+    with Server(narrow) as server, grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+        waiting = [half_open(channel, CHECK) for _ in range(guard._HEALTH_CALLS)]
+        assert code_of(half_open(channel, CHECK)) == grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert recommend(channel, metadata=BEARER, timeout=2).slate.item_ids
+        assert {code_of(call) for call in waiting} == {grpc.StatusCode.CANCELLED}
+        stub = health_pb2_grpc.HealthStub(channel)
+        assert stub.Check(health_pb2.HealthCheckRequest(), timeout=2).status == health_pb2.HealthCheckResponse.SERVING
+
+
+def test_a_refusal_does_not_wait_for_the_message(worker, settings, snapshot, half_open, monkeypatch):
+    monkeypatch.setattr(guard, "_MESSAGE_S", 60.0)
+    bounded = settings.serving.model_copy(update={"threads": 1, "max_in_flight": 1, "tokens": ("one",)})
+    with (
+        Server(settings.model_copy(update={"serving": bounded})) as server,
+        grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel,
+    ):
+        started = time.monotonic()
+        for method in (RECOMMEND, WATCH) * 4:
+            assert code_of(half_open(channel, method)) == grpc.StatusCode.UNAUTHENTICATED
+        half_open(channel, RECOMMEND, BEARER)
+        wait_for(lambda: server._requests.in_flight == 1)
+        for _ in range(4):
+            assert code_of(half_open(channel, RECOMMEND, BEARER)) == grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert time.monotonic() - started < 30
+
+
+@pytest.mark.parametrize("method", [RECOMMEND, WATCH, "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"])
+def test_a_call_whose_message_does_not_come_is_cancelled(worker, settings, snapshot, half_open, monkeypatch, method):
+    monkeypatch.setattr(guard, "_MESSAGE_S", 0.3)
+    narrow = settings.model_copy(update={"serving": settings.serving.model_copy(update={"threads": 1})})
+    with Server(narrow) as server, grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+        assert code_of(half_open(channel, method)) == grpc.StatusCode.CANCELLED
+        assert recommend(channel, timeout=5).slate.item_ids
+        wait_for(lambda: server._requests.in_flight == 0)
+
+
+def test_a_call_without_a_message_or_with_other_bytes_is_invalid(running):
+    calls = (
+        running.channel.stream_stream(RECOMMEND)(iter(())),
+        running.channel.stream_stream(RECOMMEND)(iter((b"\xff",))),
+    )
+    assert [code_of(call) for call in calls] == [grpc.StatusCode.INVALID_ARGUMENT] * 2
+
+
+def test_health_is_watched_without_holding_a_thread(running, settings):
+    stub = health_pb2_grpc.HealthStub(running.channel)
+    watches = [stub.Watch(health_pb2.HealthCheckRequest()) for _ in range(guard._HEALTH_CALLS + 4)]
+    assert {next(watch).status for watch in watches} == {health_pb2.HealthCheckResponse.SERVING}
+    for watch in watches:
+        watch.cancel()
 
 
 def test_streams_past_the_bound_are_refused_and_requests_still_run(tmp_path, worker, settings, snapshot):

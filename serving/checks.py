@@ -1,4 +1,4 @@
-"""What a request must look like, field by field. Every violation is reported, not just the first."""
+"""What a request must look like, field by field. Violations are collected, so that all are counted."""
 
 from __future__ import annotations
 
@@ -57,10 +57,11 @@ class Checks:
 
     def identifier(self, field: str, value: str) -> str:
         """An id of 1 to 256 bytes."""
-        size = len(value.encode())
-        if not 1 <= size <= MAX_ID_BYTES:
-            self._add(field, f"got {size} bytes, expected 1 to {MAX_ID_BYTES} bytes of UTF-8")
-        return value
+        return self._text(field, value, 1)
+
+    def domain(self, field: str, value: str) -> str:
+        """A domain of at most 256 bytes, "" = any."""
+        return self._text(field, value, 0)
 
     def identifiers(self, field: str, values: Sequence[str], low: int, high: int) -> tuple[str, ...]:
         """Between `low` and `high` ids."""
@@ -95,13 +96,19 @@ class Checks:
             k=self.within("options.k", message.k, 0, MAX_K) or 10,
             which=self.which("options.list", message.list),
             excluded=self.identifiers("options.excluded_item_ids", message.excluded_item_ids, 0, MAX_EXCLUDED),
-            domain=message.domain,
+            domain=self.domain("options.domain", message.domain),
             min_model_sequence=self.within("options.min_model_sequence", message.min_model_sequence, 0, 2**62),
             min_user_state_version=self.within(
                 "options.min_user_state_version", message.min_user_state_version, 0, 2**62
             ),
             item_reasons=not message.omit_item_reasons,
         )
+
+    def _text(self, field: str, value: str, low: int) -> str:
+        size = len(value.encode())
+        if not low <= size <= MAX_ID_BYTES:
+            self._add(field, f"got {size} bytes, expected {low} to {MAX_ID_BYTES} bytes of UTF-8")
+        return value
 
     def _add(self, field: str, text: str) -> None:
         self._violations.append((field, text))

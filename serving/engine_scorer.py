@@ -13,6 +13,8 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from configs.errors import SnapshotError
+from configs.load import MODEL_SECTIONS, sections_sha256
 from configs.settings import Settings
 from graph.learn import GraphLearner
 from graph.rows import Float32
@@ -21,6 +23,7 @@ from model.engine import MAIN, Engine, Plug, Slate
 from model.features import features
 from model.plugs import GraphPlug, SequencePlug
 from model.ranker import HEADS
+from model.reasons import explain
 from model.sequence import SequenceScorer
 from serving.arrays import unpack_strings
 from serving.models import BuildScorer
@@ -51,22 +54,25 @@ class EngineScorer:
 
     def rank(self, view: UserView, now_ms: int) -> Ranking:
         """See Scorer."""
-        slate = self.engine.slate(view, now_ms)
+        engine, slate = self.engine, self.engine.slate(view, now_ms)
+        past, pool = slate.past, slate.pool  # not the whole slate: rankings are kept, and its features are large
 
         def reasons(places: Sequence[int]) -> list[tuple[str, ...]]:
-            chosen = slate.candidates[np.asarray(places, np.int64)]
-            return [(reason.text,) for reason in self.engine.reasons(slate, chosen)]
+            chosen = pool.candidates[np.asarray(places, np.int64)]
+            rows = explain(past, now_ms, chosen, engine.signals, engine.table, pool)
+            return [(reason.text,) for reason in rows]
 
         return Ranking(slate.candidates, dict(zip(HEADS, slate.scores, strict=True)), reasons)
 
     def score(self, view: UserView, now_ms: int, items: Int32) -> dict[str, Float32]:
         """See Scorer; an item need not be among the candidates that recall would bring."""
         slate: Slate = self.engine.slate(view, now_ms)
-        pool = replace(slate.pool, candidates=items, recalled=np.zeros(len(items), np.uint32))
+        distinct, place = np.unique(items, return_inverse=True)
+        pool = replace(slate.pool, candidates=distinct, recalled=np.zeros(len(distinct), np.uint32))
         engine = self.engine
         raw = features(view, slate.past, now_ms, pool, engine.signals, engine.known_text(), engine.layout)
         scores = engine.arms[MAIN].ranker.score(engine.standardiser.apply(raw))
-        return dict(zip(HEADS, scores, strict=True))
+        return dict(zip(HEADS, scores[:, place], strict=True))
 
     def similar(self, item: int, k: int) -> Ranking:
         """See Scorer: cosine over baskets, plus a little of the text's."""
@@ -89,8 +95,14 @@ class EngineScorer:
 
 def engine_builder(settings: Settings) -> BuildScorer:
     """How a snapshot becomes a scorer under some settings; they must be those that trained it."""
+    ours = sections_sha256(settings, MODEL_SECTIONS)
 
     def build(snapshot: Snapshot) -> Scorer:
+        if snapshot.meta.extra.get("settings", ours) != ours:
+            raise SnapshotError(
+                f"snapshot {snapshot.version} was trained with other settings than this process has: the sections "
+                f"{', '.join(MODEL_SECTIONS)} must be equal. Start trainer and serve with the same --config."
+            )
         torch.set_num_threads(1)
         arrays = snapshot.parts["engine"]
         known = int(arrays["signals.counts"][0])

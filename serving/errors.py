@@ -23,6 +23,8 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 LOG = logging.getLogger(__name__)
+_TOLD = 20
+"""Violations that fit into an answer's metadata, of which gRPC takes 16 KB."""
 
 
 class RequestError(Exception):
@@ -36,13 +38,14 @@ class RequestError(Exception):
 
 
 class InvalidRequest(RequestError):
-    """Fields that do not follow the schema: (field, what was received and what is expected)."""
+    """Fields that do not follow the schema: (field, what was received and what is expected). Tells the first 20."""
 
     code = code_pb2.INVALID_ARGUMENT
 
     def __init__(self, violations: Sequence[tuple[str, str]]) -> None:
-        super().__init__("; ".join(f"{field}: {text}" for field, text in violations))
-        self.violations = violations
+        self.violations = violations[:_TOLD]
+        more = [f"and {len(violations) - _TOLD} more"] if len(violations) > _TOLD else []
+        super().__init__("; ".join([f"{field}: {text}" for field, text in self.violations] + more))
 
     def details(self) -> Sequence[Message]:
         """See RequestError."""

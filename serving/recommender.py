@@ -150,7 +150,7 @@ class Recommender:
                     model, slate, origin = None, unknown, pb.SERVED_FROM_FALLBACK
                     reasons.append("nothing_new")
         if slate is None:
-            model, slate, origin = None, self._popular_slate(reading, options), pb.SERVED_FROM_FALLBACK
+            model, slate, origin = None, self._popular_slate(reading, options, served), pb.SERVED_FROM_FALLBACK
         return answers.provenance(model, reading.stored, reading.profile, reading.now_ms, origin, reasons), slate
 
     def score(
@@ -199,12 +199,12 @@ class Recommender:
         return answers.provenance(served, StoredUser(None), None, now_ms, pb.SERVED_FROM_MODEL)
 
     def _rank(self, reading: Reading, served: Served, domain: str) -> tuple[Ranking, pb.ServedFrom]:
-        key = (served.snapshot.version, reading.mark, domain)
-        kept = self._rankings.get(reading.user_id, key, reading.now_ms)
+        version, key = served.snapshot.version, (reading.mark, domain)
+        kept = self._rankings.get(reading.user_id, version, key, reading.now_ms)
         if kept is not None:
             return kept, pb.SERVED_FROM_CACHE
         ranking = served.scorer.rank(reading.view(served, domain), reading.now_ms)
-        self._rankings.put(reading.user_id, key, reading.now_ms, ranking)
+        self._rankings.put(reading.user_id, version, key, reading.now_ms, ranking)
         return ranking, pb.SERVED_FROM_MODEL
 
     def _slate(self, served: Served, ranking: Ranking, options: Options, view: UserView) -> pb.Slate:
@@ -217,8 +217,12 @@ class Recommender:
         scores = ranking.scores[options.which][places].tolist()
         return answers.slate(served, ranking, scores, places.tolist(), options.item_reasons)
 
-    def _popular_slate(self, reading: Reading, options: Options) -> pb.Slate:
+    def _popular_slate(self, reading: Reading, options: Options, served: Served | None) -> pb.Slate:
+        """By popularity; of the items that a model knows only those that it may recommend."""
         by = self._popular()
+        if served is not None:
+            allowed, places = served.allowed(options.domain), map(served.scorer.table.find, by.scorer.table.ids)
+            by = replace(by, offered=np.array([place < 0 or allowed[place] for place in places], np.bool_))
         view = reading.view(by)
         return self._slate(by, by.scorer.rank(view, reading.now_ms), options, view)
 
@@ -227,7 +231,7 @@ class Recommender:
         if options.which != NOVEL or options.domain or options.excluded:
             return None
         with suppress(NotReady):
-            return self._popular_slate(reading, replace(options, excluded=tuple(served.scorer.table.ids)))
+            return self._popular_slate(reading, replace(options, excluded=tuple(served.scorer.table.ids)), served)
         return None
 
     def _popular(self) -> Served:

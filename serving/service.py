@@ -148,9 +148,10 @@ class RecommendationService(pb_grpc.RecommendationServiceServicer):
             item_id = checks.identifier("item_id", request.item_id)
             k = checks.within("k", request.k, 0, MAX_K) or 10
             left_out = checks.identifiers("excluded_item_ids", request.excluded_item_ids, 0, MAX_EXCLUDED)
+            domain = checks.domain("domain", request.domain)
             checks.done()
             served = self._recommender.required_model(request.min_model_sequence)
-            origin, slate = self._recommender.similar(item_id, k, left_out, request.domain, served)
+            origin, slate = self._recommender.similar(item_id, k, left_out, domain, served)
             self._count("SimilarItems", origin)
             return pb.SimilarItemsResponse(provenance=origin, slate=slate)
 
@@ -163,12 +164,17 @@ class RecommendationService(pb_grpc.RecommendationServiceServicer):
     def _changes(self, request: pb.WatchUserStateRequest, context: grpc.ServicerContext) -> Iterator[Reading]:
         """The user now, and again after each change, until the caller or the server ends the stream."""
         mark: object = None
+        resting_until_s = 0.0
         while context.is_active() and not self._stopping.is_set():
+            rest_s = resting_until_s - time.monotonic()
+            if rest_s > 0:
+                self._stopping.wait(min(rest_s, _WATCH_TICK_S))
+                continue
             reading = self._recommender.read(request.user_id, 0)
             if reading.mark != mark:
                 mark = reading.mark
                 yield reading
-                self._stopping.wait(request.min_interval_ms / 1000)
+                resting_until_s = time.monotonic() + request.min_interval_ms / 1000
                 continue
             with self._state.changed:
                 self._state.changed.wait(_WATCH_TICK_S)

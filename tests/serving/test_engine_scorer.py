@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import numpy as np
 import pytest
 
@@ -108,6 +110,27 @@ def test_a_score_of_chosen_items_is_that_of_the_slate_and_others_are_scored_too(
         np.testing.assert_allclose(again[::-1], ranking.scores[which], rtol=1e-4, atol=1e-5)
     everything = scorer.score(view, now_ms, np.arange(len(scorer.table), dtype=np.int32))["mix"]
     assert np.isfinite(everything).all()
+
+
+def test_an_item_that_is_asked_for_twice_has_the_score_of_one_asked_once(scorer, reader):
+    now_ms = shop_events(60)[-1].timestamp_ms + 1000
+    view = view_of(reader.user("user-7").row, scorer.table, "user-7")
+    items = view.items[:1].tolist() + [9, 3, 9] + view.items[:1].tolist()
+    scores = scorer.score(view, now_ms, np.array(items, np.int32))
+    for which in ("mix", "novel", "repeat"):
+        once = {n: scorer.score(view, now_ms, np.array([n], np.int32))[which][0] for n in set(items)}
+        np.testing.assert_allclose(scores[which], [once[n] for n in items], rtol=1e-4, atol=1e-5)
+
+
+def test_a_ranking_keeps_nothing_of_the_slate_but_what_its_reasons_need(scorer, reader, monkeypatch):
+    view = view_of(reader.user("user-7").row, scorer.table, "user-7")
+    made = []
+    slate = scorer.engine.slate
+    monkeypatch.setattr(scorer.engine, "slate", lambda *of: made.append(slate(*of)) or made[-1])
+    ranking = scorer.rank(view, shop_events(60)[-1].timestamp_ms + 1000)
+    features = weakref.ref(made.pop().features)
+    assert features() is None
+    assert ranking.reasons([0])
 
 
 def test_reasons_are_given_for_any_place(scorer, reader):

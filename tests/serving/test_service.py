@@ -13,8 +13,8 @@ import pytest
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
-from graph.rows import Event
-from serving.arrays import unpack_strings
+from graph.rows import Event, key64
+from serving.arrays import item_part, unpack_strings
 from serving.proto.driftline.v1 import recommendation_pb2 as pb
 from serving.publish import publish
 from tests.serving.test_models import wait_for
@@ -196,6 +196,32 @@ def test_an_item_that_is_not_available_is_never_recommended(running, settings, l
     assert running.stub.ScoreItems(pb.ScoreItemsRequest(user_id="user-3", item_ids=[gone])).scores
 
 
+def test_a_slate_of_popularity_beside_a_model_leaves_out_what_is_not_available_or_of_another_domain(
+    running, settings, learnt, worker, monkeypatch
+):
+    parts, meta = learnt
+    ids = unpack_strings(parts["items"], "id")
+    items = item_part(ids, (), ["home" if n % 2 else "garden" for n in range(60)], [n > 3 for n in range(60)])
+    publish(settings.serving.snapshots, {**parts, "items": items}, meta)
+    wait_for(lambda: running.server.models.served.snapshot.sequence == 2)
+    worker.apply([Event("user-4", "unheard-of", worker.processor.window.watermark_ms, "purchase")])
+    wait_for(lambda: running.server.state.item_id(key64("unheard-of")))
+
+    def fails(view, now_ms):
+        raise RuntimeError("on purpose")
+
+    monkeypatch.setattr(running.server.models.served.scorer, "rank", fails)
+
+    def ask(**options):
+        return running.stub.Recommend(
+            pb.RecommendRequest(user_id="user-3", options=pb.SlateOptions(k=1000, min_model_sequence=2, **options))
+        )
+
+    assert "model_error" in ask().provenance.reasons
+    assert set(ask().slate.item_ids) == {*ids[4:], "unheard-of"}
+    assert set(ask(domain="garden").slate.item_ids) == {*ids[4::2], "unheard-of"}
+
+
 def test_the_model_info_names_version_source_and_metrics(running, snapshot):
     info = running.stub.GetModelInfo(pb.GetModelInfoRequest())
     assert info.provenance.model_version == snapshot
@@ -215,15 +241,26 @@ def test_the_model_info_names_version_source_and_metrics(running, snapshot):
                 pb.RecommendRequest(
                     user_id="x" * 300,
                     options=pb.SlateOptions(
-                        k=1001, list=9, request_time_ms=1_700_000_000_000_000, excluded_item_ids=[""]
+                        k=1001,
+                        list=9,
+                        request_time_ms=1_700_000_000_000_000,
+                        excluded_item_ids=[""],
+                        domain="ä" * 129,
                     ),
                 )
             ),
-            {"user_id", "options.k", "options.list", "options.request_time_ms", "options.excluded_item_ids[0]"},
+            {
+                "user_id",
+                "options.k",
+                "options.list",
+                "options.request_time_ms",
+                "options.excluded_item_ids[0]",
+                "options.domain",
+            },
         ),
         (lambda stub: stub.RecommendBatch(pb.RecommendBatchRequest()), {"user_ids"}),
         (lambda stub: stub.ScoreItems(pb.ScoreItemsRequest(user_id="u")), {"item_ids"}),
-        (lambda stub: stub.SimilarItems(pb.SimilarItemsRequest(k=-3)), {"item_id", "k"}),
+        (lambda stub: stub.SimilarItems(pb.SimilarItemsRequest(k=-3, domain="x" * 257)), {"item_id", "k", "domain"}),
         (
             lambda stub: list(stub.WatchUserState(pb.WatchUserStateRequest(min_interval_ms=-1))),
             {"user_id", "min_interval_ms"},
@@ -237,6 +274,16 @@ def test_invalid_arguments_name_every_field(running, call, fields):
     violations = detail(caught.value, error_details_pb2.BadRequest).field_violations
     assert {one.field for one in violations} == fields
     assert all("expected" in one.description for one in violations)
+
+
+def test_of_many_violations_the_first_are_told_and_the_others_counted(running):
+    options = pb.SlateOptions(excluded_item_ids=[""] * 10_000)
+    with pytest.raises(grpc.RpcError) as caught:
+        running.stub.Recommend(pb.RecommendRequest(user_id="", options=options))
+    assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    assert caught.value.details().endswith("; and 9981 more")
+    fields = [one.field for one in detail(caught.value, error_details_pb2.BadRequest).field_violations]
+    assert fields == ["user_id", *(f"options.excluded_item_ids[{n}]" for n in range(19))]
 
 
 def test_an_unknown_item_is_not_found_by_name(running):
@@ -322,3 +369,24 @@ def test_a_watcher_sees_a_change_that_the_writer_commits(running, worker):
     assert second.user_state.counters.events == first.user_state.counters.events + 1
     assert second.user_state.history.item_ids[0] == "item-9"
     assert second.user_state.history.actions[0] == "view"
+
+
+def test_a_watcher_that_left_gives_its_slot_back_within_its_interval(running):
+    request = pb.WatchUserStateRequest(user_id="user-3", min_interval_ms=3_600_000)
+    stream = running.stub.WatchUserState(request)
+    assert next(stream).user_state.known
+    time.sleep(0.3)  # until its thread waits
+    stream.cancel()
+    wait_for(lambda: running.server.metrics.watchers._value.get() == 0)
+
+
+def test_a_watcher_hears_of_changes_no_more_often_than_its_interval(running, worker):
+    stream = running.stub.WatchUserState(pb.WatchUserStateRequest(user_id="user-3", min_interval_ms=600))
+    before = next(stream).user_state.counters.events
+    started = time.monotonic()
+    for item in ("item-1", "item-2"):
+        worker.apply([Event("user-3", item, worker.processor.window.watermark_ms, "view")])
+    after = next(stream).user_state.counters.events
+    stream.cancel()
+    assert after == before + 2
+    assert time.monotonic() - started > 0.4

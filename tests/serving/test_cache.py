@@ -1,0 +1,60 @@
+"""Rankings kept for a moment, and for no longer: each holds the engine that made it."""
+
+from __future__ import annotations
+
+import gc
+import time
+import weakref
+
+import pytest
+
+from serving.cache import RecentRankings
+from serving.proto.driftline.v1 import recommendation_pb2 as pb
+from serving.publish import publish
+from tests.serving.test_models import wait_for
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that the test moves."""
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_a_ranking_is_given_for_an_equal_key_of_about_the_same_time_only():
+    kept = RecentRankings(users=2, close_ms=10)
+    kept.put("u", "m", "key", 1000, "ranking")
+    assert kept.get("u", "m", "key", 1010) == "ranking"
+    assert kept.get("u", "m", "key", 1011) is None
+    assert kept.get("u", "m", "other", 1000) is None
+    assert kept.get("u", "n", "key", 1000) is None
+
+
+def test_old_rankings_go_when_another_comes(clock):
+    kept = RecentRankings(users=100, close_ms=1000)
+    for user in ("a", "b", "c"):
+        kept.put(user, "m", "key", 0, "ranking")
+        clock[0] += 0.9
+    assert len(kept._kept) == 3
+    clock[0] += 0.1
+    kept.put("d", "m", "key", 0, "ranking")
+    assert list(kept._kept) == ["b", "c", "d"]
+    clock[0] += 60
+    kept.put("d", "m", "key", 0, "ranking")
+    assert list(kept._kept) == ["d"]
+
+
+def test_the_engine_of_a_model_that_was_replaced_is_freed(running, settings, learnt):
+    def ask(user, sequence):
+        options = pb.SlateOptions(min_model_sequence=sequence)
+        return running.stub.Recommend(pb.RecommendRequest(user_id=user, options=options))
+
+    for user in ("user-1", "user-2"):
+        ask(user, 1)
+    retired = weakref.ref(running.server.models.served.scorer.engine)
+    parts, meta = learnt
+    publish(settings.serving.snapshots, parts, meta)
+    wait_for(lambda: running.server.models.served.snapshot.sequence == 2)
+    ask("user-3", 2)
+    wait_for(lambda: gc.collect() >= 0 and retired() is None)

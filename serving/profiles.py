@@ -114,11 +114,19 @@ def decode_profile(value: bytes) -> StoredProfile:
     texts = {str(name): str(text) for name, text in dict(data["facets"]).items()}
     vectors = Profile(
         facets=_vectors(data.get("embedding")),
-        valid_from_ms=int(data["valid_from_ms"]),
-        version=int(data.get("version", 0)),
+        valid_from_ms=_whole(data["valid_from_ms"], 64),
+        version=_whole(data.get("version", 0), 32),
         source=str(data.get("source", "")),
     )
     return StoredProfile(str(data["user_id"]), str(data.get("text", "")), tuple(texts.items()), vectors)
+
+
+def _whole(value: Any, bits: int) -> int:
+    """A number that fits into the answers' messages."""
+    number, end = int(value), 2 ** (bits - 1)
+    if not -end <= number < end:
+        raise ValueError(f"got {number}, expected a signed number of {bits} bits")
+    return number
 
 
 def _vectors(embedding: Any) -> Float32:

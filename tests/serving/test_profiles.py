@@ -62,6 +62,9 @@ def test_a_tombstone_forgets_the_user_and_capacity_forgets_the_oldest():
         record(embedding="AAAA"),
         record(embedding=[1, 2, 3]),
         record(valid_from_ms="x"),
+        record(valid_from_ms=2**63),
+        record(version=2**31),
+        record(version=1e308),
     ],
 )
 def test_a_record_that_is_none_is_counted_and_left_out(value):

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import socket
 import subprocess
 import time
@@ -155,7 +156,8 @@ class EmbeddedBroker:
                 f"Else set broker.embedded_port to a free port, or broker.bootstrap to {HOST}:{self.port} if a Kafka "
                 "broker listens there"
             )
-        binary.chmod(0o755)
+        if not os.access(binary, os.X_OK):
+            binary.chmod(0o755)
         command = [str(binary), "start", "--only", "kafka", "--kafka-port", str(self.port), "--host", HOST]
         with (self.directory / "broker.log").open("ab") as log:
             child = subprocess.Popen(

@@ -158,7 +158,7 @@ def _jsonl_chunks(path: Path, known: dict[str, str]) -> Iterator[Chunk]:
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             try:
-                row = orjson.loads(line)
+                row = orjson.loads(line.removeprefix(codecs.BOM_UTF8) if number == 1 else line)
             except orjson.JSONDecodeError as error:
                 got = shorten(line.decode(errors="replace").rstrip()) if line.strip() else "an empty line"
                 expected = f"one JSON object a line ({error.msg} at character {error.pos + 1})"

@@ -71,11 +71,11 @@ def replay(
     with tempfile.TemporaryDirectory() as folder:
         if from_kafka is not None:
             records = None if adoptions is None else []
-            events = topic_file(settings, from_kafka, Path(folder) / "events.jsonl", records)
+            events = topic_file(settings, from_kafka, Path(folder) / "events.jsonl", records, limit)
         options = Options(
             Path(str(events)), to, items, [name for name in arms.split(",") if name], split, candidates,
             numbers, limit, resume, hold_out_items, profiles,
-            adoptions=adoptions, records=records if limit is None or records is None else records[:limit],
+            adoptions=adoptions, records=records,
         )  # fmt: skip
         with progress_bars() as show:
             metrics = run(options, settings, show)
@@ -89,16 +89,21 @@ def replay(
 
 def _numbers(seeds: str) -> list[int]:
     parts = [seed.strip() for seed in seeds.split(",")]
-    if not all(seed.isascii() and seed.isdigit() for seed in parts):
-        raise typer.BadParameter(f"got {seeds!r}; expected whole numbers from 0 with commas", param_hint="--seeds")
+    if not all(seed.isascii() and seed.isdigit() and len(seed) < 10 for seed in parts):
+        raise typer.BadParameter(
+            f"got {seeds!r}; expected whole numbers from 0 to 999999999 with commas", param_hint="--seeds"
+        )
     return [int(seed) for seed in parts]
 
 
-def topic_file(settings: Settings, topic: str, path: Path, records: list[Record] | None = None) -> Path:
+def topic_file(
+    settings: Settings, topic: str, path: Path, records: list[Record] | None = None, limit: int | None = None
+) -> Path:
     """The events of a topic that a worker accepts as a JSONL file; the others are counted on stderr.
 
     Args:
-        records: gets every record of the topic as a worker sees it, valid or not.
+        records: gets every record as a worker sees it, valid or not.
+        limit: events to read at most.
 
     Raises:
         InputError: the topic holds no event, or several partitions whose records were asked for.
@@ -112,6 +117,8 @@ def topic_file(settings: Settings, topic: str, path: Path, records: list[Record]
     written = invalid = 0
     with broker(settings.broker) as bootstrap, path.open("wb") as file:
         for received in read_all(settings.broker, bootstrap, topic):
+            if written == limit:
+                break
             record = Record(received.offset, received.value or b"", received.key, received.timestamp)
             if records is not None:
                 if received.partition:

@@ -381,3 +381,9 @@ def test_the_bundled_shop_is_what_its_notice_says():
     assert all(item.title for item in items.values())
     assert EVENTS.stat().st_size + ITEMS.stat().st_size < 4_000_000
     assert "CC BY 4.0" in (EVENTS.parent / "NOTICE.md").read_text()
+
+
+def test_a_byte_order_mark_of_utf_8_is_no_part_of_the_first_row(tmp_path):
+    path = tmp_path / "events.jsonl"
+    path.write_text('{"user_id": "u", "item_id": "i", "timestamp_ms": 1600000000000}\n', "utf-8-sig")
+    assert validate(path).ok

@@ -94,7 +94,7 @@ def load(source: str | Path | None = None, environment: Mapping[str, str] = os.e
     """As `load_settings`, with origins and with the environment as an argument."""
     found = list(_read(_find(source or "default", "settings"), ()))
     for name, text in sorted(environment.items()):
-        _check_name(name)
+        _check_name(name, text)
         if name.upper().startswith(ENVIRONMENT):
             found.append((path := _environment_path(name), _environment_value(name, path, text), name))
     tree: dict[str, Any] = {}
@@ -244,13 +244,17 @@ def _plain(node: yaml.Node, file: Path) -> Any:
         loader.dispose()
 
 
-def _check_name(name: str) -> None:
-    """That a name which begins like a section has two underscores: with one it would be passed over in silence."""
-    for section in Settings.model_fields:
+def _check_name(name: str, text: str) -> None:
+    """That a key of a section has two underscores before it: with one it would be passed over in silence.
+
+    DRIFTLINE_SERVING_PORT=tcp://... is how Kubernetes tells of a service named driftline-serving.
+    """
+    for section, field in Settings.model_fields.items():
         start = f"DRIFTLINE_{section.upper()}_"
-        if name.upper().startswith(start):
-            rest = name.upper().removeprefix(start).strip("_")
-            expected = f"{ENVIRONMENT}{section.upper()}__{rest or 'KEY'}"
+        key = name.upper().removeprefix(start).strip("_")
+        keys = getattr(field.annotation, "model_fields", ())
+        if name.upper().startswith(start) and key.lower() in keys and not text.startswith("tcp://"):
+            expected = f"{ENVIRONMENT}{section.upper()}__{key}"
             raise ConfigError(f"environment {name}: expected two underscores before each key: {expected}")
 
 

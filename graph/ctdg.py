@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from configs.settings import Graph
-from graph.memory import CODE_DIM, EDGE_DIM, MS_PER_DAY, Float32, GraphMemory, item_code, tiled
+from graph.memory import CODE_DIM, EDGE_DIM, MS_PER_DAY, Float32, GraphMemory, item_code
 
 Int64 = NDArray[np.int64]
 
@@ -201,13 +201,13 @@ class TemporalGraph:
         """Messages [b, G] of one t-batch to the users."""
         memory, code = self.items["memory"][i], self.items["code"][i]
         days = elapsed_days(t, self.users["pre_update_ms"][u])
-        return tiled(self.model.user.messages, np.concatenate((pre, memory, code, edges, days), 1))
+        return self.model.user.tiled("messages", np.concatenate((pre, memory, code, edges, days), 1))
 
     def _update_items(self, pre: Float32, i: Int64, t: Int64, edges: Float32) -> None:
         """One t-batch: no item twice."""
         memory, last = self.items["memory"][i], self.items["last_update_ms"][i]
-        messages = tiled(self.model.item.messages, np.concatenate((memory, pre, edges, elapsed_days(t, last)), 1))
-        self.items["memory"][i] = tiled(self.model.item.update, np.concatenate((messages, memory), 1))
+        messages = self.model.item.tiled("messages", np.concatenate((memory, pre, edges, elapsed_days(t, last)), 1))
+        self.items["memory"][i] = self.model.item.tiled("update", np.concatenate((messages, memory), 1))
         self.items["last_update_ms"][i] = np.maximum(t, last)
 
     def _close_runs(self, runs: _Runs, which: Int64, u: Int64, messages: Float32, rows: Int64) -> None:
@@ -219,7 +219,7 @@ class TemporalGraph:
         np.add.at(columns["message_count"], u[rows], 1)
         index = [runs.user[run] for run in which.tolist()]
         mean = columns["message_sum"][index] / columns["message_count"][index][:, None].astype(np.float32)
-        columns["memory"][index] = tiled(self.model.user.update, np.concatenate((mean, columns["pre"][index]), 1))
+        columns["memory"][index] = self.model.user.tiled("update", np.concatenate((mean, columns["pre"][index]), 1))
         columns["last_update_ms"][index] = [runs.t_ms[run] for run in which.tolist()]
 
 

@@ -153,7 +153,7 @@ class GraphLearner:
         to_user = np.concatenate((pre_rows, memory, self._columns["code"][group.items], edges, days), 1)
         self._raw_of_user.pop(group.user_id, None)
         self._raw_of_user[group.user_id] = (pre, to_user[:ROWS])
-        if len(self._raw_of_user) > USERS:
+        while len(self._raw_of_user) > USERS:
             del self._raw_of_user[next(iter(self._raw_of_user))]
         to_item = np.concatenate((memory, pre_rows, edges, elapsed_days(t, item_last)), 1)
         self._pending.append((group.items, memory, to_item))

@@ -18,6 +18,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable
+from typing import Literal
 
 import numpy as np
 import torch
@@ -30,7 +31,7 @@ CODE_DIM = 32
 EDGE_DIM = 3
 MS_PER_DAY = 86_400_000
 TILE = 32
-"""Rows of every matrix product in the stream. A fixed shape gives each row the same bits in any company."""
+"""Rows of every matrix product in the stream: a fixed shape gives each row the same bits in any company."""
 
 Float32 = NDArray[np.float32]
 
@@ -65,6 +66,7 @@ class Side(nn.Module):
             nn.Linear(settings.message_dim, settings.message_dim),
         )
         self.memory_updater = nn.GRUCell(settings.message_dim, settings.memory_dim)
+        self._tiles: dict[str, int] = {}
 
     def messages(self, raw: Tensor) -> Tensor:
         """Raw messages [B, dim_in + 1], elapsed days in the last column, to messages [B, G]."""
@@ -76,6 +78,21 @@ class Side(nn.Module):
         split = self.memory_updater.input_size
         memory: Tensor = self.memory_updater(message_and_memory[:, :split], message_and_memory[:, split:])
         return memory
+
+    def tiled(self, name: Literal["messages", "update"], rows: Float32) -> Float32:
+        """`messages` or `update` of [n, d] in tiles of TILE rows, the last one padded with zeros.
+
+        The result of a row does not depend, to the bit, on how many rows come with it or where it stands. Some
+        processors round a row by its place in a tile where the output is narrow: there each row is a tile of its own.
+        """
+        function: Callable[[Tensor], Tensor] = getattr(self, name)
+        if name not in self._tiles:
+            self._tiles[name] = TILE if _same_in_every_place(function, rows.shape[1]) else 1
+        n, tile = len(rows), self._tiles[name]
+        padded = np.zeros((-(-n // tile) * tile, rows.shape[1]), np.float32)
+        padded[:n] = rows
+        with torch.inference_mode():
+            return np.concatenate([function(part).numpy() for part in torch.split(torch.from_numpy(padded), tile)])[:n]
 
 
 class GraphMemory(nn.Module):
@@ -101,17 +118,12 @@ class GraphMemory(nn.Module):
         return digest.hexdigest()
 
 
-def tiled(function: Callable[[Tensor], Tensor], rows: Float32) -> Float32:
-    """Applies a row-wise function to [n, d] in tiles of TILE rows, the last one padded with zeros.
-
-    The result of a row does not depend, to the bit, on how many rows come with it or where it stands.
-    """
-    n = len(rows)
-    padded = np.zeros((-(-n // TILE) * TILE, rows.shape[1]), np.float32)
-    padded[:n] = rows
-    tiles = torch.split(torch.from_numpy(padded), TILE)
+def _same_in_every_place(function: Callable[[Tensor], Tensor], width: int) -> bool:
+    """Whether this machine gives a row of a tile the same bits wherever it stands."""
+    rows = torch.from_numpy(np.random.default_rng(0).standard_normal((TILE, width), np.float32))
     with torch.inference_mode():
-        return np.concatenate([function(tile).numpy() for tile in tiles])[:n]
+        first = function(rows)
+        return all(torch.equal(function(rows.roll(n, 0)), first.roll(n, 0)) for n in range(1, TILE))
 
 
 def item_code(key: int) -> Float32:

@@ -102,8 +102,8 @@ class Prompts(_Data):
                 {"interests": "x", "categories": "x", "brands": "x"},
             ):
                 sentences(self, dict.fromkeys(FACETS, "") | facets, "x")
-        except (KeyError, IndexError, ValueError) as error:
-            raise ValueError(f"record or sentences: a placeholder in braces is not known: {error}") from None
+        except (LookupError, ValueError, AttributeError) as error:
+            raise ValueError(f"record or sentences: what stands in braces can't be filled in: {error!r}") from None
         return self
 
 
@@ -153,7 +153,12 @@ def load_prompts(name: str) -> Prompts:
             f"profiles.prompts is {name!r}, but {path} can't be read ({error.strerror}); give one of {known}, "
             "or a path to a YAML file"
         ) from None
-    except (yaml.YAMLError, ValidationError, TypeError, UnicodeDecodeError) as error:
+    except ValidationError as error:
+        fault = error.errors()[0]
+        place = ".".join(map(str, fault["loc"]))
+        told = f"{place}: {fault['msg']}" if place else fault["msg"].removeprefix("Value error, ")
+        raise ConfigError(f"{path}: {told}; compare it with {PROMPTS / 'ecommerce.yaml'}") from None
+    except (yaml.YAMLError, TypeError, UnicodeDecodeError) as error:
         first = str(error).replace("\n", " ")[:300]
         raise ConfigError(f"{path}: {first}; compare it with {PROMPTS / 'ecommerce.yaml'}") from None
 

@@ -24,7 +24,6 @@ from graph.signals import Signals
 from model.columns import Layout, layout
 from model.features import features
 from model.ranker import HEADS, Ranker
-from model.reasons import Reason, explain
 from model.recall import BASE_BITS, BIT, PROFILES, Pool, Scored, best_of, listed_base, plug_bit, pool_of, score_base
 from model.standardiser import Standardiser
 
@@ -245,10 +244,6 @@ class Engine:
                 arm.cpu_s += time.process_time() - before
             self.standardiser.update(slate.raw[:, (slate.recalled & BASE_BITS) != 0])
         self.signals.observe(group, view, past)
-
-    def reasons(self, slate: Slate, items: Int32) -> list[Reason]:
-        """The strongest reason for each of some candidates, in words."""
-        return explain(slate.past, slate.now_ms, items, self.signals, self.table, slate.pool)
 
     def arrays(self, replay: bool = True) -> Arrays:
         """The whole state by name, plugs and item names left out.

@@ -1,6 +1,7 @@
 """Rankings kept for a moment: another list or page of the same user need not be scored again.
 
-A ranking holds what its reasons need: every recaller's scores, and the engine. So none is kept past its use.
+A ranking holds what its reasons need: every recaller's scores, and the engine. So the next one to be kept sends away
+all that are old or of another model.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Who may call, and how many at once: decided when a call's headers arrive, before it waits for a thread.
 
 Requests, streams (WatchUserState, reflection), health checks and refusals each run in a pool of their own, so that none
-takes a thread from another. Health needs no token. A thread waits for the message of a call, as grpc has it; here at
-most `_MESSAGE_S`, then the call is cancelled. A refusal never waits for it.
+takes a thread from another. Health needs no token. A thread waits for the first message of a call, as grpc has it; the
+call is cancelled `_MESSAGE_S` after it came, or a moment after its thread began to wait. A refusal never waits for it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _HEALTH_CALLS = 16
 """Health checks queued or running at once."""
 _RETRY_MS = 200
 _MESSAGE_S = 5.0
-"""How long an open call may keep a thread waiting for its next message."""
+"""How long after its arrival an open call may keep a thread waiting for its first message."""
 _TICK_S = 0.5
 
 
@@ -66,10 +66,10 @@ class Guard(grpc.ServerInterceptor):  # type: ignore[misc]
     ) -> None:
         self._tokens = [f"Bearer {token}".encode() for token in tokens]
         self._requests, self._max_in_flight, self._metrics = requests, max_in_flight, metrics
-        self._streams = futures.ThreadPoolExecutor(streams, thread_name_prefix="stream")
+        self._streams, self._max_streams = CountingPool(streams, "stream"), streams
         self._health = CountingPool(_HEALTH_CALLS, "health-check")
         self._refusals = futures.ThreadPoolExecutor(2, thread_name_prefix="refusal")
-        self._waiting: dict[grpc.ServicerContext, float] = {}
+        self._waiting: dict[grpc.ServicerContext, tuple[str, float]] = {}
         self._waiting_lock = threading.Lock()
         self._closed = threading.Event()
         threading.Thread(target=self._cancel_late, name="late-messages", daemon=True).start()
@@ -83,7 +83,7 @@ class Guard(grpc.ServerInterceptor):  # type: ignore[misc]
         handler = continuation(details)
         if handler is None:
             return None
-        pool, most = self._requests, self._max_in_flight
+        rpc, pool, most = details.method.rpartition("/")[2], self._requests, self._max_in_flight
         if details.method.startswith(_HEALTH):
             pool, most = self._health, _HEALTH_CALLS
         elif self._tokens and not self._may_call(details.invocation_metadata):
@@ -91,11 +91,11 @@ class Guard(grpc.ServerInterceptor):  # type: ignore[misc]
                 Unauthenticated("no valid bearer token; send the metadata 'authorization: Bearer TOKEN'")
             )
         elif handler.response_streaming:
-            return self._in_pool(handler, self._streams)
+            pool, most = self._streams, self._max_streams
         if pool.in_flight >= most:
-            self._metrics.shed.labels(details.method.rpartition("/")[2]).inc()
+            self._metrics.shed.labels(rpc).inc()
             return self._refusing(Overloaded(f"{most} requests are in flight", _RETRY_MS))
-        return self._in_pool(handler, pool)
+        return self._in_pool(handler, pool, rpc)
 
     def close(self) -> None:
         """Lets the threads end."""
@@ -116,15 +116,16 @@ class Guard(grpc.ServerInterceptor):  # type: ignore[misc]
         refuse.experimental_thread_pool = self._refusals  # type: ignore[attr-defined]
         return grpc.stream_stream_rpc_method_handler(refuse)
 
-    def _in_pool(self, handler: grpc.RpcMethodHandler, pool: futures.ThreadPoolExecutor) -> grpc.RpcMethodHandler:
+    def _in_pool(self, handler: grpc.RpcMethodHandler, pool: CountingPool, rpc: str) -> grpc.RpcMethodHandler:
         """The same handler run by a pool: as one of a stream of messages, since only such a one may wait for them."""
+        arrived_s = time.monotonic()
         call = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
 
         def behavior(messages: Iterator[Any], context: grpc.ServicerContext, *send: Callable[[Any], None]) -> Any:
-            arriving = self._arriving(messages, context)
+            arriving = self._arriving(messages, context, rpc, arrived_s)
             if handler.request_streaming:
                 return call(arriving, context, *send)
-            return call(_only(arriving, handler.request_deserializer, context), context, *send)
+            return call(self._only(arriving, handler.request_deserializer, context, rpc), context, *send)
 
         behavior.experimental_thread_pool = pool  # type: ignore[attr-defined]
         behavior.experimental_non_blocking = getattr(call, "experimental_non_blocking", False)  # type: ignore[attr-defined]
@@ -133,32 +134,37 @@ class Guard(grpc.ServerInterceptor):  # type: ignore[misc]
         deserializer = handler.request_deserializer if handler.request_streaming else None
         return make(behavior, deserializer, handler.response_serializer)
 
-    def _arriving(self, messages: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:
-        """The messages of a call; while the next one is waited for, the call is known to wait."""
-        while True:
+    def _arriving(
+        self, messages: Iterator[Any], context: grpc.ServicerContext, rpc: str, arrived_s: float
+    ) -> Iterator[Any]:
+        """The messages of a call; while the first is waited for, the call is known to wait."""
+        with self._waiting_lock:  # one that stood in a queue has had its time; it gets a moment to be read
+            self._waiting[context] = rpc, max(arrived_s + _MESSAGE_S, time.monotonic() + _TICK_S)
+        try:
+            first = next(messages, None)
+        finally:
             with self._waiting_lock:
-                self._waiting[context] = time.monotonic()
-            try:
-                message = next(messages, None)
-            finally:
-                with self._waiting_lock:
-                    del self._waiting[context]
-            if message is None:
-                return
-            yield message
+                self._waiting.pop(context, None)
+        if first is not None:
+            yield first
+            yield from messages
+
+    def _only(
+        self, arriving: Iterator[bytes], decode: Callable[[bytes], Any], context: grpc.ServicerContext, rpc: str
+    ) -> Any:
+        try:
+            return decode(next(arriving))
+        except (StopIteration, DecodeError):
+            self._metrics.answers.labels(rpc, grpc.StatusCode.INVALID_ARGUMENT.name).inc()
+            violation = ("request", "got no message, or bytes that are none; expected one message as in the schema")
+            context.abort_with_status(to_status(InvalidRequest([violation])))
 
     def _cancel_late(self) -> None:
         while not self._closed.wait(_TICK_S):
-            before_s = time.monotonic() - _MESSAGE_S
+            now_s = time.monotonic()
             with self._waiting_lock:
-                late = [context for context, since_s in self._waiting.items() if since_s < before_s]
-            for context in late:
+                late = [context for context, (_, until_s) in self._waiting.items() if until_s < now_s]
+                names = [self._waiting.pop(context)[0] for context in late]
+            for context, rpc in zip(late, names, strict=True):
                 context.cancel()
-
-
-def _only(arriving: Iterator[bytes], decode: Callable[[bytes], Any], context: grpc.ServicerContext) -> Any:
-    try:
-        return decode(next(arriving))
-    except (StopIteration, DecodeError):
-        violation = ("request", "got no message, or bytes that are none; expected one message as in the schema")
-        context.abort_with_status(to_status(InvalidRequest([violation])))
+                self._metrics.answers.labels(rpc, grpc.StatusCode.CANCELLED.name).inc()

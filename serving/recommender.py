@@ -231,7 +231,7 @@ class Recommender:
         if options.which != NOVEL or options.domain or options.excluded:
             return None
         with suppress(NotReady):
-            return self._popular_slate(reading, replace(options, excluded=tuple(served.scorer.table.ids)), served)
+            return self._popular_slate(reading, replace(options, excluded=tuple(served.scorer.table.ids)), None)
         return None
 
     def _popular(self) -> Served:

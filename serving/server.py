@@ -90,7 +90,7 @@ class Server:
             serving, self.state, self.profiles, self.models, StateMessages(names, self.state.item_id)
         )
         self._service = RecommendationService(serving, recommender, self.state, self.metrics)
-        self._health = health.HealthServicer()
+        self._health, self._status = health.HealthServicer(), health_pb2.HealthCheckResponse.UNKNOWN
         self._stop = threading.Event()
         try:
             self._server = self._new_grpc_server()
@@ -140,8 +140,10 @@ class Server:
         """SERVING once there is anything to answer from."""
         ready = self.models.served is not None or self.state.ready
         status = health_pb2.HealthCheckResponse.SERVING if ready else health_pb2.HealthCheckResponse.NOT_SERVING
-        self._health.set("", health_pb2.HealthCheckResponse.SERVING)
-        self._health.set(SERVICE, status)
+        if status != self._status:  # each call is a message to all that watch
+            self._status = status
+            self._health.set("", health_pb2.HealthCheckResponse.SERVING)
+            self._health.set(SERVICE, status)
 
     def _follow_health(self) -> None:
         while not self._stop.wait(self.settings.poll_s):

@@ -32,7 +32,7 @@ from llm.prompts import load_prompts
 from stream.adoptions import file_records, follow, read_adoptions
 from stream.evaluate.audit import AUDITS, AuditResult, audit
 from stream.evaluate.baselines import EASE_ITEMS
-from stream.evaluate.engine_arms import EngineArm, GraphArm
+from stream.evaluate.engine_arms import EngineArm, FrozenArm, GraphArm
 from stream.evaluate.goals import worth_function
 from stream.evaluate.inputs import profile_sources
 from stream.evaluate.log import Columns, EventLog, without_duplicates
@@ -249,7 +249,8 @@ def _run_seed(
         cost = time.perf_counter() - started[0], time.process_time() - started[1]
         state, adopted = setup.shared.get("state_sha256"), setup.shared.get("adoptions")
         for name, arm in zip(missing, arms, strict=True):
-            if state and adopted and isinstance(arm, EngineArm | GraphArm):  # what it drove; other arms drive none
+            drove = isinstance(arm, EngineArm | GraphArm) and not isinstance(arm, FrozenArm)  # it leaves at the split
+            if state and adopted and drove:
                 save(paths[name], name, result, cost, state(), adopted())
             else:
                 save(paths[name], name, result, cost, "", None)

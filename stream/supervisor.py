@@ -72,9 +72,9 @@ class Supervisor:
     def _run_once(self) -> int:
         reading, writing = os.pipe()
         environment = os.environ | self._environment | {PIPE: str(reading)}
-        ours = signal.signal(signal.SIGINT, signal.SIG_IGN)  # what the child inherits: Ctrl-C reaches it through us
-        self._child = subprocess.Popen(self._command, env=environment, pass_fds=[reading])
-        signal.signal(signal.SIGINT, ours)
+        self._child = subprocess.Popen(self._command, env=environment, pass_fds=[reading], preexec_fn=_leave_ctrl_c)
+        if self._ending:  # the signal came while it was made
+            self._child.terminate()
         os.close(reading)
         code = self._child.wait()
         os.close(writing)
@@ -89,6 +89,11 @@ class Supervisor:
         self._ending = True
         if self._child is not None:
             self._child.terminate()
+
+
+def _leave_ctrl_c() -> None:
+    """In a new child: a terminal sends Ctrl-C to both, and it is for the supervisor to pass it on."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def supervise(settings: Settings, config: str | None) -> int:

@@ -74,11 +74,10 @@ def create_topics(settings: Broker, bootstrap: str) -> list[str]:
         try:
             existing = set(client.list_topics())
             missing = [topic for topic in TOPICS if settings.prefix + topic.name not in existing]
-            for topic in missing:
-                _create(client, settings, topic)
+            made = [topic for topic in missing if _create(client, settings, topic)]
         except KafkaError as error:
             raise BrokerError(f"the broker at {bootstrap} refused to create topics: {_words(error)}") from None
-    return [settings.prefix + topic.name for topic in missing]
+    return [settings.prefix + topic.name for topic in made]
 
 
 def partitions_of(settings: Broker, bootstrap: str, name: str) -> int:
@@ -93,7 +92,8 @@ def partitions_of(settings: Broker, bootstrap: str, name: str) -> int:
         return len(client.describe_topics([settings.prefix + name])[0]["partitions"])
 
 
-def _create(client: Any, settings: Broker, topic: Topic) -> None:
+def _create(client: Any, settings: Broker, topic: Topic) -> bool:
+    """False if it is there after all: a broker lists a new topic only after a while."""
     retention_ms = int(settings.retention_days * MS_PER_DAY) or -1
     configs = (
         {"cleanup.policy": "compact"}
@@ -107,7 +107,8 @@ def _create(client: Any, settings: Broker, topic: Topic) -> None:
     try:
         client.create_topics([new])
     except TopicAlreadyExistsError:
-        return
+        return False
+    return True
 
 
 def _words(error: KafkaError) -> str:

@@ -134,6 +134,16 @@ def test_a_name_of_the_environment_with_one_underscore_is_not_passed_over(name):
     assert message(None, {name: "1"}).endswith("expected two underscores before each key: DRIFTLINE__SERVING__PORT")
 
 
+def test_names_that_an_orchestrator_makes_of_a_service_are_passed_over():
+    services = {
+        "DRIFTLINE_SERVING_SERVICE_HOST": "10.0.0.1",
+        "DRIFTLINE_SERVING_PORT": "tcp://10.0.0.1:50551",
+        "DRIFTLINE_BROKER_PORT_9092_TCP_ADDR": "10.0.0.2",
+        "DRIFTLINE_NAME_X": "y",
+    }
+    assert load(None, services).settings == Settings()
+
+
 def test_a_password_may_begin_with_a_bracket():
     environment = {"DRIFTLINE__BROKER__SASL_PASSWORD": "{hunter2", "DRIFTLINE__LLM__API_KEY": "[x]"}
     settings = load(None, environment).settings

@@ -5,13 +5,15 @@ from __future__ import annotations
 import itertools
 
 import numpy as np
+import pytest
 import torch
 from torch import nn
 from torch_geometric.nn.models.tgn import LastAggregator, TGNMemory
 
+import graph.memory
 from configs.settings import Graph
 from graph.ctdg import TemporalGraph
-from graph.memory import CODE_DIM, EDGE_DIM, MS_PER_DAY, TILE, GraphMemory, item_code, tiled
+from graph.memory import CODE_DIM, EDGE_DIM, MS_PER_DAY, TILE, GraphMemory, item_code
 
 SETTINGS = Graph(memory_dim=16, message_dim=12, time_dim=8)
 
@@ -104,13 +106,19 @@ def test_any_cut_gives_the_same_bits() -> None:
         assert cut.items["memory"].tobytes() == whole.items["memory"].tobytes()
 
 
-def test_a_row_of_a_tile_has_the_same_bits_in_any_place_and_company() -> None:
-    model = GraphMemory(SETTINGS)
+@pytest.mark.parametrize("width", [4, 7, 8, 16, 32])
+@pytest.mark.parametrize("alone", [False, True])
+def test_a_row_of_a_tile_has_the_same_bits_in_any_place_and_company(
+    width: int, alone: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if alone:  # as on a processor that rounds by place
+        monkeypatch.setattr(graph.memory, "_same_in_every_place", lambda function, width: False)
+    model = GraphMemory(SETTINGS.model_copy(update={"message_dim": width}))
     rows = np.random.default_rng(0).standard_normal((3 * TILE + 5, model.user.dim_in + 1)).astype(np.float32)
-    together = tiled(model.user.messages, rows)
+    together = model.user.tiled("messages", rows)
     order = np.random.default_rng(1).permutation(len(rows))
-    assert tiled(model.user.messages, rows[order]).tobytes() == together[order].tobytes()
-    assert tiled(model.user.messages, rows[7:8]).tobytes() == together[7:8].tobytes()
+    assert model.user.tiled("messages", rows[order]).tobytes() == together[order].tobytes()
+    assert model.user.tiled("messages", rows[7:8]).tobytes() == together[7:8].tobytes()
 
 
 def test_rows_of_a_group_read_the_user_from_before_the_group() -> None:

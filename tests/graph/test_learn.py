@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+import graph.learn
 from configs.settings import Graph, Model, Ranker, Settings
 from graph.embed import GraphReader
 from graph.memory import EDGE_DIM
@@ -18,11 +19,11 @@ SMALL = {"memory_dim": 8, "message_dim": 8, "time_dim": 4, "embed_dim": 8, "neig
 ITEMS = [f"i{n}" for n in range(20)]
 
 
-def learner(**graph):
+def learner(**changed):
     made = StreamLearner(
         Settings(
             model=Model(dim=8, blocks=1, max_len=8),
-            graph=Graph(**SMALL | graph),
+            graph=Graph(**SMALL | changed),
             ranker=Ranker(members=1, hidden=4, sampled=8, recall=8, pool=20, text_dim=4),
         )
     )
@@ -47,43 +48,38 @@ def feed(made, events):
 
 def test_a_step_sees_items_as_they_were_before_the_first_new_group_of_its_batch(monkeypatch):
     made = learner(replayed=0)
-    graph, checked = made.graph, []
-    memories = [graph._columns["memory"][: len(ITEMS)].copy()]  # before each group
-    step = graph._step
+    trained, checked = made.graph, []
+    memories = [trained._columns["memory"][: len(ITEMS)].copy()]  # before each group
+    step = trained._step
 
     def watched():
-        new = len(graph._batch)
+        new = len(trained._batch)
         begin = len(memories) - 1
         while new:  # groups without a past are no samples
             new -= sampled[begin]
             begin -= bool(new)
-        np.testing.assert_array_equal(graph._columns["then"][: len(ITEMS)], memories[begin])
+        np.testing.assert_array_equal(trained._columns["then"][: len(ITEMS)], memories[begin])
         checked.append(begin)
         step()
 
-    monkeypatch.setattr(graph, "_step", watched)
+    monkeypatch.setattr(trained, "_step", watched)
     sampled = []
     for events in baskets():
         had = len(made.view(events[0].user_id, 0).items) > 0
         sampled.append(had)
         feed(made, events)
-        memories.append(graph._columns["memory"][: len(ITEMS)].copy())
+        memories.append(trained._columns["memory"][: len(ITEMS)].copy())
     assert len(checked) > 5
 
 
 def test_the_loss_reaches_every_part_of_memory_and_reader():
     made = learner(learning_rate=1e-2)
-    graph = made.graph
-    before = {name: p.detach().clone() for part in (graph.memory, graph.reader) for name, p in part.named_parameters()}
+    parts = made.graph.memory, made.graph.reader
+    before = {name: p.detach().clone() for part in parts for name, p in part.named_parameters()}
     for events in baskets():
         feed(made, events)
-    assert graph.steps > 5
-    still = {
-        name
-        for part in (graph.memory, graph.reader)
-        for name, p in part.named_parameters()
-        if torch.equal(before[name], p)
-    }
+    assert made.graph.steps > 5
+    still = {name for part in parts for name, p in part.named_parameters() if torch.equal(before[name], p)}
     assert still == {"item_text.weight", "facet_key.weight", "facet_key.bias", "facet_value.weight", "facet_value.bias"}
 
 
@@ -99,6 +95,17 @@ def test_only_a_trained_graph_takes_steps_and_none_once_it_is_frozen(weights):
     for events in log[20:]:
         feed(made, events)
     assert made.graph.steps == steps
+
+
+def test_memories_of_users_past_a_bound_are_read_as_they_are_stored(monkeypatch):
+    monkeypatch.setattr(graph.learn, "USERS", 2)
+    made = learner()
+    latest = []
+    for events in baskets():
+        feed(made, events)
+        latest = [*(user for user in latest if user != events[0].user_id), events[0].user_id][-2:]
+        assert list(made.graph._raw_of_user) == latest
+    assert made.graph.steps > 5
 
 
 def test_slots_without_a_neighbour_do_not_reach_the_query():

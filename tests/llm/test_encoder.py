@@ -5,6 +5,7 @@ import sqlite3
 import numpy as np
 import pytest
 
+import llm.encoder
 from configs.errors import MissingModelError
 from configs.settings import Encoder
 from llm.encoder import TextEncoder
@@ -33,6 +34,14 @@ def test_a_vector_does_not_depend_on_what_is_encoded_with_it(minilm):
     together = TextEncoder(Encoder(cache=None)).encode(TEXTS + [f"text {i}" for i in range(40)])
     alone = TextEncoder(Encoder(cache=None))
     assert all(np.array_equal(alone.encode([text])[0], together[i]) for i, text in enumerate(TEXTS))
+
+
+def test_vectors_past_a_bound_are_made_again_and_are_the_same(minilm, monkeypatch):
+    monkeypatch.setattr(llm.encoder, "KEPT", 2)
+    encoder = TextEncoder(Encoder(cache=None))
+    whole = encoder.encode(TEXTS)
+    assert len(encoder._memory) == 2
+    np.testing.assert_array_equal(encoder.encode(TEXTS[::-1])[::-1], whole)
 
 
 def test_the_cache_gives_the_same_vectors_without_the_model(minilm, tmp_path):

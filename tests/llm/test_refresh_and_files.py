@@ -7,6 +7,7 @@ import pytest
 
 from configs.errors import InputError, MissingModelError
 from configs.settings import Profiles, Settings
+from llm import refresh
 from llm.client import TemplateClient
 from llm.fetch import check_sum
 from llm.generator import ProfileGenerator, generate_file
@@ -56,6 +57,17 @@ def test_two_profiles_of_a_user_keep_their_interval_of_event_time():
         queue.offer(shop_request(as_of_ms=as_of_ms))
         assert len(queue.take(0)) == taken
     assert queue.too_soon == 1
+
+
+def test_users_that_may_have_a_new_profile_anyway_are_forgotten_past_a_bound(monkeypatch):
+    monkeypatch.setattr(refresh, "REMEMBERED", 2)
+    queue = RequestQueue(Profiles(min_interval_ms=DAY_MS))
+    for user, as_of_ms in (("a", NOW_MS), ("b", NOW_MS + DAY_MS), ("c", NOW_MS + DAY_MS + 1)):
+        queue.offer(shop_request(user_id=user, as_of_ms=as_of_ms))
+        queue.take(0)
+    for user, soon in (("a", 0), ("b", 1), ("c", 2)):
+        queue.offer(shop_request(user_id=user, as_of_ms=NOW_MS + DAY_MS + 2))
+        assert queue.too_soon == soon
 
 
 def log_of(users: int, baskets: int):

@@ -154,7 +154,9 @@ def test_an_unknown_prompt_file_and_a_broken_one_are_one_clear_message(tmp_path)
     ("change", "words"),
     [
         ({"cues": {"crowd": "Customer:"}}, "cues: got crowd; expected crowd, interests, categories, brands"),
-        ({"record": "Bought: {titels}"}, "a placeholder in braces is not known: 'titels'"),
+        ({"record": "Bought: {titels}"}, r"what stands in braces can't be filled in: KeyError\('titels'\); compare"),
+        ({"record": "Bought: {titles.name}"}, "what stands in braces can't be filled in: AttributeError"),
+        ({"interests": "verbs"}, "interests: Input should be 'kinds' or 'titles'; compare it with"),
         ({"ignore_titles": ["(open"]}, r"'\(open' is no regular expression"),
     ],
 )

@@ -7,6 +7,7 @@ from configs.settings import Ranker, Settings, Signals
 from graph.history import DAY_MS
 from graph.view import Group, ItemTable, Profile, UserView
 from model.engine import MAIN, Engine
+from model.reasons import explain
 from model.recall import BIT, plug_bit
 
 DAY = int(DAY_MS)
@@ -79,6 +80,10 @@ def taught(groups=80, plugs=None) -> Engine:
     return engine
 
 
+def reasons(engine, slate, items):
+    return explain(slate.past, slate.now_ms, items, engine.signals, engine.table, slate.pool)
+
+
 def same(a, b) -> None:
     for name in ("candidates", "recalled", "features", "scores", "own"):
         np.testing.assert_array_equal(getattr(a, name), getattr(b, name), err_msg=name)
@@ -100,7 +105,7 @@ def test_an_unknown_user_gets_a_cold_start_slate():
     items, scores = slate.top(10)
     assert len(items) == 10
     assert np.all(np.diff(scores) <= 0)
-    assert all(reason.text for reason in engine.reasons(slate, items))
+    assert all(reason.text for reason in reasons(engine, slate, items))
 
 
 def test_scoring_changes_nothing():
@@ -211,9 +216,9 @@ def test_an_unknown_block_is_named():
 def test_reasons_speak_of_rhythm_and_of_companions():
     engine = taught()
     slate = engine.slate(view("u", HISTORY), NOW)
-    reasons = engine.reasons(slate, np.array([1, 7], np.int32))
-    assert reasons[0].text == "you had this twice; the last time was 30 days ago"
-    assert {reason.kind for reason in engine.reasons(slate, slate.top(10, "novel")[0])} <= {
+    told = reasons(engine, slate, np.array([1, 7], np.int32))
+    assert told[0].text == "you had this twice; the last time was 30 days ago"
+    assert {reason.kind for reason in reasons(engine, slate, slate.top(10, "novel")[0])} <= {
         "bought_with",
         "next_after",
         "similar_users",

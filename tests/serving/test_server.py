@@ -27,7 +27,7 @@ from serving import guard
 from serving.client import Client
 from serving.proto.driftline.v1 import recommendation_pb2 as pb
 from serving.proto.driftline.v1 import recommendation_pb2_grpc as pb_grpc
-from serving.server import SERVICE, Server
+from serving.server import _SPARE_STREAMS, SERVICE, Server
 from tests.serving.conftest import small_settings
 
 
@@ -229,6 +229,35 @@ def test_a_call_whose_message_does_not_come_is_cancelled(worker, settings, snaps
         assert code_of(half_open(channel, method)) == grpc.StatusCode.CANCELLED
         assert recommend(channel, timeout=5).slate.item_ids
         wait_for(lambda: server._requests.in_flight == 0)
+
+
+def test_a_stream_that_has_sent_a_message_may_wait_before_the_next(running, monkeypatch):
+    monkeypatch.setattr(guard, "_MESSAGE_S", 0.2)
+    more = threading.Event()
+
+    def requests():
+        yield reflection_pb2.ServerReflectionRequest(list_services="")
+        more.wait(10)
+        yield reflection_pb2.ServerReflectionRequest(list_services="")
+
+    answers = reflection_pb2_grpc.ServerReflectionStub(running.channel).ServerReflectionInfo(requests())
+    first = next(answers)
+    time.sleep(1.0)
+    more.set()
+    assert next(answers).list_services_response == first.list_services_response
+
+
+def test_half_open_streams_past_the_bound_are_refused_and_told_in_the_metrics(
+    worker, settings, snapshot, half_open, monkeypatch
+):
+    monkeypatch.setattr(guard, "_MESSAGE_S", 1.0)
+    few = settings.model_copy(update={"serving": settings.serving.model_copy(update={"max_watchers": 2})})
+    with Server(few) as server, grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+        waiting = [half_open(channel, WATCH) for _ in range(2 + _SPARE_STREAMS)]
+        wait_for(lambda: server._guard._streams.in_flight == len(waiting))
+        assert code_of(half_open(channel, WATCH)) == grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert {code_of(call) for call in waiting} == {grpc.StatusCode.CANCELLED}
+        assert server.metrics.answers.labels("WatchUserState", "CANCELLED")._value.get() == len(waiting)
 
 
 def test_a_call_without_a_message_or_with_other_bytes_is_invalid(running):

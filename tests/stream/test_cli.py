@@ -136,7 +136,7 @@ def test_a_replay_of_a_few_rows_ends_well(driftline: Run, tmp_path: Path) -> Non
         (("--items", "items.csv"), "--items needs --events"),
         (("--events", "events.csv", "--from-kafka", "interactions"), "expected one of them"),
         (("--seed=-1",), "got '-1'; expected whole numbers from 0"),
-        (("--seed", "18446744073709551616"), "expected whole numbers from 0 to 999999999"),
+        (("--seed", "18446744073709551616"), "got '18446744073709551616'"),
     ],
 )
 def test_options_of_replay_that_make_no_sense_are_refused(tmp_path: Path, given: tuple[str, ...], words: str) -> None:

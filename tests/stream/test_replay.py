@@ -278,6 +278,12 @@ def test_a_resumed_run_tells_the_state_that_a_fresh_one_tells(tmp_path):
     assert (resumed["state"], resumed["state_sha256"]) == (fresh["state"], fresh["state_sha256"])
 
 
+def test_the_state_is_that_after_the_log_whatever_arms_are_asked_for(tmp_path):
+    arms = ("popularity", "graph", "frozen")
+    runs = [replay(options(tmp_path / arm, arms=(arm,), limit=700), Settings()) for arm in arms]
+    assert len({metrics["state_sha256"] for metrics in runs}) == 1
+
+
 def test_candidates_of_no_items_file_are_refused(tmp_path):
     given = Options(EVENTS, tmp_path, arms=("popularity",), limit=1500, candidates="items")
     with pytest.raises(InputError, match="none is given; add --items FILE"):

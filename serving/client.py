@@ -58,6 +58,8 @@ class Client:
     """
 
     def __init__(self, target: str, token: str = "", certificate: Path | None = None, timeout_s: float = 10.0) -> None:
+        if "://" in target:
+            raise InputError(f"address {target!r}; expected host:port, without a scheme")
         self.target, self._timeout_s = target, timeout_s
         self._metadata = (("authorization", f"Bearer {token}"),) if token else ()
         options = (("grpc.service_config", _SERVICE_CONFIG),)
@@ -183,7 +185,7 @@ def _explained(error: grpc.RpcError, target: str) -> DriftlineError:
             f"no driftline service answers at {target}: start it with 'driftline serve', or set serving.host and port"
         )
     if code == grpc.StatusCode.UNAUTHENTICATED:
-        return ServingError(f"{target} answered {text}: give its token with --token, or in DRIFTLINE_TOKEN")
+        return ServingError(f"{target} wants one of its serving.tokens: give it as --token, or in DRIFTLINE_TOKEN")
     if code == grpc.StatusCode.DEADLINE_EXCEEDED:
         return ServingError(f"the service at {target} did not answer in time; it may be overloaded")
     return ServingError(f"{target} answered {code.name}: {text}")

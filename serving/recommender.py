@@ -246,7 +246,11 @@ class Recommender:
                 served = _popularity(self._state.popular())
                 self._fallback = time.monotonic(), served
         if not len(served.scorer.table):
-            raise NotReady(self._models.refused or "neither a snapshot nor any item popularity exists yet", RETRY_MS)
+            raise NotReady(
+                self._models.refused
+                or "neither a snapshot nor any item popularity exists yet: worker and trainer make them from events",
+                RETRY_MS,
+            )
         return served
 
 

@@ -64,7 +64,7 @@ class WorkerApp(faust.App):  # type: ignore[misc]
         self._changing = asyncio.Lock()
         self._holes: dict[TP, set[tuple[int, int]]] = defaultdict(set)
         self._gaps: set[TP] = set()
-        self._too_late_said = 0
+        self._said = {"too_late": 0, "dead": 0}
         self._unknown_said: set[str] = set()
         self.open = Partitions(settings, partitions, self.send_all, self.versions.load)
         super().__init__(
@@ -172,7 +172,7 @@ class WorkerApp(faust.App):  # type: ignore[misc]
         await self.send_all(changes.outgoing)  # 2
         processor.acknowledged = True
         self.metrics.count(changes)
-        self._say_too_late(block.tp)
+        self._say_outcomes(block.tp)
         self._say_unknown(changes.unknown_names)
         if self.open.users.get(block.partition) is processor and self.versions.due(processor):
             await self.versions.adopt(processor)
@@ -202,16 +202,19 @@ class WorkerApp(faust.App):  # type: ignore[misc]
                 name, UNKNOWN_ACTION.weight,
             )  # fmt: skip
 
-    def _say_too_late(self, tp: TP) -> None:
-        """Says that events came too late, again whenever there are ten times as many."""
-        total = self.metrics.totals["too_late"]
-        if total > 10 * self._too_late_said:
-            self._too_late_said = total
-            LOG.warning(
-                "partition %d of %s: %d events so far are more than state.late_ms, %g min, older than the newest one; "
-                "they are counted and change no state. Produce history in order of time, before what is newer.",
-                tp.partition, tp.topic, total, self.settings.state.late_ms / 60_000,
-            )  # fmt: skip
+    def _say_outcomes(self, tp: TP) -> None:
+        """Says that events came too late or are none, again whenever there are ten times as many."""
+        late_min = self.settings.state.late_ms / 60_000
+        words = {
+            "too_late": f"events so far are more than state.late_ms, {late_min:g} min, older than the newest one; they "
+            "are counted and change no state. Produce history in order of time, before what is newer.",
+            "dead": "records so far are no events and are kept as dead letters: `driftline dlq list` says why.",
+        }
+        for outcome, said in self._said.items():
+            total = self.metrics.totals[outcome]
+            if total > 10 * said:
+                self._said[outcome] = total
+                LOG.warning("partition %d of %s: %d %s", tp.partition, tp.topic, total, words[outcome])
 
     async def _read_again(self, block: Block, next_offset: int) -> bool:
         """Goes back when offsets are missing before or in a block; what is missing after that, too, holds no records.

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from configs.errors import DriftlineError
+from configs.load import MODEL_SECTIONS, sections_sha256
 from configs.settings import Broker, Settings
 
 State = Literal["ok", "note", "bad"]
@@ -143,6 +144,12 @@ def _snapshots(settings: Settings) -> Iterator[Finding]:
     snapshot = open_snapshot(root)
     held = ", held" if pointer.held else ""
     yield Finding("snapshots", "ok", f"{snapshot.version} is current{held}; its sums hold")
+    ours = sections_sha256(settings, MODEL_SECTIONS)
+    if snapshot.meta.extra.get("settings", ours) != ours:
+        yield Finding(
+            "snapshots", "bad", f"{snapshot.version} was trained with other {', '.join(MODEL_SECTIONS)} than these",
+            "start trainer and serve with the same --config; serve refuses it with this one",
+        )  # fmt: skip
 
 
 def _serving(settings: Settings) -> Iterator[Finding]:

@@ -55,7 +55,7 @@ EXPECTED = {
     "long": "a string, or nothing",
     "texts": "a list of strings, a string with | between them, or nothing",
     "flag": "true or false",
-    "time": f"unix milliseconds, an integer from 0 to {MAX_TIMESTAMP_MS}",
+    "time": f"unix milliseconds (not micro- or nanoseconds), an integer from 0 to {MAX_TIMESTAMP_MS}",
     "number": f"a finite number up to {MAX_NUMBER:g}, or nothing",
 }
 TEXTS = ("id", "text", "action", "long")
@@ -332,6 +332,7 @@ def check_times(report: Report, numbers: Sequence[int], times: pa.Array, last_ms
     if times.null_count == len(times):
         return last_ms
     whole = times.fill_null(-1).to_numpy()
+    whole = np.where(whole > MAX_TIMESTAMP_MS, -1, whole)  # out of range, as is told
     ahead = np.maximum.accumulate(np.concatenate([[last_ms], whole]))
     valid = whole >= 0
     for kind, mask, expected in (

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import csv
 from collections import Counter
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count, islice
 from pathlib import Path
@@ -68,11 +69,14 @@ class Chunk:
         return len(self.numbers)
 
 
+Chunks = Generator[Chunk, None, None]
+Typed = Generator[tuple[Chunk, pa.RecordBatch, list[Problem]], None, None]
+
 # ---------------------------------------------------------------------------------------------- reading chunks
 
 
-def _chunks(path: Path, known: dict[str, str]) -> Iterator[Chunk]:
-    readers: dict[str, Callable[[Path, dict[str, str]], Iterator[Chunk]]] = {
+def _chunks(path: Path, known: dict[str, str]) -> Chunks:
+    readers: dict[str, Callable[[Path, dict[str, str]], Chunks]] = {
         ".parquet": _parquet_chunks,
         ".csv": _csv_chunks,
         ".jsonl": _jsonl_chunks,
@@ -108,14 +112,14 @@ def _table_chunk(
     return Chunk(numbers, columns, extra, unknown, broken)
 
 
-def _parquet_chunks(path: Path, known: dict[str, str]) -> Iterator[Chunk]:
+def _parquet_chunks(path: Path, known: dict[str, str]) -> Chunks:
     first_row = 1
     for batch in pa.parquet.ParquetFile(path).iter_batches(CHUNK_ROWS):
         yield _table_chunk(path, batch, known, range(first_row, first_row + batch.num_rows), [])
         first_row += batch.num_rows
 
 
-def _csv_chunks(path: Path, known: dict[str, str]) -> Iterator[Chunk]:
+def _csv_chunks(path: Path, known: dict[str, str]) -> Chunks:
     broken: list[Problem] = []
 
     def on_bad_row(row: pa.csv.InvalidRow) -> str:
@@ -128,7 +132,7 @@ def _csv_chunks(path: Path, known: dict[str, str]) -> Iterator[Chunk]:
         header = file.readline().decode("utf-8-sig")
     if not header.strip():
         raise InputError(f"{path}: got an empty first line; expected a header with the names of the columns")
-    names = pa.csv.read_csv(pa.BufferReader(header.encode())).schema.names
+    names = next(csv.reader([header]))  # pyarrow would start threads, and abort a process that ends while they do
     if len(names) == 1 and ";" in names[0]:
         raise InputError(f"{path}: got the header {shorten(names[0])} with ';' between the columns; expected ','")
     reader = pa.csv.open_csv(
@@ -140,18 +144,19 @@ def _csv_chunks(path: Path, known: dict[str, str]) -> Iterator[Chunk]:
         ),
     )
     next_row = 1
-    for batch in reader:
-        wrong = {problem.row for problem in broken}  # of the block after this one, too: the reader is ahead
-        numbers = list(islice((row for row in count(next_row) if row not in wrong), batch.num_rows))
-        next_row = max(numbers, default=next_row - 1) + 1
-        here = [problem for problem in broken if problem.row < next_row]
-        del broken[: len(here)]
-        yield _table_chunk(path, batch, known, numbers, here)
+    with reader:
+        for batch in reader:
+            wrong = {problem.row for problem in broken}  # of the block after this one, too: the reader is ahead
+            numbers = list(islice((row for row in count(next_row) if row not in wrong), batch.num_rows))
+            next_row = max(numbers, default=next_row - 1) + 1
+            here = [problem for problem in broken if problem.row < next_row]
+            del broken[: len(here)]
+            yield _table_chunk(path, batch, known, numbers, here)
     if broken:
         yield Chunk([], {}, None, [], broken)
 
 
-def _jsonl_chunks(path: Path, known: dict[str, str]) -> Iterator[Chunk]:
+def _jsonl_chunks(path: Path, known: dict[str, str]) -> Chunks:
     rows: list[dict[str, Any]] = []
     numbers: list[int] = []
     broken: list[Problem] = []
@@ -193,42 +198,47 @@ def _object_chunk(
 # ---------------------------------------------------------------------------------------------- typed chunks
 
 
-def _typed(
-    path: Path, known: dict[str, str], required: tuple[str, ...]
-) -> Iterator[tuple[Chunk, pa.RecordBatch, list[Problem]]]:
+def _typed(path: Path, known: dict[str, str], required: tuple[str, ...]) -> Typed:
     """Chunks with their typed columns and what is wrong in them."""
-    for chunk in _chunks(path, known):
-        problems = list(chunk.broken)
-        if chunk.rows == 0:
-            yield chunk, pa.RecordBatch.from_pydict({}), problems
-            continue
-        missing = [name for name in required if name not in chunk.columns]
-        if missing:
-            got = ", ".join([*chunk.columns, *chunk.unknown]) or "no columns"
-            raise InputError(
-                f"{path}: column {missing[0]!r} is missing: got {shorten(got)}; "
-                f"expected {', '.join(required)} and optionally {', '.join(n for n in known if n not in required)}"
-            )
-        typed = {}
-        for name, raw in chunk.columns.items():
-            typed[name], found = check_column(name, known[name], raw, chunk.numbers, name in required)
-            problems += found
-        yield chunk, pa.RecordBatch.from_pydict(typed), sorted(problems, key=lambda problem: problem.row)
+    with contextlib.closing(_chunks(path, known)) as chunks:
+        for chunk in chunks:
+            problems = list(chunk.broken)
+            if chunk.rows == 0:
+                yield chunk, pa.RecordBatch.from_pydict({}), problems
+                continue
+            missing = [name for name in required if name not in chunk.columns]
+            if missing:
+                raise _lacks(path, missing[0], chunk, known, required)
+            typed = {}
+            for name, raw in chunk.columns.items():
+                typed[name], found = check_column(name, known[name], raw, chunk.numbers, name in required)
+                problems += found
+            yield chunk, pa.RecordBatch.from_pydict(typed), sorted(problems, key=lambda problem: problem.row)
 
 
-def _typed_events(path: Path) -> Iterator[tuple[Chunk, pa.RecordBatch, list[Problem]]]:
-    for chunk, batch, problems in _typed(path, EVENT_COLUMNS, EVENT_REQUIRED):
-        yield chunk, batch, problems + check_extra(chunk.numbers, chunk.extra)
+def _lacks(path: Path, name: str, chunk: Chunk, known: dict[str, str], required: tuple[str, ...]) -> InputError:
+    got = ", ".join([*chunk.columns, *chunk.unknown]) or "no columns"
+    near = [one for one in chunk.unknown if one.strip().lower() == name]
+    hint = f" ({near[0]!r} must be spelt {name!r})" if near else ""
+    return InputError(
+        f"{path}: column {name!r} is missing: got {shorten(got)}{hint}; "
+        f"expected {', '.join(required)} and optionally {', '.join(n for n in known if n not in required)}"
+    )
 
 
-def _strict(
-    path: Path, typed: Iterator[tuple[Chunk, pa.RecordBatch, list[Problem]]]
-) -> Iterator[tuple[Chunk, pa.RecordBatch]]:
-    for chunk, batch, problems in typed:
-        if problems:
-            raise _refused(path, problems[0])
-        if chunk.rows:
-            yield chunk, batch
+def _typed_events(path: Path) -> Typed:
+    with contextlib.closing(_typed(path, EVENT_COLUMNS, EVENT_REQUIRED)) as typed:
+        for chunk, batch, problems in typed:
+            yield chunk, batch, problems + check_extra(chunk.numbers, chunk.extra)
+
+
+def _strict(path: Path, typed: Typed) -> Iterator[tuple[Chunk, pa.RecordBatch]]:
+    with contextlib.closing(typed):
+        for chunk, batch, problems in typed:
+            if problems:
+                raise _refused(path, problems[0])
+            if chunk.rows:
+                yield chunk, batch
 
 
 def _refused(path: Path, problem: Problem) -> InputError:
@@ -363,7 +373,7 @@ def count_rows(path: Path) -> int | None:
     return None
 
 
-def read_messages(path: Path) -> Iterator[tuple[bytes, bytes]]:
+def read_messages(path: Path) -> Generator[tuple[bytes, bytes], None, None]:
     """(key, JSON value) of each event in the order of the file, for a producer. Raises as `read_columns` does."""
     for chunk, batch in _strict(path, _typed_events(path)):
         extra = chunk.extra or [None] * batch.num_rows

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -200,12 +200,20 @@ def event_messages(path: Path, since_ms: int = 0, until_ms: int | None = None) -
             yield key, value
 
 
-def in_seconds(path: Path) -> int | None:
-    """The time of a file's first event if it looks like seconds: as milliseconds it would lie in 1970."""
-    for _, value in read_messages(path):
-        t = int(orjson.loads(value)["timestamp_ms"])
-        return t if t < SECONDS_BELOW_MS else None
-    return None
+def refuse_seconds(path: Path) -> None:
+    """That the first event of a file has milliseconds: taken as such, seconds are days of January 1970.
+
+    Raises:
+        InputError: its time looks like seconds; or the file can't be read.
+    """
+    with closing(read_messages(path)) as messages:
+        for _, value in messages:
+            if (t := orjson.loads(value)["timestamp_ms"]) < SECONDS_BELOW_MS:
+                raise InputError(
+                    f"{path}: the first timestamp_ms is {t}, which looks like seconds; expected unix milliseconds, "
+                    "which is 1,000 times that. Nothing was sent."
+                )
+            return
 
 
 def item_messages(path: Path) -> Iterator[Message]:

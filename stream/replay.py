@@ -28,6 +28,7 @@ from configs.errors import InputError
 from configs.load import config_sha256
 from configs.settings import Settings
 from graph.view import Int64
+from llm.profile import read_header
 from llm.prompts import load_prompts
 from stream.adoptions import file_records, follow, read_adoptions
 from stream.evaluate.audit import AUDITS, AuditResult, audit
@@ -136,6 +137,8 @@ def replay(options: Options, settings: Settings, progress: Progress | None = Non
     started = time.perf_counter()
     say = progress or (lambda what, done, total: None)
     make_folder(options.out)
+    if options.profiles is not None:
+        read_header(options.profiles)
     data = _read(options, settings)
     names = _arms(options, len(data.log.item_ids))
     followed = _follow(options, settings, len(data.log) + data.duplicates, say)

@@ -16,6 +16,7 @@ import typer
 for library in ("OMP", "OPENBLAS", "MKL"):  # before numpy loads: the parts run beside each other, and threads contend
     os.environ.setdefault(f"{library}_NUM_THREADS", "1")
 
+from configs.errors import InputError  # noqa: E402
 from stream.cli import bench, dlq, evaluate, inspect, parts, query, snapshots, state  # noqa: E402
 from stream.exits import report  # noqa: E402
 
@@ -60,5 +61,9 @@ def main() -> None:
     """Entry point of the `driftline` command."""
     try:
         app()
+    except UnicodeEncodeError as error:
+        if error.object not in sys.argv:
+            sys.exit(report(error))
+        sys.exit(report(InputError(f"argument {error.object!r} is not UTF-8; expected text")))
     except Exception as error:  # noqa: BLE001 - the last place where an error can become a message
         sys.exit(report(error))

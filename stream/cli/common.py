@@ -49,7 +49,12 @@ def print_json(value: Any) -> None:
 
 def when(t_ms: int) -> str:
     """An event time for people."""
-    return "never" if t_ms < 0 else datetime.fromtimestamp(t_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S")
+    if t_ms < 0:
+        return "never"
+    try:
+        return datetime.fromtimestamp(t_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S")
+    except (ValueError, OverflowError):  # past the year 9999
+        return f"{t_ms} ms"
 
 
 @contextmanager

@@ -96,5 +96,6 @@ def profile_show(
         out.print(f"v{profile.get('version')} by {profile.get('source')}, valid from {valid_from}")
         out.print(f"  {profile.get('text')}")
         for name, text in profile.get("facets", {}).items():
-            out.print(f"  {name}: {text}")
+            if text:
+                out.print(f"  {name}: {text}")
     return None

@@ -37,13 +37,12 @@ def produce(
     """
     from stream.broker import broker
     from stream.files import count_rows
-    from stream.produce import in_seconds, send_files, sender
+    from stream.produce import refuse_seconds, send_files, sender
     from stream.topics import create_topics
 
     settings = settings_of(config)
     total = count_rows(events) if since is None and until is None else None
-    if (t := in_seconds(events)) is not None:
-        err.print(f"warning: {events} begins at timestamp_ms {t}, which looks like seconds; expected unix milliseconds")
+    refuse_seconds(events)
     with broker(settings.broker) as bootstrap:
         create_topics(settings.broker, bootstrap)
         with sender(settings.broker, bootstrap) as to_kafka, progress(total, "events") as update:
@@ -54,6 +53,8 @@ def produce(
     if as_json:
         print_json({"events": sent.records, "items": sent_items.records, "bytes": sent.bytes, "per_s": sent.per_s})
     else:
+        if not sent.records:
+            err.print("no event of the file lies between --since and --until" if since or until else "no event to send")
         out.print(f"sent {sent.records:,} events and {sent_items.records:,} items, {sent.per_s:,.0f} events/s")
 
 

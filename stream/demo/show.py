@@ -119,12 +119,13 @@ def show_figures(console: Console, figures: Mapping[str, Any]) -> None:
 
 def wait_for_interrupt(console: Console) -> None:
     """Leaves everything running until Ctrl-C, and says how to ask."""
-    exports = [f"{name}={value}" for name, value in OVERRIDES.items() if "PORT" in name or "ROOT" in name]
+    places = ("DIR", "ROOT", "SNAPSHOTS", "EMBEDDED_PORT", "SERVING__PORT")
+    exports = [f"  export {name}={value}\n" for name, value in OVERRIDES.items() if name.endswith(places)]
     console.print(
-        "everything keeps running; in another terminal:\n"
-        f"  export {' '.join(exports)}\n"
-        "  driftline query user 17841\n  driftline recommend 17841 -k 5\n  driftline similar 85123A\n"
-        "Ctrl-C ends it."
+        f"everything keeps running; in another terminal:\n{''.join(exports)}"
+        "  driftline query user 17841\n  driftline recommend 17841 -k 5 --at 2010-12-10\n  driftline similar 85123A\n"
+        "Ctrl-C ends it.",
+        soft_wrap=True,
     )
     try:
         threading.Event().wait()

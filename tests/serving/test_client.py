@@ -110,6 +110,11 @@ def test_errors_say_what_to_do(client, running, tmp_path):
         Client("127.0.0.1:1", certificate=tmp_path / "no.pem")
 
 
+def test_an_address_with_a_scheme_is_refused():
+    with pytest.raises(InputError, match="expected host:port, without a scheme"):
+        Client("http://127.0.0.1:50551")
+
+
 def test_a_list_that_there_is_not_is_refused_in_words(client):
     with pytest.raises(InputError, match="list 'new'; expected overall, novel, repeat"):
         client.recommend("user-1", which="new")

@@ -219,14 +219,16 @@ def test_a_worker_names_an_action_that_is_not_configured_once(world: Any, wait: 
 
 
 def test_a_worker_says_what_it_opened_and_that_a_history_came_too_late(world: Any, wait: Any) -> None:
-    world.produce([(b"u", encode_event(Event("u", "i", 1_700_000_000_000, "purchase"))), *shop_records(30)])
+    ahead = encode_event(Event("u", "i", 1_700_000_000_000, "purchase"))
+    world.produce([(b"u", ahead), *shop_records(30), (b"u", b"no event")])
     with world.worker() as worker:
-        wait(lambda: worker.applied() == 31, what="all events are taken")
+        wait(lambda: worker.applied() == 32, what="all events are taken")
         worker.stop()
     said = worker.log.read_text()
     assert "partition 0 of" in said
     assert "is open" in said
     assert "30 events so far are more than state.late_ms, 60 min, older than the newest one" in said
+    assert "1 records so far are no events and are kept as dead letters: `driftline dlq list` says why." in said
 
 
 def test_a_worker_that_waits_leaves_the_core_alone(world: Any, wait: Any) -> None:

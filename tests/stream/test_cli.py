@@ -99,6 +99,25 @@ def test_a_service_that_does_not_run_is_one_message(driftline: Run) -> None:
     refused(driftline("recommend", "u1", "--address", "127.0.0.1:9"), 76, "start it with 'driftline serve'")
 
 
+def test_a_time_in_microseconds_is_listed_by_validate(driftline: Run, tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    path.write_text(EVENT + EVENT.replace("1600000000000", "1600000000000000000"))
+    checked = driftline("validate", "--events", str(path))
+    assert checked.returncode == 65, checked.stderr
+    assert "expected unix milliseconds (not micro- or nanoseconds)" in " ".join(checked.stdout.split())
+
+
+def test_an_argument_that_is_no_text_is_one_message(driftline: Run) -> None:
+    refused(driftline("query", "user", "\udcff\udcfe"), 65, "is not UTF-8; expected text")
+
+
+def test_a_file_of_no_profiles_is_refused_before_the_replay(driftline: Run, tmp_path: Path) -> None:
+    path = tmp_path / "items.csv"
+    path.write_text("item_id\na\n")
+    given = ("--arms", "popularity", "--limit", "100", "--out", str(tmp_path / "out"))
+    refused(driftline("replay", "--profiles", str(path), *given), 65, "expected a JSON object with format")
+
+
 def test_a_bad_events_file_is_refused_with_row_and_column(world: Any, driftline: Run, tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     path.write_text(EVENT + '{"user_id": "u1", "item_id": "", "timestamp_ms": 1}\n')
@@ -260,7 +279,10 @@ def test_produced_events_keep_key_type_header_and_unknown_fields(world: Any, dri
     assert "seconds" not in result.stderr
     events.write_text(EVENT.replace("1600000000000", "1600000000"))
     result = driftline("produce", "--events", str(events), "-c", str(world.config))
-    assert "begins at timestamp_ms 1600000000, which looks like seconds" in result.stderr
+    refused(result, 65, "the first timestamp_ms is 1600000000, which looks like seconds")
+    events.write_text(EVENT)
+    result = driftline("produce", "--events", str(events), "--since", "2021-01-01", "-c", str(world.config))
+    assert "no event of the file lies between --since and --until" in result.stderr
 
 
 def test_dead_letters_are_listed_shown_byte_for_byte_and_sent_again(world: Any, driftline: Run) -> None:

@@ -323,6 +323,7 @@ def test_actions_that_the_configuration_does_not_set_are_counted_and_the_file_st
         ("events.parquet", b"not parquet", "can't be read as PARQUET"),
         ("events.csv", b"", "empty first line"),
         ("events.csv", b"user,item\n1,2\n", "column 'user_id' is missing"),
+        ("events.csv", b"User_ID, item_id\nu,a\n", "'User_ID' must be spelt 'user_id'"),
         ("events.csv", b"user_id,item_id,timestamp_ms\n", "got 0 rows"),
         ("events.jsonl", b"", "got 0 rows"),
         ("events.csv", b"user_id,item_id,user_id\nu,a,v\n", "got 2 columns 'user_id'; expected each name once"),

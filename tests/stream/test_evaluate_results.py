@@ -37,17 +37,13 @@ def test_the_committed_run_reproduces_the_measured_bars(arm, which):
 
 
 def test_the_committed_runs_passed_the_audit_with_every_arm():
-    replayed = orjson.loads((RESULTS / "replay-85.json").read_bytes())["leak_audit"]
-    assert {replayed[name] for name in AUDITS} == {"pass"}
-    assert replayed["from_file"] > 0
     metrics = orjson.loads((RESULTS / "split-85.json").read_bytes())
     assert {metrics["leak_audit"][name] for name in AUDITS} == {"pass"}
+    assert metrics["leak_audit"]["from_file"] > 0
     assert {"incremental", "frozen", "hstu", "sasrec", "graph", "ranker+profiles"} <= set(metrics["arms"])
 
 
-@pytest.mark.parametrize(
-    "name", ["split-85.json", "split-50.json", "random-graph-85.json", "one-seed-85.json", "replay-85.json"]
-)
+@pytest.mark.parametrize("name", ["split-85.json", "split-50.json", "random-graph-85.json", "one-seed-85.json"])
 def test_the_committed_runs_are_of_the_bundled_data(log, name):
     metrics = orjson.loads((RESULTS / name).read_bytes())
     assert metrics["data"]["events"] == len(log)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from configs.errors import SnapshotError
-from configs.load import MODEL_SECTIONS, sections_sha256
+from configs.load import MODEL_SECTIONS
 from configs.settings import Settings
 from graph.learn import GraphLearner
 from graph.rows import Float32
@@ -28,7 +28,7 @@ from model.sequence import SequenceScorer
 from serving.arrays import unpack_strings
 from serving.models import BuildScorer
 from serving.scorer import OVERALL, Ranking, Scorer
-from serving.snapshot import Snapshot
+from serving.snapshot import Snapshot, fits
 
 GRAPH, FUSED = "graph", "fused"
 _TEXT_WEIGHT = 0.1
@@ -95,10 +95,9 @@ class EngineScorer:
 
 def engine_builder(settings: Settings) -> BuildScorer:
     """How a snapshot becomes a scorer under some settings; they must be those that trained it."""
-    ours = sections_sha256(settings, MODEL_SECTIONS)
 
     def build(snapshot: Snapshot) -> Scorer:
-        if snapshot.meta.extra.get("settings", ours) != ours:
+        if not fits(snapshot.meta, settings):
             raise SnapshotError(
                 f"snapshot {snapshot.version} was trained with other settings than this process has: the sections "
                 f"{', '.join(MODEL_SECTIONS)} must be equal. Start trainer and serve with the same --config."

@@ -23,6 +23,8 @@ import numpy as np
 import orjson
 
 from configs.errors import SnapshotError
+from configs.load import MODEL_SECTIONS, sections_sha256
+from configs.settings import Settings
 from serving.arrays import Array, file_sha256, map_arrays
 
 Parts = Mapping[str, Mapping[str, Array]]
@@ -32,6 +34,10 @@ GATE_GROUPS = 500
 """Scored groups from which on the gate compares prequential metrics."""
 LEVEL = "level"
 """Key of `Meta.extra`: counts up when the trainer takes a lasting drop as normal; the gate compares within a level."""
+
+
+SETTINGS = "settings"
+"""Key of `Meta.extra`: hash of the sections that the model is rebuilt with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +72,11 @@ class Snapshot:
     created_ms: int
     meta: Meta
     parts: dict[str, dict[str, Array]]
+
+
+def fits(meta: Meta, settings: Settings) -> bool:
+    """Whether a snapshot was trained with the settings that a model is rebuilt with; True where it does not say."""
+    return meta.extra.get(SETTINGS) in (None, sections_sha256(settings, MODEL_SECTIONS))
 
 
 @dataclass(frozen=True, slots=True)

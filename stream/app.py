@@ -54,6 +54,14 @@ def group_of(settings: Settings) -> str:
     return f"{settings.broker.prefix}worker"
 
 
+OUTCOMES = {
+    "too_late": "events so far are more than state.late_ms, {late_min:g} min, older than the newest one; they are "
+    "counted and change no state. Produce history in order of time, before what is newer.",
+    "dead": "records so far are no events and are kept as dead letters: `driftline dlq list` says why.",
+}
+"""What a worker says of events that did not reach the state."""
+
+
 class WorkerApp(faust.App):  # type: ignore[misc]
     """A Faust application over the partitions that it owns."""
 
@@ -64,7 +72,7 @@ class WorkerApp(faust.App):  # type: ignore[misc]
         self._changing = asyncio.Lock()
         self._holes: dict[TP, set[tuple[int, int]]] = defaultdict(set)
         self._gaps: set[TP] = set()
-        self._said = {"too_late": 0, "dead": 0}
+        self._said = dict.fromkeys(OUTCOMES, 0)
         self._unknown_said: set[str] = set()
         self.open = Partitions(settings, partitions, self.send_all, self.versions.load)
         super().__init__(
@@ -204,17 +212,12 @@ class WorkerApp(faust.App):  # type: ignore[misc]
 
     def _say_outcomes(self, tp: TP) -> None:
         """Says that events came too late or are none, again whenever there are ten times as many."""
-        late_min = self.settings.state.late_ms / 60_000
-        words = {
-            "too_late": f"events so far are more than state.late_ms, {late_min:g} min, older than the newest one; they "
-            "are counted and change no state. Produce history in order of time, before what is newer.",
-            "dead": "records so far are no events and are kept as dead letters: `driftline dlq list` says why.",
-        }
         for outcome, said in self._said.items():
             total = self.metrics.totals[outcome]
             if total > 10 * said:
                 self._said[outcome] = total
-                LOG.warning("partition %d of %s: %d %s", tp.partition, tp.topic, total, words[outcome])
+                words = OUTCOMES[outcome].format(late_min=self.settings.state.late_ms / 60_000)
+                LOG.warning("partition %d of %s: %d %s", tp.partition, tp.topic, total, words)
 
     async def _read_again(self, block: Block, next_offset: int) -> bool:
         """Goes back when offsets are missing before or in a block; what is missing after that, too, holds no records.

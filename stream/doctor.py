@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from configs.errors import DriftlineError
-from configs.load import MODEL_SECTIONS, sections_sha256
+from configs.load import MODEL_SECTIONS
 from configs.settings import Broker, Settings
 
 State = Literal["ok", "note", "bad"]
@@ -134,7 +134,7 @@ def _state(settings: Settings) -> Iterator[Finding]:
 
 
 def _snapshots(settings: Settings) -> Iterator[Finding]:
-    from serving.snapshot import current, open_snapshot
+    from serving.snapshot import current, fits, open_snapshot
 
     root = settings.serving.snapshots
     pointer = current(root)
@@ -144,8 +144,7 @@ def _snapshots(settings: Settings) -> Iterator[Finding]:
     snapshot = open_snapshot(root)
     held = ", held" if pointer.held else ""
     yield Finding("snapshots", "ok", f"{snapshot.version} is current{held}; its sums hold")
-    ours = sections_sha256(settings, MODEL_SECTIONS)
-    if snapshot.meta.extra.get("settings", ours) != ours:
+    if not fits(snapshot.meta, settings):
         yield Finding(
             "snapshots", "bad", f"{snapshot.version} was trained with other {', '.join(MODEL_SECTIONS)} than these",
             "start trainer and serve with the same --config; serve refuses it with this one",

@@ -32,7 +32,7 @@ from llm.encoder import TextEncoder
 from model.engine import Slate
 from serving.arrays import Array, item_part
 from serving.publish import publish
-from serving.snapshot import LEVEL, Meta
+from serving.snapshot import LEVEL, SETTINGS, Meta
 from stream.allocator import return_freed_memory
 from stream.checkpoint import read_checkpoint, write_checkpoint
 from stream.events import InvalidEvent, Item, item_of
@@ -176,7 +176,7 @@ class Trainer:
             extra={
                 "plugs": list(self.learner.engine.plugs),
                 "trained_share": self.trained_share,
-                "settings": sections_sha256(self.settings, MODEL_SECTIONS),
+                SETTINGS: sections_sha256(self.settings, MODEL_SECTIONS),
                 LEVEL: level,
             },
         )

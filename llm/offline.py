@@ -16,10 +16,7 @@ from zlib import crc32
 
 from configs.settings import Settings
 from llm.refresh import due_version
-from llm.request import CatalogueItem, ProfileRequest, read_request
-
-RECORD_ITEMS = 50
-"""Items of one record, the latest first."""
+from llm.request import RECORD_ITEMS, CatalogueItem, ProfileRequest, read_request
 
 
 class LogEvent(NamedTuple):

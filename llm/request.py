@@ -21,6 +21,8 @@ import orjson
 from configs.errors import InputError
 from configs.settings import Profiles
 
+RECORD_ITEMS = 50
+"""Items of one record, the latest first."""
 LONGEST_TEXT = 160
 """Characters of a title, a name or a domain that a prompt may hold."""
 Counts = tuple[tuple[str, int], ...]

@@ -44,12 +44,21 @@ class Reading:
         stored: the row and where it lies.
         profile: valid at `now_ms`, or None.
         now_ms: the time for which the answer holds.
+        asked_ms: the time of the request.
     """
 
     user_id: str
     stored: StoredUser
     profile: StoredProfile | None
     now_ms: int
+    asked_ms: int
+
+    @property
+    def reasons(self) -> list[str]:
+        """Codes of what is special about it."""
+        row = self.stored.row
+        codes = [] if row is not None and row.events else ["cold_start"]
+        return codes if self.now_ms == self.asked_ms else [*codes, "as_of_newest_event"]
 
     @property
     def mark(self) -> tuple[object, ...]:
@@ -109,14 +118,14 @@ class Recommender:
         """One user at a time, 0 = now; later if their newest event is."""
         stored = self._state.user(user_id)
         newest_ms = stored.row.last_update_ms if stored.row else -1
-        now_ms = max(time_ms or time.time_ns() // 1_000_000, newest_ms)
-        return Reading(user_id, stored, self._profiles.get(user_id, now_ms), now_ms)
+        asked_ms = time_ms or time.time_ns() // 1_000_000
+        now_ms = max(asked_ms, newest_ms)
+        return Reading(user_id, stored, self._profiles.get(user_id, now_ms), now_ms, asked_ms)
 
     def user_state(self, reading: Reading, limit: int) -> tuple[pb.Provenance, pb.UserState]:
         """The state of a user with its newest `limit` events."""
         served, stored = self._models.served, reading.stored
-        reasons = [] if self._state.ready else ["no_state"]
-        reasons += [] if stored.row is not None else ["cold_start"]
+        reasons = [*([] if self._state.ready else ["no_state"]), *reading.reasons]
         origin = pb.SERVED_FROM_MODEL if self._state.ready else pb.SERVED_FROM_FALLBACK
         message = self._messages.user_state(reading.user_id, stored, served, reading.profile, reading.now_ms, limit)
         return answers.provenance(served, stored, reading.profile, reading.now_ms, origin, reasons), message
@@ -132,8 +141,7 @@ class Recommender:
         if version < options.min_user_state_version:
             text = f"state of user {user_id!r} is at version {version}, asked for {options.min_user_state_version}"
             raise NotReady(text, self._poll_ms)
-        row = reading.stored.row
-        reasons = [] if row is not None and row.events else ["cold_start"]
+        reasons = reading.reasons
         model, slate, origin = served, None, pb.SERVED_FROM_FALLBACK
         if served is None:
             reasons.append("no_snapshot")
@@ -145,7 +153,8 @@ class Recommender:
                 LOG.exception("model %s failed on user %r", served.snapshot.version, user_id)
                 reasons.append("model_error")
             else:
-                unknown = self._unknown_slate(served, reading, options) if row and not slate.item_ids else None
+                known = reading.stored.row is not None
+                unknown = self._unknown_slate(served, reading, options) if known and not slate.item_ids else None
                 if unknown is not None and unknown.item_ids:
                     model, slate, origin = None, unknown, pb.SERVED_FROM_FALLBACK
                     reasons.append("nothing_new")
@@ -164,10 +173,9 @@ class Recommender:
         items = np.array([_known(served, item_id) for item_id in item_ids], np.int32)
         reading = self.read(user_id, time_ms)
         scores = served.scorer.score(reading.view(served), reading.now_ms, items)[which]
-        reasons = [] if reading.stored.row is not None else ["cold_start"]
         origin = pb.SERVED_FROM_MODEL
         return (
-            answers.provenance(served, reading.stored, reading.profile, reading.now_ms, origin, reasons),
+            answers.provenance(served, reading.stored, reading.profile, reading.now_ms, origin, reading.reasons),
             scores.tolist(),
         )
 

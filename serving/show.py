@@ -75,11 +75,10 @@ def _summary(answer: pb.GetUserStateResponse | pb.WatchUserStateResponse) -> Ren
     table.add_row("user", Text(state.user_id, style="bold") + (f"  ({state.domain})" if state.domain else ""))
     table.add_row("events", f"{state.counters.events:,}: {counts}")
     table.add_row("since", _time(state.counters.first_event_ms))
-    table.add_row(
-        "last event",
-        f"{_time(state.freshness.last_event_ms)}, {span(state.freshness.event_age_ms)} before the request",
-    )
     fresh = state.freshness
+    after = "as_of_newest_event" in answer.provenance.reasons
+    when = "after the request" if after else f"{span(fresh.event_age_ms)} before the request"
+    table.add_row("last event", f"{_time(fresh.last_event_ms)}, {when}")
     table.add_row(
         "state", f"version {answer.provenance.user_state_version:,}, partition {fresh.partition} "
         f"at offset {fresh.store_offset:,}, read {span(fresh.state_age_ms)} ago",

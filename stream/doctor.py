@@ -118,6 +118,7 @@ def _topics(broker: Broker, bootstrap: str, what: str) -> Iterator[Finding]:
 
 
 def _state(settings: Settings) -> Iterator[Finding]:
+    from stream.layout import differs, read_layout
     from stream.live_state import count_too_late
 
     root = settings.state.root
@@ -126,6 +127,8 @@ def _state(settings: Settings) -> Iterator[Finding]:
         yield Finding("state", "note", f"none in {root} yet", "`driftline worker` makes it from the topic")
         return
     yield Finding("state", "ok", f"{len(partitions)} partitions in {root}")
+    if words := differs(settings, read_layout(root)):
+        yield Finding("state", "note", words)
     if too_late := count_too_late(root):
         yield Finding(
             "late events", "note", f"{too_late:,} so far came too late: they are counted, but changed no state",

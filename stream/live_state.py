@@ -15,6 +15,7 @@ from pathlib import Path
 import orjson
 
 from configs.errors import StateError
+from stream.layout import read_layout
 from stream.store import ReadableStore, ReadOnlyStore, state_sha256
 
 
@@ -56,7 +57,7 @@ def read_live_state(root: Path) -> LiveState:
             state_sha256=state_sha256(stores),
             users=_count(stores, b"u:"),
             items=_count(stores, b"i:"),
-            partitions=_layout(root),
+            partitions=read_layout(root).partitions,
             next_offset={number: int(offset or 0) for number, (offset, _) in zip(numbers, meta, strict=True)},
             graph={
                 number: orjson.loads(graph)["sha256"] if graph else ""
@@ -90,15 +91,6 @@ def _partitions(root: Path) -> list[int]:
     """Numbers of the whole databases under a root: opening one would make a folder that was not there."""
     found = root.glob("partition-*/CURRENT")
     return sorted(int(path.parent.name[10:]) for path in found if path.parent.name[10:].isdigit())
-
-
-def _layout(root: Path) -> int:
-    try:
-        return int(orjson.loads((root / "layout.json").read_bytes())["partitions"])
-    except (OSError, ValueError, KeyError) as error:
-        raise StateError(
-            f"{root / 'layout.json'} can't be read: {error!r}; expected the one that the worker wrote"
-        ) from None
 
 
 def _count(stores: Sequence[ReadableStore], prefix: bytes) -> int:

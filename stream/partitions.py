@@ -5,21 +5,20 @@ group's offset in Kafka is only a hint for people. Directories under `state.root
 
     partition-P   user rows of partition P of `interactions` (with one partition also the item rows)
     items-P       item rows of partition P of `interactions.by-item` (several partitions only)
-    layout.json   number of partitions: ids hash to partitions, so the number is for life
+    layout.json   what all of them were made with (stream/layout.py)
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from configs.errors import StateError
 from configs.settings import Settings
-from stream.durable import write_durably
 from stream.items import ItemProcessor
+from stream.layout import hold_to_layout
 from stream.processor import Processor
 from stream.records import Outgoing
 from stream.store import RocksStore, partition_path
@@ -44,6 +43,9 @@ class Partitions:
         count: partitions of `interactions`.
         send: for what an earlier life of the partition committed but did not send.
         version_of: the graph version of a sha256 that a store says it adopted.
+
+    Attributes:
+        differs: what to tell people of a state that was made with other settings, "" = nothing.
     """
 
     def __init__(self, settings: Settings, count: int, send: Send, version_of: Callable[[str], GraphVersion]) -> None:
@@ -51,7 +53,7 @@ class Partitions:
         self.users: dict[int, Processor] = {}
         self.items: dict[int, ItemProcessor] = {}
         self._send, self._version_of = send, version_of
-        check_layout(settings.state.root, count)
+        self.differs = hold_to_layout(settings, count)
 
     async def open_users(self, partition: int) -> bool:
         """Opens a partition of `interactions` and sends what its last owner left unsent; False if it was open.
@@ -127,25 +129,4 @@ def check_position(name: str, partition: int, next_offset: int, bounds: Bounds) 
             f"the state of {where} is at offset {next_offset}, but the topic begins at {bounds.first}: "
             f"{bounds.first - next_offset} records were deleted before they were applied. Restore the topic, or move "
             "the state directory away to start from what is left."
-        )
-
-
-def check_layout(root: Path, partitions: int) -> None:
-    """Records the number of partitions of a new state root, and holds an old one to it.
-
-    Raises:
-        StateError: the state was made with another number, or the directory can't be written.
-    """
-    path = root / "layout.json"
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        if not path.exists():
-            write_durably(path, json.dumps({"partitions": partitions}).encode() + b"\n")
-        made_with = json.loads(path.read_text())["partitions"]
-    except (OSError, ValueError, KeyError) as error:
-        raise StateError(f"state.root {root} can't be used: {error!r}; expected a directory to write to") from None
-    if made_with != partitions:
-        raise StateError(
-            f"the state in {root} was made from {made_with} partitions, the topic has {partitions}; ids would move "
-            "between partitions. Use another state.root, or a topic with the old number."
         )

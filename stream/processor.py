@@ -26,6 +26,7 @@ from llm.refresh import due_version
 from stream.events import InvalidEvent, encode_event, parse_event
 from stream.items import ItemNodes, floats
 from stream.late import LateWindow, Undo, order_of
+from stream.prices import UsualPrice
 from stream.profile_requests import profile_request
 from stream.records import Changes as Changes
 from stream.records import Outgoing as Outgoing
@@ -67,6 +68,7 @@ class Processor:
         self.nodes = UserNodes(settings, self.graph)
         self.users, self.user_index = self.nodes.rows, self.nodes.indices
         self.items = ItemNodes(settings, self.graph)
+        self.prices = UsualPrice()
         self.window = LateWindow(settings.state.late_ms, settings.state.late_events)
         self.next_offset, self.too_late = 0, 0
         self.unsent: list[Outgoing] = []
@@ -199,6 +201,9 @@ class Processor:
             self._pending[undo.store_key] = None
             for key, value in undo.before.items():
                 self._pending[key] = value
+                if key == UsualPrice.KEY:
+                    self.prices.load(value)
+                    continue
                 nodes = self.items if key.startswith(b"i:") else self.nodes
                 nodes.restore(key[2:].decode(), value)
         return sorted([event for undo in undone for event in undo.events] + fresh, key=order_of)
@@ -207,7 +212,7 @@ class Processor:
         """Applies events in order; `memories` takes each user's [M] float32 from before its group, by offset."""
         user_keys = dict.fromkeys(user_key(event.user_id) for event in events)
         item_keys = dict.fromkeys(item_key(event.item_id) for event in events) if self.local_items else {}
-        touched = [*user_keys, *item_keys]
+        touched = [*user_keys, *item_keys, UsualPrice.KEY]
         undo = self.window.push(events, lambda: dict(zip(touched, self._stored(touched), strict=True)))
         if undo is not None:
             self._pending[undo.store_key] = undo.encode()
@@ -215,6 +220,8 @@ class Processor:
         self.nodes.record(events, users, self._pending)
         if self.local_items:
             self.items.record(events, items, self._pending)
+        self.prices.add(events)
+        self._pending[UsualPrice.KEY] = self.prices.encode()
 
     def _apply_graph(self, events: list[Event], memories: dict[int, Float32]) -> tuple[list[int], list[int]]:
         users = [self.nodes.index(event.user_id) for event in events]
@@ -234,7 +241,7 @@ class Processor:
             row = self.users[self.nodes.index(user_id)]
             version = due_version(events, row.events, self.settings.profiles)
             if version:
-                request = profile_request(row, version, self.items, self.settings)
+                request = profile_request(row, version, self.items, self.prices.log, self.settings)
                 changes.outgoing.append(Outgoing("profile-requests", user_id.encode(), request))
 
     def _by_item(self, event: Event, memory: Float32) -> Outgoing:
@@ -268,8 +275,10 @@ class Processor:
         self.items.load(self.store)
         by_age = sorted((value, key) for key, value in self.store.scan(b"d:"))
         self._ids = OrderedDict((key[2:].decode(), None) for _, key in by_age)
-        offset, late, too_late = self.store.get([self._offset_key, b"m:late", b"m:too_late"])
+        meta = [self._offset_key, b"m:late", b"m:too_late", UsualPrice.KEY]
+        offset, late, too_late, prices = self.store.get(meta)
         self.next_offset, self.too_late = int(offset or 0), int(too_late or 0)
+        self.prices.load(prices)
         self.window.load(late, [Undo.decode(key, value) for key, value in self.store.scan(b"w:")])
         for key, value in self.store.scan(b"o:"):
             self.unsent += unpack(value)

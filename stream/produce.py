@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,10 @@ class Sender:
                 f"{error}. {records:,} records were sent before it and stay in {name}: mend the file and send it "
                 "again if its events have an event_id, which is not applied twice, else only what comes after them"
             ) from None
+        except KeyboardInterrupt:
+            self.flush()
+            on_progress(records)
+            raise
         self.flush()
         on_progress(records)
         return Sent(records, size, time.perf_counter() - start)
@@ -189,31 +194,22 @@ def event_messages(path: Path, since_ms: int = 0, until_ms: int | None = None) -
     """Events of a file in its order, those of a span of event time if one is given.
 
     Raises:
-        InputError: the file can't be read, or a cell is wrong.
+        InputError: the file can't be read, a cell is wrong, or the first time looks like seconds: taken as
+            milliseconds, seconds are days of January 1970.
     """
-    if not since_ms and until_ms is None:
-        yield from read_messages(path)
-        return
-    for key, value in read_messages(path):
+    whole = not since_ms and until_ms is None
+    for row, (key, value) in enumerate(read_messages(path)):
+        if row and whole:
+            yield key, value
+            continue
         t_ms = orjson.loads(value)["timestamp_ms"]
+        if row == 0 and t_ms < SECONDS_BELOW_MS:
+            raise InputError(
+                f"{path}: the first timestamp_ms is {t_ms}, which looks like seconds; expected unix milliseconds, "
+                "which is 1,000 times that. Nothing was sent."
+            )
         if t_ms >= since_ms and (until_ms is None or t_ms < until_ms):
             yield key, value
-
-
-def refuse_seconds(path: Path) -> None:
-    """That the first event of a file has milliseconds: taken as such, seconds are days of January 1970.
-
-    Raises:
-        InputError: its time looks like seconds; or the file can't be read.
-    """
-    with closing(read_messages(path)) as messages:
-        for _, value in messages:
-            if (t := orjson.loads(value)["timestamp_ms"]) < SECONDS_BELOW_MS:
-                raise InputError(
-                    f"{path}: the first timestamp_ms is {t}, which looks like seconds; expected unix milliseconds, "
-                    "which is 1,000 times that. Nothing was sent."
-                )
-            return
 
 
 def item_messages(path: Path) -> Iterator[Message]:
@@ -235,13 +231,19 @@ def send_files(
     until_ms: int | None = None,
     on_progress: Callable[[str, int], None] = lambda _topic, _sent: None,
 ) -> tuple[Sent, Sent]:
-    """Items first, then events; returns what was sent of each."""
+    """Items first, then events; returns what was sent of each.
+
+    Raises:
+        InputError: a file is wrong; nothing was sent if it is the first event.
+        BrokerError: a record could not be sent.
+    """
+    messages = event_messages(events, since_ms, until_ms)
+    first = list(islice(messages, 1))
     sent_items = Sent(0, 0, 0.0)
     if items is not None:
         sent_items = sender.send("items", ITEM_TYPE, item_messages(items), None, lambda n: on_progress("items", n))
-    messages = event_messages(events, since_ms, until_ms)
     report = lambda n: on_progress("interactions", n)  # noqa: E731
-    return sender.send("interactions", EVENT_TYPE, messages, rate_per_s, report), sent_items
+    return sender.send("interactions", EVENT_TYPE, chain(first, messages), rate_per_s, report), sent_items
 
 
 def _wait_until(when: float) -> None:

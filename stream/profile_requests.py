@@ -1,4 +1,7 @@
-"""What goes on `profile-requests`: what a user's profile is to be written from, as of the user's last event."""
+"""What goes on `profile-requests`: what a user's profile is to be written from, as of the user's last event.
+
+`llm/offline.py` makes the same requests from a file; a test holds the two equal.
+"""
 
 from __future__ import annotations
 
@@ -7,18 +10,24 @@ import orjson
 
 from configs.settings import Settings
 from graph.rows import UserRow, action_code
+from llm.request import RECORD_ITEMS
 from stream.items import ItemNodes
 
 
-def profile_request(row: UserRow, version: int, items: ItemNodes, settings: Settings) -> bytes:
-    """The JSON bytes of a request: the user's latest items with counts."""
+def profile_request(
+    row: UserRow, version: int, items: ItemNodes, usual_log_price: float | None, settings: Settings
+) -> bytes:
+    """The JSON bytes of a request: the user's latest items with counts, and what they pay of what is usual."""
     events = row.events_array()
-    keys, counts = np.unique(events["item"][events["weight"] > 0], return_counts=True)
+    wanted = events[events["weight"] > 0]
+    keys, counts = np.unique(wanted["item"], return_counts=True)
     last = dict(zip(events["item"].tolist(), events["t"].tolist(), strict=True))
-    ranked = sorted(zip(keys.tolist(), counts.tolist(), strict=True), key=lambda kn: (-last[kn[0]], kn[0]))
+    found = [(-last[key], items.name(key), n) for key, n in zip(keys.tolist(), counts.tolist(), strict=True)]
     names = {action_code(name): name for name in settings.actions}
-    most = settings.profiles.titles
-    values = events["value"][np.isfinite(events["value"])]
+    values, prices = wanted["value"][np.isfinite(wanted["value"])], wanted["price"][wanted["price"] > 0]
+    ratio = None
+    if len(prices) and usual_log_price is not None:
+        ratio = round(float(np.exp(np.log(prices, dtype=np.float64).mean() - usual_log_price)), 3)
     data = {
         "user_id": row.user_id,
         "version": version,
@@ -26,7 +35,8 @@ def profile_request(row: UserRow, version: int, items: ItemNodes, settings: Sett
         "events": row.events,
         "domain": row.domain,
         "actions": {names[code]: n for code, n in sorted(row.actions.items()) if code in names},
-        "mean_value": float(values.mean()) if len(values) else None,
-        "items": [{"item_id": items.name(key), "count": n, "last_ms": last[key]} for key, n in ranked[:most]],
+        "mean_value": round(float(values.mean(dtype=np.float64)), 3) if len(values) else None,
+        "price_ratio": ratio,
+        "items": [{"item_id": name, "count": n, "last_ms": -t} for t, name, n in sorted(found)[:RECORD_ITEMS]],
     }
     return orjson.dumps(data)

@@ -10,14 +10,10 @@ changes graph versions where a worker did, and ends in the worker's state.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import logging
-import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,97 +21,32 @@ import orjson
 from numpy.typing import NDArray
 
 from configs.errors import InputError
-from configs.load import config_sha256
 from configs.settings import Settings
 from graph.view import Int64
 from llm.profile import read_header
 from llm.prompts import load_prompts
 from stream.adoptions import file_records, follow, read_adoptions
-from stream.evaluate.audit import AUDITS, AuditResult, audit
+from stream.evaluate.arms import Setup
+from stream.evaluate.audit import AuditResult, audit
 from stream.evaluate.baselines import EASE_ITEMS
-from stream.evaluate.engine_arms import EngineArm, FrozenArm, GraphArm
+from stream.evaluate.content import content_of
 from stream.evaluate.goals import worth_function
 from stream.evaluate.inputs import profile_sources
-from stream.evaluate.log import Columns, EventLog, without_duplicates
+from stream.evaluate.log import EventLog
 from stream.evaluate.protocol import run
-from stream.evaluate.registry import SIMPLE, Setup, build_arm, default_arms
+from stream.evaluate.registry import SIMPLE, build_arm, default_arms
 from stream.evaluate.report import write_report
 from stream.evaluate.results import Saved, arm_path, load, save
-from stream.evaluate.summary import arm_summary, compare, drift, freshness, incremental_claim, intervals_of, table
-from stream.events import Item
-from stream.files import read_columns, read_items
+from stream.evaluate.source import Input, Options, make_folder, read
 from stream.learner import learning_sha256
 from stream.processor import Processor, Record
 from stream.revision import code_sha256, git_revision
 from stream.store import MemoryStore, state_sha256
 
 LOG = logging.getLogger(__name__)
-KEPT = ("texts", "encoder")
-"""What arms of one replay share over all of its passes: text vectors depend on no log and no seed."""
 AUDIT_PUBLISH = 50
 """Groups between two graph versions in the audit's short log, so that adoptions are audited as well."""
 Progress = Callable[[str, int, int], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """What `driftline replay` was asked for.
-
-    Attributes:
-        events, items: files in the event and item schema.
-        out: folder for the report; created.
-        arms: names, empty = the default ones.
-        split: share of the positive rows that only warm up.
-        candidates: "seen", or "items" = all items whose valid_from_ms is not later.
-        seeds: one run each for arms in which something is random.
-        limit: first rows of the file to read.
-        resume: take over results that lie in `out` for the same data, protocol and configuration.
-        hold_out_items: share of items whose rows before the split are taken out, reported as `held_out_items`.
-        profiles: file of profiles, valid from their time plus a fixed delay; None = the template.
-        audit_rows: rows of the leak audit's short log, about; 0 = no audit.
-        adoptions: file of adoptions of graph versions (stream/adoptions.py); the state follows them.
-        records: the log that the adoptions belong to; None = the events file, a row's number is its offset.
-    """
-
-    events: Path
-    out: Path
-    items: Path | None = None
-    arms: Sequence[str] = ()
-    split: float = 0.85
-    candidates: str = "seen"
-    seeds: Sequence[int] = (0,)
-    limit: int | None = None
-    resume: bool = False
-    hold_out_items: float = 0.0
-    profiles: Path | None = None
-    audit_rows: int = 6_000
-    adoptions: Path | None = None
-    records: Sequence[Record] | None = None
-
-    @property
-    def usable_profiles(self) -> Path | None:
-        """The profile file, None where it was written from rows that are held out."""
-        return None if self.hold_out_items else self.profiles
-
-
-@dataclass(frozen=True, slots=True)
-class _Input:
-    columns: Columns
-    log: EventLog
-    items: Mapping[str, Item]
-    split_ms: int
-    sha256: str
-    duplicates: int
-    log_of: Callable[[Columns], EventLog]
-    kept: dict[str, Any] = field(default_factory=dict)
-
-    def setup(self, log: EventLog, settings: Settings, seed: int, profiles: Path | None) -> Setup:
-        """A fresh set-up for one pass."""
-        return Setup(log, settings, seed, self.items, profiles, dict(self.kept))
-
-    def keep(self, setup: Setup) -> None:
-        """Hand on to later passes what they may share."""
-        self.kept.update({name: setup.shared[name] for name in KEPT if name in setup.shared})
 
 
 def replay(options: Options, settings: Settings, progress: Progress | None = None) -> dict[str, Any]:
@@ -139,7 +70,7 @@ def replay(options: Options, settings: Settings, progress: Progress | None = Non
     make_folder(options.out)
     if options.profiles is not None:
         read_header(options.profiles)
-    data = _read(options, settings)
+    data = read(options, settings)
     names = _arms(options, len(data.log.item_ids))
     followed = _follow(options, settings, len(data.log) + data.duplicates, say)
     random = _families(names, data, settings)
@@ -157,59 +88,13 @@ def replay(options: Options, settings: Settings, progress: Progress | None = Non
     else:
         state, origin = _drive_state(data.log, settings, say), {"source": "processor", "adoptions": 0}
     checked = _audit(names, data, options, settings, say)
-    metrics = _summary(runs, data, options, settings, checked)
+    metrics = content_of(runs, data, options, settings, checked)
     metrics["seconds"] = round(time.perf_counter() - started, 3)
     metrics["state_sha256"] = state
     metrics["state"] = origin
     (options.out / "metrics.json").write_bytes(orjson.dumps(metrics, option=orjson.OPT_INDENT_2))
     write_report(options.out / "report.html", metrics)
     return metrics
-
-
-def make_folder(out: Path) -> None:
-    """Makes the folder of the results, before the work that they take.
-
-    Raises:
-        InputError: it can't be made, or nothing can be written there.
-    """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out):
-            pass
-    except OSError as error:
-        raise InputError(
-            f"{out}: can't be made or written: {error.strerror}; expected a folder for results, choose another --out"
-        ) from error
-
-
-def _read(options: Options, settings: Settings) -> _Input:
-    if options.candidates == "items" and options.items is None:
-        raise InputError(
-            "candidates are to be those of an items file and none is given; add --items FILE, or take --candidates seen"
-        )
-    columns, duplicates = without_duplicates(read_columns(options.events, options.limit), settings.state.dedupe_ids)
-    items = read_items(options.items) if options.items else {}
-    log = EventLog(columns, settings.action)
-    split_ms = log.split_ms(options.split)
-    held_out: set[str] = set()
-    if options.hold_out_items:
-        rng = np.random.default_rng(options.seeds[0])
-        chosen = rng.permutation(len(log.item_ids))[: round(options.hold_out_items * len(log.item_ids))]
-        held_out = {log.item_ids[i] for i in chosen}
-        columns = columns.take(np.flatnonzero(~(np.isin(log.item, chosen) & (log.t_ms < split_ms))))
-    valid_from = dict.fromkeys(sorted(held_out), split_ms)
-    if options.candidates == "items":
-        valid_from |= {
-            name: item.valid_from_ms
-            for name, item in items.items()
-            if item.valid_from_ms is not None and name not in held_out
-        }
-
-    def log_of(columns: Columns) -> EventLog:
-        return EventLog(columns, settings.action, valid_from or None, held_out)
-
-    sha = hashlib.sha256(options.events.read_bytes())
-    return _Input(columns, log_of(columns), items, split_ms, sha.hexdigest(), duplicates, log_of)
 
 
 def _arms(options: Options, items: int) -> list[str]:
@@ -224,14 +109,14 @@ def _arms(options: Options, items: int) -> list[str]:
     return names
 
 
-def _families(names: Sequence[str], data: _Input, settings: Settings) -> dict[str, bool]:
+def _families(names: Sequence[str], data: Input, settings: Settings) -> dict[str, bool]:
     """Whether each arm is random; a name that no family knows is an error before anything runs."""
     bare = Setup(data.log, settings)
     return {name: name not in SIMPLE.names and build_arm(name, bare)[1].random for name in names}
 
 
 def _run_seed(
-    names: Sequence[str], seed: int, data: _Input, options: Options, settings: Settings, say: Progress
+    names: Sequence[str], seed: int, data: Input, options: Options, settings: Settings, say: Progress
 ) -> dict[str, Saved]:
     """One pass over the log for the arms that are not on disk yet."""
     key = _key(data, options, settings)
@@ -252,15 +137,14 @@ def _run_seed(
         cost = time.perf_counter() - started[0], time.process_time() - started[1]
         state, adopted = setup.shared.get("state_sha256"), setup.shared.get("adoptions")
         for name, arm in zip(missing, arms, strict=True):
-            drove = isinstance(arm, EngineArm | GraphArm) and not isinstance(arm, FrozenArm)  # it leaves at the split
-            if state and adopted and drove:
+            if state and adopted and getattr(arm, "drives_state", False):
                 save(paths[name], name, result, cost, state(), adopted())
             else:
                 save(paths[name], name, result, cost, "", None)
     return {name: load(paths[name]) for name in names}
 
 
-def _key(data: _Input, options: Options, settings: Settings) -> str:
+def _key(data: Input, options: Options, settings: Settings) -> str:
     """Hash of everything but seed and arm that a result depends on: a commit of docs or another port is no part."""
     parts = [
         code_sha256(),
@@ -310,7 +194,7 @@ def _drive_state(log: EventLog, settings: Settings, say: Progress) -> str:
 
 
 def _audit(
-    names: Sequence[str], data: _Input, options: Options, settings: Settings, say: Progress
+    names: Sequence[str], data: Input, options: Options, settings: Settings, say: Progress
 ) -> AuditResult | None:
     if options.audit_rows == 0:
         return None
@@ -337,75 +221,3 @@ def _audit(
         progress=lambda done, total: say("leak audit", done, total),
         from_file=from_file,
     )
-
-
-def _summary(
-    runs: Mapping[str, Mapping[int, Saved]],
-    data: _Input,
-    options: Options,
-    settings: Settings,
-    checked: AuditResult | None,
-) -> dict[str, Any]:
-    log, seed, profiles = data.log, options.seeds[0], options.usable_profiles
-    joined = table(runs, seed)
-    sources = profile_sources(data.setup(log, settings, seed, profiles), joined.facts.number)
-    cis = intervals_of(joined)
-    per_seed: dict[str, Any] = {}
-    for one in options.seeds:
-        single = table({name: {one: of.get(one, of[seed])} for name, of in runs.items()}, seed)
-        per_seed[str(one)] = {name: arm_summary(single, name, data.split_ms, {}) for name in runs}
-    comparisons = []
-    for comparison in compare(joined, SIMPLE.names):
-        entry = dataclasses.asdict(comparison)
-        comparisons.append({name: _rounded(value) for name, value in entry.items()})
-    passes = {saved.cost: saved for of in runs.values() for saved in of.values()}
-    wall, cpu = (round(sum(clock), 3) for clock in zip(*passes, strict=True))
-    metrics: dict[str, Any] = {
-        "data": {
-            "events": len(log),
-            "duplicates": data.duplicates,
-            "users": len(log.user_ids),
-            "items": len(log.item_ids),
-            "sha256": data.sha256,
-            "first_ms": int(log.t_ms[0]),
-            "last_ms": int(log.t_ms[-1]),
-        },
-        "protocol": {
-            "split": options.split,
-            "split_ms": data.split_ms,
-            "group": True,
-            "candidates": options.candidates,
-            "groups": len(joined.facts.number),
-            "seed": seed,
-            "seeds": list(options.seeds),
-            "profiles": {
-                "file": None if profiles is None else profiles.name,
-                "groups": {source: sources.count(source) for source in ("file", "template", "none")},
-            },
-            "config_sha256": config_sha256(settings),
-            "commit": git_revision(),
-            "code_sha256": code_sha256(),
-        },
-        "arms": {name: arm_summary(joined, name, data.split_ms, cis[name]) for name in runs},
-        "comparisons": comparisons,
-        "seeds": per_seed,
-        "freshness": freshness(joined),
-        "drift": drift(log, data.split_ms),
-        "leak_audit": dict.fromkeys(AUDITS, "not run") if checked is None else dataclasses.asdict(checked),
-        "events_per_second": round(
-            sum(one.events for one in passes.values()) / max(1e-9, sum(one.seconds for one in passes.values())), 1
-        ),
-        "compute_seconds": {"wall": wall, "cpu": cpu},
-    }
-    claim = incremental_claim(joined)
-    if claim is not None:
-        metrics["incremental_learning"] = claim
-    return metrics
-
-
-def _rounded(value: Any) -> Any:
-    if isinstance(value, float):
-        return round(value, 6)
-    if isinstance(value, tuple):
-        return [_rounded(part) for part in value]
-    return value

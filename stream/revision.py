@@ -11,7 +11,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("configs", "graph", "llm", "model", "stream")
 APART = ("stream/cli/", "stream/demo/", "stream/bench_") + tuple(
-    f"stream/evaluate/{name}.py" for name in ("intervals", "progress", "quality", "report", "summary")
+    f"stream/evaluate/{name}.py" for name in ("content", "intervals", "progress", "quality", "report", "summary")
 )
 """Beginnings of paths on which no arm's result depends."""
 LIBRARIES = ("numpy", "pyarrow", "scipy", "tokenizers", "torch", "torch-geometric", "transformers")

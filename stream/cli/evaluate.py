@@ -52,7 +52,7 @@ def replay(
     Example: `driftline replay --events events.parquet --items items.parquet --out out/mine --arms ranker,ease_recent`
     """
     from stream.evaluate.report import profiles_line
-    from stream.replay import Options, make_folder
+    from stream.evaluate.source import Options, make_folder
     from stream.replay import replay as run
 
     if candidates not in ("seen", "items"):

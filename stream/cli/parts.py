@@ -37,19 +37,25 @@ def produce(
     """
     from stream.broker import broker
     from stream.files import count_rows
-    from stream.produce import refuse_seconds, send_files, sender
+    from stream.produce import send_files, sender
     from stream.topics import create_topics
 
     settings = settings_of(config)
     total = count_rows(events) if since is None and until is None else None
-    refuse_seconds(events)
     with broker(settings.broker) as bootstrap:
         create_topics(settings.broker, bootstrap)
-        with sender(settings.broker, bootstrap) as to_kafka, progress(total, "events") as update:
-            sent, sent_items = send_files(
-                to_kafka, events, items, rate, since or 0, until,
-                lambda topic, n: update(n) if topic == "interactions" else None,
-            )  # fmt: skip
+        done = {"items": 0, "interactions": 0}
+        try:
+            with sender(settings.broker, bootstrap) as to_kafka, progress(total, "events") as update:
+
+                def report(topic: str, n: int) -> None:
+                    done[topic] = n
+                    update(done["interactions"])
+
+                sent, sent_items = send_files(to_kafka, events, items, rate, since or 0, until, report)
+        except KeyboardInterrupt:
+            err.print(f"interrupted: {done['interactions']:,} events and {done['items']:,} items were sent and stay")
+            raise
     if as_json:
         print_json({"events": sent.records, "items": sent_items.records, "bytes": sent.bytes, "per_s": sent.per_s})
     else:

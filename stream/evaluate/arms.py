@@ -14,8 +14,9 @@ learns: there the request still shows the state from before the group.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,8 +24,12 @@ from numpy.typing import NDArray
 from graph.view import Group, Int32, Int64, UserView
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from configs.settings import Settings
     from graph.rows import Event
     from stream.evaluate.log import EventLog
+    from stream.events import Item
 
 Floats = NDArray[np.float32] | NDArray[np.float64]
 
@@ -143,7 +148,8 @@ class Arm(Protocol):
         trained_share: share of the log's groups that its weights were trained on; 1 unless it stops or samples.
 
     An arm that trains together with others has an attribute `shared`, the same object in all of them: each is charged
-    the CPU time of all, less `others_cpu_s`, what only the others asked for.
+    the CPU time of all, less `others_cpu_s`, what only the others asked for. One whose `drives_state` is true takes a
+    Processor through the whole log: the state at its end is the replay's.
     """
 
     name: str
@@ -159,3 +165,41 @@ class Arm(Protocol):
 
     def learn(self, request: Request, arrival: Arrival) -> None:
         """Take in a group, positive rows and others."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What an arm may know before the first group.
+
+    Attributes:
+        log: the log; its rows are for the requests to hand out, its `item_ids` are in order of entry into the pool.
+        settings: the whole configuration.
+        seed: of everything random in the arm.
+        items: what the items file says, by id; valid from the item's first appearance.
+        profiles: file of profiles for replay, None = the template.
+        shared: arms of one pass put here what they share (one processor, one set of features). An arm family that
+            drives a Processor leaves a callable "state_sha256" here.
+    """
+
+    log: EventLog
+    settings: Settings
+    seed: int = 0
+    items: Mapping[str, Item] = field(default_factory=dict)
+    profiles: Path | None = None
+    shared: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """Arms that are made alike.
+
+    Attributes:
+        names: arms to choose from; default: those that run when none are named.
+        build: the arm of a name, None if the name is not of this family (composed names are allowed).
+        random: results depend on the seed.
+    """
+
+    names: Sequence[str]
+    default: Sequence[str]
+    build: Callable[[str, Setup], Arm | None]
+    random: bool = True

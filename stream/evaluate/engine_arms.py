@@ -26,9 +26,8 @@ from model.engine import Slate as EngineSlate
 from model.plugs import wanted_history
 from model.ranker import HEADS
 from model.sequence import SequenceLearner
-from stream.evaluate.arms import Arm, Arrival, Ranking, Request, Slate
+from stream.evaluate.arms import Arm, Arrival, Family, Ranking, Request, Setup, Slate
 from stream.evaluate.inputs import replay_profiles, replay_texts
-from stream.evaluate.registry import FAMILIES, Family, Setup
 from stream.learner import StreamLearner
 from stream.store import state_sha256
 
@@ -81,6 +80,7 @@ class Pass:
 class EngineArm:
     """A ranker of a shared pass."""
 
+    drives_state = True
     refresh_cpu_s = 0.0
     trained_share = 1.0
 
@@ -106,6 +106,8 @@ class EngineArm:
 
 class FrozenArm(EngineArm):
     """The engine as it stood at the split; a copy of the shared pass goes on without learning."""
+
+    drives_state = False
 
     def __init__(self, name: str, shared: Pass) -> None:
         super().__init__(name, shared, MAIN)
@@ -221,6 +223,7 @@ class GraphArm:
     """The link scores of the trained graph alone."""
 
     name = "graph"
+    drives_state = True
     refresh_cpu_s = 0.0
     trained_share = 1.0
 
@@ -317,5 +320,3 @@ ENGINE = Family(
     default=("hstu", "ranker", "frozen", "incremental"),
     build=build,
 )  # fmt: skip
-
-FAMILIES.append(ENGINE)

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from configs.settings import Settings
     from graph.rows import Float32
     from graph.view import Int64
+    from stream.evaluate.arms import Setup
     from stream.evaluate.log import EventLog
-    from stream.evaluate.registry import Setup
     from stream.events import Item
 
 

@@ -21,7 +21,8 @@ from configs.load import load_settings
 from stream.bundled import EVENTS, ITEMS, PROFILES
 from stream.evaluate.baselines import SIMPLE_ARMS
 from stream.evaluate.progress import progress_bars
-from stream.replay import Options, replay
+from stream.evaluate.source import Options
+from stream.replay import replay
 from stream.revision import git_revision
 
 ENGINE_ARMS = (

@@ -1,57 +1,13 @@
-"""Arms by name: which families of arms exist, and how one is made for a log."""
+"""Arms by name: which families of arms exist, and the arm that a name means."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
 from configs.errors import InputError
-from configs.settings import Settings
-from stream.evaluate.arms import Arm
+from stream.evaluate.arms import Arm, Family, Setup
 from stream.evaluate.baselines import SIMPLE_ARMS
-from stream.evaluate.log import EventLog
-from stream.events import Item
-
-
-@dataclass(frozen=True, slots=True)
-class Setup:
-    """What an arm may know before the first group.
-
-    Attributes:
-        log: the log; its rows are for the requests to hand out, its `item_ids` are in order of entry into the pool.
-        settings: the whole configuration.
-        seed: of everything random in the arm.
-        items: what the items file says, by id; valid from the item's first appearance.
-        profiles: file of profiles for replay, None = the template.
-        shared: arms of one pass put here what they share (one processor, one set of features). An arm family that
-            drives a Processor leaves a callable "state_sha256" here.
-    """
-
-    log: EventLog
-    settings: Settings
-    seed: int = 0
-    items: Mapping[str, Item] = field(default_factory=dict)
-    profiles: Path | None = None
-    shared: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class Family:
-    """Arms that are made alike.
-
-    Attributes:
-        names: arms to choose from; default: those that run when none are named.
-        build: the arm of a name, None if the name is not of this family (composed names are allowed).
-        random: results depend on the seed.
-    """
-
-    names: Sequence[str]
-    default: Sequence[str]
-    build: Callable[[str, Setup], Arm | None]
-    random: bool = True
+from stream.evaluate.engine_arms import ENGINE
 
 
 def _simple(name: str, setup: Setup) -> Arm | None:
@@ -61,8 +17,8 @@ def _simple(name: str, setup: Setup) -> Arm | None:
 
 SIMPLE = Family(tuple(SIMPLE_ARMS), tuple(SIMPLE_ARMS), _simple, random=False)
 
-FAMILIES: list[Family] = [SIMPLE]
-"""In the order in which arms appear in reports. Other families are appended by the modules that define them."""
+FAMILIES = (SIMPLE, ENGINE)
+"""In the order in which arms appear in reports."""
 
 
 def default_arms() -> list[str]:

@@ -310,6 +310,10 @@ def test_a_request_before_the_newest_event_is_answered_as_of_that_event(running,
     options = pb.SlateOptions(request_time_ms=last_ms - 10_000)
     answer = running.stub.Recommend(pb.RecommendRequest(user_id="user-3", options=options))
     assert answer.provenance.request_time_ms == last_ms
+    assert list(answer.provenance.reasons) == ["as_of_newest_event"]
+    state = running.stub.GetUserState(pb.GetUserStateRequest(user_id="user-3", request_time_ms=last_ms - 10_000))
+    assert list(state.provenance.reasons) == ["as_of_newest_event"]
+    assert list(running.stub.Recommend(pb.RecommendRequest(user_id="user-3")).provenance.reasons) == []
 
 
 def test_a_request_years_after_the_last_event_is_answered(running):

@@ -23,6 +23,7 @@ from stream.adoptions import write_adoptions
 from stream.cli import app
 from stream.cli.evaluate import topic_file
 from stream.doctor import examine
+from stream.layout import hold_to_layout
 from stream.processor import Processor, Record
 from stream.produce import Sender, item_messages, send_files
 from stream.store import MemoryStore, RocksStore, partition_path
@@ -367,6 +368,7 @@ def test_doctor_counts_the_events_that_came_too_late_even_while_a_worker_holds_t
         return [finding.detail for finding in examine(settings) if finding.part == "late events"]
 
     assert late_events() == []
+    hold_to_layout(settings, 1)
     store = RocksStore(partition_path(tmp_path, 0))
     for offset, t_ms in enumerate((5000, 4500, 3999, 10)):
         processor = Processor(settings, store)  # as after a restart: the count goes on

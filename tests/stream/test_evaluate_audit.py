@@ -5,12 +5,11 @@ import pytest
 from configs.settings import Action, Settings
 from llm.profile import FORMAT, Profile
 from llm.prompts import FACETS
-from stream.evaluate.arms import Ranking, Slate
+from stream.evaluate.arms import Ranking, Setup, Slate
 from stream.evaluate.audit import audit
 from stream.evaluate.baselines import SIMPLE_ARMS, Popularity, SimpleArm
 from stream.evaluate.inputs import replay_profiles
 from stream.evaluate.log import Columns, EventLog
-from stream.evaluate.registry import Setup
 from stream.events import Item
 
 DAY = 86_400_000

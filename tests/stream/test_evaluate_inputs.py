@@ -1,3 +1,6 @@
+import itertools
+from dataclasses import replace
+
 import numpy as np
 import orjson
 import pytest
@@ -6,10 +9,11 @@ from configs.settings import Settings
 from llm.offline import requests_of_log
 from llm.profile import FORMAT, Profile
 from llm.prompts import FACETS
+from llm.request import read_request
 from stream.bundled import EVENTS, ITEMS
+from stream.evaluate.arms import Setup
 from stream.evaluate.inputs import catalogue_of, log_events, profile_sources, replay_profiles
 from stream.evaluate.log import EventLog
-from stream.evaluate.registry import Setup
 from stream.evaluate.report import profiles_line
 from stream.files import read_columns, read_items
 from stream.processor import Processor, Record
@@ -62,6 +66,24 @@ def test_the_sources_of_profiles_are_those_that_a_replay_reads(setup):
     assert profile_sources(setup, np.arange(log.groups)) == read
     late = np.arange(log.groups // 2, log.groups)
     assert profile_sources(setup, late) == read[log.groups // 2 :]
+
+
+def test_what_a_worker_asks_the_profiler_is_what_a_profile_file_answers(shop):
+    log, items = shop
+    catalogue, processor = catalogue_of(items), Processor(SETTINGS, MemoryStore())
+    live = []
+    for _, rows in itertools.groupby(range(len(log)), key=lambda row: log.t_ms[row]):
+        changes = processor.apply([Record(e.offset, e) for e in map(log.event, rows)])
+        processor.commit(changes)
+        asked = [out.value for out in changes.outgoing if out.topic == "profile-requests"]
+        live += [read_request(record, catalogue, SETTINGS.profiles) for record in asked]
+    offline = list(requests_of_log(log_events(log), catalogue, SETTINGS))
+    assert len(offline) > 20
+    assert [replace(r, price_ratio=None) for r in live] == [replace(r, price_ratio=None) for r in offline]
+    live_ratios, ratios = ([r.price_ratio or 0 for r in requests] for requests in (live, offline))
+    np.testing.assert_allclose(
+        live_ratios, ratios, atol=0.0011
+    )  # rows hold prices as float32, and the last digit is rounded
 
 
 def test_without_titles_nobody_has_a_profile(shop):

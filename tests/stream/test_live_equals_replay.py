@@ -16,16 +16,18 @@ import torch
 from typer.testing import CliRunner
 
 from configs.errors import InputError, StateError
-from configs.settings import Settings
+from configs.settings import Settings, State
 from graph.memory import GraphMemory
 from stream import adoptions as module
 from stream.adoptions import announced, file_records, follow, read_adoptions, write_adoptions
 from stream.bundled import EVENTS
 from stream.cli import app
+from stream.evaluate.source import Options
+from stream.layout import hold_to_layout
 from stream.live_state import read_live_state
 from stream.processor import Processor, Record
 from stream.produce import event_messages
-from stream.replay import Options, replay
+from stream.replay import replay
 from stream.store import MemoryStore, RocksStore, partition_path, state_sha256
 from stream.versions import encode_version
 
@@ -230,7 +232,7 @@ def test_the_announced_adoptions_are_those_of_the_state_that_was_made_or_restore
 
 
 def test_the_state_on_disk_is_read_while_its_writer_holds_it_and_after(tmp_path: Path, events: Path) -> None:
-    (tmp_path / "layout.json").write_text('{"partitions": 1}')
+    hold_to_layout(SETTINGS.model_copy(update={"state": State(root=tmp_path)}), 1)
     store = RocksStore(partition_path(tmp_path, 0), sync=False)
     processor = Processor(SETTINGS, store)
     processor.commit(processor.apply(list(file_records(events, 500))))

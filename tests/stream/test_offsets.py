@@ -19,7 +19,7 @@ from configs.errors import StateError
 from stream.app import WorkerApp
 from stream.broker import admin
 from stream.consumer import Block, Fetched, holes_in
-from stream.partitions import Bounds, check_layout, check_position
+from stream.partitions import Bounds, check_position
 from tests.stream.test_app import shop_records
 
 
@@ -153,10 +153,3 @@ def test_records_that_the_broker_deleted_before_they_were_applied_are_an_error()
     check_position("interactions", 0, 0, Bounds(100, 200))
     with pytest.raises(StateError, match="50 records were deleted"):
         check_position("interactions", 0, 50, Bounds(100, 200))
-
-
-def test_a_state_root_is_held_to_its_number_of_partitions(tmp_path: Any) -> None:
-    check_layout(tmp_path, 4)
-    check_layout(tmp_path, 4)
-    with pytest.raises(StateError, match="made from 4 partitions, the topic has 2"):
-        check_layout(tmp_path, 2)

@@ -7,9 +7,10 @@ from configs.errors import MissingModelError
 from configs.load import load_settings
 from stream.bundled import EVENTS, ITEMS
 from stream.evaluate.log import EventLog
+from stream.evaluate.source import Options
 from stream.files import read_columns
 from stream.movielens import movielens
-from stream.replay import Options, replay
+from stream.replay import replay
 
 
 def evaluated(preset, events, items, rows, out):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
+import math
+import struct
 import time
 
 import numpy as np
@@ -75,6 +78,19 @@ def test_shuffled_arrivals_within_the_late_window_end_in_the_sorted_state() -> N
         assert theirs is not None
         assert ours.memory.tobytes() == theirs.memory.tobytes()
         assert ours.history == theirs.history
+
+
+def test_the_usual_price_is_that_of_the_sorted_log_however_it_arrived_and_after_a_restart() -> None:
+    events = shop_log(40)
+    rng = np.random.default_rng(5)
+    arrival = np.argsort([e.timestamp_ms for e in events] + rng.integers(0, 1_000_000, len(events)), kind="stable")
+    log, store = records([events[i] for i in arrival]), MemoryStore()
+    run(log, rng.choice(np.arange(1, len(log)), 10, replace=False).tolist(), store)
+    in_order = sorted(enumerate(arrival), key=lambda placed: (events[placed[1]].timestamp_ms, placed[0]))
+    logs = [math.log(events[i].price or 1) for _, i in in_order if events[i].price]
+    assert Processor(SETTINGS, store).prices.encode() == struct.pack(
+        "<dq", functools.reduce(float.__add__, logs), len(logs)
+    )
 
 
 def test_shuffled_arrivals_cut_anywhere_end_in_the_same_state_even_past_the_window() -> None:

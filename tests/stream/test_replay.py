@@ -16,13 +16,15 @@ from configs.settings import Settings
 from stream.adoptions import file_records, follow
 from stream.bundled import EVENTS, ITEMS
 from stream.cli import app
+from stream.evaluate.arms import Setup
 from stream.evaluate.audit import AUDITS
 from stream.evaluate.baselines import SIMPLE_ARMS
 from stream.evaluate.log import EventLog
-from stream.evaluate.registry import Setup, build_arm
+from stream.evaluate.registry import build_arm
 from stream.evaluate.report import audit_line, profiles_line
+from stream.evaluate.source import Options
 from stream.files import read_columns
-from stream.replay import Options, replay
+from stream.replay import replay
 from stream.revision import PACKAGES, ROOT, code_sha256
 
 ROWS, ARMS = 6000, ("popularity", "item_knn_recent", "personal_recency", "ease_recent")
@@ -121,7 +123,8 @@ def test_the_engine_gives_the_same_metrics_and_state_in_another_process(tmp_path
     code = f"""
 from pathlib import PosixPath
 from configs.load import load_settings
-from stream.replay import Options, replay
+from stream.evaluate.source import Options
+from stream.replay import replay
 replay({replace(given, out=tmp_path / "two")!r}, load_settings("ecommerce"))
 """
     subprocess.run([sys.executable, "-c", code], env=os.environ | publish | {"PYTHONHASHSEED": "1"}, check=True)
@@ -150,7 +153,7 @@ def arms_made(out, settings, **changes):
 
 def test_what_changes_no_result_voids_none(tmp_path, monkeypatch):
     assert arms_made(tmp_path, Settings()) == 1
-    monkeypatch.setattr("stream.replay.git_revision", lambda: "another commit")
+    monkeypatch.setattr("stream.evaluate.content.git_revision", lambda: "another commit")
     elsewhere = {
         "name": "other",
         "broker": {"bootstrap": "k:1", "security": "SASL_SSL", "sasl_username": "u", "sasl_password": "p"},
@@ -209,6 +212,14 @@ def test_another_split_is_never_taken_from_what_lies_there(tmp_path):
     one = replay(options(tmp_path, arms=("popularity",)), Settings())
     two = replay(options(tmp_path, arms=("popularity",), split=0.5, resume=True), Settings())
     assert one["arms"]["popularity"]["overall"]["n"] < two["arms"]["popularity"]["overall"]["n"]
+
+
+def test_a_log_in_seconds_is_told(tmp_path, caplog):
+    path = tmp_path / "events.jsonl"
+    rows = [{"user_id": f"u{n % 3}", "item_id": f"i{n % 5}", "timestamp_ms": 1_600_000_000 + n} for n in range(40)]
+    path.write_bytes(b"".join(orjson.dumps(row) + b"\n" for row in rows))
+    replay(Options(path, tmp_path / "out", arms=("popularity",), audit_rows=0), Settings())
+    assert "the last timestamp_ms is 1600000039, which looks like seconds; expected unix milliseconds" in caplog.text
 
 
 def test_held_out_items_are_reported(tmp_path):

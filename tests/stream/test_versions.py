@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from configs.errors import StateError
 from configs.settings import Settings
 from graph.memory import GraphMemory
-from stream.partitions import Partitions, check_layout
+from stream.partitions import Partitions
 from stream.records import Outgoing
 from stream.versions import GraphVersions, encode_version
 
@@ -108,19 +107,6 @@ def test_a_partition_opened_again_has_the_item_vectors_that_it_adopted(tmp_path:
         return memory
 
     np.testing.assert_array_equal(asyncio.run(adopt_and_open_again()), vectors["a"])
-
-
-def test_a_crash_while_the_layout_is_written_leaves_a_root_that_opens(tmp_path: Path, monkeypatch: Any) -> None:
-    def crash(path: Path, target: Path) -> Path:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as broken:
-        broken.setattr(Path, "replace", crash)
-        with pytest.raises(KeyboardInterrupt):
-            check_layout(tmp_path, 4)
-    check_layout(tmp_path, 4)
-    with pytest.raises(StateError, match="made from 4 partitions"):
-        check_layout(tmp_path, 2)
 
 
 def _received(offset: int, out: Outgoing) -> Any:

@@ -15,7 +15,7 @@ import time
 from types import TracebackType
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import start_http_server
 
@@ -26,6 +26,7 @@ from graph.rows import action_code
 from serving.answers import StateMessages
 from serving.engine_scorer import engine_builder
 from serving.guard import CountingPool, Guard
+from serving.health import NOT_SERVING, SERVING, Health
 from serving.metrics import ServingMetrics
 from serving.models import BuildScorer, ModelSlot
 from serving.profiles import ProfileFollower, ProfileStore
@@ -90,7 +91,7 @@ class Server:
             serving, self.state, self.profiles, self.models, StateMessages(names, self.state.item_id)
         )
         self._service = RecommendationService(serving, recommender, self.state, self.metrics)
-        self._health, self._status = health.HealthServicer(), health_pb2.HealthCheckResponse.UNKNOWN
+        self._health = Health()
         self._stop = threading.Event()
         try:
             self._server = self._new_grpc_server()
@@ -112,7 +113,7 @@ class Server:
     def close(self) -> None:
         """Stops: new requests are refused, those in flight get `grace_s`."""
         self._stop.set()
-        self._health.enter_graceful_shutdown()
+        self._health.close()
         self._service.stop()
         self._server.stop(self.settings.grace_s).wait()
         self._close_parts()
@@ -139,11 +140,7 @@ class Server:
     def _watch_health(self) -> None:
         """SERVING once there is anything to answer from."""
         ready = self.models.served is not None or self.state.ready
-        status = health_pb2.HealthCheckResponse.SERVING if ready else health_pb2.HealthCheckResponse.NOT_SERVING
-        if status != self._status:  # each call is a message to all that watch
-            self._status = status
-            self._health.set("", health_pb2.HealthCheckResponse.SERVING)
-            self._health.set(SERVICE, status)
+        self._health.set({"": SERVING, SERVICE: SERVING if ready else NOT_SERVING})
 
     def _follow_health(self) -> None:
         while not self._stop.wait(self.settings.poll_s):

@@ -1,0 +1,112 @@
+"""Health: watchers come, go and stand still, and nobody else waits for them."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from concurrent import futures
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from serving.health import NOT_SERVING, SERVING, Health
+
+UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+ASKED = health_pb2.HealthCheckRequest
+
+
+@pytest.fixture
+def health() -> Iterator[Health]:
+    served = Health()
+    served.set({"": SERVING, "shop": NOT_SERVING})
+    yield served
+    served.close()
+
+
+@pytest.fixture
+def stub(health: Health) -> Iterator[health_pb2_grpc.HealthStub]:
+    server = grpc.server(futures.ThreadPoolExecutor(8))
+    health_pb2_grpc.add_HealthServicer_to_server(health, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        yield health_pb2_grpc.HealthStub(channel)
+    server.stop(None)
+
+
+def test_the_server_answers_while_watchers_come_and_go_and_the_status_changes(health, stub):
+    """The servicer of grpcio-health-checking stands still for ever here within a second or two."""
+    until_s = time.monotonic() + 3
+
+    def change() -> None:
+        while time.monotonic() < until_s:
+            for status in (SERVING, NOT_SERVING):
+                health.set({"shop": status})
+
+    def watch() -> None:
+        while time.monotonic() < until_s:
+            call = stub.Watch(ASKED(service="shop"), timeout=5)
+            next(call)
+            call.cancel()
+
+    threads = [threading.Thread(target=target, daemon=True) for target in (change, watch, watch, watch)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    assert not any(thread.is_alive() for thread in threads)
+    assert stub.Check(ASKED(service=""), timeout=2).status == SERVING
+
+
+def test_a_watcher_is_told_of_each_change_and_of_a_service_that_has_no_status_yet(health, stub):
+    watches = {name: stub.Watch(ASKED(service=name), timeout=5) for name in ("", "shop", "later")}
+    assert {name: next(watch).status for name, watch in watches.items()} == {
+        "": SERVING,
+        "shop": NOT_SERVING,
+        "later": UNKNOWN,
+    }
+    health.set({"later": SERVING, "shop": SERVING})
+    assert (next(watches["later"]).status, next(watches["shop"]).status) == (SERVING, SERVING)
+    health.set({"shop": SERVING})
+    health.set({"shop": NOT_SERVING})
+    assert next(watches["shop"]).status == NOT_SERVING
+
+
+def test_at_the_end_watchers_are_told_and_let_go(health, stub):
+    watches = [stub.Watch(ASKED(service=name), timeout=5) for name in ("", "unknown")]
+    assert [next(watch).status for watch in watches] == [SERVING, UNKNOWN]
+    health.close()
+    assert [[answer.status for answer in watch] for watch in watches] == [[NOT_SERVING], []]
+    assert list(stub.Watch(ASKED(service=""), timeout=5)) == []
+    health.set({"": SERVING})
+    assert stub.Check(ASKED(service=""), timeout=2).status == NOT_SERVING
+
+
+def test_a_watcher_whose_client_does_not_read_holds_nobody_up(health):
+    """As many as there are threads that send, and one that reads."""
+    stuck, told = threading.Event(), []
+    for send in [lambda _: stuck.wait(5)] * 3 + [told.append]:
+        health.Watch(ASKED(service="shop"), Context(), send)
+    health.set({"shop": SERVING})
+    deadline = time.monotonic() + 2
+    while len(told) < 2 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert [answer.status for answer in told] in ([NOT_SERVING, SERVING], [SERVING])
+    assert health.Check(ASKED(service="shop"), Context()).status == SERVING
+    stuck.set()
+
+
+class Context:
+    """Of a call that stays open."""
+
+    def add_callback(self, callback) -> bool:
+        return True
+
+
+def test_a_check_of_an_unknown_service_names_those_that_are_known(stub):
+    with pytest.raises(grpc.RpcError) as caught:
+        stub.Check(ASKED(service="shopp"), timeout=2)
+    assert caught.value.code() == grpc.StatusCode.NOT_FOUND
+    assert caught.value.details() == "service 'shopp' is unknown; expected one of ['', 'shop']"

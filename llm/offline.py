@@ -106,7 +106,7 @@ def _request(
         "events": history.events,
         "domain": history.domain,
         "items": [{"item_id": i, "count": history.counts[i], "last_ms": history.last_ms[i]} for i in latest],
-        "actions": history.actions,
+        "actions": {name: n for name, n in history.actions.items() if name in settings.actions},
         "mean_value": round(history.values / history.valued, 3) if history.valued else None,
         "price_ratio": ratio,
     }

@@ -264,6 +264,8 @@ def say(what: str) -> None:
 def create_app(settings: Settings, bootstrap: str, partitions: int) -> WorkerApp:
     """The application with its agents; `partitions` is the number that `interactions` has."""
     app = WorkerApp(settings, bootstrap, partitions)
+    if app.open.differences:
+        say(app.open.differences)
 
     @app.agent(app.raw_topic(INTERACTIONS))  # type: ignore[untyped-decorator]
     async def apply_interactions(stream: Any) -> None:

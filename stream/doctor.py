@@ -118,7 +118,7 @@ def _topics(broker: Broker, bootstrap: str, what: str) -> Iterator[Finding]:
 
 
 def _state(settings: Settings) -> Iterator[Finding]:
-    from stream.layout import differs, read_layout
+    from stream.layout import differences, read_layout, unusable
     from stream.live_state import count_too_late
 
     root = settings.state.root
@@ -127,8 +127,11 @@ def _state(settings: Settings) -> Iterator[Finding]:
         yield Finding("state", "note", f"none in {root} yet", "`driftline worker` makes it from the topic")
         return
     yield Finding("state", "ok", f"{len(partitions)} partitions in {root}")
-    if words := differs(settings, read_layout(root)):
-        yield Finding("state", "note", words)
+    made_with = read_layout(root)
+    if misfit := unusable(settings, made_with):
+        yield Finding("state", "bad", misfit, "start the worker with the settings that the state was made with")
+    elif changed := differences(settings, made_with):
+        yield Finding("state", "note", changed)
     if too_late := count_too_late(root):
         yield Finding(
             "late events", "note", f"{too_late:,} so far came too late: they are counted, but changed no state",

@@ -1,100 +1,111 @@
 """What the state under `state.root` was made with: `layout.json`, written before the first partition is opened.
 
-Ids hash to partitions and rows hold vectors of a length, so these numbers are for life. The other settings may change:
-what is in the state stays as it is, and new events are applied with the new ones.
+Ids hash to partitions and rows hold vectors of a length, so these numbers are for life. The other settings on which
+rows depend may change: what was applied stays, as far as nothing late comes, and new events are applied with the new.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import orjson
 
 from configs.errors import StateError
-from configs.load import sections_sha256
 from configs.settings import Settings
-from stream.durable import write_durably
+from stream.durable import write_once
 
-SECTIONS = ("actions", "graph", "signals", "state")
-"""Sections of the settings on which user and item rows depend."""
-
-
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """What a state was made with.
-
-    Attributes:
-        partitions: of `interactions`.
-        vectors: lengths of memories and messages.
-        config: name of the configuration, for people.
-        settings: hash of SECTIONS.
-    """
-
-    partitions: int
-    vectors: tuple[int, int]
-    config: str
-    settings: str
+FIXED = ("partitions", "graph.memory_dim", "graph.message_dim")
+"""What can't change under a state."""
+REBUILD = "move the directory away to rebuild it from the topic"
 
 
-def layout_of(settings: Settings, partitions: int) -> Layout:
-    """What a state would be made with now."""
-    vectors = (settings.graph.memory_dim, settings.graph.message_dim)
-    return Layout(partitions, vectors, settings.name, sections_sha256(settings, SECTIONS))
+def layout_of(settings: Settings, partitions: int) -> dict[str, Any]:
+    """Everything on which user and item rows depend, by key."""
+    graph, state = settings.graph, settings.state
+    return {
+        "partitions": partitions,
+        **{f"graph.{name}": getattr(graph, name) for name in ("memory_dim", "message_dim", "time_dim", "neighbors")},
+        "graph.weights": graph.weights,
+        "graph.seed": graph.seed,
+        **{f"state.{name}": getattr(state, name) for name in ("history", "dedupe_ids", "late_ms", "late_events")},
+        "signals.half_lives_days[0]": settings.signals.half_lives_days[0],
+        "actions": {name: action.weight for name, action in sorted(settings.actions.items())},
+    }
 
 
-def read_layout(root: Path) -> Layout:
+def read_layout(root: Path) -> dict[str, Any]:
     """What the state under a root was made with.
 
     Raises:
         StateError: its layout.json is missing, or is not one.
     """
+    path = root / "layout.json"
     try:
-        found = orjson.loads((root / "layout.json").read_bytes())
-        memory_dim, message_dim = found["vectors"]
-        return Layout(int(found["partitions"]), (memory_dim, message_dim), found["config"], found["settings"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        found = orjson.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise StateError(f"{path} can't be read: {error!r}; expected the one that a worker wrote; {REBUILD}") from None
+    if not isinstance(found, dict) or not all(isinstance(found.get(name), int) for name in FIXED):
         raise StateError(
-            f"{root / 'layout.json'} can't be read: {error!r}; expected the one that the worker wrote"
-        ) from None
+            f"{path} holds {found!r:.200}; expected {', '.join(FIXED)}: an earlier version of driftline made this "
+            f"state; {REBUILD}"
+        )
+    return found
 
 
 def hold_to_layout(settings: Settings, partitions: int) -> str:
     """Writes the layout of a new state root, and holds an old one to its layout.
 
     Returns:
-        What to tell people where the state was made with other settings, which it outlives; "" where it was not.
+        What to tell people of a state that was made with other settings; "" where it was not.
 
     Raises:
-        StateError: the state has another number of partitions or other vectors, or the directory can't be written.
+        StateError: the state can't be gone on with, or the directory can't be written.
     """
-    root, now = settings.state.root, layout_of(settings, partitions)
+    root, path = settings.state.root, settings.state.root / "layout.json"
     try:
-        root.mkdir(parents=True, exist_ok=True)
-        if not (root / "layout.json").exists():
-            write_durably(root / "layout.json", orjson.dumps(asdict(now)) + b"\n")
+        if not path.exists() and any(root.glob("partition-*")):
+            raise StateError(f"{root} has partitions and no layout.json; expected both; {REBUILD}")
+        write_once(path, orjson.dumps(layout_of(settings, partitions), option=orjson.OPT_INDENT_2) + b"\n")
     except OSError as error:
         raise StateError(f"state.root {root} can't be used: {error!r}; expected a directory to write to") from None
     made_with = read_layout(root)
-    if made_with.partitions != partitions:
-        raise StateError(
-            f"the state in {root} was made from {made_with.partitions} partitions, the topic has {partitions}; ids "
-            "would move between partitions. Use another state.root, or a topic with the old number."
-        )
-    if made_with.vectors != now.vectors:
-        raise StateError(
-            f"the state in {root} was made with graph.memory_dim and graph.message_dim {made_with.vectors}, the "
-            f"settings say {now.vectors}. Use another state.root, which is rebuilt from the topic, or the old values."
-        )
-    return differs(settings, made_with)
+    if misfit := unusable(settings, made_with, partitions):
+        raise StateError(misfit)
+    return differences(settings, made_with)
 
 
-def differs(settings: Settings, made_with: Layout) -> str:
-    """What to tell people where a state was made with other settings than these; "" where it was not."""
-    if made_with.settings == sections_sha256(settings, SECTIONS):
+def unusable(settings: Settings, made_with: dict[str, Any], partitions: int | None = None) -> str:
+    """Why a state can't be gone on with; "" if it can. Without a number of `partitions` the state's own is taken."""
+    now = layout_of(settings, made_with["partitions"] if partitions is None else partitions)
+    changed = _changed(made_with, now, FIXED)
+    if not changed:
         return ""
     return (
-        f"the state in {settings.state.root} was made with other {', '.join(SECTIONS)} settings (configuration "
-        f"{made_with.config!r}, now {settings.name!r}): what is in it stays as it is. Start with the same --config, or "
-        "move the directory away to rebuild it from the topic."
+        f"the state in {settings.state.root} was made with other {changed}. Use the old values, or another state.root, "
+        "which is rebuilt from the topic; with several partitions from a topic with another broker.prefix, since ids "
+        "would move between partitions and `interactions.by-item` holds vectors of the old length"
     )
+
+
+def differences(settings: Settings, made_with: dict[str, Any]) -> str:
+    """What to tell people of a state that was made with other settings than these; "" where it was not."""
+    now = layout_of(settings, made_with["partitions"])
+    changed = _changed(made_with, now, [name for name in now if name not in FIXED])
+    if not changed:
+        return ""
+    return (
+        f"the state in {settings.state.root} was made with other {changed}. New events are applied with the new; "
+        f"{REBUILD} with them"
+    )
+
+
+def _changed(before: dict[str, Any], now: dict[str, Any], names: Iterable[str]) -> str:
+    """What has changed, in words; a group of keys is named without its values."""
+    words = []
+    for name in names:
+        old, new = before.get(name), now[name]
+        if old != new:
+            words.append(name if isinstance(new, dict) else f"{name} (was {old}, now {new})")
+    return ", ".join(words)

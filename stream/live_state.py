@@ -57,7 +57,7 @@ def read_live_state(root: Path) -> LiveState:
             state_sha256=state_sha256(stores),
             users=_count(stores, b"u:"),
             items=_count(stores, b"i:"),
-            partitions=read_layout(root).partitions,
+            partitions=read_layout(root)["partitions"],
             next_offset={number: int(offset or 0) for number, (offset, _) in zip(numbers, meta, strict=True)},
             graph={
                 number: orjson.loads(graph)["sha256"] if graph else ""

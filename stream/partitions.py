@@ -45,7 +45,7 @@ class Partitions:
         version_of: the graph version of a sha256 that a store says it adopted.
 
     Attributes:
-        differs: what to tell people of a state that was made with other settings, "" = nothing.
+        differences: what to tell people of a state that was made with other settings, "" = nothing.
     """
 
     def __init__(self, settings: Settings, count: int, send: Send, version_of: Callable[[str], GraphVersion]) -> None:
@@ -53,7 +53,7 @@ class Partitions:
         self.users: dict[int, Processor] = {}
         self.items: dict[int, ItemProcessor] = {}
         self._send, self._version_of = send, version_of
-        self.differs = hold_to_layout(settings, count)
+        self.differences = hold_to_layout(settings, count)
 
     async def open_users(self, partition: int) -> bool:
         """Opens a partition of `interactions` and sends what its last owner left unsent; False if it was open.

@@ -241,8 +241,9 @@ class Processor:
             row = self.users[self.nodes.index(user_id)]
             version = due_version(events, row.events, self.settings.profiles)
             if version:
-                request = profile_request(row, version, self.items, self.prices.log, self.settings)
+                request = profile_request(row, version, self.items, self.prices.at[user_id], self.settings)
                 changes.outgoing.append(Outgoing("profile-requests", user_id.encode(), request))
+        self.prices.at.clear()
 
     def _by_item(self, event: Event, memory: Float32) -> Outgoing:
         headers = (("source", f"{self.partition}:{event.offset}".encode()), ("user_memory", memory.tobytes()))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
@@ -32,6 +32,8 @@ Message = tuple[bytes | None, bytes]
 """(key, JSON value)"""
 
 REPORT_EVERY = 500
+INTERRUPTED_S = 5.0
+"""How long an interrupted sender waits for what it has handed over."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +92,7 @@ class Sender:
                 records, size = records + 1, size + len(value)
                 if records % REPORT_EVERY == 0 or rate_per_s:
                     on_progress(records)
+            self.flush()
         except InputError as error:
             self.flush()
             if not records:
@@ -99,10 +102,10 @@ class Sender:
                 "again if its events have an event_id, which is not applied twice, else only what comes after them"
             ) from None
         except KeyboardInterrupt:
-            self.flush()
             on_progress(records)
+            with suppress(KafkaError):
+                self._producer.flush(INTERRUPTED_S)
             raise
-        self.flush()
         on_progress(records)
         return Sent(records, size, time.perf_counter() - start)
 

@@ -1,6 +1,7 @@
 """What goes on `profile-requests`: what a user's profile is to be written from, as of the user's last event.
 
-`llm/offline.py` makes the same requests from a file; a test holds the two equal.
+`llm/offline.py` makes the same requests from a file, but that it looks after each time stamp where a worker looks after
+each epoch, and that it knows the whole history and one usual price for all partitions.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Keys: `u:USER` and `i:ITEM` canonical rows (graph/rows.py) · `n:KEY64` the id behind a 64-bit key · `d:EVENT_ID` ids
 for deduplication · `w:SEQ` undo records of the late window · `o:OFFSET` outgoing records not yet known to be sent ·
-`m:...` offsets, watermark, count of events too late, graph version.
+`m:...` offsets, watermark, count of events too late, usual price, graph version.
 """
 
 from __future__ import annotations

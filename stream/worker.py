@@ -15,7 +15,7 @@ import torch
 
 from configs.load import load_settings
 from configs.settings import Settings
-from stream.app import INTERACTIONS, create_app, group_of, say
+from stream.app import INTERACTIONS, create_app, group_of
 from stream.broker import broker
 from stream.exits import end_process, report
 from stream.members import remove_dead_members
@@ -34,8 +34,6 @@ def run_worker(settings: Settings, bootstrap: str) -> None:
     create_topics(settings.broker, bootstrap)
     remove_dead_members(settings.broker, bootstrap, group_of(settings))
     app = create_app(settings, bootstrap, partitions_of(settings.broker, bootstrap, INTERACTIONS))
-    if app.open.differs:
-        say(app.open.differs)
     serve_metrics(app.metrics.registry, settings.metrics.worker_port, "metrics.worker_port")
     logging.getLogger("aiokafka").setLevel(logging.WARNING)  # Faust filters at the handler: each line would be made
     worker = faust.Worker(app, loglevel="WARN", redirect_stdouts=False, quiet=True)

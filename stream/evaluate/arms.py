@@ -178,7 +178,7 @@ class Setup:
         items: what the items file says, by id; valid from the item's first appearance.
         profiles: file of profiles for replay, None = the template.
         shared: arms of one pass put here what they share (one processor, one set of features). An arm family that
-            drives a Processor leaves a callable "state_sha256" here.
+            drives a Processor leaves callables "state_sha256" and "adoptions" (their number) here.
     """
 
     log: EventLog

@@ -99,7 +99,7 @@ def test_a_request_sees_the_whole_basket_that_fired_it():
 
 def test_returned_items_are_no_taste():
     settings = Settings.model_validate(
-        {"profiles": {"first_events": 2}, "actions": {"return": {"weight": -1.0, "positive": False}}}
+        {"profiles": {"first_events": 2}, "actions": {"purchase": {}, "return": {"weight": -1.0, "positive": False}}}
     )
     events = [
         LogEvent("u", "1", NOW_MS, "purchase", 1.0, 2.0, None),

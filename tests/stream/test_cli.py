@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import orjson
 import pytest
+from kafka.errors import KafkaTimeoutError
 from typer.testing import CliRunner
 
 from configs.errors import InputError
@@ -25,7 +26,7 @@ from stream.cli.evaluate import topic_file
 from stream.doctor import examine
 from stream.layout import hold_to_layout
 from stream.processor import Processor, Record
-from stream.produce import Sender, item_messages, send_files
+from stream.produce import INTERRUPTED_S, Sender, item_messages, send_files
 from stream.store import MemoryStore, RocksStore, partition_path
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -190,8 +191,37 @@ class SmallTopic:
         self.values.append(value)
         return SimpleNamespace(add_errback=lambda _: None)
 
-    def flush(self) -> None:
+    def flush(self, timeout: float | None = None) -> None:
         pass
+
+
+class Interrupted(SmallTopic):
+    """One whose user presses Ctrl-C: while a record is sent, or while the last ones are waited for."""
+
+    def __init__(self, records: int) -> None:
+        super().__init__()
+        self.records, self.waited = records, []  # type: ignore[var-annotated]
+
+    def send(self, topic: str, value: bytes, **_: Any) -> Any:
+        if len(self.values) == self.records:
+            raise KeyboardInterrupt
+        return super().send(topic, value)
+
+    def flush(self, timeout: float | None = None) -> None:
+        self.waited.append(timeout)
+        if timeout is None:
+            raise KeyboardInterrupt
+        raise KafkaTimeoutError
+
+
+@pytest.mark.parametrize("sent", [3, 7, 9])
+def test_an_interrupted_produce_says_how_much_it_sent_and_waits_for_it_a_moment(tmp_path: Path, sent: int) -> None:
+    path, topic, told = tmp_path / "events.jsonl", Interrupted(sent), []
+    path.write_text(EVENT * 7)
+    with pytest.raises(KeyboardInterrupt):
+        send_files(Sender(Settings().broker, topic), path, on_progress=lambda _, n: told.append(n))
+    assert told[-1] == min(sent, 7)
+    assert topic.waited[-1] == INTERRUPTED_S
 
 
 def test_produce_says_how_much_it_sent_before_a_bad_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

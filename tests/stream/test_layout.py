@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
-import orjson
 import pytest
 
 from configs.errors import StateError
 from configs.load import load
 from configs.settings import Settings, State
+from stream.app import create_app
 from stream.doctor import examine
 from stream.layout import hold_to_layout, read_layout
+from stream.revision import ROOT
 from stream.store import RocksStore, partition_path
 
 PRESETS = ("ecommerce", "media")
@@ -26,53 +31,85 @@ def settings(root: Path, preset: str = "ecommerce", **graph: Any) -> Settings:
 def test_a_root_is_held_to_its_number_of_partitions(tmp_path: Path) -> None:
     assert hold_to_layout(settings(tmp_path), 4) == ""
     assert hold_to_layout(settings(tmp_path), 4) == ""
-    with pytest.raises(StateError, match="made from 4 partitions, the topic has 2"):
+    with pytest.raises(StateError, match=r"made with other partitions \(was 4, now 2\)"):
         hold_to_layout(settings(tmp_path), 2)
 
 
 @pytest.mark.parametrize("changed", [{"memory_dim": 8}, {"message_dim": 8}])
 def test_a_root_is_held_to_the_length_of_its_vectors(tmp_path: Path, changed: dict[str, int]) -> None:
     hold_to_layout(settings(tmp_path), 1)
-    with pytest.raises(StateError, match=r"graph.memory_dim and graph.message_dim \(\d+, \d+\), the settings say"):
+    RocksStore(partition_path(tmp_path, 0)).close()
+    words = rf"made with other graph.{next(iter(changed))} \(was 32, now 8\). Use the old values"
+    with pytest.raises(StateError, match=words):
         hold_to_layout(settings(tmp_path, **changed), 1)
+    (found,) = [f for f in examine(settings(tmp_path, **changed)) if f.part == "state" and f.state == "bad"]
+    assert re.search(words, found.detail)
 
 
-def test_worker_and_doctor_tell_of_a_state_that_was_made_with_another_preset(tmp_path: Path) -> None:
-    hold_to_layout(settings(tmp_path), 1)
-    words = "(configuration 'ecommerce', now 'media')"
-    assert words in hold_to_layout(settings(tmp_path, "media"), 1)
+def test_worker_and_doctor_tell_of_a_state_that_was_made_with_another_preset(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    create_app(settings(tmp_path), "127.0.0.1:9", 1)
+    assert capsys.readouterr().err == ""
+    create_app(settings(tmp_path, "media"), "127.0.0.1:9", 1)
+    words = "was made with other signals.half_lives_days[0] (was 1.0, now 0.02), actions. New events are applied with"
+    assert words in capsys.readouterr().err
     RocksStore(partition_path(tmp_path, 0)).close()
     told = {name: [f.detail for f in examine(settings(tmp_path, name)) if f.part == "state"] for name in PRESETS}
     assert [len(told[name]) for name in PRESETS] == [1, 2]
     assert words in told["media"][1]
 
 
-def test_where_a_worker_runs_and_how_fast_is_no_part_of_the_layout(tmp_path: Path) -> None:
+@pytest.mark.parametrize("changed", [{"learning_rate": 0.5}, {"publish_groups": 7}])
+def test_settings_on_which_no_row_depends_are_no_part_of_the_layout(tmp_path: Path, changed: dict[str, Any]) -> None:
     hold_to_layout(settings(tmp_path), 1)
-    elsewhere = settings(tmp_path).model_copy(update={"state": State(root=tmp_path, sync=False, epoch_events=7)})
+    elsewhere = settings(tmp_path, **changed).model_copy(update={"state": State(root=tmp_path, sync=False)})
     assert hold_to_layout(elsewhere, 1) == ""
 
 
+def test_of_two_workers_that_start_at_once_the_first_one_sets_the_layout(tmp_path: Path) -> None:
+    code = """
+import sys
+from configs.errors import StateError
+from tests.stream.test_layout import Path, hold_to_layout, settings
+sys.stdin.readline()
+try:
+    hold_to_layout(settings(Path(sys.argv[1]), memory_dim=int(sys.argv[2])), 1)
+except StateError:
+    sys.exit(73)
+"""
+    for n in range(3):
+        command = [sys.executable, "-c", code, str(tmp_path / str(n))]
+        workers = [subprocess.Popen([*command, dim], stdin=subprocess.PIPE, cwd=ROOT) for dim in ("32", "8")]
+        time.sleep(1.0)
+        for worker in workers:
+            worker.stdin.close()  # type: ignore[union-attr]
+        assert sorted(worker.wait(30) for worker in workers) == [0, 73]
+        assert len(list((tmp_path / str(n)).iterdir())) == 1
+
+
 def test_a_crash_while_it_is_written_leaves_a_root_that_opens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def crash(path: Path, target: Path) -> Path:
+    def crash(source: Path, target: Path) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as broken:
-        broken.setattr(Path, "replace", crash)
+        broken.setattr("os.link", crash)
         with pytest.raises(KeyboardInterrupt):
             hold_to_layout(settings(tmp_path), 4)
     hold_to_layout(settings(tmp_path), 4)
-    assert read_layout(tmp_path).partitions == 4
+    assert read_layout(tmp_path)["partitions"] == 4
 
 
-@pytest.mark.parametrize("content", [b"", b"{}", b"[]", b'{"partitions": 1, "vectors": [32]}'])
+@pytest.mark.parametrize("content", [b"", b"[]", b'{"partitions": 1}', b'{"partitions": "1", "graph.memory_dim": 32}'])
 def test_one_that_is_none_is_one_message(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "layout.json").write_bytes(content)
-    with pytest.raises(StateError, match=r"layout.json can't be read: .*; expected the one that the worker wrote"):
+    with pytest.raises(StateError, match=r"layout.json (can't be read|holds).*; expected .*; move the directory away"):
         hold_to_layout(settings(tmp_path), 1)
 
 
-def test_it_is_json(tmp_path: Path) -> None:
+def test_a_layout_is_not_made_up_for_a_state_that_has_none(tmp_path: Path) -> None:
     hold_to_layout(settings(tmp_path), 1)
-    found = orjson.loads((tmp_path / "layout.json").read_bytes())
-    assert (found["partitions"], found["vectors"], found["config"]) == (1, [32, 32], "ecommerce")
+    RocksStore(partition_path(tmp_path, 0)).close()
+    (tmp_path / "layout.json").unlink()
+    with pytest.raises(StateError, match=r"has partitions and no layout.json"):
+        hold_to_layout(settings(tmp_path), 1)

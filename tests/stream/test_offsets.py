@@ -19,6 +19,7 @@ from configs.errors import StateError
 from stream.app import WorkerApp
 from stream.broker import admin
 from stream.consumer import Block, Fetched, holes_in
+from stream.layout import hold_to_layout
 from stream.partitions import Bounds, check_position
 from tests.stream.test_app import shop_records
 
@@ -133,6 +134,7 @@ def test_a_locked_partition_is_refused_with_one_message_and_its_exit_code(world:
 
     world.state["lock_wait_s"] = 0.5
     world.produce(shop_records(10))
+    hold_to_layout(world.settings, 1)
     held = RocksStore(partition_path(world.settings.state.root, 0))
     try:
         result = driftline("worker", "--config", str(world.config))

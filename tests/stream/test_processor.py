@@ -80,17 +80,29 @@ def test_shuffled_arrivals_within_the_late_window_end_in_the_sorted_state() -> N
         assert ours.history == theirs.history
 
 
-def test_the_usual_price_is_that_of_the_sorted_log_however_it_arrived_and_after_a_restart() -> None:
+def test_the_usual_price_is_that_of_the_sorted_log_however_it_arrived_and_after_restarts() -> None:
     events = shop_log(40)
     rng = np.random.default_rng(5)
     arrival = np.argsort([e.timestamp_ms for e in events] + rng.integers(0, 1_000_000, len(events)), kind="stable")
     log, store = records([events[i] for i in arrival]), MemoryStore()
-    run(log, rng.choice(np.arange(1, len(log)), 10, replace=False).tolist(), store)
+    for start, end in itertools.pairwise([0, *sorted(rng.choice(np.arange(1, len(log)), 10).tolist()), len(log)]):
+        processor = Processor(SETTINGS, store)
+        processor.commit(processor.apply(log[start:end]))
     in_order = sorted(enumerate(arrival), key=lambda placed: (events[placed[1]].timestamp_ms, placed[0]))
     logs = [math.log(events[i].price or 1) for _, i in in_order if events[i].price]
     assert Processor(SETTINGS, store).prices.encode() == struct.pack(
         "<dq", functools.reduce(float.__add__, logs), len(logs)
     )
+
+
+def test_a_profile_request_knows_no_price_later_than_its_time_however_the_log_is_cut() -> None:
+    settings = Settings.model_validate({"profiles": {"first_events": 3}})
+    events = [Event("a", f"i{n}", 1_600_000_000_000 + n, price=10.0) for n in range(3)]
+    events += [Event("b", f"i{n}", 1_600_000_001_000 + n, price=1000.0) for n in range(50)]
+    for cut in (3, len(events)):
+        processor = Processor(settings, MemoryStore())
+        (request, *_) = [o for o in processor.apply(records(events)[:cut]).outgoing if o.topic == "profile-requests"]
+        assert (request.key, orjson.loads(request.value)["price_ratio"]) == (b"a", 1.0)
 
 
 def test_shuffled_arrivals_cut_anywhere_end_in_the_same_state_even_past_the_window() -> None:

@@ -153,7 +153,8 @@ def arms_made(out, settings, **changes):
 
 def test_what_changes_no_result_voids_none(tmp_path, monkeypatch):
     assert arms_made(tmp_path, Settings()) == 1
-    monkeypatch.setattr("stream.evaluate.content.git_revision", lambda: "another commit")
+    for module in ("stream.replay", "stream.evaluate.content"):
+        monkeypatch.setattr(f"{module}.git_revision", lambda: "another commit")
     elsewhere = {
         "name": "other",
         "broker": {"bootstrap": "k:1", "security": "SASL_SSL", "sasl_username": "u", "sasl_password": "p"},

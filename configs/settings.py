@@ -330,7 +330,9 @@ class Serving(Section):
     tls_key: Path | None = Field(None, description="PEM file of the certificate's key")
     tokens: tuple[Token, ...] = Field((), description="bearer tokens that may call; empty = open")
     history: int = Field(50, ge=1, le=65536, description="events that GetUserState returns by default")
-    max_watchers: int = Field(64, ge=1, le=4096, description="open WatchUserState streams; each holds a thread")
+    max_watchers: int = Field(
+        64, ge=1, le=4096, description="open WatchUserState streams, each holds a thread; as many may watch health"
+    )
     state_poll_ms: int = Field(50, ge=1, description="how often the reader catches up with the state's writer")
     cache_users: int = Field(2048, ge=0, description="users whose last slate is kept")
     cache_ms: int = Field(1000, ge=0, description="request times this close may share a slate; 0 = only equal ones")

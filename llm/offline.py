@@ -58,18 +58,19 @@ def requests_of_log(
     log_prices, priced = 0.0, 0
     for t_ms, rows in groupby(events, key=lambda event: event.timestamp_ms):
         before: dict[str, int] = {}
+        usual: dict[str, float | None] = {}
         for event in rows:
             history = users.setdefault(event.user_id, _History())
             before.setdefault(event.user_id, history.events)
             _add(history, event, settings.action(event.action).weight > 0)
             if event.price is not None and event.price > 0:
                 log_prices, priced = log_prices + math.log(event.price), priced + 1
+            usual[event.user_id] = log_prices / priced if priced else None
         for user_id, events_before in before.items():
             history = users[user_id]
             version = due_version(events_before, history.events, settings.profiles)
             if version:
-                usual = log_prices / priced if priced else None
-                yield _request(user_id, history, t_ms, version, usual, catalogue, settings)
+                yield _request(user_id, history, t_ms, version, usual[user_id], catalogue, settings)
 
 
 def _add(history: _History, event: LogEvent, wanted: bool) -> None:

@@ -91,7 +91,7 @@ class Server:
             serving, self.state, self.profiles, self.models, StateMessages(names, self.state.item_id)
         )
         self._service = RecommendationService(serving, recommender, self.state, self.metrics)
-        self._health = Health()
+        self._health = Health(self._statuses(), serving.max_watchers)
         self._stop = threading.Event()
         try:
             self._server = self._new_grpc_server()
@@ -100,7 +100,6 @@ class Server:
             self._close_parts()
             raise
         self._server.start()
-        self._watch_health()
         self._health_thread = threading.Thread(target=self._follow_health, name="health", daemon=True)
         self._health_thread.start()
 
@@ -137,14 +136,14 @@ class Server:
         reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
         return server
 
-    def _watch_health(self) -> None:
-        """SERVING once there is anything to answer from."""
+    def _statuses(self) -> dict[str, int]:
+        """The service is SERVING once there is anything to answer from."""
         ready = self.models.served is not None or self.state.ready
-        self._health.set({"": SERVING, SERVICE: SERVING if ready else NOT_SERVING})
+        return {"": SERVING, SERVICE: SERVING if ready else NOT_SERVING}
 
     def _follow_health(self) -> None:
         while not self._stop.wait(self.settings.poll_s):
-            self._watch_health()
+            self._health.set(self._statuses())
 
 
 def run_server(settings: Settings) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import fcntl
 import os
 import uuid
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -26,7 +27,8 @@ def write_durably(path: Path, data: bytes) -> None:
         OSError: it can't be written.
     """
     missing = _make_folder(path)
-    _write_beside(path, data).replace(path)
+    with _written_beside(path, data) as temporary:
+        temporary.replace(path)
     for folder in (path.parent, *missing):
         _sync(folder)
 
@@ -40,10 +42,13 @@ def write_once(path: Path, data: bytes) -> None:
     if path.exists():
         return
     missing = _make_folder(path)
-    temporary = _write_beside(path, data)
-    with suppress(FileExistsError):
-        os.link(temporary, path)
-    temporary.unlink()
+    with _written_beside(path, data) as temporary:
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            pass
+        except OSError:  # a file system without hard links
+            temporary.replace(path)
     for folder in (path.parent, *missing):
         _sync(folder)
 
@@ -55,14 +60,18 @@ def _make_folder(path: Path) -> list[Path]:
     return [folder.parent for folder in missing]
 
 
-def _write_beside(path: Path, data: bytes) -> Path:
-    """A synced file of a name that nobody else has, also on another host."""
+@contextmanager
+def _written_beside(path: Path, data: bytes) -> Iterator[Path]:
+    """A synced file of a name that nobody else has, also on another host; gone at the end."""
     temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    return temporary
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _sync(folder: Path) -> None:

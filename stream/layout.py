@@ -6,7 +6,6 @@ rows depend may change: what was applied stays, as far as nothing late comes, an
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from configs.errors import StateError
 from configs.settings import Settings
 from stream.durable import write_once
 
-FIXED = ("partitions", "graph.memory_dim", "graph.message_dim")
+FIXED = ("partitions", "graph.memory_dim", "graph.message_dim", "graph.time_dim")
 """What can't change under a state."""
 REBUILD = "move the directory away to rebuild it from the topic"
 
@@ -31,7 +30,7 @@ def layout_of(settings: Settings, partitions: int) -> dict[str, Any]:
         "graph.seed": graph.seed,
         **{f"state.{name}": getattr(state, name) for name in ("history", "dedupe_ids", "late_ms", "late_events")},
         "signals.half_lives_days[0]": settings.signals.half_lives_days[0],
-        "actions": {name: action.weight for name, action in sorted(settings.actions.items())},
+        **{f"actions.{name}": action.weight for name, action in sorted(settings.actions.items())},
     }
 
 
@@ -65,7 +64,7 @@ def hold_to_layout(settings: Settings, partitions: int) -> str:
     """
     root, path = settings.state.root, settings.state.root / "layout.json"
     try:
-        if not path.exists() and any(root.glob("partition-*")):
+        if any(root.glob("*-[0-9]*/CURRENT")) and not path.exists():
             raise StateError(f"{root} has partitions and no layout.json; expected both; {REBUILD}")
         write_once(path, orjson.dumps(layout_of(settings, partitions), option=orjson.OPT_INDENT_2) + b"\n")
     except OSError as error:
@@ -79,33 +78,35 @@ def hold_to_layout(settings: Settings, partitions: int) -> str:
 def unusable(settings: Settings, made_with: dict[str, Any], partitions: int | None = None) -> str:
     """Why a state can't be gone on with; "" if it can. Without a number of `partitions` the state's own is taken."""
     now = layout_of(settings, made_with["partitions"] if partitions is None else partitions)
-    changed = _changed(made_with, now, FIXED)
+    changed = _changed({name: made_with[name] for name in FIXED}, {name: now[name] for name in FIXED})
     if not changed:
         return ""
+    new_log = (
+        ""
+        if now["partitions"] == made_with["partitions"] == 1
+        else (
+            "; with several partitions take another broker.prefix, too, and produce the log again, since ids would "
+            "move between partitions and `interactions.by-item` holds vectors of the old length"
+        )
+    )
     return (
-        f"the state in {settings.state.root} was made with other {changed}. Use the old values, or another state.root, "
-        "which is rebuilt from the topic; with several partitions from a topic with another broker.prefix, since ids "
-        "would move between partitions and `interactions.by-item` holds vectors of the old length"
+        f"the state in {settings.state.root} was made with other settings: {changed}. Use the old values, or another "
+        f"state.root, which is rebuilt from the topic{new_log}"
     )
 
 
 def differences(settings: Settings, made_with: dict[str, Any]) -> str:
     """What to tell people of a state that was made with other settings than these; "" where it was not."""
-    now = layout_of(settings, made_with["partitions"])
-    changed = _changed(made_with, now, [name for name in now if name not in FIXED])
+    changed = _changed(made_with, layout_of(settings, made_with["partitions"]))
     if not changed:
         return ""
     return (
-        f"the state in {settings.state.root} was made with other {changed}. New events are applied with the new; "
-        f"{REBUILD} with them"
+        f"the state in {settings.state.root} was made with other settings: {changed}. New events are applied with the "
+        f"new ones. Use the old values, or {REBUILD} with the new"
     )
 
 
-def _changed(before: dict[str, Any], now: dict[str, Any], names: Iterable[str]) -> str:
-    """What has changed, in words; a group of keys is named without its values."""
-    words = []
-    for name in names:
-        old, new = before.get(name), now[name]
-        if old != new:
-            words.append(name if isinstance(new, dict) else f"{name} (was {old}, now {new})")
-    return ", ".join(words)
+def _changed(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """What has changed, in words."""
+    pairs = {name: (before.get(name, "none"), now.get(name, "none")) for name in {**before, **now}}
+    return ", ".join(f"{name} was {old}, is {new}" for name, (old, new) in pairs.items() if old != new)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Iterable
-from itertools import groupby
 
 from graph.rows import Event
 
@@ -16,8 +15,7 @@ class UsualPrice:
     """Running mean of log prices. It adds in the order of the events, so it does not depend on how they were cut.
 
     Attributes:
-        at: by user, the mean of the logs at the time of the user's last event; None before the first price. Whoever
-            reads it empties it.
+        at: by user, the mean of the logs at the user's last event; None before the first price. Who reads empties it.
     """
 
     KEY = b"m:prices"
@@ -29,13 +27,10 @@ class UsualPrice:
 
     def add(self, events: Iterable[Event]) -> None:
         """Takes in the prices of events in order; those that are not above 0 say nothing."""
-        for _, simultaneous in groupby(events, key=lambda event: event.timestamp_ms):
-            users = set()
-            for event in simultaneous:
-                users.add(event.user_id)
-                if event.price is not None and event.price > 0:
-                    self._sum, self._n = self._sum + math.log(event.price), self._n + 1
-            self.at.update(dict.fromkeys(users, self._sum / self._n if self._n else None))
+        for event in events:
+            if event.price is not None and event.price > 0:
+                self._sum, self._n = self._sum + math.log(event.price), self._n + 1
+            self.at[event.user_id] = self._sum / self._n if self._n else None
 
     def encode(self) -> bytes:
         """Bytes for the store."""

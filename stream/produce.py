@@ -16,7 +16,7 @@ from typing import Any
 
 import orjson
 from kafka import KafkaProducer
-from kafka.errors import KafkaError
+from kafka.errors import KafkaError, KafkaTimeoutError
 
 from configs.errors import BrokerError, InputError
 from configs.security import client_options
@@ -76,7 +76,8 @@ class Sender:
             kind: value of the `ce_type` header.
             messages: key and value of each record.
             rate_per_s: send no faster than this; None = as fast as the broker takes them.
-            on_progress: gets the number of records sent so far, every few hundred and at the end.
+            on_progress: gets the number of records sent so far, every few hundred and at the end; after Ctrl-C it may
+                be one too many.
 
         Raises:
             InputError: of `messages`, with how many were sent before it.
@@ -85,16 +86,19 @@ class Sender:
         records = size = 0
         start = time.perf_counter()
         try:
-            for key, value in messages:
-                if rate_per_s:
-                    _wait_until(start + records / rate_per_s)
-                self._send(name, key, value, headers)
-                records, size = records + 1, size + len(value)
-                if records % REPORT_EVERY == 0 or rate_per_s:
-                    on_progress(records)
+            try:
+                for key, value in messages:
+                    if rate_per_s:
+                        _wait_until(start + records / rate_per_s)
+                    records, size = records + 1, size + len(value)
+                    self._send(name, key, value, headers)
+                    if records % REPORT_EVERY == 0 or rate_per_s:
+                        on_progress(records)
+            except InputError:
+                self.flush()
+                raise
             self.flush()
         except InputError as error:
-            self.flush()
             if not records:
                 raise
             raise InputError(
@@ -103,8 +107,6 @@ class Sender:
             ) from None
         except KeyboardInterrupt:
             on_progress(records)
-            with suppress(KafkaError):
-                self._producer.flush(INTERRUPTED_S)
             raise
         on_progress(records)
         return Sent(records, size, time.perf_counter() - start)
@@ -150,7 +152,8 @@ def sender(settings: Broker, bootstrap: str) -> Iterator[Sender]:
     try:
         yield Sender(settings, producer)
     finally:
-        producer.close()
+        with suppress(KafkaTimeoutError):
+            producer.close(INTERRUPTED_S)
 
 
 @contextmanager

@@ -54,7 +54,8 @@ def produce(
 
                 sent, sent_items = send_files(to_kafka, events, items, rate, since or 0, until, report)
         except KeyboardInterrupt:
-            err.print(f"interrupted: {done['interactions']:,} events and {done['items']:,} items at most were sent")
+            counts = f"{done['interactions']:,} events and {done['items']:,} items"
+            err.print(f"interrupted: at most {counts} were sent and stay; events with an event_id may be sent again")
             raise
     if as_json:
         print_json({"events": sent.records, "items": sent_items.records, "bytes": sent.bytes, "per_s": sent.per_s})

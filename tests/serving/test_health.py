@@ -6,21 +6,23 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent import futures
+from typing import Any
 
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from serving import health as module
 from serving.health import NOT_SERVING, SERVING, Health
 
 UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
 ASKED = health_pb2.HealthCheckRequest
+MOST = 40
 
 
 @pytest.fixture
 def health() -> Iterator[Health]:
-    served = Health()
-    served.set({"": SERVING, "shop": NOT_SERVING})
+    served = Health({"": SERVING, "shop": NOT_SERVING}, MOST)
     yield served
     served.close()
 
@@ -79,30 +81,64 @@ def test_at_the_end_watchers_are_told_and_let_go(health, stub):
     assert [next(watch).status for watch in watches] == [SERVING, UNKNOWN]
     health.close()
     assert [[answer.status for answer in watch] for watch in watches] == [[NOT_SERVING], []]
-    assert list(stub.Watch(ASKED(service=""), timeout=5)) == []
+    late = [stub.Watch(ASKED(service=name), timeout=5) for name in ("", "unknown")]
+    assert [[answer.status for answer in watch] for watch in late] == [[NOT_SERVING], [UNKNOWN]]
     health.set({"": SERVING})
     assert stub.Check(ASKED(service=""), timeout=2).status == NOT_SERVING
 
 
-def test_a_watcher_whose_client_does_not_read_holds_nobody_up(health):
-    """As many as there are threads that send, and one that reads."""
-    stuck, told = threading.Event(), []
-    for send in [lambda _: stuck.wait(5)] * 3 + [told.append]:
-        health.Watch(ASKED(service="shop"), Context(), send)
-    health.set({"shop": SERVING})
-    deadline = time.monotonic() + 2
-    while len(told) < 2 and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert [answer.status for answer in told] in ([NOT_SERVING, SERVING], [SERVING])
-    assert health.Check(ASKED(service="shop"), Context()).status == SERVING
-    stuck.set()
+def test_watchers_past_the_bound_are_refused_until_one_leaves(stub):
+    watches = [stub.Watch(ASKED(service=""), timeout=5) for _ in range(MOST)]
+    assert {next(watch).status for watch in watches} == {SERVING}
+    with pytest.raises(grpc.RpcError) as caught:
+        next(stub.Watch(ASKED(service=""), timeout=5))
+    assert caught.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+    watches[0].cancel()
+    wait_for(lambda: _answers(stub))
+
+
+def _answers(stub: Any) -> bool:
+    try:
+        return next(stub.Watch(ASKED(service=""), timeout=5)).status == SERVING
+    except grpc.RpcError:
+        return False
 
 
 class Context:
-    """Of a call that stays open."""
+    """Of a call whose sends return when it is cancelled."""
 
-    def add_callback(self, callback) -> bool:
+    def __init__(self) -> None:
+        self.cancelled, self.callbacks = threading.Event(), []  # type: ignore[var-annotated]
+
+    def add_callback(self, callback: Any) -> bool:
+        self.callbacks.append(callback)
         return True
+
+    def cancel(self) -> None:
+        self.cancelled.set()
+        for callback in self.callbacks:
+            callback()
+
+
+def test_watchers_whose_clients_do_not_read_are_let_go_and_the_others_are_told(health, monkeypatch):
+    monkeypatch.setattr(module, "_SEND_S", 0.3)
+    stuck = [Context() for _ in range(module._SENDERS + 2)]
+    for context in stuck:
+        health.Watch(ASKED(service="shop"), context, lambda _, context=context: context.cancelled.wait(20))
+    told: list[Any] = []
+    health.Watch(ASKED(service="shop"), Context(), told.append)
+    wait_for(lambda: health.set({"shop": SERVING}) or all(context.cancelled.is_set() for context in stuck))
+    wait_for(lambda: [answer.status for answer in told][-1:] == [SERVING])
+
+
+def test_a_watcher_that_can_not_be_told_is_let_go(health, caplog):
+    def fail(_: Any) -> None:
+        raise RuntimeError("no wire")
+
+    context = Context()
+    health.Watch(ASKED(service="shop"), context, fail)
+    assert context.cancelled.wait(5)
+    assert "a watcher of health can't be told" in caplog.text
 
 
 def test_a_check_of_an_unknown_service_names_those_that_are_known(stub):
@@ -110,3 +146,11 @@ def test_a_check_of_an_unknown_service_names_those_that_are_known(stub):
         stub.Check(ASKED(service="shopp"), timeout=2)
     assert caught.value.code() == grpc.StatusCode.NOT_FOUND
     assert caught.value.details() == "service 'shopp' is unknown; expected one of ['', 'shop']"
+
+
+def wait_for(holds: Any) -> None:
+    """Until something holds, ten seconds at most."""
+    deadline = time.monotonic() + 10
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)

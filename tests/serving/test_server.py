@@ -276,6 +276,17 @@ def test_health_is_watched_without_holding_a_thread(running, settings):
         watch.cancel()
 
 
+def test_who_watches_health_learns_of_the_end_and_does_not_hold_it_up(settings, snapshot, worker):
+    patient = settings.model_copy(update={"serving": settings.serving.model_copy(update={"grace_s": 20.0})})
+    with Server(patient) as server, grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+        watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(service=SERVICE))
+        assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
+        started_s = time.monotonic()
+        server.close()
+        assert time.monotonic() - started_s < 5
+        assert [answer.status for answer in watch] == [health_pb2.HealthCheckResponse.NOT_SERVING]
+
+
 def test_streams_past_the_bound_are_refused_and_requests_still_run(tmp_path, worker, settings, snapshot):
     few = settings.model_copy(update={"serving": settings.serving.model_copy(update={"max_watchers": 2, "threads": 1})})
     with Server(few) as server, grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:

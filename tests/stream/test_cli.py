@@ -26,7 +26,7 @@ from stream.cli.evaluate import topic_file
 from stream.doctor import examine
 from stream.layout import hold_to_layout
 from stream.processor import Processor, Record
-from stream.produce import INTERRUPTED_S, Sender, item_messages, send_files
+from stream.produce import INTERRUPTED_S, Sender, item_messages, send_files, sender
 from stream.store import MemoryStore, RocksStore, partition_path
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -203,25 +203,32 @@ class Interrupted(SmallTopic):
         self.records, self.waited = records, []  # type: ignore[var-annotated]
 
     def send(self, topic: str, value: bytes, **_: Any) -> Any:
+        sent = super().send(topic, value)
         if len(self.values) == self.records:
             raise KeyboardInterrupt
-        return super().send(topic, value)
+        return sent
 
     def flush(self, timeout: float | None = None) -> None:
+        raise KeyboardInterrupt
+
+    def close(self, timeout: float | None = None) -> None:
         self.waited.append(timeout)
-        if timeout is None:
-            raise KeyboardInterrupt
         raise KafkaTimeoutError
 
 
-@pytest.mark.parametrize("sent", [3, 7, 9])
-def test_an_interrupted_produce_says_how_much_it_sent_and_waits_for_it_a_moment(tmp_path: Path, sent: int) -> None:
+@pytest.mark.parametrize(("sent", "last"), [(3, EVENT), (7, EVENT), (9, EVENT), (9, "{\n")])
+def test_an_interrupted_produce_says_how_much_it_sent_and_waits_for_it_a_moment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sent: int, last: str
+) -> None:
     path, topic, told = tmp_path / "events.jsonl", Interrupted(sent), []
-    path.write_text(EVENT * 7)
-    with pytest.raises(KeyboardInterrupt):
-        send_files(Sender(Settings().broker, topic), path, on_progress=lambda _, n: told.append(n))
-    assert told[-1] == min(sent, 7)
-    assert topic.waited[-1] == INTERRUPTED_S
+    monkeypatch.setattr("stream.files.CHUNK_ROWS", 2)
+    monkeypatch.setattr("stream.produce.check_reachable", lambda *_: None)
+    monkeypatch.setattr("stream.produce.KafkaProducer", lambda **_: topic)
+    path.write_text(EVENT * 6 + last)
+    with pytest.raises(KeyboardInterrupt), sender(Settings().broker, "") as to_kafka:
+        send_files(to_kafka, path, on_progress=lambda _, n: told.append(n))
+    assert told[-1] == len(topic.values) == min(sent, 6 + (last == EVENT))
+    assert topic.waited == [INTERRUPTED_S]
 
 
 def test_produce_says_how_much_it_sent_before_a_bad_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import re
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,6 @@ from configs.settings import Settings, State
 from stream.app import create_app
 from stream.doctor import examine
 from stream.layout import hold_to_layout, read_layout
-from stream.revision import ROOT
 from stream.store import RocksStore, partition_path
 
 PRESETS = ("ecommerce", "media")
@@ -31,15 +28,15 @@ def settings(root: Path, preset: str = "ecommerce", **graph: Any) -> Settings:
 def test_a_root_is_held_to_its_number_of_partitions(tmp_path: Path) -> None:
     assert hold_to_layout(settings(tmp_path), 4) == ""
     assert hold_to_layout(settings(tmp_path), 4) == ""
-    with pytest.raises(StateError, match=r"made with other partitions \(was 4, now 2\)"):
+    with pytest.raises(StateError, match=r"made with other settings: partitions was 4, is 2\. .*produce the log again"):
         hold_to_layout(settings(tmp_path), 2)
 
 
-@pytest.mark.parametrize("changed", [{"memory_dim": 8}, {"message_dim": 8}])
+@pytest.mark.parametrize("changed", [{"memory_dim": 8}, {"message_dim": 8}, {"time_dim": 8}])
 def test_a_root_is_held_to_the_length_of_its_vectors(tmp_path: Path, changed: dict[str, int]) -> None:
     hold_to_layout(settings(tmp_path), 1)
     RocksStore(partition_path(tmp_path, 0)).close()
-    words = rf"made with other graph.{next(iter(changed))} \(was 32, now 8\). Use the old values"
+    words = rf"made with other settings: graph.{next(iter(changed))} was \d+, is 8. Use the old values"
     with pytest.raises(StateError, match=words):
         hold_to_layout(settings(tmp_path, **changed), 1)
     (found,) = [f for f in examine(settings(tmp_path, **changed)) if f.part == "state" and f.state == "bad"]
@@ -52,7 +49,7 @@ def test_worker_and_doctor_tell_of_a_state_that_was_made_with_another_preset(
     create_app(settings(tmp_path), "127.0.0.1:9", 1)
     assert capsys.readouterr().err == ""
     create_app(settings(tmp_path, "media"), "127.0.0.1:9", 1)
-    words = "was made with other signals.half_lives_days[0] (was 1.0, now 0.02), actions. New events are applied with"
+    words = "was made with other settings: signals.half_lives_days[0] was 1.0, is 0.02, "
     assert words in capsys.readouterr().err
     RocksStore(partition_path(tmp_path, 0)).close()
     told = {name: [f.detail for f in examine(settings(tmp_path, name)) if f.part == "state"] for name in PRESETS}
@@ -67,25 +64,32 @@ def test_settings_on_which_no_row_depends_are_no_part_of_the_layout(tmp_path: Pa
     assert hold_to_layout(elsewhere, 1) == ""
 
 
-def test_of_two_workers_that_start_at_once_the_first_one_sets_the_layout(tmp_path: Path) -> None:
-    code = """
-import sys
-from configs.errors import StateError
-from tests.stream.test_layout import Path, hold_to_layout, settings
-sys.stdin.readline()
-try:
-    hold_to_layout(settings(Path(sys.argv[1]), memory_dim=int(sys.argv[2])), 1)
-except StateError:
-    sys.exit(73)
-"""
-    for n in range(3):
-        command = [sys.executable, "-c", code, str(tmp_path / str(n))]
-        workers = [subprocess.Popen([*command, dim], stdin=subprocess.PIPE, cwd=ROOT) for dim in ("32", "8")]
-        time.sleep(1.0)
-        for worker in workers:
-            worker.stdin.close()  # type: ignore[union-attr]
-        assert sorted(worker.wait(30) for worker in workers) == [0, 73]
-        assert len(list((tmp_path / str(n)).iterdir())) == 1
+def test_of_two_workers_that_start_at_once_the_first_one_sets_the_layout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rival writes its layout after we have looked and before we write ours."""
+    ours, rivals = settings(tmp_path), settings(tmp_path, memory_dim=8)
+    link = os.link
+
+    def late(source: Path, target: Path) -> None:
+        monkeypatch.undo()
+        hold_to_layout(rivals, 1)
+        link(source, target)
+
+    monkeypatch.setattr("os.link", late)
+    with pytest.raises(StateError, match=r"graph.memory_dim was 8, is 32"):
+        hold_to_layout(ours, 1)
+    assert [path.name for path in tmp_path.iterdir()] == ["layout.json"]
+
+
+def test_a_file_system_without_hard_links_is_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(source: Path, target: Path) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr("os.link", refuse)
+    assert hold_to_layout(settings(tmp_path), 4) == ""
+    assert read_layout(tmp_path)["partitions"] == 4
+    assert [path.name for path in tmp_path.iterdir()] == ["layout.json"]
 
 
 def test_a_crash_while_it_is_written_leaves_a_root_that_opens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,6 +100,7 @@ def test_a_crash_while_it_is_written_leaves_a_root_that_opens(tmp_path: Path, mo
         broken.setattr("os.link", crash)
         with pytest.raises(KeyboardInterrupt):
             hold_to_layout(settings(tmp_path), 4)
+    assert list(tmp_path.iterdir()) == []
     hold_to_layout(settings(tmp_path), 4)
     assert read_layout(tmp_path)["partitions"] == 4
 

@@ -98,7 +98,7 @@ def test_the_usual_price_is_that_of_the_sorted_log_however_it_arrived_and_after_
 def test_a_profile_request_knows_no_price_later_than_its_time_however_the_log_is_cut() -> None:
     settings = Settings.model_validate({"profiles": {"first_events": 3}})
     events = [Event("a", f"i{n}", 1_600_000_000_000 + n, price=10.0) for n in range(3)]
-    events += [Event("b", f"i{n}", 1_600_000_001_000 + n, price=1000.0) for n in range(50)]
+    events += [Event("b", f"i{n}", 1_600_000_000_002 + n, price=1000.0) for n in range(50)]  # the first at once
     for cut in (3, len(events)):
         processor = Processor(settings, MemoryStore())
         (request, *_) = [o for o in processor.apply(records(events)[:cut]).outgoing if o.topic == "profile-requests"]

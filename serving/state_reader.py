@@ -24,9 +24,11 @@ from kafka.partitioner.default import murmur2
 from rocksdict import AccessType, Options, Rdict
 
 from graph.rows import UserRow, decode_item, decode_user
+from serving.errors import NotReady
 
 LOG = logging.getLogger(__name__)
 MS_PER_DAY = 86_400_000
+_RETRY_MS = 1000
 _POPULAR_ROWS = 200_000
 """Item rows scanned at most for the popularity that answers while no model serves."""
 
@@ -236,15 +238,27 @@ class _Partition:
         self.caught_up_s = time.monotonic()
 
     def get(self, keys: list[bytes]) -> list[bytes | None]:
-        """The values of some keys at one point of the log."""
-        return list(self._db.get(keys))
+        """The values of some keys at one point of the log.
+
+        Raises:
+            NotReady: they can't be read: data is damaged, or the writer has just deleted the file they were in.
+        """
+        try:
+            return list(self._db.get(keys))
+        except Exception as error:  # noqa: BLE001 - rocksdict raises bare Exception
+            raise NotReady(f"state directory {self._path} can't be read: {error}", _RETRY_MS) from None
 
     def scan(self, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
-        """All pairs whose key starts with a prefix."""
-        for key, value in self._db.items(from_key=prefix):
-            if not key.startswith(prefix):
-                return
-            yield key, value
+        """All pairs whose key starts with a prefix, up to what can't be read."""
+        rows = self._db.iter()
+        rows.seek(prefix)
+        while rows.valid() and (key := rows.key()).startswith(prefix):
+            yield key, rows.value()
+            rows.next()
+        try:
+            rows.status()
+        except Exception as error:  # noqa: BLE001 - as above
+            LOG.warning("state directory %s is damaged: %s", self._path, error)
 
     def catch_up(self) -> bool:
         """Reads what the writer committed since; whether there was anything."""

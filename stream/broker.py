@@ -32,7 +32,7 @@ import psutil
 from kafka.admin import KafkaAdminClient
 from kafka.errors import KafkaError
 
-from configs.errors import BrokerError
+from configs.errors import BrokerError, ConfigError
 from configs.security import client_options
 from configs.settings import Broker
 from stream.durable import try_lock
@@ -79,8 +79,8 @@ class EmbeddedBroker:
         keep: leave the broker running when the last user goes.
 
     Raises:
-        BrokerError: the directory can't be written, the port is taken, the binary is missing or the broker does not
-            come up.
+        ConfigError: the port is taken.
+        BrokerError: the directory can't be written, the binary is missing or the broker does not come up.
     """
 
     def __init__(self, settings: Broker, keep: bool = False) -> None:
@@ -132,6 +132,14 @@ class EmbeddedBroker:
                 return running
         return None
 
+    def wanted(self) -> bool:
+        """Whether a process uses the broker of this directory, or did when the broker went."""
+        path = self.directory / "users.lock"
+        if not path.exists():
+            return False
+        with self._exclusive(), path.open("a") as users:
+            return not try_lock(users)
+
     def stop(self) -> None:
         """Stops the running broker, whoever uses it; its data stays."""
         running = self.running()
@@ -150,7 +158,7 @@ class EmbeddedBroker:
         while _listens(self.port) and time.monotonic() < deadline:
             time.sleep(0.05)
         if _listens(self.port):
-            raise BrokerError(
+            raise ConfigError(
                 f"port {self.port} is taken, so the embedded broker of {self.directory.absolute()} can't start. Does "
                 "one of another directory run? Then start this command there: paths are relative to the directory. "
                 f"Else set broker.embedded_port to a free port, or broker.bootstrap to {HOST}:{self.port} if a Kafka "
@@ -211,7 +219,8 @@ def check_reachable(settings: Broker, bootstrap: str) -> None:
     """Returns when a broker answers.
 
     Raises:
-        BrokerError: the address is malformed or nothing answers within `connect_timeout_s`.
+        ConfigError: the address is malformed.
+        BrokerError: nothing answers within `connect_timeout_s`.
     """
     with admin(settings, bootstrap):
         pass
@@ -222,12 +231,12 @@ def admin(settings: Broker, bootstrap: str) -> Iterator[Any]:
     """A kafka-python admin client.
 
     Raises:
-        BrokerError: as `check_reachable`.
+        ConfigError, BrokerError: as `check_reachable`.
     """
     for address in bootstrap.split(","):
         host, _, port = address.strip().rpartition(":")
         if not host or not port.isdigit() or not 0 < int(port) < 65536:
-            raise BrokerError(f"broker.bootstrap is {bootstrap!r}; expected host:port[,host:port]")
+            raise ConfigError(f"broker.bootstrap is {bootstrap!r}; expected host:port[,host:port]")
     _wait_until_one_listens(settings, bootstrap)
     try:
         timeout_ms = int(settings.connect_timeout_s * 1000)

@@ -1,4 +1,7 @@
-"""Checkpoints of the trainer: one file, written beside its place, synced and renamed; one process that writes them."""
+"""Checkpoints of the trainer: one file, written beside its place, synced and renamed; one process that writes them.
+
+A file is a pickle and the XXH3 hash of it: a damaged one is refused before it is unpickled.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,15 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+import xxhash
 
 from configs.errors import LockedError, StateError
 from stream.durable import try_lock
+
+SUM_BYTES = 16
+CHUNK_BYTES = 1 << 20
 
 
 @contextmanager
@@ -51,7 +59,9 @@ def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
-            pickle.dump(state, file, protocol=pickle.HIGHEST_PROTOCOL)
+            summed = _Summed(file)
+            pickle.dump(state, summed, protocol=pickle.HIGHEST_PROTOCOL)
+            file.write(summed.hash.digest())
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -72,6 +82,7 @@ def read_checkpoint(path: Path, settings_sha256: str) -> dict[str, Any] | None:
         return None
     try:
         with path.open("rb") as file:
+            _check_sum(file)
             state = pickle.load(file)
     except Exception as error:  # noqa: BLE001 - damaged bytes may ask pickle for anything
         raise StateError(
@@ -88,3 +99,31 @@ def read_checkpoint(path: Path, settings_sha256: str) -> dict[str, Any] | None:
             "learn from the start"
         )
     return state
+
+
+class _Summed:
+    """A file to write to, and the hash of what was written."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file, self.hash = file, xxhash.xxh3_128()
+
+    def write(self, data: bytes) -> int:
+        """See io.RawIOBase."""
+        self.hash.update(data)
+        return self._file.write(data)
+
+
+def _check_sum(file: IO[bytes]) -> None:
+    """Returns at the beginning of a file whose last bytes are the hash of the others.
+
+    Raises:
+        ValueError: they are not.
+    """
+    left, found = file.seek(0, os.SEEK_END) - SUM_BYTES, xxhash.xxh3_128()
+    file.seek(0)
+    while left > 0 and (chunk := file.read(min(left, CHUNK_BYTES))):
+        found.update(chunk)
+        left -= len(chunk)
+    if file.read() != found.digest():
+        raise ValueError("its check sum does not hold")
+    file.seek(0)

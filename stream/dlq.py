@@ -74,6 +74,12 @@ def read_dlq(settings: Broker, bootstrap: str, first: int = 0) -> Iterator[DeadL
         )  # fmt: skip
 
 
+def distinct(letters: Iterable[DeadLetter]) -> list[DeadLetter]:
+    """Each record once, as it was refused last: a state that is rebuilt refuses again what it refused before."""
+    last = {(x.topic, x.source or x.offset, x.key, x.value): x for x in letters}
+    return sorted(last.values(), key=lambda letter: letter.offset)
+
+
 def find(letters: Iterable[DeadLetter], offset: int) -> DeadLetter:
     """The dead letter at an offset.
 

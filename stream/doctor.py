@@ -98,6 +98,10 @@ def _broker(settings: Settings) -> Iterator[Finding]:
             "broker", "bad", f"port {settings.broker.embedded_port} is taken by another process",
             "set broker.embedded_port to a free port, or broker.bootstrap to that broker",
         )  # fmt: skip
+    elif EmbeddedBroker(settings.broker).wanted():
+        yield Finding(
+            "broker", "bad", "embedded, gone while processes use it", "end them and start them again; see broker.log"
+        )
     else:
         yield Finding("broker", "note", "embedded, not running", "every command that needs it starts it")
 

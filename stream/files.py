@@ -82,6 +82,8 @@ def _chunks(path: Path, known: dict[str, str]) -> Chunks:
         ".jsonl": _jsonl_chunks,
         ".ndjson": _jsonl_chunks,
     }
+    if path.is_dir():
+        raise InputError(f"{path}: got a folder; expected a file, .parquet, .csv or .jsonl")
     reader = readers.get(path.suffix.lower())
     if reader is None:
         raise InputError(f"{path}: got a file of type {path.suffix!r}; expected .parquet, .csv or .jsonl")

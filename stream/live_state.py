@@ -7,6 +7,7 @@ as of one commit; with several partitions and a running worker these commits are
 from __future__ import annotations
 
 import tempfile
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -67,12 +68,14 @@ def read_live_state(root: Path) -> LiveState:
 
 
 def count_too_late(root: Path) -> int:
-    """Events that came too late to change the state, over all partitions under a root.
+    """Events that came too late to change the state, over all partitions under a root; reads all that is there.
 
     Raises:
-        StateError: a partition can't be read.
+        StateError: a partition can't be read, or holds damaged data.
     """
     with _opened(root, _partitions(root)) as stores:
+        for store in stores:
+            deque(store.scan(b""), maxlen=0)
         return sum(int(store.get([b"m:too_late"])[0] or 0) for store in stores)
 
 

@@ -245,6 +245,8 @@ def send_files(
     """
     messages = event_messages(events, since_ms, until_ms)
     first = list(islice(messages, 1))
+    if not first and not since_ms and until_ms is None:
+        raise InputError(f"{events}: there is no row; expected events. Nothing was sent.")
     sent_items = Sent(0, 0, 0.0)
     if items is not None:
         sent_items = sender.send("items", ITEM_TYPE, item_messages(items), None, lambda n: on_progress("items", n))

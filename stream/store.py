@@ -22,7 +22,11 @@ Puts = Mapping[bytes, bytes | None]
 
 
 class ReadableStore(Protocol):
-    """A sorted map of bytes."""
+    """A sorted map of bytes.
+
+    Raises:
+        StateError: from any read that meets damaged data.
+    """
 
     def get(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """The values of some keys, None where there is none."""
@@ -84,14 +88,11 @@ class RocksStore:
 
     def get(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """See StateStore."""
-        return list(self._db.get(list(keys))) if keys else []
+        return _get(self._db, keys)
 
     def scan(self, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
         """See StateStore."""
-        for key, value in self._db.items(from_key=prefix):
-            if not key.startswith(prefix):
-                return
-            yield key, value
+        return _scan(self._db, prefix)
 
     def commit(self, puts: Puts) -> None:
         """See StateStore; durable on return when the store syncs."""
@@ -132,14 +133,11 @@ class ReadOnlyStore:
 
     def get(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """See StateStore."""
-        return list(self._db.get(list(keys))) if keys else []
+        return _get(self._db, keys)
 
     def scan(self, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
         """See StateStore."""
-        for key, value in self._db.items(from_key=prefix):
-            if not key.startswith(prefix):
-                return
-            yield key, value
+        return _scan(self._db, prefix)
 
     def close(self) -> None:
         """Closes the reader."""
@@ -161,6 +159,32 @@ def state_sha256(stores: Sequence[ReadableStore]) -> str:
     for key, value in rows:
         digest.update(len(key).to_bytes(4, "little") + key + len(value).to_bytes(4, "little") + value)
     return digest.hexdigest()
+
+
+def _get(db: Rdict, keys: Sequence[bytes]) -> list[bytes | None]:
+    try:
+        return list(db.get(list(keys))) if keys else []
+    except Exception as error:  # noqa: BLE001 - rocksdict raises bare Exception
+        raise _damaged(db, error) from None
+
+
+def _scan(db: Rdict, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Not by `items()`, which takes a damaged block for the end."""
+    rows = db.iter()
+    rows.seek(prefix)
+    while rows.valid() and (key := rows.key()).startswith(prefix):
+        yield key, rows.value()
+        rows.next()
+    try:
+        rows.status()
+    except Exception as error:  # noqa: BLE001 - rocksdict raises bare Exception
+        raise _damaged(db, error) from None
+
+
+def _damaged(db: Rdict, error: Exception) -> StateError:
+    return StateError(
+        f"state directory {db.path()} is damaged: {error}; move it away to rebuild the partition from the topic"
+    )
 
 
 def _open(path: Path, lock_wait_s: float) -> Rdict:

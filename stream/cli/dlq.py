@@ -29,11 +29,11 @@ def list_them(
     Example: `driftline dlq list --reason not_json`
     """
     from stream.broker import broker
-    from stream.dlq import read_dlq
+    from stream.dlq import distinct, read_dlq
 
     settings = settings_of(config)
     with broker(settings.broker) as bootstrap:
-        letters = [letter for letter in read_dlq(settings.broker, bootstrap) if reason in ("", letter.reason)]
+        letters = [letter for letter in distinct(read_dlq(settings.broker, bootstrap)) if reason in ("", letter.reason)]
     counts = Counter(letter.reason for letter in letters)
     newest = letters[-limit:][::-1]
     if as_json:
@@ -104,7 +104,7 @@ def replay(
     Example: `driftline dlq replay --reason from_the_future`
     """
     from stream.broker import broker
-    from stream.dlq import read_dlq, resend
+    from stream.dlq import distinct, read_dlq, resend
     from stream.produce import sender
 
     if not (reason or offset or everything):
@@ -113,7 +113,9 @@ def replay(
     with broker(settings.broker) as bootstrap, sender(settings.broker, bootstrap) as to_kafka:
         there = list(read_dlq(settings.broker, bootstrap))
         letters = [
-            letter for letter in there if reason in ("", letter.reason) and (not offset or letter.offset in offset)
+            letter
+            for letter in (there if offset else distinct(there))
+            if reason in ("", letter.reason) and (not offset or letter.offset in offset)
         ]
         if there and not letters:
             reasons = ", ".join(sorted({letter.reason for letter in there}))

@@ -169,15 +169,16 @@ def validate(
     reports: dict[str, Report] = {}
     if events is not None:
         reports["events"] = check(events, settings.actions)
+        if not as_json:
+            _print_report(reports["events"], "kept", settings)
     if items is not None:
         reports["items"] = validate_items(items)
+        if not as_json:
+            _print_report(reports["items"], "left out", settings)
     ok = all(report.ok for report in reports.values())
     if as_json:
         whole = {name: report.as_json() for name, report in reports.items()}
         print_json({"ok": ok, **whole} if len(whole) > 1 else next(iter(whole.values())))
-    else:
-        for name, report in reports.items():
-            _print_report(report, "left out" if name == "items" else "kept", settings)
     if not ok:
         raise typer.Exit(InputError.exit_code)
 

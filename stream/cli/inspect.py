@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 from rich.text import Text
 
-from stream.cli.common import AsJson, Config, out, print_json, settings_of, when
+from stream.cli.common import AsJson, Config, err, out, print_json, settings_of, when
 
 config_app = typer.Typer(no_args_is_help=True, help="Settings: what counts, and where it comes from.")
 profile_app = typer.Typer(no_args_is_help=True, help="What a language model wrote about a user.")
@@ -75,8 +75,6 @@ def profile_show(
 
     Example: `driftline profile show 13085`
     """
-    import orjson
-
     from configs.errors import InputError
     from stream.broker import broker
     from stream.reading import read_all
@@ -84,7 +82,10 @@ def profile_show(
     settings = settings_of(config)
     with broker(settings.broker) as bootstrap:
         records = read_all(settings.broker, bootstrap, "profiles.log")
-        profiles = [orjson.loads(r.value) for r in records if r.key == user_id.encode() and r.value]
+        found = [profile_in(r.value) for r in records if r.key == user_id.encode() and r.value]
+    profiles = [profile for profile in found if profile is not None]
+    if len(found) > len(profiles):
+        err.print(f"{len(found) - len(profiles):,} records of profiles.log are no profiles and are left out")
     if not profiles:
         raise InputError(f"no profile of user {user_id!r} was written yet; `driftline profiler` writes them when due")
     for profile in profiles:
@@ -99,3 +100,18 @@ def profile_show(
             if text:
                 out.print(f"  {name}: {text}")
     return None
+
+
+def profile_in(record: bytes) -> dict[str, Any] | None:
+    """What a record of `profiles.log` holds, None if it is no profile."""
+    import orjson
+
+    from configs.errors import InputError
+    from llm.profile import parse_profile
+
+    try:
+        parse_profile(record)
+    except InputError:
+        return None
+    profile: dict[str, Any] = orjson.loads(record)
+    return profile

@@ -61,7 +61,7 @@ def produce(
         print_json({"events": sent.records, "items": sent_items.records, "bytes": sent.bytes, "per_s": sent.per_s})
     else:
         if not sent.records:
-            err.print("no event of the file lies between --since and --until" if since or until else "no event to send")
+            err.print("no event of the file lies between --since and --until")
         out.print(f"sent {sent.records:,} events and {sent_items.records:,} items, {sent.per_s:,.0f} events/s")
 
 

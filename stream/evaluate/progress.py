@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -27,7 +28,11 @@ def progress_bars() -> Iterator[Callable[[str, int, int], None]]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True)) as bars:
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield progress_lines()
+        return
+    with Progress(*columns, console=console) as bars:
         tasks: dict[str, TaskID] = {}
 
         def show(step: str, done: int, total: int) -> None:
@@ -36,3 +41,16 @@ def progress_bars() -> Iterator[Callable[[str, int, int], None]]:
             bars.update(tasks[step], completed=done, total=total)
 
         yield show
+
+
+def progress_lines() -> Callable[[str, int, int], None]:
+    """The same for a log: a line for each tenth of a step."""
+    tenths: dict[str, int] = {}
+
+    def show(step: str, done: int, total: int) -> None:
+        tenth = 10 * done // max(total, 1)
+        if tenth > tenths.get(step, 0):
+            tenths[step] = tenth
+            print(f"{step}: {done:,} of {total:,}", file=sys.stderr, flush=True)
+
+    return show

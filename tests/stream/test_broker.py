@@ -16,9 +16,10 @@ from typing import Any
 import pytest
 from kafka import KafkaProducer
 
-from configs.errors import BrokerError
+from configs.errors import BrokerError, ConfigError
 from configs.settings import Broker, Settings
 from stream.broker import EmbeddedBroker, broker
+from stream.doctor import examine
 from stream.processor import Processor, Record
 from stream.reading import consumer, places, polled, read_all
 from stream.store import MemoryStore
@@ -113,7 +114,7 @@ def test_a_taken_port_is_named_with_the_two_ways_out(settings: Broker) -> None:
         other.bind(("127.0.0.1", settings.embedded_port))
         other.listen()
         with (
-            pytest.raises(BrokerError, match=r"port \d+ is taken.*broker\.embedded_port.*broker\.bootstrap"),
+            pytest.raises(ConfigError, match=r"port \d+ is taken.*broker\.embedded_port.*broker\.bootstrap"),
             broker(settings),
         ):
             pass
@@ -147,7 +148,7 @@ def test_another_port_than_that_of_the_running_broker_is_refused(settings: Broke
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "127.0.0.1:port", ":9092", "127.0.0.1:99999"])
 def test_a_malformed_address_is_refused_before_anything_is_tried(address: str) -> None:
-    with pytest.raises(BrokerError, match="expected host:port"), broker(Broker(bootstrap=address)):
+    with pytest.raises(ConfigError, match="expected host:port"), broker(Broker(bootstrap=address)):
         pass
 
 
@@ -183,3 +184,23 @@ def test_the_producer_of_the_readme_speaks_to_the_embedded_broker_and_sends_an_e
         sent["producer"].close()
         (record,) = read_all(settings, bootstrap, "interactions")
     assert Processor(Settings(), MemoryStore()).validated(Record(record.offset, record.value, record.key)).value == 6
+
+
+def test_doctor_tells_a_broker_that_is_gone_while_it_is_used_from_one_that_nobody_uses(settings: Broker) -> None:
+    def found() -> list[str]:
+        whole = Settings().model_copy(update={"broker": settings})
+        return [finding.state for finding in examine(whole) if finding.part == "broker"]
+
+    assert found() == ["note"]
+    holder = hold(settings)
+    try:
+        assert found() == ["ok"]
+        running = EmbeddedBroker(settings).running()
+        assert running is not None
+        os.kill(running.pid, signal.SIGKILL)
+        deadline = time.monotonic() + 10
+        while found() != ["bad"]:
+            assert time.monotonic() < deadline
+    finally:
+        end(holder)
+    assert found() == ["note"]

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import signal
 import socket
 import subprocess
+import sys
+import time
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -20,9 +23,11 @@ from typer.testing import CliRunner
 from configs.errors import InputError
 from configs.settings import Settings, State
 from graph.rows import Event
+from llm.profile import Profile
 from stream.adoptions import write_adoptions
 from stream.cli import app
 from stream.cli.evaluate import topic_file
+from stream.cli.inspect import profile_in
 from stream.doctor import examine
 from stream.layout import hold_to_layout
 from stream.processor import Processor, Record
@@ -86,7 +91,31 @@ def test_a_taken_broker_port_is_one_message(driftline: Run, tmp_path: Path) -> N
             "DRIFTLINE__BROKER__EMBEDDED_PORT": str(other.getsockname()[1]),
             "DRIFTLINE__BROKER__EMBEDDED_DIR": str(tmp_path),
         }
-        refused(driftline("dlq", "list", **environment), 69, "is taken, so the embedded broker of ")
+        refused(driftline("dlq", "list", **environment), 64, "is taken, so the embedded broker of ")
+
+
+def test_a_broker_address_without_a_port_is_one_message(driftline: Run) -> None:
+    refused(driftline("dlq", "list", DRIFTLINE__BROKER__BOOTSTRAP="127.0.0.1"), 64, "expected host:port[,host:port]")
+
+
+def test_ctrl_c_while_a_command_is_still_loading_is_quiet() -> None:
+    code = "import sys, stream.command; print(flush=True); sys.argv[1:] = ['recommend', 'u']; stream.command.main()"
+    for pause_s in (0.0, 0.1, 0.3):
+        command = [sys.executable, "-c", code]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        process.stdout.readline()  # type: ignore[union-attr]
+        time.sleep(pause_s)
+        process.send_signal(signal.SIGINT)
+        _, words = process.communicate(timeout=30)
+        assert b"Traceback" not in words
+        assert process.returncode == 130
+
+
+def test_an_empty_file_and_a_folder_are_refused(world: Any, driftline: Run, tmp_path: Path) -> None:
+    path = tmp_path / "empty.jsonl"
+    path.write_text("")
+    refused(driftline("produce", "--events", str(path), "-c", str(world.config)), 65, "there is no row")
+    refused(driftline("produce", "--events", str(tmp_path), "-c", str(world.config)), 65, "got a folder")
 
 
 def test_a_taken_metrics_port_is_one_message(world: Any, driftline: Run) -> None:
@@ -336,7 +365,8 @@ def test_dead_letters_are_listed_shown_byte_for_byte_and_sent_again(world: Any, 
     from kafka import KafkaProducer
 
     producer = KafkaProducer(bootstrap_servers=world.bootstrap)
-    producer.send(world.prefix + letter.topic, key=letter.key, value=letter.value, headers=list(letter.headers))
+    for _ in range(2):  # as when a state is built again
+        producer.send(world.prefix + letter.topic, key=letter.key, value=letter.value, headers=list(letter.headers))
     producer.close()
     config = ("-c", str(world.config))
     listed = json.loads(driftline("dlq", "list", "--json", *config).stdout)
@@ -353,7 +383,7 @@ def test_dead_letters_are_listed_shown_byte_for_byte_and_sent_again(world: Any, 
     refused(driftline("dlq", "show", "5", *config), 65, "no dead letter at offset 5")
     assert driftline("dlq", "replay", *config).returncode == 2
     none = driftline("dlq", "replay", "--reason", "typo", *config)
-    refused(none, 65, "reason typo, offsets any; there are the reasons not_json and the offsets 0 to 0")
+    refused(none, 65, "reason typo, offsets any; there are the reasons not_json and the offsets 0 to 1")
     assert driftline("dlq", "replay", "--reason", "not_json", *config).returncode == 0
     assert [r.value for r in read_all(world.settings.broker, world.bootstrap, "interactions")] == [broken, broken]
 
@@ -420,3 +450,11 @@ def test_a_bench_prints_its_figures_as_json(driftline: Run) -> None:
     figures = json.loads(driftline("bench", "graph", "--events", "1000", "--json").stdout)
     assert figures["events"] == 1000
     assert figures["in_rocksdb"]["per_s"] > 0
+
+
+def test_a_record_of_profiles_log_that_is_no_profile_is_left_out() -> None:
+    profile = Profile("u1", {"crowd": "gardener"}, "A gardener.", "template", {}, 1, 5, 5)
+    assert [profile_in(b"junk"), profile_in(b"[]")] == [None, None]
+    shown = profile_in(profile.to_json())
+    assert shown is not None
+    assert shown["text"] == "A gardener."

@@ -296,6 +296,14 @@ def test_suspicious_rows_are_warnings_and_the_file_stays_good(tmp_path):
     assert report.unknown == ["shelf"]
 
 
+def test_a_file_that_begins_in_seconds_is_not_good(tmp_path):
+    early = {"user_id": "u", "item_id": "a", "timestamp_ms": 1_600_000_000}
+    report = validate(write(tmp_path / "events.jsonl", [early, ROWS[0]]))
+    assert not report.ok
+    assert report.counts[("begins in seconds", "timestamp_ms")] == 1
+    assert validate(write(tmp_path / "events.jsonl", [ROWS[0], early])).ok
+
+
 def test_an_items_file_is_checked_by_row_and_a_repeated_item_is_a_warning(tmp_path):
     rows = [{"item_id": "a", "price": 1.5}, {"item_id": "a", "shelf": 3}]
     report = validate_items(write(tmp_path / "items.jsonl", rows))

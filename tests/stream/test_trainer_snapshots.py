@@ -13,11 +13,12 @@ from typing import Any
 import orjson
 import pytest
 from kafka import TopicPartition
+from xxhash import xxh3_128_digest
 
 from configs.errors import LockedError, SnapshotError, StateError
 from configs.settings import Settings
 from serving.snapshot import open_snapshot
-from stream.checkpoint import locked
+from stream.checkpoint import locked, write_checkpoint
 from stream.events import encode_event
 from stream.learner import learning_sha256
 from stream.processor import Processor
@@ -180,7 +181,7 @@ def test_a_trainer_goes_on_at_its_offset_and_not_on_another_topic_or_over_a_hole
 )
 def test_a_damaged_checkpoint_is_one_sentence_that_names_it(settings, content) -> None:
     settings.trainer.root.mkdir()
-    (settings.trainer.root / "checkpoint.pt").write_bytes(content)
+    (settings.trainer.root / "checkpoint.pt").write_bytes(content + xxh3_128_digest(content))
     with pytest.raises(StateError, match=r"checkpoint\.pt .*move it away to learn from the start") as caught:
         start(settings)
     assert "\n" not in str(caught.value)
@@ -190,7 +191,7 @@ def test_a_damaged_checkpoint_is_one_sentence_that_names_it(settings, content) -
 def test_a_checkpoint_with_other_content_is_one_sentence(settings, state) -> None:
     settings.trainer.root.mkdir()
     whole = state | {"settings": learning_sha256(settings)}
-    (settings.trainer.root / "checkpoint.pt").write_bytes(pickle.dumps(whole))
+    write_checkpoint(settings.trainer.root / "checkpoint.pt", whole)
     with pytest.raises(StateError, match="does not hold what this release expects"):
         start(settings)
 

@@ -174,6 +174,8 @@ class StateReader:
                 self._open[number] = _Partition(path, self._scratch / f"{number}-{time.monotonic_ns()}", key)
                 new = True
             except Exception as error:  # noqa: BLE001 - as above; what was read last stays until the next poll
+                if "orruption" in str(error):
+                    self._complain(f"state directory {path} can't be read: {error}")
                 LOG.debug("state directory %s can't be read yet: %s", path, error)
         return new
 

@@ -132,13 +132,12 @@ class EmbeddedBroker:
                 return running
         return None
 
-    def wanted(self) -> bool:
-        """Whether a process uses the broker of this directory, or did when the broker went."""
+    def orphaned(self) -> bool:
+        """Whether processes use the broker of this directory although it is gone."""
         path = self.directory / "users.lock"
-        if not path.exists():
-            return False
-        with self._exclusive(), path.open("a") as users:
-            return not try_lock(users)
+        with suppress(OSError), self._exclusive(), path.open("r+") as users:
+            return self.running() is None and not try_lock(users)
+        return False
 
     def stop(self) -> None:
         """Stops the running broker, whoever uses it; its data stays."""
@@ -204,6 +203,7 @@ def broker(settings: Broker, keep: bool = False) -> Iterator[str]:
     """The bootstrap address of a broker that answers; starts the embedded one when none is configured.
 
     Raises:
+        ConfigError: its port is taken, or the address is malformed.
         BrokerError: it can't be started or reached.
     """
     if settings.bootstrap:

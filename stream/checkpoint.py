@@ -125,5 +125,5 @@ def _check_sum(file: IO[bytes]) -> None:
         found.update(chunk)
         left -= len(chunk)
     if file.read() != found.digest():
-        raise ValueError("its check sum does not hold")
+        raise ValueError("its check sum does not hold, or an earlier version of driftline wrote it")
     file.seek(0)

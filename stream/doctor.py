@@ -98,7 +98,7 @@ def _broker(settings: Settings) -> Iterator[Finding]:
             "broker", "bad", f"port {settings.broker.embedded_port} is taken by another process",
             "set broker.embedded_port to a free port, or broker.bootstrap to that broker",
         )  # fmt: skip
-    elif EmbeddedBroker(settings.broker).wanted():
+    elif EmbeddedBroker(settings.broker).orphaned():
         yield Finding(
             "broker", "bad", "embedded, gone while processes use it", "end them and start them again; see broker.log"
         )

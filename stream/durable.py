@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import uuid
@@ -9,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
+
+NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 
 
 def try_lock(file: IO[Any]) -> bool:
@@ -36,6 +39,8 @@ def write_durably(path: Path, data: bytes) -> None:
 def write_once(path: Path, data: bytes) -> None:
     """As `write_durably`, but a file that is there stays: of several writers the first one wins.
 
+    On a file system without hard links the last one of those that write at the same moment does.
+
     Raises:
         OSError: it can't be written.
     """
@@ -47,7 +52,9 @@ def write_once(path: Path, data: bytes) -> None:
             os.link(temporary, path)
         except FileExistsError:
             pass
-        except OSError:  # a file system without hard links
+        except OSError as error:
+            if error.errno not in NO_HARD_LINKS:
+                raise
             temporary.replace(path)
     for folder in (path.parent, *missing):
         _sync(folder)

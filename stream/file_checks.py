@@ -335,7 +335,7 @@ def check_times(report: Report, numbers: Sequence[int], times: pa.Array, last_ms
     whole = np.where(whole > MAX_TIMESTAMP_MS, -1, whole)  # out of range, as is told
     ahead = np.maximum.accumulate(np.concatenate([[last_ms], whole]))
     valid = whole >= 0
-    if last_ms < 0 and whole[first := int(valid.argmax())] < SECONDS_BELOW_MS:
+    if last_ms < 0 and valid.any() and whole[first := int(valid.argmax())] < SECONDS_BELOW_MS:
         expected = "unix milliseconds, which is 1,000 times that; `driftline produce` sends nothing of such a file"
         report.add(Problem(numbers[first], "timestamp_ms", "begins in seconds", str(whole[first]), expected))
     for kind, mask, expected in (

@@ -49,7 +49,7 @@ def read_live_state(root: Path) -> LiveState:
     numbers = _partitions(root)
     if not numbers:
         raise StateError(f"no state in {root}; expected the partition-P folders of a worker: check state.root")
-    with _opened(root, numbers) as stores:
+    with _opened([root / f"partition-{number}" for number in numbers]) as stores:
         meta = [
             store.get([f"m:offset:interactions:{number}".encode(), b"m:graph"])
             for number, store in zip(numbers, stores, strict=True)
@@ -73,19 +73,20 @@ def count_too_late(root: Path) -> int:
     Raises:
         StateError: a partition can't be read, or holds damaged data.
     """
-    with _opened(root, _partitions(root)) as stores:
+    users = [root / f"partition-{number}" for number in _partitions(root)]
+    with _opened([*users, *(path.parent for path in root.glob("items-*/CURRENT"))]) as stores:
         for store in stores:
             deque(store.scan(b""), maxlen=0)
         return sum(int(store.get([b"m:too_late"])[0] or 0) for store in stores)
 
 
 @contextmanager
-def _opened(root: Path, numbers: Sequence[int]) -> Iterator[list[ReadOnlyStore]]:
+def _opened(paths: Sequence[Path]) -> Iterator[list[ReadOnlyStore]]:
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="driftline-secondary-")))
         stores = []
-        for number in numbers:
-            stores.append(ReadOnlyStore(root / f"partition-{number}", scratch / str(number)))
+        for path in paths:
+            stores.append(ReadOnlyStore(path, scratch / path.name))
             stack.callback(stores[-1].close)
         yield stores
 

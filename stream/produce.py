@@ -33,7 +33,7 @@ Message = tuple[bytes | None, bytes]
 
 REPORT_EVERY = 500
 INTERRUPTED_S = 5.0
-"""How long an interrupted sender waits for what it has handed over."""
+"""How long a sender that ends waits for a batch that it has handed over."""
 
 
 @dataclass(frozen=True, slots=True)

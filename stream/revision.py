@@ -10,7 +10,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("configs", "graph", "llm", "model", "stream")
-APART = ("stream/cli/", "stream/demo/", "stream/bench_") + tuple(
+APART = ("stream/cli/", "stream/command.py", "stream/demo/", "stream/bench_") + tuple(
     f"stream/evaluate/{name}.py" for name in ("content", "intervals", "progress", "quality", "report", "summary")
 )
 """Beginnings of paths on which no arm's result depends."""

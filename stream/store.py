@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from rocksdict import AccessType, Options, Rdict, WriteBatch, WriteOptions
+from rocksdict import AccessType, DBRecoveryMode, Options, Rdict, WriteBatch, WriteOptions
 
 from configs.errors import LockedError, StateError
 
@@ -128,7 +128,8 @@ class ReadOnlyStore:
         except Exception as error:  # noqa: BLE001 - rocksdict raises bare Exception
             raise StateError(
                 f"state directory {path} can't be read: {error}. Expected a RocksDB directory of `driftline worker`; "
-                "try again, a worker may just be making it."
+                "try again, a worker may just be making it; if that does not help, move it away to rebuild the "
+                "partition from the topic."
             ) from None
 
     def get(self, keys: Sequence[bytes]) -> list[bytes | None]:
@@ -192,6 +193,7 @@ def _open(path: Path, lock_wait_s: float) -> Rdict:
     options.create_if_missing(True)
     options.set_max_total_wal_size(64 << 20)
     options.set_keep_log_file_num(3)
+    options.set_wal_recovery_mode(DBRecoveryMode.tolerate_corrupted_tail_records())  # of a crash; else it is damaged
     deadline = time.monotonic() + lock_wait_s
     while True:
         try:

@@ -68,7 +68,7 @@ def create_topics(settings: Broker, bootstrap: str) -> list[str]:
     """Creates the topics that are missing; returns their names.
 
     Raises:
-        BrokerError: the broker can't be reached or refuses.
+        ConfigError, BrokerError: the broker can't be reached or refuses.
     """
     with admin(settings, bootstrap) as client:
         try:

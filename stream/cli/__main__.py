@@ -1,4 +1,4 @@
-"""`python -m stream.cli`: the same as `driftline`."""
+"""`python -m stream.cli`: `driftline`, but that Ctrl-C while it loads is not quiet."""
 
 from __future__ import annotations
 

@@ -77,7 +77,7 @@ class Parts:
     def run(self, command: str, options: list[str]) -> subprocess.Popen[bytes]:
         """Starts one command, which is the caller's to watch and to end."""
         LOGS.mkdir(parents=True, exist_ok=True)
-        line = [sys.executable, "-m", "stream.cli", command, "--config", "ecommerce", *options]
+        line = [sys.executable, "-m", "stream.command", command, "--config", "ecommerce", *options]
         env = {**os.environ, **environment(self._bootstrap)}
         with (LOGS / f"{command}.log").open("wb") as log:
             return subprocess.Popen(line, stdout=log, stderr=subprocess.STDOUT, env=env)

@@ -280,7 +280,7 @@ def driftline() -> Callable[..., subprocess.CompletedProcess[str]]:
     """Runs the real command line."""
 
     def run(*arguments: str, timeout_s: float = 60.0, **environment: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-c", "from stream.cli import main; main()", *arguments]
+        command = [sys.executable, "-c", "from stream.command import main; main()", *arguments]
         return subprocess.run(
             command, env=ENVIRONMENT | environment, cwd=REPOSITORY, capture_output=True, text=True, timeout=timeout_s
         )

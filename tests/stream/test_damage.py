@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,7 +20,8 @@ from stream.cli import app
 from stream.doctor import examine
 from stream.layout import hold_to_layout
 from stream.processor import Processor, Record
-from stream.store import RocksStore, partition_path
+from stream.revision import ROOT
+from stream.store import ReadOnlyStore, RocksStore, partition_path
 
 USERS = 3000
 
@@ -56,6 +60,42 @@ def test_a_damaged_block_is_an_error_and_not_the_end(damaged: Path) -> None:
     result = CliRunner().invoke(app, ["state", "hash"], env={"DRIFTLINE__STATE__ROOT": str(damaged)})
     assert isinstance(result.exception, StateError)
     assert result.stdout == ""
+
+
+def test_a_damaged_log_is_an_error_and_its_torn_end_is_not(tmp_path: Path) -> None:
+    path, code = (
+        partition_path(tmp_path, 0),
+        """
+import os, sys
+from pathlib import Path
+from stream.store import RocksStore
+store = RocksStore(Path(sys.argv[1]))
+for n in range(100):
+    store.commit({b"u:%03d %02d" % (n, row): os.urandom(20) for row in range(30)})
+os._exit(0)
+""",
+    )
+    subprocess.run([sys.executable, "-c", code, str(path)], check=True, cwd=ROOT)
+    (log,) = path.glob("*.log")
+    whole = log.read_bytes()
+    log.write_bytes(whole[:-7])  # the last commit was cut off by a crash
+    store = RocksStore(path)
+    assert len(list(store.scan(b"u:"))) == 99 * 30
+    store.close()
+    shutil.rmtree(path)
+    subprocess.run([sys.executable, "-c", code, str(path)], check=True, cwd=ROOT)
+    flip(next(path.glob("*.log")))
+    with pytest.raises(StateError, match=r"can't be opened: .*orruption.*move it away to rebuild"):
+        RocksStore(path)
+    with pytest.raises(StateError, match=r"can't be read: .*orruption.*move it away to rebuild"):
+        ReadOnlyStore(path, tmp_path / "scratch")
+
+
+def test_a_damaged_item_store_is_told_by_doctor(damaged: Path) -> None:
+    (damaged / "partition-0").rename(damaged / "items-0")
+    RocksStore(partition_path(damaged, 0)).close()
+    settings = Settings(state=State(root=damaged))
+    assert [f.state for f in examine(settings) if f.part == "state"] == ["ok", "bad"]
 
 
 def test_the_service_is_not_available_to_users_in_a_damaged_block_and_answers_the_others(damaged: Path) -> None:

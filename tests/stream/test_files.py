@@ -302,6 +302,8 @@ def test_a_file_that_begins_in_seconds_is_not_good(tmp_path):
     assert not report.ok
     assert report.counts[("begins in seconds", "timestamp_ms")] == 1
     assert validate(write(tmp_path / "events.jsonl", [ROWS[0], early])).ok
+    micro = validate(write(tmp_path / "events.jsonl", [ROWS[0] | {"timestamp_ms": 1_600_000_000_000_000}]))
+    assert [kind for kind, _ in micro.counts] == ["out of range"]
 
 
 def test_an_items_file_is_checked_by_row_and_a_repeated_item_is_a_warning(tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 
 INTERRUPTED_EXIT_CODE = 130
@@ -9,9 +11,13 @@ INTERRUPTED_EXIT_CODE = 130
 
 def main() -> None:
     """Entry point: see stream/cli."""
-    try:
-        from stream.cli import main as run
+    handler = signal.getsignal(signal.SIGINT)
+    if handler is signal.default_int_handler:  # an exception may get lost in what modules do while they load
+        signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED_EXIT_CODE))
+    from stream.cli import main as run
 
+    signal.signal(signal.SIGINT, handler)
+    try:
         run()
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED_EXIT_CODE)

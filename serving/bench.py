@@ -27,6 +27,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from configs.errors import ServingError
 from configs.settings import Settings
 from serving.bench_world import World, build_world
+from serving.health import SERVING, Health
 from serving.proto.driftline.v1 import recommendation_pb2 as pb
 from serving.proto.driftline.v1 import recommendation_pb2_grpc as pb_grpc
 from serving.server import SERVICE, run_server
@@ -181,14 +182,10 @@ def _wait(channel: grpc.Channel, process: subprocess.Popen[bytes]) -> None:
 
 def _echo(settings: Settings) -> None:
     """A server that sends back what it gets, with as many threads as the real one."""
-    from grpc_health.v1 import health
-
     server = grpc.server(futures.ThreadPoolExecutor(settings.serving.threads))
     handler = grpc.unary_unary_rpc_method_handler(lambda data, context: data)
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("echo", {"Echo": handler}),))
-    ready = health.HealthServicer()
-    ready.set(SERVICE, health_pb2.HealthCheckResponse.SERVING)
-    health_pb2_grpc.add_HealthServicer_to_server(ready, server)
+    health_pb2_grpc.add_HealthServicer_to_server(Health({SERVICE: SERVING}, 1), server)
     server.add_insecure_port(f"127.0.0.1:{settings.serving.port}")
     server.start()
     threading.Event().wait()

@@ -25,6 +25,7 @@ from rocksdict import AccessType, Options, Rdict
 
 from graph.rows import UserRow, decode_item, decode_user
 from serving.errors import NotReady
+from serving.rocks import scan
 
 LOG = logging.getLogger(__name__)
 MS_PER_DAY = 86_400_000
@@ -252,13 +253,8 @@ class _Partition:
 
     def scan(self, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
         """All pairs whose key starts with a prefix, up to what can't be read."""
-        rows = self._db.iter()
-        rows.seek(prefix)
-        while rows.valid() and (key := rows.key()).startswith(prefix):
-            yield key, rows.value()
-            rows.next()
         try:
-            rows.status()
+            yield from scan(self._db, prefix)
         except Exception as error:  # noqa: BLE001 - as above
             LOG.warning("state directory %s is damaged: %s", self._path, error)
 

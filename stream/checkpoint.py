@@ -16,7 +16,7 @@ from typing import IO, Any
 import xxhash
 
 from configs.errors import LockedError, StateError
-from stream.durable import try_lock
+from stream.durable import durable_file, try_lock
 
 SUM_BYTES = 16
 CHUNK_BYTES = 1 << 20
@@ -55,19 +55,11 @@ def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
     Raises:
         StateError: the directory can't be written.
     """
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
+        with durable_file(path) as file:
             summed = _Summed(file)
             pickle.dump(state, summed, protocol=pickle.HIGHEST_PROTOCOL)
             file.write(summed.hash.digest())
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        directory = os.open(path.parent, os.O_RDONLY)
-        os.fsync(directory)
-        os.close(directory)
     except OSError as error:
         raise StateError(f"checkpoint {path} can't be written: {error}; make room or set trainer.root") from None
 

@@ -6,7 +6,7 @@ import errno
 import fcntl
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -23,17 +23,25 @@ def try_lock(file: IO[Any]) -> bool:
     return True
 
 
-def write_durably(path: Path, data: bytes) -> None:
-    """Writes a file beside its place, syncs and renames it; on return file and name are on disk.
+@contextmanager
+def durable_file(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write beside its place, synced and renamed at the end: then file and name are on disk.
 
     Raises:
         OSError: it can't be written.
     """
-    missing = _make_folder(path)
-    with _written_beside(path, data) as temporary:
-        temporary.replace(path)
-    for folder in (path.parent, *missing):
-        _sync(folder)
+    with _placed(path, Path.replace) as file:
+        yield file
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Writes a whole `durable_file`.
+
+    Raises:
+        OSError: it can't be written.
+    """
+    with durable_file(path) as file:
+        file.write(data)
 
 
 def write_once(path: Path, data: bytes) -> None:
@@ -44,41 +52,39 @@ def write_once(path: Path, data: bytes) -> None:
     Raises:
         OSError: it can't be written.
     """
-    if path.exists():
-        return
-    missing = _make_folder(path)
-    with _written_beside(path, data) as temporary:
-        try:
-            os.link(temporary, path)
-        except FileExistsError:
-            pass
-        except OSError as error:
-            if error.errno not in NO_HARD_LINKS:
-                raise
-            temporary.replace(path)
-    for folder in (path.parent, *missing):
-        _sync(folder)
+    if not path.exists():
+        with _placed(path, _link) as file:
+            file.write(data)
 
 
-def _make_folder(path: Path) -> list[Path]:
-    """Makes the folder of a file; the folders in which a name is new."""
-    missing = [folder for folder in (path.parent, *path.parent.parents) if not folder.exists()]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return [folder.parent for folder in missing]
+def _link(temporary: Path, path: Path) -> None:
+    """Gives a file its name if nobody has it."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        pass
+    except OSError as error:
+        if error.errno not in NO_HARD_LINKS:
+            raise
+        temporary.replace(path)
 
 
 @contextmanager
-def _written_beside(path: Path, data: bytes) -> Iterator[Path]:
-    """A synced file of a name that nobody else has, also on another host; gone at the end."""
+def _placed(path: Path, place: Callable[[Path, Path], object]) -> Iterator[IO[bytes]]:
+    """A file of a name that nobody else has, also on another host; synced and placed at the end, gone otherwise."""
+    missing = [folder for folder in (path.parent, *path.parent.parents) if not folder.exists()]
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         with temporary.open("wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
-        yield temporary
+        place(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+    for folder in (path.parent, *(folder.parent for folder in missing)):
+        _sync(folder)
 
 
 def _sync(folder: Path) -> None:

@@ -14,6 +14,7 @@ import orjson
 from configs.errors import StateError
 from configs.settings import Settings
 from stream.durable import write_once
+from stream.store import state_directories
 
 FIXED = ("partitions", "graph.memory_dim", "graph.message_dim", "graph.time_dim")
 """What can't change under a state."""
@@ -64,7 +65,7 @@ def hold_to_layout(settings: Settings, partitions: int) -> str:
     """
     root, path = settings.state.root, settings.state.root / "layout.json"
     try:
-        if any(root.glob("*-[0-9]*/CURRENT")) and not path.exists():
+        if state_directories(root) and not path.exists():
             raise StateError(f"{root} has partitions and no layout.json; expected both; {REBUILD}")
         write_once(path, orjson.dumps(layout_of(settings, partitions), option=orjson.OPT_INDENT_2) + b"\n")
     except OSError as error:

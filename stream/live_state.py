@@ -17,7 +17,7 @@ import orjson
 
 from configs.errors import StateError
 from stream.layout import read_layout
-from stream.store import ReadableStore, ReadOnlyStore, state_sha256
+from stream.store import ReadableStore, ReadOnlyStore, partition_path, state_directories, state_sha256
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ def read_live_state(root: Path) -> LiveState:
     numbers = _partitions(root)
     if not numbers:
         raise StateError(f"no state in {root}; expected the partition-P folders of a worker: check state.root")
-    with _opened([root / f"partition-{number}" for number in numbers]) as stores:
+    with _opened([partition_path(root, number) for number in numbers]) as stores:
         meta = [
             store.get([f"m:offset:interactions:{number}".encode(), b"m:graph"])
             for number, store in zip(numbers, stores, strict=True)
@@ -73,8 +73,7 @@ def count_too_late(root: Path) -> int:
     Raises:
         StateError: a partition can't be read, or holds damaged data.
     """
-    users = [root / f"partition-{number}" for number in _partitions(root)]
-    with _opened([*users, *(path.parent for path in root.glob("items-*/CURRENT"))]) as stores:
+    with _opened(state_directories(root)) as stores:
         for store in stores:
             deque(store.scan(b""), maxlen=0)
         return sum(int(store.get([b"m:too_late"])[0] or 0) for store in stores)
@@ -92,9 +91,8 @@ def _opened(paths: Sequence[Path]) -> Iterator[list[ReadOnlyStore]]:
 
 
 def _partitions(root: Path) -> list[int]:
-    """Numbers of the whole databases under a root: opening one would make a folder that was not there."""
-    found = root.glob("partition-*/CURRENT")
-    return sorted(int(path.parent.name[10:]) for path in found if path.parent.name[10:].isdigit())
+    names = (path.name.rpartition("-") for path in state_directories(root))
+    return sorted(int(number) for kind, _, number in names if kind == "partition")
 
 
 def _count(stores: Sequence[ReadableStore], prefix: bytes) -> int:

@@ -76,8 +76,8 @@ class Sender:
             kind: value of the `ce_type` header.
             messages: key and value of each record.
             rate_per_s: send no faster than this; None = as fast as the broker takes them.
-            on_progress: gets the number of records sent so far, every few hundred and at the end; after Ctrl-C it may
-                be one too many.
+            on_progress: gets the number of records sent so far, every few hundred and at the end; after an error
+                or Ctrl-C it may be one too many.
 
         Raises:
             InputError: of `messages`, with how many were sent before it.
@@ -86,29 +86,24 @@ class Sender:
         records = size = 0
         start = time.perf_counter()
         try:
-            try:
-                for key, value in messages:
-                    if rate_per_s:
-                        _wait_until(start + records / rate_per_s)
-                    records, size = records + 1, size + len(value)
-                    self._send(name, key, value, headers)
-                    if records % REPORT_EVERY == 0 or rate_per_s:
-                        on_progress(records)
-            except InputError:
-                self.flush()
-                raise
+            for key, value in messages:
+                if rate_per_s:
+                    _wait_until(start + records / rate_per_s)
+                records, size = records + 1, size + len(value)
+                self._send(name, key, value, headers)
+                if records % REPORT_EVERY == 0 or rate_per_s:
+                    on_progress(records)
             self.flush()
         except InputError as error:
+            self.flush()
             if not records:
                 raise
             raise InputError(
                 f"{error}. {records:,} records were sent before it and stay in {name}: mend the file and send it "
                 "again if its events have an event_id, which is not applied twice, else only what comes after them"
             ) from None
-        except KeyboardInterrupt:
+        finally:
             on_progress(records)
-            raise
-        on_progress(records)
         return Sent(records, size, time.perf_counter() - start)
 
     def flush(self) -> None:

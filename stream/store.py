@@ -16,6 +16,7 @@ from typing import Protocol
 from rocksdict import AccessType, DBRecoveryMode, Options, Rdict, WriteBatch, WriteOptions
 
 from configs.errors import LockedError, StateError
+from serving.rocks import scan
 
 Puts = Mapping[bytes, bytes | None]
 """Keys to new values of one commit; None deletes."""
@@ -150,6 +151,12 @@ def partition_path(root: Path, partition: int) -> Path:
     return root / f"partition-{partition}"
 
 
+def state_directories(root: Path) -> list[Path]:
+    """The whole databases under a root, of users and of items: opening another one would make it."""
+    found = (path.parent for path in root.glob("*-*/CURRENT"))
+    return sorted(path for path in found if path.name.rpartition("-")[2].isdigit())
+
+
 def state_sha256(stores: Sequence[ReadableStore]) -> str:
     """Hash of the state: all user rows in order of their ids, then, with one partition, the item rows."""
     rows = [pair for store in stores for pair in store.scan(b"u:")]
@@ -170,14 +177,8 @@ def _get(db: Rdict, keys: Sequence[bytes]) -> list[bytes | None]:
 
 
 def _scan(db: Rdict, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Not by `items()`, which takes a damaged block for the end."""
-    rows = db.iter()
-    rows.seek(prefix)
-    while rows.valid() and (key := rows.key()).startswith(prefix):
-        yield key, rows.value()
-        rows.next()
     try:
-        rows.status()
+        yield from scan(db, prefix)
     except Exception as error:  # noqa: BLE001 - rocksdict raises bare Exception
         raise _damaged(db, error) from None
 

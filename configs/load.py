@@ -20,8 +20,8 @@ import orjson
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from configs.errors import ConfigError
-from configs.settings import Settings
+from driftline.configs.errors import ConfigError
+from driftline.configs.settings import Settings
 
 PRESETS = Path(__file__).parent
 ENVIRONMENT = "DRIFTLINE__"
@@ -265,10 +265,18 @@ def _environment_path(name: str) -> KeyPath:
     return path
 
 
+def _is_text(path: KeyPath) -> bool:
+    """Whether a key holds text: a password, or the address [::1]:9092, may begin with a bracket."""
+    model: Any = Settings
+    for name in path[:-1]:
+        model = _inner(model, name)
+    field = getattr(model, "model_fields", {}).get(path[-1])
+    return field is not None and field.annotation is str
+
+
 def _environment_value(name: str, path: KeyPath, text: str) -> Any:
     """Lists and groups are written as in YAML; the schema turns the text of anything else into its type."""
-    word = _is_secret(path) and path[-1] != "tokens"  # a password may begin with a bracket
-    if word or not text.lstrip().startswith(("[", "{")):
+    if _is_text(path) or not text.lstrip().startswith(("[", "{")):
         return text
     try:
         return yaml.load(text, _Loader)

@@ -1,6 +1,6 @@
 """default.yaml: every key with its default, its bounds and its meaning, written from the schema.
 
-    python -m configs.reference    # after a change of configs/settings.py
+    python -m driftline.configs.reference    # after a change of configs/settings.py
 
 A test compares the file with the schema, so that a key can't be added without its comment.
 """
@@ -16,7 +16,7 @@ import orjson
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from configs.settings import Settings
+from driftline.configs.settings import Settings
 
 FILE = Path(__file__).parent / "default.yaml"
 COMMENT_COLUMN = 44
@@ -25,7 +25,7 @@ HEAD = """\
 # Every setting of driftline with its default. Copy what you change into a file of your own and name it with
 # --config FILE; `extends: default` (or ecommerce, media, another file) as its first line brings the rest.
 # The environment goes over the file: DRIFTLINE__SERVING__PORT=7000. `driftline config show --origin` prints what
-# counts and where it comes from. Written by `python -m configs.reference` from configs/settings.py.
+# counts and where it comes from. Written by `python -m driftline.configs.reference` from configs/settings.py.
 """
 
 

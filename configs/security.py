@@ -5,8 +5,13 @@ from __future__ import annotations
 import ssl
 from typing import Any
 
-from configs.errors import ConfigError
-from configs.settings import Broker
+from driftline.configs.errors import ConfigError
+from driftline.configs.settings import Broker
+
+READ_COMMITTED = "read_committed"
+"""What every consumer reads: no record of a transaction that was aborted, or that is not decided yet."""
+METADATA_MS = 5000
+"""How old at most what a consumer knows of its topics is: partitions may be added while they are read."""
 
 
 def client_options(broker: Broker, bootstrap: str) -> dict[str, Any]:
@@ -29,6 +34,34 @@ def client_options(broker: Broker, bootstrap: str) -> dict[str, Any]:
             "sasl_plain_password": broker.sasl_password,
         }
     return options
+
+
+def producer_options(broker: Broker, bootstrap: str) -> dict[str, Any]:
+    """Keyword arguments of a kafka-python producer that is acknowledged by all replicas."""
+    compression = None if broker.compression == "none" else broker.compression
+    return {
+        **client_options(broker, bootstrap),
+        "bootstrap_timeout_ms": bootstrap_ms(broker),
+        "acks": "all",
+        "compression_type": compression,
+    }
+
+
+def consumer_options(broker: Broker, bootstrap: str) -> dict[str, Any]:
+    """Keyword arguments of a kafka-python or aiokafka consumer without a group; aborted transactions stay out."""
+    return {
+        **client_options(broker, bootstrap),
+        "group_id": None,
+        "enable_auto_commit": False,
+        "auto_offset_reset": "earliest",
+        "isolation_level": READ_COMMITTED,
+        "metadata_max_age_ms": METADATA_MS,
+    }
+
+
+def bootstrap_ms(broker: Broker) -> int:
+    """How long a kafka-python client may look for a broker before it gives up; its own default is half a minute."""
+    return int(broker.connect_timeout_s * 1000)
 
 
 def ssl_context(broker: Broker) -> ssl.SSLContext:

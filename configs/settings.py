@@ -7,10 +7,14 @@ beside their equation; what a business sets is here.
 
 from __future__ import annotations
 
+import codecs
 from pathlib import Path
 from typing import Annotated, Literal, Self
+from zoneinfo import ZoneInfo
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from driftline.configs.addresses import addresses, host_of
 
 Positive = Annotated[float, Field(gt=0)]
 
@@ -21,7 +25,14 @@ def _no_blank(token: str) -> str:
     return token
 
 
+def _bootstrap(text: str) -> str:
+    return ",".join(map(str, addresses(text))) if text.strip() else ""
+
+
+Bootstrap = Annotated[str, AfterValidator(_bootstrap)]
+Host = Annotated[str, AfterValidator(host_of)]
 Token = Annotated[str, AfterValidator(_no_blank)]
+Scope = Literal["read_state", "recommend", "admin"]
 
 
 class Section(BaseModel):
@@ -39,7 +50,7 @@ def whole_pair(certificate: Path | None, key: Path | None) -> None:
 class Broker(Section):
     """Where Kafka is. Without `bootstrap` an embedded broker is started and stopped by driftline."""
 
-    bootstrap: str = Field("", description="host:port[,host:port]; empty = embedded broker")
+    bootstrap: Bootstrap = Field("", description="host:port[,host:port], [IPv6]:port; empty = embedded broker")
     partitions: int = Field(1, ge=1, le=1024, description="partitions of a topic that driftline creates")
     replication: int = Field(1, ge=1, le=9, description="replicas of a topic that driftline creates")
     prefix: str = Field("", description="put before every topic name and consumer group")
@@ -47,8 +58,13 @@ class Broker(Section):
     embedded_dir: Path = Field(Path(".driftline/broker"), description="where the embedded broker keeps its data")
     connect_timeout_s: float = Field(10.0, gt=0, description="give up on a broker that does not answer after this")
     retention_days: float = Field(0.0, ge=0, description="of the event topics; 0 = keep all, as rebuilding needs")
-    session_timeout_s: float = Field(10.0, gt=0, description="a killed worker's partitions move after this")
+    session_timeout_s: float = Field(
+        10.0, ge=6, le=1800, description="a killed worker's partitions move after this; Kafka takes 6 s to 30 min"
+    )
     heartbeat_s: float = Field(3.0, gt=0, description="a third of session_timeout_s at most")
+    compression: Literal["none", "gzip", "snappy", "lz4", "zstd"] = Field(
+        "lz4", description="of what driftline writes; all of them are read"
+    )
     security: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
         "PLAINTEXT", description="protocol of the listener at `bootstrap`"
     )
@@ -91,15 +107,47 @@ class State(Section):
 
     root: Path = Field(Path(".driftline/state"), description="directory that workers on one host share")
     history: int = Field(1024, ge=8, le=65536, description="events kept for a user")
+    cache_users: int = Field(
+        100_000, ge=1, description="rows of users that a partition keeps in memory between two commits"
+    )
     sync: bool = Field(True, description="fsync each commit")
-    epoch_events: int = Field(512, ge=1, le=8192, description="events in one commit at most")
+    epoch_events: int = Field(4096, ge=1, le=8192, description="events in one commit at most")
     epoch_ms: int = Field(50, ge=1, description="milliseconds that an epoch waits for more events")
     dedupe_ids: int = Field(100_000, ge=0, description="event_ids remembered a partition")
     late_ms: int = Field(3_600_000, ge=0, description="an event that is later than this is only counted")
     late_events: int = Field(16_384, ge=0, description="applied events that one late event may roll back")
-    lock_wait_s: float = Field(
-        10.0, ge=0, description="how long to wait for the lock of a partition or of trainer.root"
+    future_ms: int = Field(
+        300_000, ge=0, description="an event further ahead of the broker's time is refused; under late_ms"
     )
+    ttl_days: float = Field(
+        0.0, ge=0, le=36500, description="days after its last event that the row of a user or an item ends; 0 = never"
+    )
+    lock_wait_s: float = Field(
+        10.0, ge=0, description="how long a lock may be held before a worker says so, or a second trainer gives up"
+    )
+
+    @property
+    def ttl_ms(self) -> int:
+        """`ttl_days` in milliseconds."""
+        return round(self.ttl_days * 86_400_000)
+
+    @model_validator(mode="after")
+    def _no_row_ends_within_the_late_window(self) -> Self:
+        if self.ttl_days and self.ttl_ms <= self.late_ms:
+            raise ValueError(
+                f"got ttl_days {self.ttl_days:g}, {self.ttl_ms} ms, with late_ms {self.late_ms}; expected more: rows "
+                "would end before all their events are in. Set state.ttl_days to days or months, or to 0 for never"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _one_clock_makes_none_too_late(self) -> Self:
+        if self.late_ms and self.future_ms >= self.late_ms:
+            raise ValueError(
+                f"got future_ms {self.future_ms} with late_ms {self.late_ms}; expected less: an event that far ahead "
+                "would make all that come after it too late. Set state.future_ms to a sixth of state.late_ms or so"
+            )
+        return self
 
 
 class Graph(Section):
@@ -113,8 +161,8 @@ class Graph(Section):
     weights: Literal["trained", "random", "off"] = Field("trained", description="arm of the ablation")
     learning_rate: float = Field(1e-3, gt=0, description="of the next-link loss")
     batch_groups: int = Field(8, ge=1, description="new groups of one training step")
-    replayed: int = Field(24, ge=0, description="earlier groups of one training step")
-    replay_groups: int = Field(4096, ge=1, description="newest groups that may be replayed")
+    rehearsed: int = Field(24, ge=0, description="earlier groups of one training step")
+    rehearsal_groups: int = Field(4096, ge=1, description="newest groups that may be rehearsed")
     full_softmax: int = Field(8192, ge=0, description="with at most this many seen items all are negatives")
     negatives: int = Field(1024, ge=1, description="else so many are drawn, shared by the batch")
     publish_groups: int = Field(2000, ge=1, description="groups learnt between two graph versions")
@@ -164,8 +212,8 @@ class Ranker(Section):
     members: int = Field(3, ge=1, le=16, description="networks with seeds of their own, averaged")
     learning_rate: float = Field(2e-3, gt=0, description="of Adam")
     averaging: float = Field(0.99, ge=0, lt=1, description="share that scoring weights keep of themselves at a step")
-    replay_groups: int = Field(1500, ge=0, description="logged groups that may be replayed")
-    replay_steps: int = Field(3, ge=0, description="replayed groups for each new one")
+    rehearsal_groups: int = Field(1500, ge=0, description="logged groups that may be rehearsed")
+    rehearsal_steps: int = Field(3, ge=0, description="rehearsed groups for each new one")
     sampled: int = Field(100, ge=2, description="negatives of each list of a group, weighted by inverse inclusion")
     hard: float = Field(0.25, ge=0, le=0.9, description="share of the sampled negatives that are the hardest ones")
     recall: int = Field(150, ge=1, description="candidates of each recaller")
@@ -188,6 +236,14 @@ class Signals(Section):
         description="of the decayed popularity counters, shortest first",
     )
     neighbors: int = Field(128, ge=4, le=4096, description="partners kept for an item in each table")
+    partner_items: int = Field(
+        262_144, ge=64, description="items with partners in each table, the more frequent ones; 1 KB each with 128"
+    )
+    partner_ttl_days: float = Field(
+        0.0,
+        ge=0,
+        description="without a new pair for so long an item makes room in a full table; 0 = by frequency alone",
+    )
     pair_half_life_days: float = Field(120.0, gt=0, description="of within-basket pairs and transitions")
     fresh_half_life_days: float = Field(
         15.0, gt=0, description="of what is fresh: newer pairs, neighbours' newer touches"
@@ -280,10 +336,10 @@ class Model(Section):
         True, description="item vectors hold a projection of the item's text vector, so new items start there"
     )
     batch: int = Field(32, ge=1, description="windows of one optimiser step")
-    replay_share: float = Field(0.75, ge=0, le=1, description="windows of a step that come from the replay log")
+    rehearsal_share: float = Field(0.75, ge=0, le=1, description="windows of a step that come from the rehearsal log")
     step_groups: int = Field(8, ge=1, description="groups between two optimiser steps")
-    replay_groups: int = Field(100_000, ge=1, description="newest groups that the replay log holds")
-    replay_age: float = Field(0.2, gt=0, description="mean age of a replayed group, as a share of the log")
+    rehearsal_groups: int = Field(100_000, ge=1, description="newest groups that the rehearsal log holds")
+    rehearsal_age: float = Field(0.2, gt=0, description="mean age of a rehearsed group, as a share of the log")
     average: float = Field(0.99, ge=0, lt=1, description="share of the averaged weights that stays at a step; 0 = off")
     prior_half_life_days: float = Field(30.0, ge=0, description="of the popularity in the softmax; 0 = no prior")
     inside_share: float = Field(0.05, ge=0, le=1, description="rows inside a group that are asked for the rest of it")
@@ -316,19 +372,34 @@ class Trainer(Section):
 class Serving(Section):
     """The gRPC service and its snapshots."""
 
-    host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 = every interface")
+    host: Host = Field("127.0.0.1", description="address to listen on; 0.0.0.0 or :: = every interface")
     port: int = Field(50551, ge=0, le=65535, description="gRPC; 0 = any free port")
-    reuse_port: bool = Field(False, description="let several serving processes share the port")
+    processes: int = Field(
+        1, ge=1, le=64, description="that `driftline serve` starts on the port, one BLAS thread each"
+    )
+    reuse_port: bool = Field(False, description="share the port with a `driftline serve` that was started by itself")
     threads: int = Field(4, ge=1, le=256, description="requests that are computed at once")
     max_in_flight: int = Field(64, ge=1, description="requests past this are shed with RESOURCE_EXHAUSTED")
     snapshots: Path = Field(
         Path(".driftline/snapshots"), description="directory of the snapshots that the trainer publishes"
     )
     keep: int = Field(5, ge=1, description="snapshots kept for a rollback")
+    deltas: int = Field(30, ge=0, description="snapshots in a row that hold only what changed; 0 = all are whole")
+    delta_share: float = Field(
+        0.5, ge=0, description="bytes of those in a row, as a share of the whole one that they build on"
+    )
     poll_s: float = Field(0.5, gt=0, description="how often CURRENT is looked at")
     tls_certificate: Path | None = Field(None, description="PEM file; with tls_key calls are encrypted")
     tls_key: Path | None = Field(None, description="PEM file of the certificate's key")
-    tokens: tuple[Token, ...] = Field((), description="bearer tokens that may call; empty = open")
+    tls_client_ca: Path | None = Field(
+        None, description="PEM file; callers must bring a certificate that one in it has signed"
+    )
+    tokens: tuple[Token, ...] = Field(
+        (), description="bearer tokens that may call everything but ForgetUser; empty = open"
+    )
+    token_file: Path | None = Field(
+        None, description="tokens with scopes (docs/operations.md), read again when it changes"
+    )
     history: int = Field(50, ge=1, le=65536, description="events that GetUserState returns by default")
     max_watchers: int = Field(
         64, ge=1, le=4096, description="open WatchUserState streams, each holds a thread; as many may watch health"
@@ -336,23 +407,85 @@ class Serving(Section):
     state_poll_ms: int = Field(50, ge=1, description="how often the reader catches up with the state's writer")
     cache_users: int = Field(2048, ge=0, description="users whose last slate is kept")
     cache_ms: int = Field(1000, ge=0, description="request times this close may share a slate; 0 = only equal ones")
+    sequence_cache_mb: int = Field(
+        64, ge=0, description="keys and values of users' last events, so that HSTU reads only new ones; 0 = none kept"
+    )
+    sequence_warm_ms: float = Field(
+        100.0, ge=0, description="before a new model answers, HSTU reads again those who ask most, for so long at most"
+    )
     follow_profiles: bool = Field(True, description="read the topic `profiles`; off = answers without profiles")
+    follow_items: bool = Field(
+        True,
+        description="read the topic `items`: withdrawn items leave the answers at once; off = with a snapshot",
+    )
+    items_wait_s: float = Field(
+        5.0, ge=0, description="at the start, wait so long at most until the topic `items` is read"
+    )
     profile_users: int = Field(1_000_000, ge=1, description="users whose profile is kept in memory")
     grace_s: float = Field(5.0, ge=0, description="what requests in flight get when the server stops")
 
     @model_validator(mode="after")
     def _tls_is_whole(self) -> Self:
         whole_pair(self.tls_certificate, self.tls_key)
+        if self.tls_client_ca is not None and self.tls_certificate is None:
+            raise ValueError("got tls_client_ca without tls_certificate and tls_key; expected them with it")
+        return self
+
+    @model_validator(mode="after")
+    def _processes_have_a_port(self) -> Self:
+        if self.processes > 1 and not self.port:
+            raise ValueError(f"got processes {self.processes} with port 0; expected a port that all of them can share")
         return self
 
 
 class Metrics(Section):
     """Prometheus end points: `port` 0 switches them off."""
 
+    host: str = Field(
+        "127.0.0.1",
+        min_length=1,
+        description="address of all of them, which ask nobody who they are; 0.0.0.0 = all",
+    )
     worker_port: int = Field(0, ge=0, le=65535, description="/metrics of the worker")
     trainer_port: int = Field(0, ge=0, le=65535, description="/metrics of the trainer")
     profiler_port: int = Field(0, ge=0, le=65535, description="/metrics of the profiler")
     serving_port: int = Field(0, ge=0, le=65535, description="/metrics of the gRPC service")
+
+
+def _zone(name: str) -> str:
+    try:
+        ZoneInfo(name)
+    except (ValueError, OSError, KeyError):  # ZoneInfoNotFoundError is a KeyError
+        raise ValueError(f"got zone {name!r}; expected a name such as UTC or Europe/Berlin") from None
+    return name
+
+
+def _encoding(name: str) -> str:
+    if name:
+        try:
+            codecs.lookup(name)
+        except LookupError:
+            raise ValueError(f"got encoding {name!r}; expected a name such as cp1252, latin-1 or utf-16") from None
+    return name
+
+
+class ItemFiles(Section):
+    """How files of items are read that have columns of their own; `driftline import` guesses and writes it."""
+
+    map: dict[str, str] = Field({}, description="column of a file by field of the schema; others are guessed")
+    header: tuple[str, ...] = Field((), description="names of the columns of CSV files whose first line is a row")
+    time: str = Field(
+        "", description="s, ms, us, ns, iso, dmy (31.12.2026), mdy (12/31/2026) or as strptime has it; empty = guessed"
+    )
+    zone: Annotated[str, AfterValidator(_zone)] = Field("UTC", description="of times that name none")
+    decimal: Literal["", ".", ","] = Field("", description="point or comma of numbers in text; empty = guessed")
+    encoding: Annotated[str, AfterValidator(_encoding)] = Field("", description="of CSV files; empty = UTF-8")
+
+
+class EventFiles(ItemFiles):
+    """How files of events are read that have columns of their own; `driftline import` guesses and writes it."""
+
+    action: str = Field("", description="of all events of files that have no column for it; empty = interact")
 
 
 class Settings(Section):
@@ -373,6 +506,8 @@ class Settings(Section):
     trainer: Trainer = Trainer()
     serving: Serving = Serving()
     metrics: Metrics = Metrics()
+    event_files: EventFiles = EventFiles()
+    item_files: ItemFiles = ItemFiles()
 
     def action(self, name: str) -> Action:
         """The configured meaning of an action; unknown ones weigh 1 and are wanted."""

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from graph.arrays import grown
+from driftline.graph.arrays import grown
+from driftline.graph.signals_kernel import add_counts, order_largest
+from driftline.graph.touched import Touched
 
 if TYPE_CHECKING:
-    from graph.arrays import Arrays
-    from graph.rows import Float32
-    from graph.view import Int32
+    from driftline.graph.arrays import Arrays, Float32, Int32
 
 Float64 = NDArray[np.float64]
 MAX_HALF_LIVES = 500.0
@@ -25,8 +25,8 @@ MAX_HALF_LIVES = 500.0
 class DecayedCounts:
     """Counts of rows at several half-lives, and which rows are the largest at each.
 
-    Decay multiplies all rows alike, so only what is added can change the order: a bounded set of the largest can be
-    kept exactly by comparing what was just added with its smallest.
+    Decay multiplies all rows alike, so only what is added can change the order: a bounded list of the largest can be
+    kept exactly, in order, by moving what was just added.
     """
 
     def __init__(self, half_lives_ms: tuple[float, ...], top: int) -> None:
@@ -37,12 +37,16 @@ class DecayedCounts:
         self.origin_ms = np.full(h, -1, np.int64)
         self.top: Int32 = np.full((h, top), -1, np.int32)
         self._held: NDArray[np.bool_] = np.zeros((h, 0), np.bool_)  # who is in `top`
+        self._mark: NDArray[np.bool_] = np.zeros(0, np.bool_)
+        self._best: list[Int32] | None = None  # the rows of `top`, until something is added
+        self._touched = Touched()
 
     def ensure(self, n: int) -> None:
         """Make room for rows 0..n-1."""
         self.count = grown(self.count, n)
         if self._held.shape[1] < len(self.count):
             self._held = np.zeros((len(self.top), len(self.count)), np.bool_)
+            self._mark = np.zeros(len(self.count), np.bool_)
             for h, rows in enumerate(self.top):
                 self._held[h, rows[rows >= 0]] = True
 
@@ -54,6 +58,8 @@ class DecayedCounts:
             self.count[:, h] *= 2.0 ** -passed[h]
             self.total[h] *= 2.0 ** -passed[h]
             self.origin_ms[h], passed[h] = t_ms, 0.0
+            self._touched.everything()
+            order_largest(self.top, self.count)  # the smallest may have become equal
         return np.exp2(passed)
 
     def add(self, rows: Int32, weight: Float64, t_ms: int) -> None:
@@ -61,55 +67,43 @@ class DecayedCounts:
         if len(rows) == 0:
             return
         scale = self._scale(t_ms)
-        self.count[rows] += weight[:, None] * scale
+        self._touched.add(rows)
         self.total += weight.sum() * scale
-        k = self.top.shape[1]
-        if k == 0:
-            return
-        added = self.count[rows]
-        for h in range(len(self.top)):
-            held = self.top[h]
-            if held[-1] >= 0:  # full
-                rising = rows[added[:, h] > self.count[held, h].min()]
-            else:
-                held, rising = held[held >= 0], rows
-            rising = rising[~self._held[h, rising]]
-            if len(rising) == 0:
-                continue
-            self._held[h, rising] = True
-            merged = np.sort(np.concatenate((held, rising)))
-            if len(merged) > k:
-                order = np.argsort(-self.count[merged, h], kind="stable")
-                self._held[h, merged[order[k:]]] = False
-                merged = merged[np.sort(order[:k])]
-            self.top[h, : len(merged)] = merged
+        add_counts(rows, weight, scale, self.count, self.top, self._held, self._mark)
+        self._best = None
 
     def best(self) -> list[Int32]:
-        """For each half-life the largest rows, the largest first; equal ones go by number."""
-        out = []
-        for h, rows in enumerate(self.top):
-            held = rows[rows >= 0]
-            out.append(held[np.argsort(-self.count[held, h], kind="stable")])
-        return out
+        """For each half-life the largest rows, the largest first; equal ones go by number. Not to be written to."""
+        if self._best is None:
+            sizes = (self.top >= 0).sum(1).tolist()
+            self._best = [one[:size] for one, size in zip(self.top.copy(), sizes, strict=True)]
+        return self._best
 
     def share(self, rows: Int32, t_ms: int, items: int) -> Float32:
         """Share of each row at each half-life, times the number of items: 1 = average. [c, h] float32."""
         # numerator and total share the origin, so the decay since then cancels
         return (self.count[rows] * (items / np.maximum(self.total, 1e-300))).astype(np.float32)
 
+    def fade(self, t_ms: int) -> Float64:
+        """What stored counts are to be multiplied with [h] as of a time; one before the origin counts as the origin."""
+        return np.exp2(-np.maximum((t_ms - self.origin_ms) / self.half_lives_ms, 0.0))
+
     def value(self, rows: Int32, t_ms: int) -> Float64:
-        """Decayed counts [c, h] as of a time; one before the origin counts as the origin."""
-        passed = np.maximum((t_ms - self.origin_ms) / self.half_lives_ms, 0.0)
-        return self.count[rows] * np.exp2(-passed)
+        """Decayed counts [c, h] as of a time."""
+        return self.count[rows] * self.fade(t_ms)
 
     def arrays(self, prefix: str, n: int) -> Arrays:
-        """Everything that is learnt, by name."""
+        """Everything that is learnt, by name; views."""
         return {
-            f"{prefix}.count": self.count[:n].copy(),
-            f"{prefix}.total": self.total.copy(),
-            f"{prefix}.origin_ms": self.origin_ms.copy(),
-            f"{prefix}.top": self.top.copy(),
+            f"{prefix}.count": self.count[:n],
+            f"{prefix}.total": self.total,
+            f"{prefix}.origin_ms": self.origin_ms,
+            f"{prefix}.top": self.top,
         }
+
+    def touched(self, prefix: str) -> dict[str, Touched]:
+        """Which rows of the large one of `arrays` changed."""
+        return {f"{prefix}.count": self._touched}
 
     def restore(self, arrays: Arrays, prefix: str) -> None:
         """Take over what `arrays` gave."""
@@ -117,4 +111,7 @@ class DecayedCounts:
         self.total = np.array(arrays[f"{prefix}.total"], np.float64)
         self.origin_ms = np.array(arrays[f"{prefix}.origin_ms"], np.int64)
         self.top = np.array(arrays[f"{prefix}.top"], np.int32)
+        order_largest(self.top, self.count)
+        self._best = None
+        self._touched.everything()
         self.ensure(len(self.count))

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from configs.settings import Graph
-from graph.memory import CODE_DIM, EDGE_DIM, TimeEncoder
+from driftline.configs.settings import Graph
+from driftline.graph.memory import CODE_DIM, EDGE_DIM, TimeEncoder
 
 MASKED = -1e9
 

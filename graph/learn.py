@@ -3,7 +3,7 @@
 The learner watches the groups that a `TemporalGraph` applies. What it keeps of a node is its last raw message and
 the memory from before it, so that a training step can recompute the memory with the weights that are being trained
 (truncated back-propagation through one update, as TGN trains). A step sees the items as they were before the first
-new group of its batch: nothing of a new target is in what scores it. A replayed sample sees the items of that same
+new group of its batch: nothing of a new target is in what scores it. A rehearsed sample sees the items of that same
 moment, and so what its own event left in them; scoring never does.
 
 Source: TGN (arXiv 2006.10637, section 3.2 and algorithm 1). Departures: softmax over all seen items while they are
@@ -13,8 +13,10 @@ few, else over shared uniform negatives; several positives in one group share th
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -22,15 +24,26 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from configs.settings import Graph
-from graph.ctdg import TemporalGraph, elapsed_days
-from graph.embed import GraphReader
-from graph.memory import CODE_DIM, EDGE_DIM, MS_PER_DAY, Float32, GraphMemory, edge_features, item_code
-from graph.rows import key64
-from graph.view import Group, UserView
+from driftline.configs.settings import Graph
+from driftline.graph.arrays import Float32, Int64
+from driftline.graph.codes import Codes, is_small
+from driftline.graph.embed import GraphReader
+from driftline.graph.memory import CODE_DIM, EDGE_DIM, MS_PER_DAY, GraphMemory, edge_features, elapsed_days, item_code
+from driftline.graph.query import QueryReader
+from driftline.graph.rows import fields_of, key64
+from driftline.graph.texts import TextTable
+from driftline.graph.touched import Touched
+from driftline.graph.view import Group, ProfileVectors, UserView
+
+if TYPE_CHECKING:
+    from driftline.graph.ctdg import TemporalGraph
 
 ROWS = 20
 """Rows of a user's last group that its memory is recomputed from."""
+AT_ONCE = 8192
+"""Items whose vectors all follow each training step; of more items they follow in turns."""
+TURN = 2048
+"""Such items with each step, beside those that were touched or trained on."""
 USERS = 20_000
 """Most recent users whose memory can be recomputed; that of others is read as it is stored."""
 
@@ -49,32 +62,39 @@ class _Sample:
 class GraphLearner:
     """Trains a `GraphMemory` and its `GraphReader` on the stream; scores with them.
 
-    Arrays are over the engine's item table. Call `before` ahead of applying a group, `after` behind it.
+    Arrays are over the engine's item table. A group is applied within `around`. Text vectors are read from a table that
+    others share and its owner keeps, if one is given.
     """
 
-    def __init__(self, settings: Graph, text_dim: int) -> None:
+    def __init__(self, settings: Graph, text_dim: int, texts: TextTable | None = None) -> None:
         self.settings, self.text_dim = settings, text_dim
+        self.texts, self._shared = (TextTable(text_dim), False) if texts is None else (texts, True)
         self.memory = GraphMemory(settings)
         self.reader = GraphReader(settings, text_dim)
         self.trained = settings.weights == "trained"
         parameters = [*self.memory.parameters(), *self.reader.parameters()]
-        self._optimizer = torch.optim.Adam(parameters, lr=settings.learning_rate)
+        self._optimizer = torch.optim.Adam(parameters, lr=settings.learning_rate, fused=True)
         self._rng = np.random.default_rng(settings.seed)
         self._raw_of_user: dict[str, tuple[Float32, Float32]] = {}
         self._batch: list[_Sample] = []
-        self._log: deque[_Sample] = deque(maxlen=settings.replay_groups)
+        self._log: deque[_Sample] = deque(maxlen=settings.rehearsal_groups)
         self._pending: list[tuple[NDArray[np.int32], Float32, Float32]] = []
         self.size = 0
         self._columns: dict[str, Float32] = {
             "memory": np.zeros((0, settings.memory_dim), np.float32),
             "code": np.zeros((0, CODE_DIM), np.float32),
-            "text": np.zeros((0, text_dim), np.float32),
             "then": np.zeros((0, settings.memory_dim), np.float32),  # memory when the open batch began
             "before": np.zeros((0, settings.memory_dim), np.float32),  # memory before the last raw message
             "raw": np.zeros((0, self.memory.item.dim_in + 1), np.float32),
             "vector": np.zeros((0, settings.embed_dim), np.float32),
         }
         self._stale: set[int] = set()
+        self._query = QueryReader(self.reader)
+        self._asked: tuple[UserView, int, Float32] | None = None
+        """The last query, which two plugs ask for; None once anything has changed."""
+        self._changed: set[int] = set()  # since the last step
+        self._codes: Codes | None = None
+        self._touched = Touched()  # rows of "vector"
         self.steps = 0
         self.loss = 0.0
 
@@ -82,26 +102,50 @@ class GraphLearner:
 
     def user_vector(self, view: UserView, now_ms: int) -> Float32:
         """[D] float32: the query of one user at a request time, without its profile."""
-        with torch.inference_mode():
-            memory = view.memory if len(view.memory) else np.zeros(self.settings.memory_dim, np.float32)
-            near = np.unique(view.items[view.items >= 0][-self.settings.neighbors :]).astype(np.int64)
-            vectors = torch.from_numpy(self.item_matrix()[near])
-            return self._queries([view], [now_ms], torch.from_numpy(memory)[None], vectors, near)[0].numpy()
+        asked = self._asked
+        if asked is not None and asked[0] is view and asked[1] == now_ms:
+            return asked[2]
+        last = np.flatnonzero(view.items >= 0)[-self.settings.neighbors :]
+        memory = view.memory if len(view.memory) else np.zeros(self.settings.memory_dim, np.float32)
+        query = self._query.query(
+            memory,
+            (now_ms - view.last_update_ms) / MS_PER_DAY if view.last_update_ms >= 0 else 0.0,
+            self.item_matrix()[view.items[last]],
+            ((now_ms - view.t_ms[last]) / MS_PER_DAY).astype(np.float32),
+            edge_features(view.weight[last], view.value[last], view.price[last]),
+        )
+        self._asked = view, now_ms, query
+        return query
 
     def fused_vector(self, query: Float32, facets: Float32) -> Float32:
         """[D] float32: a query joined with profile facets [4, X]."""
-        with torch.inference_mode():
-            return self.reader.fuse(torch.from_numpy(query)[None], torch.from_numpy(facets)[None])[0].numpy()
+        return self._query.fuse(query, facets)
 
     def item_matrix(self) -> Float32:
         """[N, D] float32: vectors of all items, current to the last applied group."""
         if self._stale:
-            rows = np.fromiter(self._stale, np.int64, len(self._stale))
-            with torch.inference_mode():
-                columns = (torch.from_numpy(self._columns[name][rows]) for name in ("memory", "code", "text"))
-                self._columns["vector"][rows] = self.reader.items(*columns).numpy()
+            self._compose(np.fromiter(self._stale, np.int64, len(self._stale)))
             self._stale.clear()
         return self._columns["vector"][: self.size]
+
+    def item_codes(self) -> Codes | None:
+        """Codes of the matrix, None while it is small."""
+        self.item_matrix()
+        if self._codes is None and not is_small(self.size, self.settings.embed_dim):
+            self._codes = Codes(self.settings.embed_dim)
+            for at in range(0, self.size, AT_ONCE):
+                rows = np.arange(at, min(self.size, at + AT_ONCE))
+                self._codes.set(rows, self._columns["vector"][rows])
+        return self._codes
+
+    def _compose(self, rows: Int64) -> None:
+        with torch.inference_mode():
+            memory, code = (torch.from_numpy(self._columns[name][rows]) for name in ("memory", "code"))
+            vectors = self.reader.items(memory, code, torch.from_numpy(self.texts[rows])).numpy()
+        self._columns["vector"][rows] = vectors
+        self._touched.add(rows)
+        if self._codes is not None:
+            self._codes.set(rows, vectors)
 
     # -- what the driver calls ---------------------------------------------------------------------------------
 
@@ -113,31 +157,36 @@ class GraphLearner:
                 self._columns[name] = np.concatenate((column, more))
         if index >= self.size:
             self.size = index + 1
+        self._asked = None
         self._columns["code"][index] = item_code(key64(item_id))
         if text is not None:
-            self._columns["text"][index] = text
-        self._stale.add(index)
+            self.texts.set(index, text)
+        self._touch([index])
 
-    def before(
+    @contextmanager
+    def around(
         self,
         graph: TemporalGraph,
         user: int,
-        nodes: NDArray[np.int64],
+        nodes_now: Callable[[], NDArray[np.int64]],
         view: UserView,
         group: Group,
         sample: bool = True,
-    ) -> None:
-        """Keeps what a group's rows will read; takes the group as a sample.
+    ) -> Iterator[None]:
+        """Takes a group in: the graph applies it within the context, and changes nothing else there.
+
+        On entry it keeps what the group's rows will read and takes the group as a sample; on exit it takes the items'
+        new memories and learns when a batch of groups is full.
 
         Args:
             graph: not yet changed by the group.
             user: the user's node, -1 for a new one.
-            nodes: [b] item nodes of the group, -1 for new ones.
+            nodes_now: gives the item nodes [b] of the group, -1 for those that the graph does not have yet.
             view: the user's view before the group.
             group: with table indices.
             sample: False = the group is not learnt from.
         """
-        dim = self.settings.memory_dim
+        dim, nodes = self.settings.memory_dim, nodes_now()
         pre = graph.users["memory"][user].copy() if user >= 0 else np.zeros(dim, np.float32)
         last_ms = int(graph.users["last_update_ms"][user]) if user >= 0 else -1
         known = (nodes >= 0)[:, None]
@@ -157,10 +206,8 @@ class GraphLearner:
             del self._raw_of_user[next(iter(self._raw_of_user))]
         to_item = np.concatenate((memory, pre_rows, edges, elapsed_days(t, item_last)), 1)
         self._pending.append((group.items, memory, to_item))
-
-    def after(self, graph: TemporalGraph, nodes: NDArray[np.int64], group: Group) -> None:
-        """Takes the items' new memories; learns when a batch of groups is full."""
-        self._columns["memory"][group.items] = graph.items["memory"][nodes]
+        yield
+        self.refresh(graph, group.items, nodes_now())
         if len(self._batch) >= self.settings.batch_groups:
             self._step()
         if not self._batch:
@@ -168,7 +215,24 @@ class GraphLearner:
                 self._columns["before"][items], self._columns["raw"][items] = memory, raw
                 self._columns["then"][items] = self._columns["memory"][items]
             self._pending.clear()
-        self._stale.update(group.items.tolist())
+
+    def refresh(self, graph: TemporalGraph, items: NDArray[np.integer[Any]], nodes: NDArray[np.int64]) -> None:
+        """Takes the memories that a graph has of items [b]; their `nodes` are -1 where it has none."""
+        self._asked = None
+        self._columns["memory"][items] = np.where((nodes >= 0)[:, None], graph.items["memory"][nodes], 0)
+        self._touch(items.tolist())
+
+    def _touch(self, items: Iterable[int]) -> None:
+        self._stale.update(items)
+        self._changed.update(items)
+
+    def forget(self, user_id: str) -> None:
+        """Drops what is kept of a user; the weights stay as they are."""
+        self._raw_of_user.pop(user_id, None)
+        self._asked = None
+        self._batch = [sample for sample in self._batch if sample.view.user_id != user_id]
+        others = (sample for sample in self._log if sample.view.user_id != user_id)
+        self._log = deque(others, maxlen=self._log.maxlen)
 
     def freeze(self) -> None:
         """Drops the samples that wait for a step: none will come."""
@@ -177,7 +241,7 @@ class GraphLearner:
     # -- training ----------------------------------------------------------------------------------------------
 
     def _step(self) -> None:
-        batch, self._batch = self._batch + self._replayed(), []
+        batch, self._batch = self._batch + self._rehearsed(), []
         views, now_ms = [s.view for s in batch], [s.now_ms for s in batch]
         pool, targets = self._pool(batch)
         item_vectors = self._recomputed_items(pool)
@@ -195,14 +259,26 @@ class GraphLearner:
         self._optimizer.step()
         self.steps += 1
         self.loss = 0.99 * self.loss + 0.01 * float(loss.detach()) if self.steps > 1 else float(loss.detach())
-        self._stale.update(range(self.size))
+        self._follow(pool)
+        self._asked = None
 
-    def _replayed(self) -> list[_Sample]:
+    def _follow(self, pool: Int64) -> None:
+        """Vectors after a step: what they are depends on steps and touches alone, never on when somebody asked."""
+        if self.size <= AT_ONCE:
+            self._touch(range(self.size))
+            return
+        turn = (self.steps * TURN + np.arange(TURN)) % self.size
+        changed = np.fromiter(self._changed, np.int64, len(self._changed))
+        self._compose(np.unique(np.concatenate((pool, changed, turn))))
+        self._stale.clear()
+        self._changed.clear()
+
+    def _rehearsed(self) -> list[_Sample]:
         """Earlier samples that join the new ones of a step; these join the log."""
-        drawn = self._rng.integers(0, len(self._log), self.settings.replayed) if self._log else ()
-        replayed = [self._log[n] for n in drawn]
+        drawn = self._rng.integers(0, len(self._log), self.settings.rehearsed) if self._log else ()
+        rehearsed = [self._log[n] for n in drawn]
         self._log.extend(self._batch)
-        return replayed
+        return rehearsed
 
     def _pool(self, batch: list[_Sample]) -> tuple[NDArray[np.int64], Tensor]:
         """Items [P] that a step's softmax runs over, and the targets [B, P], rows summing to 1."""
@@ -219,8 +295,11 @@ class GraphLearner:
         return pool, targets
 
     def _recomputed_items(self, pool: NDArray[np.int64]) -> Tensor:
-        names = ("raw", "before", "then", "code", "text")
-        raw, before, then, code, text = (torch.from_numpy(self._columns[name][pool]) for name in names)
+        names = ("raw", "before", "then", "code")
+        everything = len(pool) == self.size  # needs no copy
+        rows = slice(self.size) if everything else pool
+        raw, before, then, code = (torch.from_numpy(self._columns[name][rows]) for name in names)
+        text = torch.from_numpy(self.texts.first(self.size) if everything else self.texts[pool])
         memory = self.memory.item.update(torch.cat((self.memory.item.messages(raw), before), 1))
         seen = raw.abs().sum(1, keepdim=True) > 0
         return self.reader.items(torch.where(seen, as_stored(memory, then), then), code, text)
@@ -244,21 +323,23 @@ class GraphLearner:
         self, views: list[UserView], now_ms: list[int], memory: Tensor, vectors: Tensor, pool: NDArray[np.int64]
     ) -> Tensor:
         """Query vectors [B, D]; `vectors` [P, D] are those of the sorted items `pool` [P], neighbours included."""
-        count, k = len(views), self.settings.neighbors
-        items = np.full((count, k), pool[0] if len(pool) else 0, np.int64)
-        age, edges = np.zeros((count, k), np.float32), np.zeros((count, k, EDGE_DIM), np.float32)
-        mask, idle = np.zeros((count, k), bool), np.zeros(count, np.float32)
-        for row, (view, now) in enumerate(zip(views, now_ms, strict=True)):
-            last = np.flatnonzero(view.items >= 0)[-k:]
-            n = len(last)
-            items[row, :n], mask[row, :n] = view.items[last], True
-            age[row, :n] = (now - view.t_ms[last]) / MS_PER_DAY
-            edges[row, :n] = edge_features(view.weight[last], view.value[last], view.price[last])
-            idle[row] = (now - view.last_update_ms) / MS_PER_DAY if view.last_update_ms >= 0 else 0
-        if not len(pool):
-            vectors = torch.zeros(1, self.settings.embed_dim)
+        k = self.settings.neighbors
+        lasts = [np.flatnonzero(view.items >= 0)[-k:] for view in views]
+        mask = np.arange(k) < np.array([[len(last)] for last in lasts])
+
+        def filled(name: str) -> NDArray[Any]:
+            each = [getattr(view, name)[last] for view, last in zip(views, lasts, strict=True)]
+            out = np.zeros(mask.shape, each[0].dtype)
+            out[mask] = np.concatenate(each)
+            return out
+
+        updated, now = np.array([view.last_update_ms for view in views]), np.array(now_ms)
+        idle = np.where(updated >= 0, (now - updated) / MS_PER_DAY, 0).astype(np.float32)
+        age = np.where(mask, (now[:, None] - filled("t_ms")) / MS_PER_DAY, 0).astype(np.float32)
+        edges = edge_features(*(filled(name).ravel() for name in ("weight", "value", "price")))
+        items = np.where(mask, filled("items"), pool[0])
         chosen = vectors[np.searchsorted(pool, items)] * torch.from_numpy(mask)[:, :, None]
-        arrays = (torch.from_numpy(a) for a in (age, edges, mask))
+        arrays = (torch.from_numpy(a) for a in (age, edges.reshape(*mask.shape, EDGE_DIM), mask))
         return self.reader.users(memory, torch.from_numpy(idle), chosen, *arrays)
 
     def _loss(self, queries: Tensor, items: Tensor, targets: Tensor) -> Tensor:
@@ -273,9 +354,15 @@ class GraphLearner:
         return copy
 
     def arrays(self) -> dict[str, NDArray[np.generic]]:
-        """Reader weights and item columns, for a serving snapshot: `from_arrays` reads them."""
-        weights = {f"reader.{k}": v.detach().numpy().copy() for k, v in self.reader.state_dict().items()}
-        return {**weights, "item_vectors": self.item_matrix().copy()}
+        """Reader weights and item columns, for a serving snapshot: `from_arrays` reads them. Views."""
+        weights = {f"reader.{k}": v.detach().numpy() for k, v in self.reader.state_dict().items()}
+        codes = self.item_codes()
+        of_codes = {} if codes is None else codes.arrays("item_vectors", self.size)
+        return {**weights, "item_vectors": self.item_matrix(), **of_codes}
+
+    def touched(self) -> dict[str, Touched]:
+        """Which rows changed, for those of `arrays` that change by rows."""
+        return {"item_vectors": self._touched} | ({} if self._codes is None else self._codes.touched("item_vectors"))
 
     @classmethod
     def from_arrays(cls, settings: Graph, arrays: Mapping[str, NDArray[np.generic]]) -> GraphLearner:
@@ -290,6 +377,7 @@ class GraphLearner:
         learner.reader.load_state_dict(state)
         vectors = np.asarray(arrays["item_vectors"], np.float32)
         learner._columns["vector"] = vectors
+        learner._codes = Codes.from_arrays(vectors.shape[1], dict(arrays), "item_vectors")
         learner.size = len(vectors)
         return learner
 
@@ -301,10 +389,12 @@ class GraphLearner:
             "optimizer": self._optimizer.state_dict(),
             "columns": {k: v[: self.size].copy() for k, v in self._columns.items()},
             "raw_of_user": dict(self._raw_of_user),
-            "batch": list(self._batch),
-            "log": list(self._log),
+            "batch": [_plain(sample) for sample in self._batch],
+            "log": [_plain(sample) for sample in self._log],
             "pending": list(self._pending),
             "stale": set(self._stale),
+            "changed": set(self._changed),
+            **({} if self._shared else {"texts": {k: v.copy() for k, v in self.texts.arrays().items()}}),
             "rng": self._rng.bit_generator.state,
             "steps": self.steps,
         }
@@ -314,14 +404,35 @@ class GraphLearner:
         self.memory.load_state_dict(state["memory"])  # type: ignore[arg-type]
         self.reader.load_state_dict(state["reader"])  # type: ignore[arg-type]
         self._optimizer.load_state_dict(state["optimizer"])  # type: ignore[arg-type]
-        self._columns = {k: v.copy() for k, v in state["columns"].items()}  # type: ignore[attr-defined]
+        self._columns = {k: state["columns"][k].copy() for k in self._columns}  # type: ignore[index]
+        self._codes = None
+        if not self._shared:
+            self.texts.restore(state["texts"])  # type: ignore[arg-type]
         self.size = len(self._columns["code"])
+        self._touched.everything()
         self._raw_of_user = dict(state["raw_of_user"])  # type: ignore[call-overload]
-        self._batch, self._pending = list(state["batch"]), list(state["pending"])  # type: ignore[call-overload]
-        self._log = deque(state["log"], maxlen=self.settings.replay_groups)  # type: ignore[call-overload]
-        self._stale = set(state["stale"])  # type: ignore[call-overload]
+        self._batch = [_sample(fields) for fields in state["batch"]]  # type: ignore[attr-defined]
+        self._pending = list(state["pending"])  # type: ignore[call-overload]
+        log = (_sample(fields) for fields in state["log"])  # type: ignore[attr-defined]
+        self._log = deque(log, maxlen=self.settings.rehearsal_groups)
+        self._stale, self._asked = set(state["stale"]), None  # type: ignore[call-overload]
+        self._changed = set(state["changed"])  # type: ignore[call-overload]
         self._rng.bit_generator.state = state["rng"]  # type: ignore[assignment]
         self.steps = int(state["steps"])  # type: ignore[call-overload]
+
+
+def _plain(sample: _Sample) -> dict[str, Any]:
+    """A sample as plain values and arrays, for a checkpoint."""
+    view, profile = fields_of(sample.view), sample.view.profile
+    view["profile"] = None if profile is None else fields_of(profile)
+    return fields_of(sample) | {"view": view}
+
+
+def _sample(fields: dict[str, Any]) -> _Sample:
+    """What `_plain` took apart."""
+    profile = fields["view"]["profile"]
+    view = UserView(**fields["view"] | {"profile": None if profile is None else ProfileVectors(**profile)})
+    return _Sample(**fields | {"view": view})
 
 
 def as_stored(recomputed: Tensor, stored: Tensor) -> Tensor:

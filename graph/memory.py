@@ -17,23 +17,21 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable
-from typing import Literal
+import threading
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from configs.settings import Graph
+from driftline.configs.settings import Graph
+from driftline.graph.arrays import Float32
 
 CODE_DIM = 32
 EDGE_DIM = 3
 MS_PER_DAY = 86_400_000
-TILE = 32
-"""Rows of every matrix product in the stream: a fixed shape gives each row the same bits in any company."""
-
-Float32 = NDArray[np.float32]
+LARGEST = np.finfo(np.float32).max
 
 
 class TimeEncoder(nn.Module):
@@ -66,7 +64,8 @@ class Side(nn.Module):
             nn.Linear(settings.message_dim, settings.message_dim),
         )
         self.memory_updater = nn.GRUCell(settings.message_dim, settings.memory_dim)
-        self._tiles: dict[str, int] = {}
+        self._packed: tuple[Float32, ...] = ()
+        self._packed_from: tuple[tuple[int, int], ...] = ()
 
     def messages(self, raw: Tensor) -> Tensor:
         """Raw messages [B, dim_in + 1], elapsed days in the last column, to messages [B, G]."""
@@ -79,20 +78,17 @@ class Side(nn.Module):
         memory: Tensor = self.memory_updater(message_and_memory[:, :split], message_and_memory[:, split:])
         return memory
 
-    def tiled(self, name: Literal["messages", "update"], rows: Float32) -> Float32:
-        """`messages` or `update` of [n, d] in tiles of TILE rows, the last one padded with zeros.
-
-        The result of a row does not depend, to the bit, on how many rows come with it or where it stands. Some
-        processors round a row by its place in a tile where the output is narrow: there each row is a tile of its own.
-        """
-        function: Callable[[Tensor], Tensor] = getattr(self, name)
-        if name not in self._tiles:
-            self._tiles[name] = TILE if _same_in_every_place(function, rows.shape[1]) else 1
-        n, tile = len(rows), self._tiles[name]
-        padded = np.zeros((-(-n // tile) * tile, rows.shape[1]), np.float32)
-        padded[:n] = rows
-        with torch.inference_mode():
-            return np.concatenate([function(part).numpy() for part in torch.split(torch.from_numpy(padded), tile)])[:n]
+    def packed(self) -> tuple[Float32, ...]:
+        """The weights as `graph.kernel` reads them; computed anew when one of them has changed in place."""
+        of_message = (self.message_function[n].get_parameter(kind) for n in (0, 2) for kind in ("weight", "bias"))
+        cell = self.memory_updater
+        of_cell = (cell.weight_ih, cell.bias_ih, cell.weight_hh, cell.bias_hh)
+        weights: tuple[Tensor, ...] = (self.time.w, self.time.b, *of_message, *of_cell)
+        state = tuple((id(weight), weight._version) for weight in weights)
+        if state != self._packed_from:
+            self._packed_from = state
+            self._packed = tuple(np.array(weight.detach().numpy().T, np.float32, order="C") for weight in weights)
+        return self._packed
 
 
 class GraphMemory(nn.Module):
@@ -118,20 +114,41 @@ class GraphMemory(nn.Module):
         return digest.hexdigest()
 
 
-def _same_in_every_place(function: Callable[[Tensor], Tensor], width: int) -> bool:
-    """Whether this machine gives a row of a tile the same bits wherever it stands."""
-    rows = torch.from_numpy(np.random.default_rng(0).standard_normal((TILE, width), np.float32))
-    with torch.inference_mode():
-        first = function(rows)
-        return all(torch.equal(function(rows.roll(n, 0)), first.roll(n, 0)) for n in range(1, TILE))
+class _Codes(threading.local):
+    """Draws item codes: one generator for each thread, set to a key's start, since making one takes longer."""
+
+    def __init__(self) -> None:
+        self._bits = np.random.Philox(key=0)
+        self._normal = np.random.Generator(self._bits).standard_normal
+        self._state: Any = dict(self._bits.state)
+
+    def draw(self, key: int) -> Float32:
+        self._state["state"]["key"] = np.array([key, 0], np.uint64)
+        self._bits.state = self._state
+        return self._normal(CODE_DIM, np.float32)
+
+
+_codes = _Codes()
 
 
 def item_code(key: int) -> Float32:
     """The fixed code [CODE_DIM] float32 of an item: standard normal, drawn from its key64."""
-    return np.random.Generator(np.random.Philox(key=key)).standard_normal(CODE_DIM, np.float32)
+    return _codes.draw(key)
 
 
 def edge_features(weight: Float32, value: Float32, price: Float32) -> Float32:
     """Edge features [n, EDGE_DIM]: action weight, signed log of the value, log of the price; NaN becomes 0."""
-    value, price = np.nan_to_num(value), np.nan_to_num(price)
+    value, price = _number(value), _number(price)
     return np.stack((weight, np.sign(value) * np.log1p(np.abs(value)), np.log1p(np.maximum(price, 0))), 1)
+
+
+def _number(x: Float32) -> Float32:
+    """As numpy's nan_to_num, which takes longer."""
+    out: Float32 = np.minimum(np.maximum(np.where(np.isnan(x), np.float32(0), x), -LARGEST), LARGEST)
+    return out
+
+
+def elapsed_days(t_ms: NDArray[np.int64], since_ms: NDArray[Any]) -> Float32:
+    """Days [n, 1] float32 from `since_ms` to `t_ms`, 0 where there was no earlier event (since < 0), never below 0."""
+    since = since_ms.astype(np.int64)
+    return (np.where(since < 0, 0, np.maximum(t_ms - since, 0)) / MS_PER_DAY).astype(np.float32)[:, None]

@@ -4,6 +4,8 @@
 forward: what arrives at t is stored as weight * 2^((t - origin) / half-life), so nothing that is stored ever needs
 touching, and the origin moves before float32 runs out of range.
 
+Only so many items have a row (graph/slots.py): beyond that an item gets one when it is more frequent than another.
+
 Source: forward decay, Cormode, Shkapenyuk, Srivastava, Xu (ICDE 2009).
 """
 
@@ -13,11 +15,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from graph.arrays import Arrays, grown
-from graph.view import Int32, Int64
+from driftline.graph.arrays import Arrays, Int32, grown
+from driftline.graph.signals_kernel import add_met_pairs
+from driftline.graph.slots import Slots
+from driftline.graph.sparse import strongest_source, sum_partners
+from driftline.graph.touched import Touched
 
 if TYPE_CHECKING:
-    from graph.rows import Float32
+    from driftline.graph.arrays import Float32
 
 REBASE_HALF_LIVES = 60.0
 """Stored weights grow to 2^60 at most before the origin moves; float32 holds 2^127."""
@@ -28,17 +33,24 @@ class PartnerTable:
 
     A new pair replaces the lightest partner of a full row if it is at least as heavy by then. Singletons fade, so rows
     keep what recurs and, below it, what is recent.
+
+    Args:
+        slots: partners of an item.
+        half_life_ms: of a weight.
+        rows: items with partners at most.
+        ttl_ms: a row whose item had no new pair for so long is free; 0 = never.
     """
 
-    def __init__(self, slots: int, half_life_ms: float) -> None:
+    def __init__(self, slots: int, half_life_ms: float, rows: int = 1 << 31, ttl_ms: float = 0) -> None:
         self.slots, self.half_life_ms = slots, half_life_ms
+        self.rows = Slots(rows, ttl_ms)
         self.origin_ms = -1
         self.n = 0
         self.partner: Int32 = np.full((0, slots), -1, np.int32)
         self.weight: Float32 = np.zeros((0, slots), np.float32)
         self.out: Float32 = np.zeros(0, np.float32)
         self.into: Float32 = np.zeros(0, np.float32)
-        self._mark: Int32 = np.full(1, -1, np.int32)  # the last entry stays -1: it answers for empty slots
+        self._mark: Int32 = np.full(0, -1, np.int32)
 
     def _scale(self, t_ms: int) -> float:
         if self.origin_ms < 0:
@@ -48,17 +60,18 @@ class PartnerTable:
             for array in (self.weight, self.out, self.into):
                 array *= np.float32(2.0**-passed)
             self.origin_ms, passed = t_ms, 0.0
+            self.rows.touched.everything()
         return float(2.0**passed)
 
     def ensure(self, n: int) -> None:
         """Make room for items 0..n-1."""
         if n > self.n:
             self.n = n
-            self.partner = grown(self.partner, n, -1)
-            self.weight = grown(self.weight, n)
+            rows = self.rows.ensure(n)
+            self.partner = grown(self.partner, rows, -1, self.rows.size)
+            self.weight = grown(self.weight, rows, 0, self.rows.size)
             self.out, self.into = grown(self.out, n), grown(self.into, n)
-            if len(self._mark) <= len(self.out):
-                self._mark = np.full(len(self.out) + 1, -1, np.int32)
+            self._mark = grown(self._mark, n, -1)
 
     def add(self, source: Int32, target: Int32, source_weight: Float32, target_weight: Float32, t_ms: int) -> None:
         """Add source_weight[i] * target_weight[j] to every pair (source[i], target[j]) of different items.
@@ -69,44 +82,35 @@ class PartnerTable:
             source_weight: [s] float32; target_weight: [m] float32, as of t_ms.
             t_ms: time of the pairs.
         """
-        s, m = len(source), len(target)
-        if s == 0 or m == 0:
+        if len(source) == 0 or len(target) == 0:
             return
         scale = np.float32(self._scale(t_ms))
         source_weight = source_weight * scale
         self.out[source] += source_weight
         self.into[target] += target_weight * scale
-        fresh = source_weight[:, None] * target_weight
-        rows_p, rows_w = self.partner[source], self.weight[source]
-        mark = self._mark
-        mark[target] = np.arange(m, dtype=np.int32)
-        own = mark[source]
-        hit = mark[rows_p]
-        mark[target] = -1
-        same = np.flatnonzero(own >= 0)
-        fresh[same, own[same]] = 0
-        row, slot = np.nonzero(hit >= 0)
-        at = hit[row, slot]
-        rows_w[row, slot] += fresh[row, at]
-        fresh[row, at] = 0
-        new = np.count_nonzero(fresh, axis=1)
-        left = np.flatnonzero(new)
+        rows, freed = self.rows.admit(source, self.out, t_ms)
+        self.partner[freed], self.weight[freed] = -1, 0
+        if (rows < 0).any():
+            source, source_weight, rows = source[rows >= 0], source_weight[rows >= 0], rows[rows >= 0]
+        fresh = np.empty((len(source), len(target)), np.float32)
+        left = add_met_pairs(
+            source, rows, target, source_weight, target_weight, self.partner, self.weight, self._mark, fresh
+        )
         if len(left):
-            self._insert(rows_p, rows_w, fresh, target, left)
-        self.partner[source], self.weight[source] = rows_p, rows_w
+            self._insert(rows[left], fresh[left], target)
 
-    def _insert(self, rows_p: Int32, rows_w: Float32, fresh: Float32, target: Int32, left: Int64) -> None:
-        """Merge the pairs that have no slot yet into rows `left`; the heaviest `slots` stay."""
-        k = self.slots
-        everyone = np.concatenate((fresh[left], rows_w[left]), axis=1)  # fresh first: at equal weight the newer stays
-        partners = np.concatenate((np.broadcast_to(target, (len(left), len(target))), rows_p[left]), axis=1)
+    def _insert(self, rows: Int32, fresh: Float32, target: Int32) -> None:
+        """Merge the pairs [r, m] that have no slot yet into some rows [r]; the heaviest `slots` stay."""
+        k, held = self.slots, self.partner[rows]
+        everyone = np.concatenate((fresh, self.weight[rows]), axis=1)  # fresh first: at equal weight the newer stays
+        partners = np.concatenate((np.broadcast_to(target, fresh.shape), held), axis=1)
         keep = np.argpartition(-everyone, k - 1, axis=1)[:, :k]
-        weight = np.take_along_axis(everyone, keep, 1)
-        rows_w[left] = weight
-        rows_p[left] = np.where(weight > 0, np.take_along_axis(partners, keep, 1), -1)
+        at = np.arange(len(rows))[:, None]
+        self.weight[rows] = weight = everyone[at, keep]
+        self.partner[rows] = np.where(weight > 0, partners[at, keep], -1)
 
-    def scores(self, source: Int32, weight: Float32, n: int) -> Float32:
-        """Weighted sum of the sources' normalised rows, over items 0..n-1.
+    def sums(self, source: Int32, weight: Float32, n: int) -> tuple[Int32, Float32]:
+        """Weighted sum of the sources' normalised rows, over those of items 0..n-1 that they hold.
 
         Args:
             source: [s] int32 distinct items; those that the table does not know are left out.
@@ -114,43 +118,36 @@ class PartnerTable:
             n: number of items.
 
         Returns:
-            [n] float32, 0 where nothing points.
+            items [t] int32 and scores [t] float32; nothing points at any other item.
         """
-        known = source < self.n
-        source, weight = source[known], weight[known]
-        if len(source) == 0:
-            return np.zeros(n, np.float32)
-        per_row = weight / np.sqrt(np.maximum(self.out[source], 1e-30))
-        mass = self.weight[source] * per_row[:, None]
-        total = np.bincount(self.partner[source].ravel() + 1, weights=mass.ravel(), minlength=n + 1)
-        m = min(n, self.n)
-        out = np.zeros(n, np.float32)
-        out[:m] = total[1 : m + 1] / np.sqrt(np.maximum(self.into[:m], 1e-30))
-        return out
+        rows = self.rows.of(source)
+        return sum_partners(source, rows, weight, self.partner, self.weight, self.out, self.into, min(n, self.n))
 
     def strongest(self, source: Int32, weight: Float32, item: int) -> tuple[int, float]:
         """Which source contributes most to an item's score: (item, normalised weight), (-1, 0) if none does."""
-        known = source < self.n
-        source, weight = source[known], weight[known]
-        if len(source) == 0 or item >= self.n:
+        rows = self.rows.of(source)
+        at, held = strongest_source(source, rows, weight, self.partner, self.weight, self.out, item)
+        if at < 0:
             return -1, 0.0
-        held = np.where(self.partner[source] == item, self.weight[source], 0).sum(1)
-        share = held * weight / np.sqrt(np.maximum(self.out[source], 1e-30))
-        best = int(np.argmax(share))
-        if share[best] <= 0:
-            return -1, 0.0
-        return int(source[best]), float(held[best] / np.sqrt(max(self.out[source[best]] * self.into[item], 1e-30)))
+        one = int(source[at])
+        return one, float(held) / float(np.sqrt(max(self.out[one] * self.into[item], 1e-30)))
 
     def arrays(self, prefix: str) -> Arrays:
-        """Everything that is learnt, by name."""
-        n = self.n
+        """Everything that is learnt, by name; views."""
+        n, rows = self.n, self.rows.used
         return {
-            f"{prefix}.partner": self.partner[:n].copy(),
-            f"{prefix}.weight": self.weight[:n].copy(),
-            f"{prefix}.out": self.out[:n].copy(),
-            f"{prefix}.into": self.into[:n].copy(),
+            f"{prefix}.partner": self.partner[:rows],
+            f"{prefix}.weight": self.weight[:rows],
+            f"{prefix}.out": self.out[:n],
+            f"{prefix}.into": self.into[:n],
             f"{prefix}.origin_ms": np.array([self.origin_ms], np.int64),
+            **self.rows.arrays(prefix),
         }
+
+    def touched(self, prefix: str) -> dict[str, Touched]:
+        """Which rows of the large ones of `arrays` changed."""
+        names = (f"{prefix}.partner", f"{prefix}.weight", *self.rows.by_row(prefix))
+        return dict.fromkeys(names, self.rows.touched)
 
     def restore(self, arrays: Arrays, prefix: str) -> None:
         """Take over what `arrays` gave; the arrays are not copied, so a read-only map stays shared."""
@@ -159,5 +156,6 @@ class PartnerTable:
         self.out = np.asarray(arrays[f"{prefix}.out"], np.float32)
         self.into = np.asarray(arrays[f"{prefix}.into"], np.float32)
         self.origin_ms = int(arrays[f"{prefix}.origin_ms"][0])
-        self.n = len(self.partner)
-        self._mark = np.full(self.n + 1, -1, np.int32)
+        self.n = len(self.out)
+        self.rows.restore(arrays, prefix, self.n)
+        self._mark = np.full(self.n, -1, np.int32)

@@ -8,11 +8,17 @@ from __future__ import annotations
 
 import struct
 import zlib
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from typing import Annotated, Any
 
+import msgspec
 import numpy as np
 import xxhash
+from msgspec import Meta, Struct
 from numpy.typing import NDArray
+
+from driftline.graph.arrays import Float32
 
 EVENT_DTYPE = np.dtype(
     [
@@ -30,7 +36,6 @@ EVENT_DTYPE = np.dtype(
 NEIGHBOR_DTYPE = np.dtype([("user", "<u8"), ("t", "<i8")])
 """One temporal neighbour of an item."""
 
-Float32 = NDArray[np.float32]
 
 pack_event = struct.Struct("<QqQfffI").pack
 """Packs one EVENT_DTYPE record: (item, t, group, weight, value, price, action)."""
@@ -44,14 +49,36 @@ def key64(text: str) -> int:
     return xxhash.xxh3_64_intdigest(text.encode()) or 1
 
 
+def fields_of(value: Any) -> dict[str, Any]:
+    """The fields of a dataclass or of an event by name; unlike `dataclasses.asdict` it copies none of them."""
+    if isinstance(value, Struct):
+        return msgspec.structs.asdict(value)
+    return {field.name: getattr(value, field.name) for field in fields(value)}
+
+
 def action_code(action: str) -> int:
     """The 32-bit code under which an action is stored."""
     return zlib.crc32(action.encode())
 
 
-@dataclass(slots=True)
-class Event:
+MAX_ID_BYTES = 256
+MAX_ACTION_BYTES = 64
+MAX_TIMESTAMP_MS = 4_102_444_800_000  # 2100-01-01
+MAX_NUMBER = 1e30
+
+_Text = Annotated[str, Meta(min_length=1, max_length=MAX_ID_BYTES)]
+_Action = Annotated[str, Meta(min_length=1, max_length=MAX_ACTION_BYTES)]
+_Time = Annotated[int, Meta(ge=0, le=MAX_TIMESTAMP_MS)]
+_Number = Annotated[float, Meta(ge=-MAX_NUMBER, le=MAX_NUMBER)]
+_NotRead = Meta(gt=0, lt=0)  # no number satisfies it: a document can't fill such a field
+_NotReadEither = Meta(min_length=1, max_length=0)
+
+
+class Event(Struct, forbid_unknown_fields=True):
     """One interaction, already validated.
+
+    A `msgspec.json.Decoder` of this type reads the common case; what it refuses, and texts that are not ASCII,
+    `stream.events.schema` judges.
 
     Attributes:
         user_id: 1..256 bytes of UTF-8.
@@ -66,18 +93,22 @@ class Event:
         extra: fields that the schema does not know, kept as they came.
     """
 
-    user_id: str
-    item_id: str
-    timestamp_ms: int
-    action: str = "interact"
-    event_id: str | None = None
-    value: float | None = None
-    price: float | None = None
-    group_id: str | None = None
-    domain: str | None = None
-    extra: dict[str, object] = field(default_factory=dict)
-    offset: int = -1
+    user_id: _Text
+    item_id: _Text
+    timestamp_ms: _Time
+    action: _Action = "interact"
+    event_id: _Text | None = None
+    value: _Number | None = None
+    price: _Number | None = None
+    group_id: _Text | None = None
+    domain: _Text | None = None
+    extra: Annotated[dict[str, object], _NotReadEither] = msgspec.field(default_factory=dict)
+    offset: Annotated[int, _NotRead] = -1
     """Offset in its partition; the tie-break of equal times."""
+
+    def changed(self, **fields: Any) -> Event:
+        """A copy with other values in some fields."""
+        return msgspec.structs.replace(self, **fields)
 
 
 @dataclass(slots=True)
@@ -99,6 +130,7 @@ class UserRow:
         too_late: events that came too late for the history; only counted.
         history: packed EVENT_DTYPE records in (time, offset) order, the newest last.
         version: number of this row's last change: offset + 1 of the newest event in it.
+        earlier: events before those of `history` that lie elsewhere (graph/chunks.py); 0 = the row is whole.
     """
 
     user_id: str
@@ -117,9 +149,10 @@ class UserRow:
     actions: dict[int, int] = field(default_factory=dict)
     history: bytearray = field(default_factory=bytearray)
     version: int = 0
+    earlier: int = 0
 
     def events_array(self) -> NDArray[np.void]:
-        """The history as a read-only structured array [n] of EVENT_DTYPE."""
+        """The history of a whole row as a read-only structured array [n] of EVENT_DTYPE."""
         return np.frombuffer(bytes(self.history), EVENT_DTYPE)
 
 
@@ -152,15 +185,29 @@ class ItemRow:
 # user_id bytes follow the header, then domain, memory, pre, message_sum, actions, history
 _USER = struct.Struct("<BHHHHIIiQqqqqqqq")
 _ITEM = struct.Struct("<BHHIqqqqdf")
+_ACTION = struct.Struct("<IQ")
 _FORMAT = 1
+_HEAD_FORMAT = 2
+"""Of a user row that is not whole: the number of earlier events follows the header."""
+_EARLIER = struct.Struct("<I")
 
 
-def encode_user(row: UserRow) -> bytes:
-    """The canonical little-endian bytes of a user row."""
+def is_whole(data: bytes) -> bool:
+    """Whether what `encode_user` wrote has all its events."""
+    return data[:1] != b"%c" % _HEAD_FORMAT
+
+
+def encode_user(row: UserRow, vectors: bytes | None = None) -> bytes:
+    """The little-endian bytes of a user row; those of a whole one are canonical.
+
+    Args:
+        row: of the user.
+        vectors: memory, pre and message_sum, if whoever asks has them as bytes already.
+    """
     user_id, domain = row.user_id.encode(), row.domain.encode()
-    actions = b"".join(struct.pack("<IQ", code, n) for code, n in sorted(row.actions.items()))
+    actions = b"".join([_ACTION.pack(code, n) for code, n in sorted(row.actions.items())])
     head = _USER.pack(
-        _FORMAT,
+        _HEAD_FORMAT if row.earlier else _FORMAT,
         len(user_id),
         len(domain),
         len(row.memory),
@@ -177,8 +224,10 @@ def encode_user(row: UserRow) -> bytes:
         row.first_ms,
         row.version,
     )
-    vectors = row.memory.tobytes() + row.pre.tobytes() + row.message_sum.tobytes()
-    return b"".join((head, user_id, domain, vectors, actions, row.history))
+    if vectors is None:
+        vectors = row.memory.tobytes() + row.pre.tobytes() + row.message_sum.tobytes()
+    earlier = _EARLIER.pack(row.earlier) if row.earlier else b""
+    return b"".join((head, earlier, user_id, domain, vectors, actions, row.history))
 
 
 def decode_user(data: bytes) -> UserRow:
@@ -187,12 +236,14 @@ def decode_user(data: bytes) -> UserRow:
     Raises:
         ValueError: the bytes are not a user row of this format.
     """
-    if len(data) < _USER.size or data[0] != _FORMAT:
-        raise ValueError(f"not a user row of format {_FORMAT}: {len(data)} bytes, first {data[:1]!r}")
+    if len(data) < _USER.size + _EARLIER.size or data[0] not in (_FORMAT, _HEAD_FORMAT):
+        raise ValueError(f"not a user row of format {_FORMAT} or {_HEAD_FORMAT}: {len(data)} bytes, first {data[:1]!r}")
     (_, n_id, n_domain, d_memory, d_message, n_actions, n_history, message_count, group, *times) = _USER.unpack_from(
         data
     )
-    at = _USER.size
+    at, earlier = _USER.size, 0
+    if not is_whole(data):
+        (earlier,), at = _EARLIER.unpack_from(data, at), at + _EARLIER.size
     user_id, at = data[at : at + n_id].decode(), at + n_id
     domain, at = data[at : at + n_domain].decode(), at + n_domain
     vectors = np.frombuffer(data, "<f4", 2 * d_memory + d_message, at).copy()
@@ -217,6 +268,7 @@ def decode_user(data: bytes) -> UserRow:
         actions=actions,
         history=bytearray(data[at : at + n_history]),
         version=version,
+        earlier=earlier,
     )
 
 
@@ -236,6 +288,54 @@ def encode_item(row: ItemRow) -> bytes:
         row.price,
     )
     return b"".join((head, item_id, row.memory.tobytes(), row.ring))
+
+
+_ITEM_HEAD = np.dtype(
+    [
+        ("format", "u1"),
+        ("id_bytes", "<u2"),
+        ("width", "<u2"),
+        ("ring_bytes", "<u4"),
+        ("last_ms", "<i8"),
+        ("first_ms", "<i8"),
+        ("count", "<i8"),
+        ("too_late", "<i8"),
+        ("popularity", "<f8"),
+        ("price", "<f4"),
+    ]
+)
+"""What `_ITEM` packs."""
+
+
+def encode_items(
+    ids: Sequence[bytes], memory: Float32, rings: NDArray[np.uint64], **columns: NDArray[Any]
+) -> list[bytes]:
+    """The canonical bytes of several item rows, as `encode_item` gives them.
+
+    Args:
+        ids: [n] item ids in UTF-8.
+        memory: [n, memory_dim] float32.
+        rings: [n, K, 2] of (key64, t_ms), oldest first.
+        columns: the other fields of `_ITEM_HEAD`, [n] each; ring_bytes says how much of a ring there is.
+    """
+    heads = np.empty(len(ids), _ITEM_HEAD)
+    heads["format"], heads["id_bytes"], heads["width"] = _FORMAT, [len(item_id) for item_id in ids], memory.shape[1]
+    for name, column in columns.items():
+        heads[name] = column
+    parts = (heads.tobytes(), memory.astype("<f4").tobytes(), rings.astype("<u8").tobytes())
+    head, vector, ring = (len(part) // max(len(ids), 1) for part in parts)
+    used = columns["ring_bytes"].tolist()
+    return [
+        b"".join(
+            (
+                parts[0][n * head : (n + 1) * head],
+                item_id,
+                parts[1][n * vector : (n + 1) * vector],
+                parts[2][n * ring : n * ring + used[n]],
+            )
+        )
+        for n, item_id in enumerate(ids)
+    ]
 
 
 def decode_item(data: bytes) -> ItemRow:

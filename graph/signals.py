@@ -16,17 +16,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from graph.arrays import Arrays, grown
-from graph.counts import DecayedCounts
-from graph.history import DAY_MS, TRAITS, History, history_of, traits_of
-from graph.neighbors import PartnerTable
-from graph.rows import key64
-from graph.user_vectors import UserVectors
+from driftline.graph.arrays import Arrays, grown
+from driftline.graph.counts import DecayedCounts
+from driftline.graph.history import DAY_MS, TRAITS, HistoryDigest, history_of, traits_of
+from driftline.graph.neighbors import PartnerTable
+from driftline.graph.rows import key64
+from driftline.graph.touched import Touched
+from driftline.graph.user_vectors import UserVectors
 
 if TYPE_CHECKING:
-    from configs.settings import Signals as SignalSettings
-    from graph.rows import Float32
-    from graph.view import Group, Int32, UserView
+    from driftline.configs.settings import Signals as SignalSettings
+    from driftline.graph.arrays import Float32, Int32
+    from driftline.graph.view import Group, UserView
 
 Float64 = NDArray[np.float64]
 TABLES = ("basket", "basket_fresh", "following", "onward")
@@ -70,6 +71,7 @@ class Signals:
         self.n = 0
         self.groups = 0
         self.read_only = False
+        self._touches = (-1, -1), 0.0
         self.popularity = DecayedCounts(lives, settings.top)
         self.first_buyers = DecayedCounts(lives, settings.top)
         self.reference = max(len(lives) - 2, 0)
@@ -79,14 +81,16 @@ class Signals:
         self.traits: Float32 = np.full((0, len(TRAITS)), np.nan, np.float32)
         self.domains: dict[int, DecayedCounts] = {}
         fresh_ms = settings.fresh_half_life_days * DAY_MS
-        self.basket = PartnerTable(settings.neighbors, pair_ms)
-        self.basket_fresh = PartnerTable(settings.neighbors, fresh_ms)
-        self.following = PartnerTable(settings.neighbors, pair_ms)
-        self.onward = PartnerTable(settings.neighbors, pair_ms)
+        held = (settings.partner_items, settings.partner_ttl_days * DAY_MS)
+        self.basket = PartnerTable(settings.neighbors, pair_ms, *held)
+        self.basket_fresh = PartnerTable(settings.neighbors, fresh_ms, *held)
+        self.following = PartnerTable(settings.neighbors, pair_ms, *held)
+        self.onward = PartnerTable(settings.neighbors, pair_ms, *held)
         self.users = UserVectors(
             settings.users, self.user_half_life_ms, fresh_ms, settings.refresh_ms, settings.nearest
         )
         self.columns: dict[str, NDArray[Any]] = {k: np.zeros(0, dtype) for k, (dtype, _) in _COLUMNS.items()}
+        self._touched = Touched()  # rows of the columns and the traits
 
     def __getattr__(self, name: str) -> NDArray[Any]:
         columns = self.__dict__.get("columns", {})
@@ -107,7 +111,7 @@ class Signals:
         for table in (self.basket, self.basket_fresh, self.following, self.onward):
             table.ensure(n)
 
-    def observe(self, group: Group, view_before: UserView, history: History | None = None) -> None:
+    def observe(self, group: Group, view_before: UserView, history: HistoryDigest | None = None) -> None:
         """Learn one group.
 
         Args:
@@ -138,8 +142,9 @@ class Signals:
             at = np.where(past.items[order[place]] == items, order[place], -1)
         self._count(group, items, row, weight, wanted, past, at)
         self._pairs(items, weight.astype(np.float32), past, at, group.t_ms)
-        kept = past.items[np.isin(past.items, items, invert=True)] if len(past.items) else past.items
-        last = past.last_ms[np.isin(past.items, items, invert=True)] if len(past.items) else past.last_ms
+        others = np.ones(len(past.items), np.bool_)
+        others[at[at >= 0]] = False
+        kept, last = past.items[others], past.last_ms[others]
         size = self.settings.user_items
         self.users.observe(
             group.user_id,
@@ -152,6 +157,7 @@ class Signals:
         back = (group.weight < 0) & (group.items >= 0)
         if back.any():
             np.add.at(self.columns["returned"], group.items[back], -group.weight[back])
+            self._touched.add(group.items[back])
 
     def _count(
         self,
@@ -160,7 +166,7 @@ class Signals:
         row: NDArray[np.intp],
         weight: Float64,
         wanted: NDArray[np.bool_],
-        past: History,
+        past: HistoryDigest,
         at: NDArray[np.int64],
     ) -> None:
         t, c = group.t_ms, self.columns
@@ -173,6 +179,7 @@ class Signals:
         inside = self._domain(group.domain)
         if inside is not None:
             inside.add(items, weight, t)
+        self._touched.add(items)
         c["times"][items] += weight
         c["groups"][items] += 1
         c["buyers"][items] += new
@@ -203,11 +210,19 @@ class Signals:
             self.domains[key].ensure(len(self.columns["times"]))
         return self.domain_counts(name)
 
+    def touches(self) -> float:
+        """Summed weights of all touches of all items, summed anew once a learnt group."""
+        at, total = self._touches
+        if at != (self.groups, self.n):
+            total = float(self.columns["times"][: self.n].sum())
+            self._touches = (self.groups, self.n), total
+        return total
+
     def domain_counts(self, name: str) -> DecayedCounts | None:
         """The popularity within a domain, None if it has none of its own."""
         return self.domains.get(key64(name)) if name else None
 
-    def _pairs(self, items: Int32, weight: Float32, past: History, at: NDArray[np.int64], t_ms: int) -> None:
+    def _pairs(self, items: Int32, weight: Float32, past: HistoryDigest, at: NDArray[np.int64], t_ms: int) -> None:
         limit = self.settings.recent
         if len(items) > 1:
             share = np.minimum(weight, 1)
@@ -225,19 +240,37 @@ class Signals:
         faded = past.decayed(t_ms, self.user_half_life_ms, limit)
         self.onward.add(source, new, faded, np.ones(len(new), np.float32), t_ms)
 
-    def arrays(self) -> Arrays:
-        """The whole state by name; `from_arrays` continues exactly where this one stands."""
-        out: Arrays = {f"item.{k}": v[: self.n].copy() for k, v in self.columns.items()}
+    def arrays(self, latest: bool = True) -> Arrays:
+        """The whole state by name; `from_arrays` continues exactly where this one stands.
+
+        Args:
+            latest: with the users' last touches, which learning goes on from and reading does not need.
+
+        Returns:
+            views: what is learnt next changes them.
+        """
+        out: Arrays = {f"item.{k}": v[: self.n] for k, v in self.columns.items()}
         out["counts"] = np.array([self.n, self.groups], np.int64)
         out |= self.popularity.arrays("popularity", self.n) | self.first_buyers.arrays("first_buyers", self.n)
         out |= self.owned.arrays("owned", self.n) | self.requests.arrays("requests", 1)
-        out["traits"] = self.traits[: self.n].copy()
+        out["traits"] = self.traits[: self.n]
         out["domains"] = np.fromiter(self.domains, np.uint64, len(self.domains))
         for i, counts in enumerate(self.domains.values()):
             out |= counts.arrays(f"domain.{i}", self.n)
         for name in TABLES:
             out |= getattr(self, name).arrays(name)
-        return out | self.users.arrays("users")
+        return out | self.users.arrays("users", latest)
+
+    def touched(self) -> dict[str, Touched]:
+        """Which rows changed, for those of `arrays` that change by rows."""
+        out = dict.fromkeys(("traits", *(f"item.{k}" for k in self.columns)), self._touched)
+        out |= self.popularity.touched("popularity") | self.first_buyers.touched("first_buyers")
+        out |= self.owned.touched("owned")
+        for i, counts in enumerate(self.domains.values()):
+            out |= counts.touched(f"domain.{i}")
+        for name in TABLES:
+            out |= getattr(self, name).touched(name)
+        return out
 
     @classmethod
     def from_arrays(cls, settings: SignalSettings, arrays: Arrays, read_only: bool = False) -> Signals:

@@ -8,12 +8,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from graph.rows import key64
-from graph.view import Int32, Int64
+from driftline.graph.arrays import Int32, Int64
+from driftline.graph.rows import key64
+from driftline.graph.sparse import sum_users
 
 if TYPE_CHECKING:
-    from graph.arrays import Arrays
-    from graph.rows import Float32
+    from driftline.graph.arrays import Arrays, Float32
+
+
+OWNERS = 4096
+"""Users that an item leads to at most, the most recently active ones: what everybody has tells nobody apart."""
 
 
 class UserVectors:
@@ -46,6 +50,20 @@ class UserVectors:
         if len(self.latest) > self.users:
             self.latest.popitem(last=False)
 
+    def forget(self, user_id: str) -> None:
+        """Drops a user's vector, of the matrix that is read, too."""
+        key = key64(user_id)
+        self.latest.pop(key, None)
+        own = self._row.get(key)
+        if own is None:
+            return
+        first, end = int(self._start[own]), int(self._start[own + 1])
+        start = np.delete(self._start, own + 1)
+        start[own + 1 :] -= end - first
+        gone = slice(first, end)
+        kept = (np.delete(self._items, gone), np.delete(self._value, gone), np.delete(self._fresh, gone))
+        self._set(np.delete(self._keys, own), start, *kept)
+
     def _flat(self) -> tuple[NDArray[np.uint64], Int64, Int32, Int64]:
         keys = np.fromiter(self.latest, np.uint64, len(self.latest))
         start = np.zeros(len(keys) + 1, np.int64)
@@ -69,15 +87,21 @@ class UserVectors:
         self._set(keys, start, items, value, fresh)
 
     def _set(self, keys: NDArray[np.uint64], start: Int64, items: Int32, value: Float32, fresh: Float32) -> None:
+        for array in (keys, start, items, value, fresh):
+            array.flags.writeable = False  # they are replaced and never written to: a snapshot takes them as they are
         self._keys, self._start, self._items, self._value, self._fresh = keys, start, items, value, fresh
         n = int(items.max()) + 1 if len(items) else 0
         owner = np.repeat(np.arange(len(keys), dtype=np.int32), np.diff(start))
-        order = np.argsort(items, kind="stable")
-        self._by_item = np.searchsorted(items[order], np.arange(n + 1)).astype(np.int64)
+        order = np.argsort(items, kind="stable")  # users stand in the order of their last activity
+        end = np.cumsum(np.bincount(items, minlength=n))
+        if len(items):
+            order = order[end[items[order]] - np.arange(len(order)) <= OWNERS]
+        self._by_item = np.zeros(n + 1, np.int64)
+        np.cumsum(np.bincount(items[order], minlength=n), out=self._by_item[1:])
         self._owner, self._owner_value = owner[order], value[order]
         self._row = {key: i for i, key in enumerate(keys.tolist())}
 
-    def scores(self, user_id: str, items: Int32, weight: Float32, n: int) -> Float32:
+    def sums(self, user_id: str, items: Int32, weight: Float32, n: int) -> tuple[Int32, Float32]:
         """What the nearest users took, weighted by their similarity, the asking user left out.
 
         Args:
@@ -87,56 +111,50 @@ class UserVectors:
             n: number of items.
 
         Returns:
-            [2, n] float32: sums of their unit vectors, and of their fresh touches.
+            items [t] int32 and [2, t] float32: sums of these users' unit vectors, and of their fresh touches.
         """
         known = items < len(self._by_item) - 1
-        items, weight = items[known], weight[known]
-        if len(items) == 0 or len(self._keys) == 0:
-            return np.zeros((2, n), np.float32)
-        at, which = _slices(self._by_item[items], self._by_item[items + 1])
-        similarity = np.bincount(
-            self._owner[at], weights=self._owner_value[at] * weight[which], minlength=len(self._keys)
+        if not known.all():
+            items, weight = items[known], weight[known]
+        own = self._row.get(key64(user_id), -1)
+        by_item, by_user = (
+            (self._by_item, self._owner, self._owner_value),
+            (self._start, self._items, self._value, self._fresh),
         )
-        own = self._row.get(key64(user_id))
-        if own is not None:
-            similarity[own] = 0
-        near = (
-            np.argpartition(-similarity, self.nearest)[: self.nearest]
-            if len(similarity) > self.nearest
-            else np.arange(len(similarity))
-        )
-        near = near[similarity[near] > 0]
-        at, which = _slices(self._start[near], self._start[near + 1])
-        norm = float(np.sqrt(np.dot(weight, weight)))
-        mass = (similarity[near] / max(norm, 1e-30))[which]
-        taken = self._items[at]
-        sums = [np.bincount(taken, mass * weights[at], n)[:n] for weights in (self._value, self._fresh)]
-        return np.stack(sums).astype(np.float32)
+        return sum_users(items, weight, by_item, by_user, own, self.nearest, n)
 
-    def arrays(self, prefix: str) -> Arrays:
-        """Everything that is learnt, by name."""
-        keys, start, items, last_ms = self._flat()
-        return {
-            f"{prefix}.keys": keys,
-            f"{prefix}.start": start,
-            f"{prefix}.items": items,
-            f"{prefix}.last_ms": last_ms,
+    def scores(self, user_id: str, items: Int32, weight: Float32, n: int) -> Float32:
+        """`sums` over items 0..n-1: [2, n] float32, 0 where no near user took the item."""
+        out = np.zeros((2, n), np.float32)
+        taken, sums = self.sums(user_id, items, weight, n)
+        out[:, taken] = sums
+        return out
+
+    def arrays(self, prefix: str, latest: bool = True) -> Arrays:
+        """Everything that is learnt, by name; without `latest` what answers need. Never written to again."""
+        out: Arrays = {
             f"{prefix}.built_ms": np.array([self.built_ms], np.int64),
-            f"{prefix}.matrix_keys": self._keys.copy(),
-            f"{prefix}.matrix_start": self._start.copy(),
-            f"{prefix}.matrix_items": self._items.copy(),
-            f"{prefix}.matrix_value": self._value.copy(),
-            f"{prefix}.matrix_fresh": self._fresh.copy(),
+            f"{prefix}.matrix_keys": self._keys,
+            f"{prefix}.matrix_start": self._start,
+            f"{prefix}.matrix_items": self._items,
+            f"{prefix}.matrix_value": self._value,
+            f"{prefix}.matrix_fresh": self._fresh,
         }
+        if latest:
+            keys, start, items, last_ms = self._flat()
+            out |= {f"{prefix}.keys": keys, f"{prefix}.start": start}
+            out |= {f"{prefix}.items": items, f"{prefix}.last_ms": last_ms}
+        return out
 
     def restore(self, arrays: Arrays, prefix: str) -> None:
-        """Take over what `arrays` gave."""
-        keys, start = arrays[f"{prefix}.keys"], arrays[f"{prefix}.start"].tolist()
-        items, last_ms = arrays[f"{prefix}.items"], arrays[f"{prefix}.last_ms"]
-        self.latest = OrderedDict(
-            (key, (np.asarray(items[a:b], np.int32), np.asarray(last_ms[a:b], np.int64)))
-            for key, a, b in zip(keys.tolist(), start[:-1], start[1:], strict=True)
-        )
+        """Take over what `arrays` gave; without `latest` nothing can be observed."""
+        if f"{prefix}.keys" in arrays:
+            keys, start = arrays[f"{prefix}.keys"], arrays[f"{prefix}.start"].tolist()
+            items, last_ms = arrays[f"{prefix}.items"], arrays[f"{prefix}.last_ms"]
+            self.latest = OrderedDict(
+                (key, (np.asarray(items[a:b], np.int32), np.asarray(last_ms[a:b], np.int64)))
+                for key, a, b in zip(keys.tolist(), start[:-1], start[1:], strict=True)
+            )
         self.built_ms = int(arrays[f"{prefix}.built_ms"][0])
         self._set(
             np.asarray(arrays[f"{prefix}.matrix_keys"], np.uint64),
@@ -145,11 +163,3 @@ class UserVectors:
             np.asarray(arrays[f"{prefix}.matrix_value"], np.float32),
             np.asarray(arrays[f"{prefix}.matrix_fresh"], np.float32),
         )
-
-
-def _slices(start: Int64, end: Int64) -> tuple[Int64, Int64]:
-    """Positions of all the slices start[i]:end[i] one after another, and the i of each position."""
-    length = end - start
-    which = np.repeat(np.arange(len(start)), length)
-    offset = np.cumsum(length) - length
-    return np.arange(len(which)) + (start - offset)[which], which

@@ -12,13 +12,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from graph.rows import Float32, UserRow, key64
+from driftline.graph.arrays import Float32, Int32, Int64
+from driftline.graph.rows import UserRow, key64
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-
-Int32 = NDArray[np.int32]
-Int64 = NDArray[np.int64]
 
 
 class ItemTable:
@@ -50,12 +48,16 @@ class ItemTable:
         return np.fromiter((get(k, -1) for k in keys.tolist()), np.int32, len(keys))
 
 
+FACETS = ("crowd", "interests", "categories", "brands")
+"""What a profile says of a user, in this order."""
+
+
 @dataclass(frozen=True, slots=True)
-class Profile:
+class ProfileVectors:
     """What an LLM wrote about a user, as vectors; joined at read time, never part of the memory.
 
     Attributes:
-        facets: [4, text_dim] float32 unit vectors (crowd, interests, categories, brands); a zero row = no facet.
+        facets: [4, text_dim] float32 unit vectors of FACETS; a zero row = no facet.
         valid_from_ms: event time from which it may be used.
         version: counts up for each user.
         source: which client wrote it ("template" or "llm:...").
@@ -100,10 +102,12 @@ class UserView:
     memory: Float32 = field(default_factory=lambda: np.zeros(0, np.float32))
     last_update_ms: int = -1
     domain: str = ""
-    profile: Profile | None = None
+    profile: ProfileVectors | None = None
 
 
-def view_of(row: UserRow | None, table: ItemTable, user_id: str = "", profile: Profile | None = None) -> UserView:
+def view_of(
+    row: UserRow | None, table: ItemTable, user_id: str = "", profile: ProfileVectors | None = None
+) -> UserView:
     """The view of a stored row; None gives the view of a user never seen."""
     if row is None:
         empty = np.zeros(0, np.float32)

@@ -1,4 +1,4 @@
-"""Makes the profile file that ships with the bundled shop: `python -m llm.build_profiles`.
+"""Makes the profile file that ships with the bundled shop: `python -m driftline.llm.build_profiles`.
 
 Resumable: a run that was cut off, or ended by --minutes, goes on where it stopped. Reads Parquet in the event and item
 schema; `driftline profiler --events F --out FILE` does the same for any file.
@@ -16,12 +16,12 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from configs.errors import DriftlineError
-from configs.load import load_settings
-from llm.client import make_client
-from llm.generator import ProfileGenerator, generate_file, pack
-from llm.offline import LogEvent, plan, requests_of_log
-from llm.request import CatalogueItem
+from driftline.configs.errors import DriftlineError
+from driftline.configs.load import load_settings
+from driftline.llm.clients import make_client
+from driftline.llm.generator import ProfileGenerator, generate_file, pack
+from driftline.llm.offline import LogEvent, plan, requests_of_log
+from driftline.llm.request import CatalogueItem
 
 BUNDLED = Path(__file__).resolve().parents[1] / "stream" / "bundled"
 SHIPPED = Path(__file__).resolve().parents[1] / "configs" / "profiles" / "online_retail.jsonl.gz"

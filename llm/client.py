@@ -15,9 +15,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from configs.settings import LLM
-from llm.prompts import FACETS, ProfilePrompt, Prompts, Question
-from llm.titles import PREPOSITIONS, stems
+from driftline.graph.view import FACETS
+from driftline.llm.prompts import ProfilePrompt, Prompts, Question
+from driftline.llm.titles import PREPOSITIONS, stems
 
 
 class LLMClient(Protocol):
@@ -85,20 +85,3 @@ def parse_answer(prompts: Prompts, answer: str) -> dict[str, tuple[str, ...]]:
                 phrases = (phrase.strip(" .\"'") for phrase in line[len(cue) :].split(","))
                 facets[facet] = tuple(dict.fromkeys(phrase for phrase in phrases if phrase))
     return facets
-
-
-def make_client(settings: LLM) -> LLMClient:
-    """The client that the settings name.
-
-    Raises:
-        MissingModelError: the model in process was not fetched.
-    """
-    if settings.client == "smollm":
-        from llm.smollm import SmolLMClient
-
-        return SmolLMClient(settings)
-    if settings.client == "openai":
-        from llm.openai import OpenAIClient
-
-        return OpenAIClient(settings)
-    return TemplateClient()

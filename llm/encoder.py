@@ -20,9 +20,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from configs.errors import MissingModelError
-from configs.settings import Encoder
-from llm.fetch import WHEELS, model_directory
+from driftline.configs.errors import MissingModelError
+from driftline.configs.settings import Encoder
+from driftline.llm.fetch import WHEELS, model_directory
 
 Float32 = NDArray[np.float32]
 ROWS = 8
@@ -101,7 +101,7 @@ class TextEncoder:
         logging.set_verbosity_error()
         try:
             self._tokenizer = AutoTokenizer.from_pretrained(self._directory)
-            self._model = AutoModel.from_pretrained(self._directory, dtype=torch.float32).eval()
+            self._model = AutoModel.from_pretrained(self._directory, dtype=torch.float32, use_safetensors=True).eval()
         except (OSError, ValueError) as error:
             raise MissingModelError(
                 f"encoder.model: {self._directory} does not hold a readable sentence encoder ({error}); run "

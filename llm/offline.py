@@ -14,9 +14,9 @@ from itertools import groupby
 from typing import NamedTuple
 from zlib import crc32
 
-from configs.settings import Settings
-from llm.refresh import due_version
-from llm.request import RECORD_ITEMS, CatalogueItem, ProfileRequest, read_request
+from driftline.configs.settings import Settings
+from driftline.llm.refresh import due_version
+from driftline.llm.request import RECORD_ITEMS, CatalogueItem, ProfileRequest, read_request
 
 
 class LogEvent(NamedTuple):

@@ -7,16 +7,19 @@ that every call must fail (wrong key, wrong path, unknown model) raises.
 
 from __future__ import annotations
 
+import ipaddress
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import httpx
 
-from configs.errors import EndpointError
-from configs.settings import LLM
-from llm.prompts import FACETS, ProfilePrompt, example_answers, record_text
+from driftline.configs.errors import EndpointError
+from driftline.configs.settings import LLM
+from driftline.graph.view import FACETS
+from driftline.llm.prompts import ProfilePrompt, example_answers, record_text
 
 _TRY_AGAIN = frozenset((408, 425, 429))
 _HOPELESS = frozenset((401, 403, 404, 405))
@@ -38,8 +41,16 @@ class OpenAIClient:
         headers = {"Authorization": f"Bearer {settings.api_key}"} if settings.api_key else {}
         try:
             self._http = httpx.Client(
-                base_url=settings.base_url.rstrip("/") + "/", headers=headers, timeout=settings.timeout_s
+                base_url=settings.base_url.rstrip("/") + "/",
+                headers=headers,
+                timeout=settings.timeout_s,
+                transport=httpx.HTTPTransport() if _is_local(settings.base_url) else None,
             )
+        except ImportError as error:
+            raise EndpointError(
+                f"llm.base_url {settings.base_url!r} would be asked through the SOCKS proxy of all_proxy ({error}); "
+                "name its host in no_proxy, or set https_proxy to an HTTP proxy"
+            ) from None
         except (httpx.InvalidURL, ValueError) as error:
             raise EndpointError(
                 f"llm.base_url is {settings.base_url!r} ({error}); expected an address such as http://host:port/v1"
@@ -126,6 +137,14 @@ def messages(prompt: ProfilePrompt) -> list[dict[str, str]]:
         chat.append({"role": "user", "content": record})
         chat.append({"role": "assistant", "content": example_answers(prompts, example)})
     return [*chat, {"role": "user", "content": prompt.record}]
+
+
+def _is_local(base_url: str) -> bool:
+    """Whether an address is of this machine: no proxy of the environment reaches it."""
+    host = httpx.URL(base_url).host
+    with suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return host == "localhost"
 
 
 def _models(response: httpx.Response) -> list[str]:

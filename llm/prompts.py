@@ -15,12 +15,11 @@ from typing import Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-from configs.errors import ConfigError
-from llm.request import ProfileRequest
+from driftline.configs.errors import ConfigError
+from driftline.graph.view import FACETS
+from driftline.llm.request import ProfileRequest
 
 PROMPTS = Path(__file__).resolve().parents[1] / "configs" / "prompts"
-FACETS = ("crowd", "interests", "categories", "brands")
-"""DynLLM's four, in the order of a profile's embedding rows."""
 
 
 class _Data(BaseModel):

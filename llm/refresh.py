@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import Generic, Protocol, TypeVar
 
-from configs.settings import Profiles
+from driftline.configs.settings import Profiles
 
 
 def due_version(before: int, after: int, settings: Profiles) -> int:
@@ -80,6 +80,11 @@ class RequestQueue(Generic[R]):
         if len(self._waiting) > self._settings.queue:
             self._waiting.popitem(last=False)
             self.dropped += 1
+
+    def drop(self, user_id: str) -> None:
+        """Takes a user's request out."""
+        self._waiting.pop(user_id, None)
+        self._last_ms.pop(user_id, None)
 
     def take(self, now_s: float) -> list[R]:
         """The next batch, as far as the budget goes; the longest wait first.

@@ -18,8 +18,8 @@ from typing import Any
 
 import orjson
 
-from configs.errors import InputError
-from configs.settings import Profiles
+from driftline.configs.errors import InputError
+from driftline.configs.settings import Profiles
 
 RECORD_ITEMS = 50
 """Items of one record, the latest first."""

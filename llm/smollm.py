@@ -27,12 +27,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from configs.errors import MissingModelError
-from configs.settings import LLM
-from llm.client import answer_lines, choose
-from llm.encoder import torch_threads
-from llm.fetch import SMOLLM, model_directory
-from llm.prompts import FACETS, ProfilePrompt, Prompts, example_answers, record_text
+from driftline.configs.errors import MissingModelError
+from driftline.configs.settings import LLM
+from driftline.graph.view import FACETS
+from driftline.llm.client import answer_lines, choose
+from driftline.llm.encoder import torch_threads
+from driftline.llm.fetch import SMOLLM, model_directory
+from driftline.llm.prompts import ProfilePrompt, Prompts, example_answers, record_text
 
 _KEPT = 50_000
 """Tokenised texts and neutral scores that are kept in memory."""
@@ -99,7 +100,9 @@ class SmolLMClient:
         logging.set_verbosity_error()
         try:
             self._tokenizer = AutoTokenizer.from_pretrained(directory)
-            model = AutoModelForCausalLM.from_pretrained(directory, dtype=_dtype(settings), attn_implementation="sdpa")
+            model = AutoModelForCausalLM.from_pretrained(
+                directory, dtype=_dtype(settings), attn_implementation="sdpa", use_safetensors=True
+            )
         except (OSError, ValueError) as error:
             raise MissingModelError(
                 f"{directory} does not hold a readable language model ({error}); delete it and run `make setup`"

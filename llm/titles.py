@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import product
 
-from llm.prompts import Prompts
+from driftline.llm.prompts import Prompts
 
 _WORD = re.compile(r"[^\W_]+(?:['’\-][^\W_]+)*")
 _SPLIT = re.compile(r"\s*[,;+&/]\s*|\s+(?:and|with|of|in|for)\s+")

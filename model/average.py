@@ -11,12 +11,15 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from model.hstu import HSTU
-from model.items import grown_rows
-from model.sasrec import SASRec
+from driftline.graph.arrays import Float32, Int64
+from driftline.model.compiled import compiled
+from driftline.model.hstu import HSTU
+from driftline.model.items import grown_rows
+from driftline.model.sasrec import SASRec
 
 # N item rows, U item rows of one step, D width
 
@@ -52,23 +55,28 @@ class Average:
             old = self._vectors if len(self._vectors) else torch.zeros(0, x_UD.shape[1])
             self._vectors = grown_rows(old, max(size, 2 * len(old)))
             self._row_steps = grown_rows(self._row_steps, len(self._vectors))
-        stay_U1 = self._stay(self._row_steps[rows_U])[:, None]
-        self._vectors[rows_U] = stay_U1 * self._vectors[rows_U] + (1.0 - stay_U1) * x_UD.detach()
-        self._row_steps[rows_U] += 1
+        stay_U = self._stay(self._row_steps.index_select(0, rows_U))
+        _move_rows(self._vectors.numpy(), rows_U.numpy(), stay_U.numpy(), x_UD.detach().numpy())
+        self._row_steps.index_add_(0, rows_U, torch.ones(len(rows_U)))
 
     def _stay(self, steps: Tensor) -> Tensor:
         """Share of the mean that stays at a step; 0 at the first, so the mean starts at the weights."""
         return (steps / (WARM_UP + steps)).clamp(max=self.decay)
 
-    def fill(self, vectors_ND: Tensor) -> Tensor:
-        """A copy of the item vectors [N, D] with their means where there is one."""
-        vectors_ND = vectors_ND.clone()
-        if not len(self._vectors):
-            return vectors_ND
-        n = min(len(vectors_ND), len(self._vectors))
-        averaged_n1 = (self._row_steps[:n] > 0)[:, None]
-        vectors_ND[:n] = torch.where(averaged_n1, self._vectors[:n], vectors_ND[:n])
-        return vectors_ND
+    def unused(self, start: int, end: int) -> Tensor:
+        """Of item rows start..end-1 those without a mean."""
+        out = torch.ones(max(end - start, 0), dtype=torch.bool)
+        counted = self._row_steps[start:end]
+        out[: len(counted)] = counted == 0
+        return out.nonzero().flatten() + start
+
+    def counts(self, rows_U: Tensor) -> Tensor:
+        """Steps [U] float32 of item rows; 0 = the row has no mean."""
+        return _padded(self._row_steps, rows_U)
+
+    def means(self, rows_U: Tensor, dim: int) -> Tensor:
+        """Mean vectors [U, D] of item rows, zeros where there is none."""
+        return _padded(self._vectors, rows_U) if len(self._vectors) else torch.zeros(len(rows_U), dim)
 
     def state_dict(self) -> dict[str, Any]:
         """Copies of all means and counts."""
@@ -84,3 +92,22 @@ class Average:
         self.backbone.load_state_dict(state["backbone"])
         self._steps = state["steps"]
         self._vectors, self._row_steps = state["vectors"].clone(), state["row_steps"].clone()
+
+
+def _padded(table: Tensor, rows_U: Tensor) -> Tensor:
+    """Rows of a table; zeros for those beyond its end."""
+    if not len(rows_U) or int(rows_U.max()) < len(table):
+        return table.index_select(0, rows_U)
+    out = torch.zeros(len(rows_U), *table.shape[1:])
+    inside = rows_U < len(table)
+    out[inside] = table[rows_U[inside]]
+    return out
+
+
+@compiled("void(float32[:, ::1], int64[::1], float32[::1], float32[:, ::1])")
+def _move_rows(means: Float32, rows_U: Int64, stay_U: Float32, x_UD: Float32) -> None:
+    """Moves rows of a table towards x, of which `stay` stays out."""
+    for u in range(len(rows_U)):
+        for d in range(means.shape[1]):
+            mean = means[rows_U[u], d]
+            means[rows_U[u], d] = stay_U[u] * mean + (np.float32(1) - stay_U[u]) * x_UD[u, d]

@@ -56,6 +56,13 @@ class Dropout:
         keep = torch.rand(x.shape, generator=self.generator) >= self.rate
         return x * keep / (1.0 - self.rate)
 
+    def of_rows(self, x_AD: Tensor, rows_A: Tensor, rows: int) -> Tensor:
+        """Drops the entries that it would drop of all `rows`, so that a row's mask does not depend on who else asks."""
+        if self.rate == 0.0:
+            return x_AD
+        keep = torch.rand((rows, x_AD.shape[1]), generator=self.generator) >= self.rate
+        return x_AD * keep.index_select(0, rows_A) / (1.0 - self.rate)
+
 
 def unit(x: Tensor) -> Tensor:
     """L2-normalises the last dimension; a zero vector stays zero."""

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from graph.history import TRAITS
-from model.recall import SCORED
+from driftline.graph.history import TRAITS
+from driftline.model.recall import SCORED
 
 PERSONAL_HALF_LIVES_DAYS = (3.0, 10.0, 30.0, 100.0)
 """Half-lives of the user's own decayed counts."""

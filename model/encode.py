@@ -5,25 +5,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from configs.settings import Model
-from graph.rows import Float32
-from graph.view import Int64
-from model.batch import CHUNK, pad
-from model.hstu import HSTU
-from model.sasrec import SASRec
+from driftline.configs.settings import Model
+from driftline.graph.arrays import Arrays, Float32, Int64
+from driftline.graph.codes import Codes
+from driftline.model.backbone import unit
+from driftline.model.batch import CHUNK, pad
+from driftline.model.history_cache import HistoryCache
+from driftline.model.hstu import HSTU
+from driftline.model.incremental import CachedEncoder, History, window_of
+from driftline.model.sasrec import SASRec
 
 # B users, N items, D width of an item vector
-
-History = tuple[NDArray[np.integer[Any]], Int64]
-"""Items [n] (-1 = unknown, skipped) and times [n] int64 milliseconds, in (time, offset) order, newest last."""
 
 _WEIGHT = "backbone."
 
@@ -39,6 +37,8 @@ def encode_histories(
 ) -> Float32:
     """Unit vectors [B, D] float32 of users at their request times; a user without known events is a zero row.
 
+    This is the backbone's own pass over whole windows; HSTU goes through model/incremental.py where it serves.
+
     Args:
         backbone: any backbone.
         vectors: [N, D] float32 item vectors, not normalised.
@@ -47,10 +47,10 @@ def encode_histories(
     """
     out = np.zeros((len(histories), vectors.shape[1]), np.float32)
     known: list[tuple[int, Int64, Int64]] = []
-    for b, ((items, t_ms), now) in enumerate(zip(histories, now_ms, strict=True)):
-        keep = np.flatnonzero((items >= 0) & (items < len(vectors)))[-backbone.max_len :]
-        if len(keep):
-            known.append((b, np.asarray(items, np.int64)[keep], np.append(t_ms[keep], now)))
+    for b, (history, now) in enumerate(zip(histories, now_ms, strict=True)):
+        items, t_ms = window_of(History(*history), len(vectors), backbone.max_len)
+        if len(items):
+            known.append((b, items, np.append(t_ms, now)))
     known.sort(key=lambda z: len(z[1]))
     with torch.no_grad():
         for at in range(0, len(known), CHUNK):
@@ -62,45 +62,91 @@ def encode_histories(
     return out
 
 
+def cached_encoder(backbone: HSTU | SASRec, cache: HistoryCache, version: int = 0) -> CachedEncoder | None:
+    """The encoder by rows; SASRec, which is there to compare with, has none."""
+    return CachedEncoder(backbone, cache, version) if isinstance(backbone, HSTU) else None
+
+
+def encode_each(
+    encoder: CachedEncoder,
+    histories: Sequence[History],
+    now_ms: Sequence[int],
+    known: int,
+    vectors: Callable[[Int64], Float32],
+) -> Float32:
+    """Unit vectors [B, D] float32, user after user."""
+    rows = [encoder.encode(History(*one), now, known, vectors) for one, now in zip(histories, now_ms, strict=True)]
+    return np.stack(rows) if rows else np.zeros((0, encoder.rows.position.shape[1]), np.float32)
+
+
 def weight_arrays(backbone: HSTU | SASRec) -> dict[str, Float32]:
-    """Copies of a backbone's weights under the names that `SequenceScorer` reads."""
-    return {_WEIGHT + name: value.numpy().copy() for name, value in backbone.state_dict().items()}
+    """A backbone's weights under the names that `SequenceScorer` reads, as views."""
+    return {_WEIGHT + name: value.numpy() for name, value in backbone.state_dict().items()}
 
 
 class SequenceScorer:
-    """Read-only view of a published learner: encodes and scores, never learns.
+    """Read-only view of a published learner: encodes and scores, never learns. Threads may share it.
 
     Args:
         settings: the settings of the learner that wrote the arrays.
-        arrays: what `SequenceLearner.arrays` returned; the item arrays are used in place and may be memory-mapped.
+        arrays: what `SequenceLearner.arrays` returned; the item vectors are used in place and may be memory-mapped.
+        cache: keys and values of users, shared with the scorers of other versions; None = nothing is kept.
+        version: counts up with every scorer of one cache.
     """
 
-    def __init__(self, settings: Model, arrays: dict[str, Float32]) -> None:
+    def __init__(self, settings: Model, arrays: Arrays, cache: HistoryCache | None = None, version: int = 0) -> None:
         self.settings = settings
         self.backbone = build_backbone(settings, torch.Generator())
         weights = {k.removeprefix(_WEIGHT): torch.tensor(v) for k, v in arrays.items() if k.startswith(_WEIGHT)}
         self.backbone.load_state_dict(weights)
         self.backbone.requires_grad_(False)
-        self._vectors, self._matrix, self._prior = arrays["vectors"], arrays["matrix"], arrays["prior"]
+        self._vectors, self._prior = arrays["vectors"], arrays["prior"]
+        self._codes = Codes.from_arrays(self._vectors.shape[1], arrays, "matrix")
+        self._matrix: Float32 = (
+            unit(torch.from_numpy(np.array(self._vectors))).numpy() if self._codes is None else arrays["matrix"]
+        )
+        self._encoder = cached_encoder(self.backbone, HistoryCache(0) if cache is None else cache, version)
 
     @classmethod
-    def from_arrays(cls, settings: Model, arrays: dict[str, Float32]) -> SequenceScorer:
+    def from_arrays(
+        cls, settings: Model, arrays: Arrays, cache: HistoryCache | None = None, version: int = 0
+    ) -> SequenceScorer:
         """Opens a snapshot's arrays."""
-        return cls(settings, arrays)
+        return cls(settings, arrays, cache, version)
 
     def encode(self, histories: Sequence[History], now_ms: Sequence[int]) -> Float32:
         """As `SequenceLearner.encode`; items that the snapshot does not hold are skipped."""
-        used: list[History] = []
-        for items, t_ms in histories:
-            keep = np.flatnonzero((items >= 0) & (items < len(self._vectors)))[-self.backbone.max_len :]
-            used.append((items[keep].astype(np.int64), t_ms[keep]))
-        rows = np.unique(np.concatenate([items for items, _ in used] or [np.zeros(0, np.int64)]))
-        local = [(np.searchsorted(rows, items), t_ms) for items, t_ms in used]
-        return encode_histories(self.backbone, torch.from_numpy(self._vectors[rows]), local, now_ms)
+        if self._encoder is not None:
+            return encode_each(self._encoder, histories, now_ms, len(self._vectors), self._taken)
+        windows = [window_of(History(*one), len(self._vectors), self.backbone.max_len) for one in histories]
+        rows = np.unique(np.concatenate([items for items, _ in windows] or [np.zeros(0, np.int64)]))
+        local = [History(np.searchsorted(rows, items), t_ms) for items, t_ms in windows]
+        return encode_histories(self.backbone, torch.from_numpy(self._taken(rows)), local, now_ms)
+
+    def encode_after(self, history: History, now_ms: int, items: Int64) -> Float32:
+        """Unit vectors [C, D]: the user's vector right after each of given items [C], over one pass of the history.
+
+        Raises:
+            TypeError: the backbone is not HSTU.
+        """
+        if self._encoder is None:
+            raise TypeError("candidates over a cached history need model.backbone hstu; this snapshot has sasrec")
+        return self._encoder.after(History(*history), now_ms, len(self._vectors), self._taken, items)
+
+    def warm(self, budget_ms: float) -> int:
+        """Encodes users that older versions hold in the cache, those who ask most first; returns how many."""
+        return self._encoder.warm(len(self._vectors), self._taken, budget_ms) if self._encoder else 0
+
+    def _taken(self, rows: Int64) -> Float32:
+        return self._vectors[rows]
 
     def item_matrix(self) -> Float32:
         """Unit vectors [N, D] float32 of all items of the snapshot."""
         return self._matrix
+
+    def item_codes(self) -> Codes | None:
+        """Codes of these vectors, if the snapshot has any."""
+        return self._codes
 
     def scores(self, history: History, now_ms: int) -> Float32:
         """As `SequenceLearner.scores`, with the popularity of the time when the snapshot was written."""

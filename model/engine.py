@@ -18,24 +18,41 @@ from typing import TYPE_CHECKING, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from graph.arrays import Arrays, grown
-from graph.history import History, history_of
-from graph.signals import Signals
-from model.columns import Layout, layout
-from model.features import features
-from model.ranker import HEADS, Ranker
-from model.recall import BASE_BITS, BIT, PROFILES, Pool, Scored, best_of, listed_base, plug_bit, pool_of, score_base
-from model.standardiser import Standardiser
+from driftline.graph.arrays import Arrays
+from driftline.graph.history import HistoryDigest, history_of
+from driftline.graph.signals import Signals
+from driftline.graph.texts import TextTable
+from driftline.graph.touched import Touched
+from driftline.model.columns import Layout, layout
+from driftline.model.features import features
+from driftline.model.ranker import HEADS, Ranker
+from driftline.model.recall import (
+    BASE_BITS,
+    BIT,
+    PROFILES,
+    Pool,
+    Scored,
+    Vectors,
+    best_of,
+    listed_base,
+    nearest,
+    plug_bit,
+    pool_of,
+    score_base,
+    score_texts,
+)
+from driftline.model.standardiser import Standardiser
 
 if TYPE_CHECKING:
-    from configs.settings import Settings
-    from graph.rows import Float32
-    from graph.view import Group, Int32, ItemTable, UserView
+    from driftline.configs.settings import Settings
+    from driftline.graph.arrays import Float32, Int32
+    from driftline.graph.codes import Codes
+    from driftline.graph.view import Group, ItemTable, UserView
 
 MAIN = "incremental"
 """The ranker that answers requests: it sees every block."""
 
-Which = Literal["novel", "repeat", "mix"]
+Which = Literal["novel", "repeat", "overall"]
 
 
 class Plug(Protocol):
@@ -49,9 +66,13 @@ class Plug(Protocol):
         """Vectors [n, d] of the items that it knows; further items have no opinion."""
         ...
 
+    def item_codes(self) -> Codes | None:
+        """Codes of these vectors where there are many; None = all of them are compared."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
-class Slate:
+class EngineSlate:
     """One request, scored.
 
     Attributes:
@@ -61,12 +82,12 @@ class Slate:
         own: [c] bool, touched by the user before.
         raw: [f, c] float32 features before standardising.
         features: [c, f] float32 as the rankers see and log them.
-        scores: [3, c] float32 of the main ranker: novel, repeat, mix.
+        scores: [3, c] float32 of the main ranker: novel, repeat, overall.
     """
 
     view: UserView
     now_ms: int
-    past: History
+    past: HistoryDigest
     pool: Pool
     own: NDArray[np.bool_]
     raw: Float32
@@ -83,16 +104,16 @@ class Slate:
         """[c] uint32 bitmask of recallers."""
         return self.pool.recalled
 
-    def top(self, k: int, which: Which = "mix", exclude: Sequence[int] = ()) -> tuple[Int32, Float32]:
+    def top(self, k: int, which: Which = "overall", exclude: Sequence[int] = ()) -> tuple[Int32, Float32]:
         """The k best items and their scores.
 
         Args:
             k: how many.
-            which: "novel" leaves out items that the user touched, "repeat" all others, "mix" ranks both.
+            which: "novel" leaves out items that the user touched, "repeat" all others, "overall" ranks both.
             exclude: dense indices to leave out.
         """
         keep = np.ones(len(self.candidates), np.bool_)
-        if which != "mix":
+        if which != "overall":
             keep = self.own if which == "repeat" else ~self.own
         if len(exclude):
             keep = keep & ~np.isin(self.candidates, np.asarray(exclude, np.int64))
@@ -102,7 +123,7 @@ class Slate:
         return self.candidates[rows[order]], scores[order]
 
 
-class Arm:
+class RankerArm:
     """A ranker and what it may see.
 
     Attributes:
@@ -116,7 +137,7 @@ class Arm:
         self.ranker, self.blocks, self.bits, self.learning = ranker, blocks, bits, True
         self.cpu_s = 0.0
 
-    def rows(self, slate: Slate) -> NDArray[np.bool_]:
+    def rows(self, slate: EngineSlate) -> NDArray[np.bool_]:
         """Candidates [c] of its pool."""
         out: NDArray[np.bool_] = (slate.recalled & self.bits) != 0
         return out
@@ -127,23 +148,29 @@ class Engine:
 
     Attributes:
         table: the items; only their names are read from it.
-        text: [n, text_dim] float32 unit vectors of the items' texts, zero rows = none.
+        text: unit vectors of the items' texts, which plugs may read as well.
         arms: name -> ranker with its blocks; `MAIN` answers requests.
         plugs: name -> model; its name is the name of its block.
     """
 
-    def __init__(self, settings: Settings, table: ItemTable, plugs: Mapping[str, Plug] | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        table: ItemTable,
+        plugs: Mapping[str, Plug] | None = None,
+        text: TextTable | None = None,
+    ) -> None:
         self.settings, self.table = settings, table
         self.plugs: dict[str, Plug] = dict(plugs or {})
         self.layout: Layout = layout(settings.signals.half_lives_days, tuple(self.plugs))
+        self._own = self.layout.names.index("own")
         self.signals = Signals(settings.signals)
         self.standardiser = Standardiser(self.layout.present)
-        self.text: Float32 = np.zeros((0, settings.ranker.text_dim), np.float32)
-        self._texts = 0  # rows of `text` that were set
-        self.arms: dict[str, Arm] = {}
+        self.text = TextTable(settings.ranker.text_dim) if text is None else text
+        self.arms: dict[str, RankerArm] = {}
         self.add_arm(MAIN, tuple(self.layout.blocks), settings.ranker.seed)
 
-    def add_arm(self, name: str, blocks: tuple[str, ...], seed: int = 0) -> Arm:
+    def add_arm(self, name: str, blocks: tuple[str, ...], seed: int = 0) -> RankerArm:
         """Add a ranker that sees only some blocks; "base" is always among them.
 
         Raises:
@@ -155,74 +182,87 @@ class Engine:
         for number, plug in enumerate(self.plugs):
             bits |= plug_bit(number) if plug in seen else np.uint32(0)
         bits |= BIT[PROFILES] if PROFILES in seen else np.uint32(0)
-        self.arms[name] = Arm(Ranker(self.settings.ranker, columns, seed), seen, bits)
+        self.arms[name] = RankerArm(Ranker(self.settings.ranker, columns, seed), seen, bits)
         return self.arms[name]
 
     def set_text(self, index: int, vector: Float32) -> None:
         """Set the unit text vector [text_dim] of an item."""
-        self.text = grown(self.text, index + 1)
-        self._texts = max(self._texts, index + 1)
-        self.text[index] = vector
+        self.text.set(index, vector)
 
     def grow(self, n: int) -> None:
         """Make items 0..n-1 candidates; learning does so for the items of a group."""
         self.signals.ensure(n)
 
-    def slate(self, view: UserView, now_ms: int) -> Slate:
+    def slate(self, view: UserView, now_ms: int) -> EngineSlate:
         """Recall, features and scores for one user at one time; changes nothing.
 
         Args:
             view: what is known of the user before now_ms.
             now_ms: request time, unix milliseconds.
         """
-        signals, ranker = self.signals, self.settings.ranker
-        past = history_of(view, signals.n)
-        text = self.known_text()
-        scored = score_base(view, past, now_ms, signals, text, ranker)
-        extra = {
-            name: (plug_bit(i), self._opinion(plug, view, past, now_ms))
-            for i, (name, plug) in enumerate(self.plugs.items())
-            if signals.n
-        }
-        facets = None if view.profile is None else view.profile.facets
-        if facets is not None and signals.n and facets.shape[1] == text.shape[1]:
-            extra[PROFILES] = (BIT[PROFILES], best_of((text @ facets.T).mean(1), ranker.recall, past.items))
+        return self.slates([view], [now_ms])[0]
+
+    def slates(self, views: Sequence[UserView], now_ms: Sequence[int]) -> list[EngineSlate]:
+        """`slate` of several users: what is read whole for each of them, the texts, is read once for all."""
+        pasts = [history_of(view, self.signals.n) for view in views]
+        alike = score_texts(pasts, now_ms, self.signals, self.text, self.settings.ranker.recall)
+        return [self._slate(*one) for one in zip(views, now_ms, pasts, alike, strict=True)]
+
+    def _slate(self, view: UserView, now_ms: int, past: HistoryDigest, alike: dict[str, Scored]) -> EngineSlate:
+        signals, ranker, text = self.signals, self.settings.ranker, self.text
+        scored, extra = self._opinions(view, past, now_ms, alike)
         pool = pool_of(past, scored, listed_base(view, signals, ranker), extra, signals.n, ranker)
         raw = features(view, past, now_ms, pool, signals, text, self.layout)
         standardised = self.standardiser.apply(raw)
-        touched = np.zeros(signals.n, np.bool_)
-        touched[past.items] = True
-        own = touched[pool.candidates]
         scores = self.arms[MAIN].ranker.score(standardised)
-        return Slate(view, now_ms, past, pool, own, raw, standardised, scores)
+        return EngineSlate(view, now_ms, past, pool, raw[self._own] != 0, raw, standardised, scores)
 
-    def known_text(self) -> Float32:
-        """Text vectors [n, text_dim] of exactly the known items, zeros where an item has none."""
-        n = self.signals.n
-        if len(self.text) < n:
-            padded = np.zeros((n, self.text.shape[1]), np.float32)
-            padded[: len(self.text)] = self.text
-            return padded
-        return self.text[:n]
+    def score_items(self, view: UserView, now_ms: int, items: Int32) -> Float32:
+        """Scores [3, c] of the main ranker for given distinct items [c]; one need not be among the candidates."""
+        text, past = self.text, history_of(view, self.signals.n)
+        alike = score_texts([past], [now_ms], self.signals, text, self.settings.ranker.recall)[0]
+        scored, extra = self._opinions(view, past, now_ms, alike)
+        scored |= {name: one for name, (_, one) in extra.items()}
+        pool = Pool(items, np.zeros(len(items), np.uint32), scored)
+        raw = features(view, past, now_ms, pool, self.signals, text, self.layout)
+        return self.arms[MAIN].ranker.score(self.standardiser.apply(raw))
 
-    def _opinion(self, plug: Plug, view: UserView, past: History, now_ms: int) -> Scored:
-        n = self.signals.n
-        vector = plug.user_vector(view, now_ms)
+    def _opinions(
+        self, view: UserView, past: HistoryDigest, now_ms: int, alike: dict[str, Scored]
+    ) -> tuple[dict[str, Scored], dict[str, tuple[np.uint32, Scored]]]:
+        """Of the base recallers, and of plugs and profiles with their bits."""
+        n, ranker = self.signals.n, self.settings.ranker
+        scored = score_base(view, past, now_ms, self.signals, ranker) | alike
+        extra = {
+            name: (plug_bit(i), self._opinion(plug, view, past, now_ms))
+            for i, (name, plug) in enumerate(self.plugs.items())
+            if n
+        }
+        facets = None if view.profile is None else view.profile.facets
+        if facets is not None and n and facets.shape[1] == self.text.dim:
+            extra[PROFILES] = (BIT[PROFILES], nearest(self.text, facets.mean(0), ranker.recall, past.items, n))
+        return scored, extra
+
+    def _opinion(self, plug: Plug, view: UserView, past: HistoryDigest, now_ms: int) -> Scored:
+        n, vector = self.signals.n, plug.user_vector(view, now_ms)
         matrix = plug.item_matrix()[:n]
-        scores = matrix @ vector if len(matrix) else np.zeros(0, np.float32)
         if not np.any(vector):
-            return best_of(np.zeros(n, np.float32), 0, past.items)
-        known = np.full(n, scores.min() if len(scores) else 0, np.float32)
-        known[: len(scores)] = scores
-        return best_of(known, self.settings.ranker.recall, past.items, above=-np.inf)
+            return best_of(np.zeros(0, np.float32), 0, past.items, n)
+        if (codes := plug.item_codes()) is not None:
+            return nearest(Vectors(matrix, codes), vector, self.settings.ranker.recall, past.items, n, above=-np.inf)
+        scores = matrix @ vector
+        least, k = float(scores.min()) if len(scores) else 0.0, self.settings.ranker.recall
+        if len(scores) < min(n, k + len(past.items)):  # items that it does not know yet come last, but they come
+            scores = np.concatenate((scores, np.full(n - len(scores), least, np.float32)))
+        return best_of(scores, k, past.items, n, above=-np.inf, otherwise=least)
 
-    def score(self, slate: Slate, arm: str = MAIN) -> tuple[Int32, Float32]:
+    def score(self, slate: EngineSlate, arm: str = MAIN) -> tuple[Int32, Float32]:
         """Another arm's pool [c] and scores [3, c] on the same feature pass."""
         one = self.arms[arm]
         rows = one.rows(slate)
         return slate.candidates[rows], one.ranker.score(slate.features[rows])
 
-    def learn(self, group: Group, view: UserView, slate: Slate | None = None) -> None:
+    def learn(self, group: Group, view: UserView, slate: EngineSlate | None = None) -> None:
         """Learn one group, after it was scored.
 
         Args:
@@ -233,7 +273,9 @@ class Engine:
         past = slate.past if slate is not None else history_of(view, self.signals.n)
         if slate is not None and len(slate.candidates):
             wanted = group.items[group.positive & (group.items >= 0)]
-            positive = np.isin(slate.candidates, wanted)
+            is_wanted = np.zeros(max(self.signals.n, len(self.table)), np.bool_)
+            is_wanted[wanted] = True
+            positive = is_wanted[slate.candidates]
             for name, arm in self.arms.items():
                 before = time.process_time()
                 if arm.learning and name == MAIN:  # it sees every row, and its scores are at hand
@@ -242,22 +284,30 @@ class Engine:
                     rows = arm.rows(slate)
                     arm.ranker.learn(slate.features[rows], positive[rows], slate.own[rows])
                 arm.cpu_s += time.process_time() - before
-            self.standardiser.update(slate.raw[:, (slate.recalled & BASE_BITS) != 0])
+            self.standardiser.update(slate.raw, (slate.recalled & BASE_BITS) != 0)
         self.signals.observe(group, view, past)
 
-    def arrays(self, replay: bool = True) -> Arrays:
+    def arrays(self, rehearsal: bool = True) -> Arrays:
         """The whole state by name, plugs and item names left out.
 
         Args:
-            replay: with the rankers' moments and replay logs, as a checkpoint needs; a snapshot does not.
+            rehearsal: with what learning goes on from alone (moments and logs of the rankers, the users' last
+                touches), as a checkpoint needs; a snapshot does not.
+
+        Returns:
+            views of tables: what is learnt next changes them.
         """
-        out = {f"signals.{k}": v for k, v in self.signals.arrays().items()}
+        out = {f"signals.{k}": v for k, v in self.signals.arrays(latest=rehearsal).items()}
         out |= self.standardiser.arrays("standardiser")
-        out["text"] = self.text[: self._texts].copy()
+        out |= self.text.arrays()
         for name, arm in self.arms.items():
-            if replay or name == MAIN:
-                out |= arm.ranker.arrays(f"arm.{name}", replay)
+            if rehearsal or name == MAIN:
+                out |= arm.ranker.arrays(f"arm.{name}", rehearsal)
         return out
+
+    def touched(self) -> dict[str, Touched]:
+        """Which rows changed, for those of `arrays` that change by rows."""
+        return self.text.touched() | {f"signals.{k}": v for k, v in self.signals.touched().items()}
 
     @classmethod
     def from_arrays(
@@ -267,6 +317,7 @@ class Engine:
         arrays: Arrays,
         plugs: Mapping[str, Plug] | None = None,
         read_only: bool = False,
+        text: TextTable | None = None,
     ) -> Engine:
         """The engine whose `arrays` these are, for the same settings and plugs.
 
@@ -274,12 +325,11 @@ class Engine:
             settings, table, plugs: as at the start.
             arrays: with `read_only` they may be memory-mapped and are not copied.
             read_only: answer only; `learn` raises.
+            text: holds the texts of `arrays` already; None = they are taken from there.
         """
-        self = cls(settings, table, plugs)
+        self = cls(settings, table, plugs, TextTable.from_arrays(arrays, read_only) if text is None else text)
         signals = {k.removeprefix("signals."): v for k, v in arrays.items() if k.startswith("signals.")}
         self.signals = Signals.from_arrays(settings.signals, signals, read_only)
         self.standardiser.restore(arrays, "standardiser")
-        self.text = np.asarray(arrays["text"], np.float32) if read_only else np.array(arrays["text"], np.float32)
-        self._texts = len(self.text)
         self.arms[MAIN].ranker.restore(arrays, f"arm.{MAIN}")
         return self

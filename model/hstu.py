@@ -5,25 +5,48 @@ negatives or losses (model/sequence.py, model/loss.py).
 
 Source: Zhai et al., "Actions Speak Louder than Words", arXiv 2402.17152, section 3; layer sizes, bias and
 input scale as in the authors' published research code for MovieLens (equal within 1e-5, tests/model).
-Departures: windows are padded to the longest of the batch instead of a fixed length (the constant N stays), and
-time differences are taken in int64 and their logarithm in float64, so that millisecond clocks lose nothing.
+Departures: windows are padded to the longest of the batch instead of a fixed length (the constant N stays), and time
+differences are taken in int64 and compared with the edges of their buckets, so that millisecond clocks lose nothing.
 """
 
 from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import cache
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.backbone import Dropout, unit
+from driftline.graph.arrays import Int64
+from driftline.model.backbone import Dropout, unit
+from driftline.model.packed import Asking, PackedAttention, Packing
 
 # B windows, L rows of the longest window, M = L + 1 times, D model width, H heads, K width of a head
-# q/k/v/u: [B, L, H, K]; scores and bias: [B, H or 1, L, L], query row first
+# q/k/v/u: [B, L, H, K]; scores and bias: [B, H or 1, L, L], query row first; P rows of all windows end to end
 
 TIME_BUCKETS = 128
 BUCKET_WIDTH = 0.301
 NORM_EPSILON = 1e-6
 INIT_STD = 0.02
+
+
+@cache
+def bucket_edges_ms() -> Tensor:
+    """Where bucket 1, 2, ... begins: int64 milliseconds, ascending, up to 140,000 years.
+
+    The bucket of a time difference is int(ln(max(1, |dt|)) / 0.301) of dt in seconds; counting edges is the same
+    without a logarithm for each pair of events.
+    """
+    edges: list[int] = []
+    for bucket in range(1, TIME_BUCKETS + 1):
+        near = int(1000 * math.exp(BUCKET_WIDTH * bucket))
+        if near >= 1 << 52:  # a float64 tells milliseconds apart up to here
+            break
+        edges.append(next(ms for ms in range(near - 2, near + 9) if math.log(ms / 1000) / BUCKET_WIDTH >= bucket))
+    return torch.tensor(edges)
 
 
 def time_buckets(t_ms_BM: Tensor) -> Tensor:
@@ -35,9 +58,8 @@ def time_buckets(t_ms_BM: Tensor) -> Tensor:
     Returns:
         [B, L, L] int64 in 0..TIME_BUCKETS: int(ln(max(1, |dt|)) / 0.301) of dt in seconds.
     """
-    dt_ms_BLL = t_ms_BM[:, 1:, None] - t_ms_BM[:, None, :-1]
-    seconds = dt_ms_BLL.abs().clamp_(min=1000).double().div_(1000.0)
-    return seconds.log_().div_(BUCKET_WIDTH).long().clamp_(max=TIME_BUCKETS)
+    apart_ms_BLL = (t_ms_BM[:, 1:, None] - t_ms_BM[:, None, :-1]).abs_()
+    return torch.bucketize(apart_ms_BLL, bucket_edges_ms(), right=True)
 
 
 class RelativeBias(nn.Module):
@@ -95,6 +117,20 @@ class HSTULayer(nn.Module):
         out: Tensor = self.out(dropout(gated_BLD) if dropout else gated_BLD)
         return out + x_BLD
 
+    def packed(self, x_PD: Tensor, packing: Packing, asking: Asking, dropout: Dropout | None) -> Tensor:
+        """The same for windows end to end: [A, D] float32 of the rows that ask."""
+        D, some = x_PD.shape[1], len(asking.rows) < len(x_PD)
+        h_PD = F.layer_norm(x_PD, (D,), eps=NORM_EPSILON)
+        u, v, q, k = torch.split(self.uvqk, D, dim=1)
+        rows_A = torch.from_numpy(asking.rows)
+        h_AD, x_AD = (h_PD.index_select(0, rows_A), x_PD.index_select(0, rows_A)) if some else (h_PD, x_PD)
+        uq_A2D, vk_P2D = F.silu(h_AD @ torch.cat((u, q), 1)), F.silu(h_PD @ torch.cat((v, k), 1))
+        gated_AD: Tensor = PackedAttention.apply(
+            uq_A2D, vk_P2D, self.bias.position, self.bias.time, packing, asking, self.heads, self.n
+        )  # type: ignore[no-untyped-call]
+        out: Tensor = self.out(dropout.of_rows(gated_AD, rows_A, len(x_PD)) if dropout else gated_AD)
+        return out + x_AD
+
 
 class HSTU(nn.Module):
     """The stack: x = sqrt(D) * item + position, blocks, L2 norm.
@@ -127,3 +163,21 @@ class HSTU(nn.Module):
         for layer in self.layers:
             y_BLD = layer(y_BLD, buckets_BLL, dropout)
         return unit(y_BLD)
+
+    def packed(
+        self, x_PD: Tensor, packing: Packing, dropout: Dropout | None = None, asked: Sequence[Int64] | None = None
+    ) -> Tensor:
+        """The same for windows end to end, as training has them: unit vectors [A, D] float32.
+
+        Args:
+            x_PD: item vectors; packing: where the windows lie.
+            dropout: as in `forward`.
+            asked: places [a] of the rows wanted of each window; None = all.
+        """
+        y_PD = x_PD * x_PD.shape[1] ** 0.5 + self.position.index_select(0, torch.from_numpy(packing.places))
+        if dropout:
+            y_PD = dropout(y_PD)
+        for n, layer in enumerate(self.layers, 1):
+            asking = Asking.of(packing, asked if n == len(self.layers) else None)
+            y_PD = cast(HSTULayer, layer).packed(y_PD, packing, asking, dropout)
+        return unit(y_PD)

@@ -9,10 +9,16 @@ step count for each row, so that a new item's first steps are bias-corrected lik
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import torch
 from torch import Tensor
 
-from model.backbone import unit
+from driftline.graph.arrays import Float32, Int64
+from driftline.graph.texts import TextTable
+from driftline.model.backbone import unit
+from driftline.model.compiled import compiled
 
 # N rows in use, C capacity, U rows of one step, D width of an item vector, E width of a text vector
 
@@ -20,6 +26,8 @@ INIT_STD = 0.02
 BETAS = (0.9, 0.98)
 EPSILON = 1e-8
 FIRST_CAPACITY = 1024
+NAMES = ("id", "mean", "square", "steps")
+"""What a checkpoint holds of each row."""
 
 
 class ItemVectors:
@@ -29,22 +37,24 @@ class ItemVectors:
         dim: D.
         text_dim: E; 0 = no text.
         generator: source of the initial id vectors and of the projection.
+        texts: their text vectors, in a table that others share and its owner keeps; None = one of its own.
 
     Attributes:
         project: [E, D] parameter, the projection of text vectors; the owner's optimiser steps it.
+        has_text: whether any item has a text vector.
     """
 
-    def __init__(self, dim: int, text_dim: int, generator: torch.Generator) -> None:
+    def __init__(self, dim: int, text_dim: int, generator: torch.Generator, texts: TextTable | None = None) -> None:
         self.dim = dim
         self.text_dim = text_dim
         self._generator = generator
-        self._has_text = False
+        self.has_text = False
         self._n = 0
         self._id = torch.zeros(0, dim)
         self._mean = torch.zeros(0, dim)
         self._square = torch.zeros(0, dim)
         self._steps = torch.zeros(0)
-        self._text = torch.zeros(0, text_dim)
+        self.texts, self._shared = (TextTable(text_dim), False) if texts is None else (texts, True)
         scale = INIT_STD if text_dim else 0.0
         self.project = torch.nn.Parameter(torch.empty(text_dim, dim).normal_(0, scale, generator=generator))
 
@@ -57,13 +67,13 @@ class ItemVectors:
             return
         if n > len(self._id):
             capacity = max(FIRST_CAPACITY, 2 * len(self._id), n)
-            self._id, self._mean, self._square, self._steps, self._text = (
-                grown_rows(z, capacity) for z in (self._id, self._mean, self._square, self._steps, self._text)
+            self._id, self._mean, self._square, self._steps = (
+                grown_rows(z, capacity) for z in (self._id, self._mean, self._square, self._steps)
             )
         self._id[self._n : n].normal_(0, INIT_STD, generator=self._generator)
         self._n = n
 
-    def set_text(self, row: int, vector: Tensor) -> None:
+    def set_text(self, row: int, vector: Float32) -> None:
         """Sets the frozen text vector [E] float32 of one item, growing the table to it."""
         if vector.shape != (self.text_dim,):
             raise ValueError(
@@ -71,16 +81,20 @@ class ItemVectors:
                 "give vectors of the encoder that the table was made for"
             )
         self.grow(row + 1)
-        self._text[row] = vector
-        self._has_text = True
+        self.texts.set(row, vector)
+        self.has_text = True
 
     def leaf(self, rows_U: Tensor) -> Tensor:
         """A copy of the id vectors [U, D] of distinct rows, to take a gradient and give it to `step`."""
         return self._id[rows_U].requires_grad_()
 
-    def compose(self, leaf_UD: Tensor, rows_U: Tensor) -> Tensor:
-        """The item vectors [U, D] of the rows whose id vectors are `leaf_UD`."""
-        return leaf_UD + self._text[rows_U] @ self.project if self._has_text else leaf_UD
+    def compose(self, leaf_UD: Tensor, rows_U: Tensor, project: Tensor | None = None) -> Tensor:
+        """The item vectors [U, D] of ascending rows with these id vectors, by another projection if one is given."""
+        if not self.has_text:
+            return leaf_UD
+        n = len(rows_U)
+        text_UE = torch.from_numpy(self.texts.first(n) if n == self._n else self.texts[rows_U.numpy()])
+        return leaf_UD + text_UE @ (self.project if project is None else project)
 
     def vectors(self) -> Tensor:
         """All item vectors [N, D], without gradient."""
@@ -93,26 +107,22 @@ class ItemVectors:
 
     def step(self, rows_U: Tensor, grad_UD: Tensor, learning_rate: float) -> None:
         """One Adam step of distinct rows."""
-        beta1, beta2 = BETAS
-        steps_U = self._steps[rows_U] + 1
-        mean_UD = self._mean[rows_U].lerp_(grad_UD, 1 - beta1)
-        square_UD = self._square[rows_U].mul_(beta2).addcmul_(grad_UD, grad_UD, value=1 - beta2)
-        rate_U1 = learning_rate / (1 - beta1**steps_U)[:, None]
-        root_UD = (square_UD / (1 - beta2**steps_U)[:, None]).sqrt_().add_(EPSILON)
-        self._id[rows_U] -= rate_U1 * mean_UD / root_UD
-        self._mean[rows_U], self._square[rows_U], self._steps[rows_U] = mean_UD, square_UD, steps_U
+        weight, mean, square, steps = (z.numpy() for z in (self._id, self._mean, self._square, self._steps))
+        _adam_rows(weight, mean, square, steps, rows_U.numpy(), grad_UD.contiguous().numpy(), learning_rate)
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """Copies of every array, rows in use only."""
-        names = ("_id", "_mean", "_square", "_steps", "_text")
-        state = {name[1:]: getattr(self, name)[: self._n].clone() for name in names}
-        return state | {"project": self.project.detach().clone()}
+    def state_dict(self) -> dict[str, Any]:
+        """Copies of every array, rows in use only, of texts those that nobody else keeps."""
+        state: dict[str, Any] = {name: getattr(self, f"_{name}")[: self._n].clone() for name in NAMES}
+        own = {} if self._shared else {name: array.copy() for name, array in self.texts.arrays().items()}
+        return state | own | {"project": self.project.detach().clone(), "has_text": self.has_text}
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores what `state_dict` returned."""
         self._n = len(state["id"])
-        self._has_text = bool(state["text"].any())
-        for name in ("id", "mean", "square", "steps", "text"):
+        self.has_text = state["has_text"]
+        if not self._shared:
+            self.texts.restore(state)
+        for name in NAMES:
             setattr(self, f"_{name}", state[name].clone())
         with torch.no_grad():
             self.project.copy_(state["project"])
@@ -123,3 +133,21 @@ def grown_rows(old: Tensor, capacity: int) -> Tensor:
     new = torch.zeros(capacity, *old.shape[1:])
     new[: len(old)] = old
     return new
+
+
+@compiled("void(float32[:, ::1], float32[:, ::1], float32[:, ::1], float32[::1], int64[::1], float32[:, ::1], float64)")
+def _adam_rows(
+    weight: Float32, mean: Float32, square: Float32, steps: Float32, rows_U: Int64, grad_UD: Float32, rate: float
+) -> None:
+    """Adam on some rows of a table, in place."""
+    beta1, beta2 = np.float32(BETAS[0]), np.float32(BETAS[1])
+    for u in range(len(rows_U)):
+        row = rows_U[u]
+        steps[row] += np.float32(1)
+        of_mean = np.float32(rate / (1 - BETAS[0] ** steps[row]))
+        of_square = np.float32(1 / (1 - BETAS[1] ** steps[row]))
+        for d in range(grad_UD.shape[1]):
+            g = grad_UD[u, d]
+            mean[row, d] += (g - mean[row, d]) * (np.float32(1) - beta1)
+            square[row, d] = square[row, d] * beta2 + g * g * (np.float32(1) - beta2)
+            weight[row, d] -= of_mean * mean[row, d] / (np.sqrt(square[row, d] * of_square) + np.float32(EPSILON))

@@ -5,15 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
+
+from driftline.model.incremental import History
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from graph.learn import GraphLearner
-    from graph.rows import Float32
-    from graph.view import UserView
-    from model.sequence import History
+    from driftline.graph.arrays import Float32
+    from driftline.graph.codes import Codes
+    from driftline.graph.learn import GraphLearner
+    from driftline.graph.view import UserView
 
 
 class Encoder(Protocol):
@@ -25,11 +26,14 @@ class Encoder(Protocol):
     def item_matrix(self) -> Float32:
         """Unit vectors [N, D] of the items."""
 
+    def item_codes(self) -> Codes | None:
+        """Codes of these vectors where there are many."""
 
-def wanted_history(view: UserView) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-    """Items and times of a view's rows that undo nothing, as a sequence model reads them."""
-    keep = view.weight > 0
-    return view.items[keep], view.t_ms[keep]
+
+def wanted_history(view: UserView) -> History:
+    """A view's rows as a sequence model reads them: those that undo something are passed over."""
+    items = np.where(view.weight > 0, view.items, np.int32(-1))
+    return History(items, view.t_ms, view.user_id, max(0, view.events - len(items)))
 
 
 class SequencePlug:
@@ -40,12 +44,15 @@ class SequencePlug:
 
     def user_vector(self, view: UserView, now_ms: int) -> Float32:
         """[D] float32, zeros for a user without known items."""
-        vector: Float32 = self.encoder.encode([wanted_history(view)], [now_ms])[0]
-        return vector
+        return self.encoder.encode([wanted_history(view)], [now_ms])[0]  # type: ignore[no-any-return]
 
     def item_matrix(self) -> Float32:
         """[N, D] float32."""
         return self.encoder.item_matrix()
+
+    def item_codes(self) -> Codes | None:
+        """See model.engine.Plug."""
+        return self.encoder.item_codes()
 
 
 class GraphPlug:
@@ -69,3 +76,7 @@ class GraphPlug:
     def item_matrix(self) -> Float32:
         """[N, D] float32."""
         return self.learner.item_matrix()
+
+    def item_codes(self) -> Codes | None:
+        """See model.engine.Plug."""
+        return self.learner.item_codes()

@@ -3,8 +3,8 @@
     logit = cosine / temperature + coefficient * log share
 
 A training row sees the shares as they were when it was asked, a request sees them as they are now. Past shares
-are kept as a bounded ring of snapshots, so a replayed row is off by at most one spacing, or, where it is older than the
-ring (eight half-lives), sees those of the ring's beginning. This touches what is learnt, never what is scored.
+are kept as a bounded ring of snapshots, so a rehearsed row is off by at most one spacing, or, where it is older
+than the ring (eight half-lives), sees those of the ring's beginning. This touches what is learnt, never what is scored.
 
 Source: an offset of log prior in a softmax is the logit adjustment of Menon et al., arXiv 2007.07314, section 4,
 here with a prior that moves.
@@ -19,8 +19,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from graph.rows import Float32
-from graph.view import Int32, Int64
+from driftline.graph.arrays import Float32, Int32, Int64
+from driftline.model.loss import Prior
 
 # N items, C candidates of a step, R rows that predict
 
@@ -90,8 +90,8 @@ class PopularityPrior:
             return np.zeros(n, np.float32)
         return float(self.coefficient.detach()) * self.log_share(now_ms, n)
 
-    def logits_at(self, asked_ms_R: Int64, rows_C: Tensor) -> Tensor:
-        """What training rows add to their logits [R, C] float32.
+    def at(self, asked_ms_R: Int64, rows_C: Tensor) -> Prior:
+        """What training rows add to their logits.
 
         Args:
             asked_ms_R: [R] int64 when each row was asked; shares are of the last snapshot not after it.
@@ -100,7 +100,7 @@ class PopularityPrior:
         picked = np.maximum(np.searchsorted(np.array(self._times), asked_ms_R, side="right") - 1, 0)
         used, place_R = np.unique(picked, return_inverse=True)
         shares = torch.stack([_taken(self._past[i], rows_C.numpy()) for i in used])
-        return (shares * self.coefficient).index_select(0, torch.from_numpy(place_R))
+        return Prior(shares, torch.from_numpy(place_R), self.coefficient)
 
     def state_dict(self) -> dict[str, Any]:
         """Counts, snapshots and the coefficient."""

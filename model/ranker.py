@@ -1,13 +1,13 @@
 """The small network that joins every signal into one order, and learns on the stream.
 
     features [c, f] -> relu(x W1 + b1) -> W2  \\
-                    -> linear skip            -> heads novel | repeat | mix   (each member; scores are averaged)
+                    -> linear skip            -> heads novel | repeat | overall   (each member; scores are averaged)
 
 Each head is trained with a listwise softmax over its own rows: novel over items that the user never touched, repeat
-over touched ones, mix over all. A list counts with the root of the number of its positive rows: a large basket says
+over touched ones, overall over all. A list counts with the root of the number of its positive rows: a large basket says
 more than a small one, but less than its rows apart would. A learnt group becomes an example: its positive rows and
 sampled others with the features that were logged when they were scored. One step takes the new example and
-`replay_steps` older ones.
+`rehearsal_steps` older ones.
 
 Sampled rows carry the log of their inverse chance of being drawn into the softmax, so that its sums stay unbiased:
 without it, hard negatives that are always drawn are learnt to be bad.
@@ -29,15 +29,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from graph.rows import Float32
+from driftline.graph.arrays import Float32
+from driftline.model.compiled import compiled
 
 if TYPE_CHECKING:
-    from configs.settings import Ranker as RankerSettings
-    from graph.arrays import Arrays
+    from driftline.configs.settings import Ranker as RankerSettings
+    from driftline.graph.arrays import Arrays
 
-HEADS = ("novel", "repeat", "mix")
+HEADS = ("novel", "repeat", "overall")
 BETAS, EPSILON = (0.9, 0.999), 1e-8
 OUT_OF_LIST = np.float32(-1e4)
 
@@ -59,7 +61,7 @@ class Example:
 
 
 class Ranker:
-    """Networks, optimiser, replay log and the count of steps that seeds every draw.
+    """Networks, optimiser, rehearsal log and the count of steps that seeds every draw.
 
     Attributes:
         columns: [f] int indices of the columns that it may see.
@@ -88,6 +90,8 @@ class Ranker:
         view["w1"][:] = np.random.default_rng(seed).standard_normal((f, m * h)) * np.sqrt(2 / f)
         view["w2"][:] = np.random.default_rng(seed + 1).standard_normal((m, h, heads)) * (0.1 / np.sqrt(h))
         self.mean: Float32 = self.theta.copy()
+        self._scores_of = -1  # steps after which the next were made
+        self._scoring_weights: tuple[Float32, Float32, Float32]
 
     def views(self, flat: Float32) -> dict[str, Float32]:
         """The network's matrices as views into one flat vector of all parameters."""
@@ -99,16 +103,18 @@ class Ranker:
         return out
 
     def score(self, features: Float32) -> Float32:
-        """Scores [3, c] of the heads novel, repeat, mix for feature rows [c, all columns], members averaged."""
-        p = self.views(self.mean)
-        m = self.settings.members
-        x = features[:, self.columns]
-        hidden = x @ p["w1"]
-        hidden += p["b1"]
-        np.maximum(hidden, 0, out=hidden)
-        out = hidden @ (p["w2"].reshape(-1, len(HEADS)) / m)
-        out += x @ (p["skip"].sum(0) / m)
-        return np.ascontiguousarray(out.T)
+        """Scores [3, c] of the heads novel, repeat, overall for feature rows [c, all columns], members averaged."""
+        w1, b1, w2 = self._scoring()
+        return head_scores(self._seen(features) @ w1, b1, w2)
+
+    def _scoring(self) -> tuple[Float32, Float32, Float32]:
+        """The averaged weights as `score` takes them: hidden layers and skip [f, m * h + 3], b1, w2 [3, m * h]."""
+        if self._scores_of != self.steps:
+            p, m = self.views(self.mean), self.settings.members
+            both = np.concatenate((p["w1"], p["skip"].sum(0) / m), axis=1, dtype=np.float32)
+            self._scoring_weights = both, p["b1"].copy(), (p["w2"].reshape(-1, len(HEADS)) / np.float32(m)).T.copy()
+            self._scores_of = self.steps
+        return self._scoring_weights
 
     def example(
         self, features: Float32, positive: NDArray[np.bool_], own: NDArray[np.bool_], scores: Float32 | None = None
@@ -140,28 +146,31 @@ class Ranker:
                 rows.append(others)
                 weights.append(np.zeros(len(others), np.float32))
         row = np.concatenate(rows)
-        return Example(
-            features[np.ix_(row, self.columns)].astype(np.float16), np.concatenate(weights), positive[row], own[row]
-        )
+        x = torch.from_numpy(self._seen(features[row])).half().numpy()
+        return Example(x, np.concatenate(weights), positive[row], own[row])
+
+    def _seen(self, features: Float32) -> Float32:
+        """The columns that it may see."""
+        return features if len(self.columns) == features.shape[1] else features[:, self.columns]
 
     def learn(
         self, features: Float32, positive: NDArray[np.bool_], own: NDArray[np.bool_], scores: Float32 | None = None
     ) -> None:
-        """Learn one scored request whose answer is known: log it, then one step on it and on replayed ones."""
+        """Learn one scored request whose answer is known: log it, then one step on it and on rehearsed ones."""
         if positive.any() and not positive.all():
             self._learn(self.example(features, positive, own, scores))
 
     def _learn(self, new: Example) -> None:
         rng = np.random.Generator(np.random.Philox(key=[self.seed + 1, self.steps]))
-        count = min(self.settings.replay_steps, len(self.log))
+        count = min(self.settings.rehearsal_steps, len(self.log))
         batch = (
             [new, *(self.log[i] for i in rng.choice(len(self.log), count, replace=False).tolist())] if count else [new]
         )
         self.steps += 1
         self._step(batch)
-        if self.settings.replay_groups:
+        if self.settings.rehearsal_groups:
             self.log.append(new)
-            if len(self.log) > self.settings.replay_groups:
+            if len(self.log) > self.settings.rehearsal_groups:
                 del self.log[0]
 
     def _step(self, batch: list[Example]) -> None:
@@ -183,7 +192,9 @@ class Ranker:
         """
         p = self.views(self.theta)
         m, h, heads = self.settings.members, self.settings.hidden, len(HEADS)
-        x_NF = np.concatenate([one.x for one in batch]).astype(np.float32)
+        x_NF = (
+            torch.from_numpy(np.concatenate([one.x for one in batch])).float().numpy()
+        )  # numpy takes six times longer
         start = np.cumsum([0] + [len(one.x) for one in batch[:-1]])
         length = [len(one.x) for one in batch]
         inside_NL, target_NL = _lists(batch, start)
@@ -221,11 +232,11 @@ class Ranker:
         g["b1"][:] = d_hidden_NG.sum(0)
         return loss, gradient
 
-    def arrays(self, prefix: str, replay: bool = True) -> Arrays:
-        """Weights, and with `replay` moments and log: enough to continue bit-identically."""
+    def arrays(self, prefix: str, rehearsal: bool = True) -> Arrays:
+        """Weights, and with `rehearsal` moments and log: enough to continue bit-identically."""
         out: Arrays = {f"{prefix}.mean": self.mean.copy(), f"{prefix}.columns": self.columns.astype(np.int64)}
         out[f"{prefix}.steps"] = np.array([self.steps, self.seed], np.int64)
-        if not replay:
+        if not rehearsal:
             return out
         out[f"{prefix}.theta"] = self.theta.copy()
         out[f"{prefix}.first"], out[f"{prefix}.second"] = self.first.copy(), self.second.copy()
@@ -239,8 +250,8 @@ class Ranker:
         return out
 
     def restore(self, arrays: Arrays, prefix: str) -> None:
-        """Take over what `arrays` gave; without its replay part the ranker can only score."""
-        self.mean = np.array(arrays[f"{prefix}.mean"], np.float32)
+        """Take over what `arrays` gave; without its rehearsal part the ranker can only score."""
+        self.mean, self._scores_of = np.array(arrays[f"{prefix}.mean"], np.float32), -1
         self.columns = np.asarray(arrays[f"{prefix}.columns"], np.intp)
         self.steps, self.seed = (int(x) for x in arrays[f"{prefix}.steps"])
         if f"{prefix}.first" not in arrays:
@@ -267,3 +278,21 @@ def _lists(batch: list[Example], start: NDArray[np.intp]) -> tuple[NDArray[np.bo
     count = np.maximum(np.add.reduceat(target, start), 1)
     target /= np.repeat(np.sqrt(count), [len(one.x) for one in batch], axis=0)
     return inside, target
+
+
+@compiled(
+    "float32[:, ::1](float32[:, ::1], Array(float32, 1, 'C', readonly=True), Array(float32, 2, 'C', readonly=True))"
+)
+def head_scores(hidden: Float32, b1: Float32, w2: Float32) -> Float32:
+    """Scores [3, N] of hidden units before their bias and, in the last three columns, the skips: [N, G + 3]."""
+    units = len(b1)
+    out = np.empty((len(w2), len(hidden)), np.float32)
+    for r in range(len(hidden)):
+        for g in range(units):
+            hidden[r, g] = max(hidden[r, g] + b1[g], np.float32(0))
+        for head in range(len(w2)):
+            total = np.float32(0)
+            for g in range(units):
+                total += hidden[r, g] * w2[head, g]
+            out[head, r] = total + hidden[r, units + head]
+    return out

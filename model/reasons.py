@@ -7,15 +7,22 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from graph.history import DAY_MS, History
-from model.recall import BIT, SCORED, Pool
+from driftline.graph.history import DAY_MS, HistoryDigest
+from driftline.model.recall import BIT, SCORED, Pool
 
 if TYPE_CHECKING:
-    from graph.signals import Signals
-    from graph.view import Int32, ItemTable
+    from collections.abc import Sequence
+
+    from driftline.graph.arrays import Float32
+    from driftline.graph.neighbors import PartnerTable
+    from driftline.graph.signals import Signals
+    from driftline.graph.view import ItemTable
 
 STRONG_RANK = 50
 """A recaller's opinion is a reason down to this rank."""
+_TABLES = {"basket_history": "basket", "basket_last": "basket", "following": "following", "onward": "onward"}
+"""The table of Signals behind a recaller."""
+_BITS = [(name, int(BIT[name])) for name in SCORED]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,25 +40,26 @@ class Reason:
     item: int = -1
 
 
-def explain(past: History, now_ms: int, items: Int32, signals: Signals, table: ItemTable, pool: Pool) -> list[Reason]:
-    """One reason for each item.
+def explain(
+    past: HistoryDigest, now_ms: int, places: Sequence[int], signals: Signals, table: ItemTable, pool: Pool
+) -> list[Reason]:
+    """One reason for each of some candidates.
 
     Args:
         past: the user's digest; now_ms: request time.
-        items: [k] int32, candidates of the pool.
+        places: [k] of candidates in the pool.
         signals: the counted state; table: names of items; pool: the recallers' opinions.
     """
-    place = {int(item): i for i, item in enumerate(past.items)}
-    bits = dict(zip(pool.candidates.tolist(), pool.recalled.tolist(), strict=True))
+    own = {item: i for i, item in enumerate(past.items.tolist())}
+    chosen = np.asarray(places, np.int64)
+    weight = past.decayed(now_ms, signals.user_half_life_ms, signals.settings.recent)
     return [
-        _repeat(past, place[item], now_ms)
-        if item in place
-        else _novel(past, item, bits.get(item, 0), now_ms, signals, table, pool)
-        for item in items.tolist()
+        _repeat(past, own[item], now_ms) if item in own else _novel(past, weight, item, bits, signals, table, pool)
+        for item, bits in zip(pool.candidates[chosen].tolist(), pool.recalled[chosen].tolist(), strict=True)
     ]
 
 
-def _repeat(past: History, at: int, now_ms: int) -> Reason:
+def _repeat(past: HistoryDigest, at: int, now_ms: int) -> Reason:
     times = int(past.times[at])
     ago = _span((now_ms - int(past.last_ms[at])) / DAY_MS)
     if times > 2:
@@ -60,24 +68,20 @@ def _repeat(past: History, at: int, now_ms: int) -> Reason:
     return Reason("repeat", f"you had this {'twice' if times == 2 else 'once'}; the last time was {ago} ago")
 
 
-def _novel(past: History, item: int, bits: int, now_ms: int, signals: Signals, table: ItemTable, pool: Pool) -> Reason:
-    only = np.array([item], np.int32)
-    ranks = {name: float(pool.scored[name].of(only)[1][0]) for name in SCORED if bits & int(BIT[name])}
+def _novel(
+    past: HistoryDigest, weight: Float32, item: int, bits: int, signals: Signals, table: ItemTable, pool: Pool
+) -> Reason:
+    """`weight` [s] is that of the newest items, as recallers have it."""
+    ranks = {name: pool.scored[name].rank(item) for name, bit in _BITS if bits & bit}
     best = min(ranks, key=lambda name: ranks[name], default="")
     if not best or ranks[best] > STRONG_RANK:
         return _listed(bits)
-    source = past.items[: signals.settings.recent]
-    weight = past.decayed(now_ms, signals.user_half_life_ms, signals.settings.recent)
+    source = past.items[: len(weight)]
     if best in ("basket_last", "following"):
         source, weight = past.basket, np.ones(len(past.basket), np.float32)
-    tables = {
-        "basket_history": signals.basket,
-        "basket_last": signals.basket,
-        "following": signals.following,
-        "onward": signals.onward,
-    }
-    if best in tables:
-        other, _ = tables[best].strongest(source, weight, item)
+    if best in _TABLES:
+        partners: PartnerTable = getattr(signals, _TABLES[best])
+        other, _ = partners.strongest(source, weight, item)
         if other >= 0:
             kind, words = ("bought_with", "often taken with") if "basket" in best else ("next_after", "often follows")
             return Reason(kind, f"{words} {table.ids[other]}", other)

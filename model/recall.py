@@ -5,23 +5,32 @@ and profiles bring fewer, `ranker.plug_recall`: longer lists made the order wors
 Every candidate carries a bitmask of those that brought it, so an arm of the replay can drop a block's recallers from
 a pool that it shares with other arms: the pool without a block's bits is exactly the pool without that block.
 
-Score recallers score all items, so that their score and rank are features of every candidate, whoever brought it.
+Score recallers score every item that they have an opinion of, so that their score and rank are features of each
+candidate, whoever brought it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from driftline.graph.codes_kernel import dots
+from driftline.graph.sparse import best_rows, rank_in
+from driftline.model.join import join
+from driftline.model.products import products
+
 if TYPE_CHECKING:
-    from configs.settings import Ranker as RankerSettings
-    from graph.history import History
-    from graph.rows import Float32
-    from graph.signals import Signals
-    from graph.view import Int32, UserView
+    from driftline.configs.settings import Ranker as RankerSettings
+    from driftline.graph.arrays import Float32, Int32
+    from driftline.graph.codes import Codes
+    from driftline.graph.history import HistoryDigest
+    from driftline.graph.signals import Signals
+    from driftline.graph.texts import TextTable
+    from driftline.graph.view import UserView
 
 UInt32 = NDArray[np.uint32]
 
@@ -44,6 +53,9 @@ PROFILES = "profiles"
 FIRST_PLUG_BIT = 16
 """Bits below belong to the base recallers and to profiles, those from here on to the plugs in their order."""
 
+PLUGS = 31 - FIRST_PLUG_BIT
+"""The last bit of a mask is that of the pool's joining (model/join.py)."""
+
 BASE_BITS = np.uint32((1 << len(BASE)) - 1)
 BIT = {name: np.uint32(1 << i) for i, name in enumerate((*BASE, PROFILES))}
 
@@ -54,29 +66,55 @@ def plug_bit(number: int) -> np.uint32:
     Raises:
         ValueError: there is no bit left.
     """
-    if not 0 <= number < 32 - FIRST_PLUG_BIT:
-        raise ValueError(f"plug number {number}: a mask has room for {32 - FIRST_PLUG_BIT} plugs; drop some arms")
+    if not 0 <= number < PLUGS:
+        raise ValueError(f"plug number {number}: a mask has room for {PLUGS} plugs; drop some arms")
     return np.uint32(1 << (FIRST_PLUG_BIT + number))
+
+
+NO_SCORES = np.zeros(0, np.float32)
 
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """One recaller's opinion of every item of a request.
+    """One recaller's opinion of the items of a request.
 
     Attributes:
-        scores: [n] float32; of base recallers at most 0 = no opinion.
+        items: [t] int32 distinct items that it has a score of; None = items 0..t-1.
+        scores: [t] float32; of base recallers at most 0 = no opinion.
         best: [k] int32, its untouched items, the best first.
         best_scores: [k] float32, descending.
+        otherwise: score of all other items.
+        exact: gives scores [m] of any items [m]; None = `scores` and `otherwise` say them all.
     """
 
+    items: Int32 | None
     scores: Float32
     best: Int32
     best_scores: Float32
+    otherwise: float = 0.0
+    exact: Callable[[Int32], Float32] | None = None
 
     def of(self, candidates: Int32) -> tuple[Float32, Float32]:
         """(score, rank) [c] of candidates: how many of `best` are strictly better."""
-        scores = self.scores[candidates]
+        scores = np.full(len(candidates), self.otherwise, np.float32)
+        if self.exact is not None:
+            scores = self.exact(candidates)
+        elif self.items is None:
+            known = candidates < len(self.scores)
+            scores[known] = self.scores[candidates[known]]
+        elif len(self.items):
+            order = np.argsort(self.items)
+            at = order[np.minimum(np.searchsorted(self.items, candidates, sorter=order), len(order) - 1)]
+            scores = np.where(self.items[at] == candidates, self.scores[at], scores)
         return scores, np.searchsorted(-self.best_scores, -scores).astype(np.float32)
+
+    def list_alone(self) -> Scored:
+        """Its best items without the scores of all others, which is what `rank` reads."""
+        return Scored(None, NO_SCORES, self.best, self.best_scores)
+
+    def rank(self, item: int) -> int:
+        """How many of `best` are strictly better than an item of it; their number for any other."""
+        return rank_in(self.best, self.best_scores, item)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,30 +132,76 @@ class Pool:
     scored: dict[str, Scored]
 
 
-def best_of(scores: Float32, k: int, touched: Int32, above: float = 0.0) -> Scored:
-    """The k best untouched items with a score above a bound; equal scores go by index."""
-    masked = scores.copy()
-    masked[touched] = above
-    found = np.flatnonzero(masked > above)
-    if len(found) > k:
-        found = found[np.argpartition(-masked[found], k - 1)[:k]]
-        found.sort()
-    order = np.argsort(-masked[found], kind="stable")
-    best = found[order].astype(np.int32)
-    return Scored(scores, best, masked[best])
+def best_of(scores: Float32, k: int, touched: Int32, n: int, above: float = 0.0, otherwise: float = 0.0) -> Scored:
+    """The k best untouched of items 0, 1, ... with a score above a bound; equal scores go by index.
+
+    Args:
+        scores: [m] float32 of items 0..m-1, `otherwise` is that of items m..n-1.
+        k: how many at most.
+        touched: [t] int32 items below n.
+        n: number of items.
+        above: bound.
+    """
+    return Scored(None, scores, *best_rows(None, scores, k, touched, n, above), otherwise)
+
+
+class Space(Protocol):
+    """Vectors of items by dense index."""
+
+    @property
+    def codes(self) -> Codes | None:
+        """Of a large space; None = all its vectors are compared."""
+
+    def dense(self, n: int) -> Float32:
+        """Those of the first n items, or as many as it has: [m, d]; asked only where there are no codes."""
+
+    def dots(self, rows: Int32, query: Float32) -> Float32:
+        """Dot products [t] of rows [t] with a vector [d], those that it does not have included."""
+
+
+@dataclass(frozen=True, slots=True)
+class Vectors:
+    """A plug's vectors [m, d] as a space; an item that the plug does not know lies as far away as can be."""
+
+    matrix: Float32
+    codes: Codes | None
+
+    def dense(self, n: int) -> Float32:
+        """See Space."""
+        return self.matrix[:n]
+
+    def dots(self, rows: Int32, query: Float32) -> Float32:
+        """See Space."""
+        out = np.full(len(rows), -float(np.linalg.norm(query)), np.float32)
+        known = rows < len(self.matrix)
+        inside = np.empty(int(known.sum()), np.float32)
+        dots(self.matrix, rows[known], query, inside)
+        out[known] = inside
+        return out
+
+
+def nearest(space: Space, query: Float32, k: int, touched: Int32, n: int, above: float = 0.0) -> Scored:
+    """The k untouched items whose vectors have the largest dot products with a vector, above a bound.
+
+    In a large space some in a hundred may be missed, and `exact` computes the score of any other item.
+    """
+    if space.codes is None:
+        return best_of(products(space.dense(n), query[None])[0], k, touched, n, above)
+    items, scores = space.codes.best(query, n, k + len(touched), lambda rows: space.dots(rows, query))
+    best = best_rows(items, scores, k, touched, n, above)
+    return Scored(items, scores, *best, exact=lambda rows: space.dots(rows, query))
 
 
 def score_base(
-    view: UserView, past: History, now_ms: int, signals: Signals, text: Float32, settings: RankerSettings
+    view: UserView, past: HistoryDigest, now_ms: int, signals: Signals, settings: RankerSettings
 ) -> dict[str, Scored]:
-    """The opinions of all SCORED recallers.
+    """The opinions of all SCORED recallers but those by text.
 
     Args:
         view: the user.
         past: `history_of(view)`.
         now_ms: request time.
         signals: the counted state.
-        text: [n, d] float32 unit text vectors, zero rows = none; d may be 0.
         settings: list length.
     """
     n, k = signals.n, settings.recall
@@ -125,32 +209,53 @@ def score_base(
     weight = past.decayed(now_ms, signals.user_half_life_ms)
     recent = weight[: len(source)]
     last, even = past.basket, np.ones(len(past.basket), np.float32)
-    texts = _text_scores(past.items, weight, last, text, n)
-    near = signals.users.scores(view.user_id, past.items, weight, n)
-    scores = {
-        "basket_history": signals.basket.scores(source, recent, n),
-        "basket_last": signals.basket.scores(last, even, n),
-        "basket_fresh": signals.basket_fresh.scores(source, recent, n),
-        "following": signals.following.scores(last, even, n),
-        "onward": signals.onward.scores(source, recent, n),
-        "user_knn": near[0],
-        "user_knn_fresh": near[1],
-        "text_history": texts[0],
-        "text_last": texts[1],
+    near, taken = signals.users.sums(view.user_id, past.items, weight, n)
+    sums = {
+        "basket_history": signals.basket.sums(source, recent, n),
+        "basket_last": signals.basket.sums(last, even, n),
+        "basket_fresh": signals.basket_fresh.sums(source, recent, n),
+        "following": signals.following.sums(last, even, n),
+        "onward": signals.onward.sums(source, recent, n),
+        "user_knn": (near, taken[0]),
+        "user_knn_fresh": (near, taken[1]),
     }
-    return {name: best_of(value, k, past.items) for name, value in scores.items()}
-
-
-def _text_scores(items: Int32, weight: Float32, last: Int32, text: Float32, n: int) -> Float32:
-    """Cosines [2, n] of all items to the decayed history and to the last basket; 0 without text."""
-    out = np.zeros((2, n), np.float32)
-    if len(items) == 0 or text.shape[1] == 0:
-        return out
-    centre = np.stack((weight @ text[items], text[last].sum(0)))
-    centre /= np.maximum(np.linalg.norm(centre, axis=1, keepdims=True), 1e-12)
-    m = min(n, len(text))
-    out[:, :m] = (text[:m] @ centre.T).T  # this way round the wide matrix is read once
+    out = {
+        name: Scored(items, scores, *best_rows(items, scores, k, past.items, n))
+        for name, (items, scores) in sums.items()
+    }
     return out
+
+
+def score_texts(
+    pasts: Sequence[HistoryDigest], now_ms: Sequence[int], signals: Signals, text: TextTable, k: int
+) -> list[dict[str, Scored]]:
+    """The opinions of the two recallers by text, of several users: a small table is read once for all of them.
+
+    Args:
+        pasts: of the users; now_ms: their request times.
+        signals: the counted state.
+        text: unit text vectors by item; their width may be 0.
+        k: list length.
+    """
+    n, names = signals.n, ("text_history", "text_last")
+    if not text.dim:
+        nothing = np.zeros(0, np.float32)
+        return [{name: best_of(nothing, k, past.items, n) for name in names} for past in pasts]
+    centres = np.concatenate([text_centres(*one, signals, text) for one in zip(pasts, now_ms, strict=True)])
+    if text.codes is not None:
+        found = [nearest(text, centre, k, pasts[i // 2].items, n) for i, centre in enumerate(centres)]
+    else:
+        alike = products(text.dense(n), centres)
+        found = [best_of(scores, k, pasts[i // 2].items, n) for i, scores in enumerate(alike)]
+    return [dict(zip(names, found[2 * i : 2 * i + 2], strict=True)) for i in range(len(pasts))]
+
+
+def text_centres(past: HistoryDigest, now_ms: int, signals: Signals, text: TextTable) -> Float32:
+    """Unit vectors [2, d] of the texts of the decayed history and of the last basket; zeros without a history."""
+    weight = past.decayed(now_ms, signals.user_half_life_ms)
+    centre = np.stack((weight @ text[past.items], text[past.basket].sum(0)))
+    centre /= np.maximum(np.sqrt((centre * centre).sum(1, keepdims=True)), np.float32(1e-12))
+    return centre
 
 
 def listed_base(view: UserView, signals: Signals, settings: RankerSettings) -> dict[str, list[Int32]]:
@@ -165,7 +270,7 @@ def listed_base(view: UserView, signals: Signals, settings: RankerSettings) -> d
 
 
 def pool_of(
-    past: History,
+    past: HistoryDigest,
     scored: dict[str, Scored],
     listed: dict[str, list[Int32]],
     extra: dict[str, tuple[np.uint32, Scored]],
@@ -182,32 +287,10 @@ def pool_of(
         n: number of items.
         settings: `pool`, `recall`, `plug_recall`, `personal`.
     """
-    k = settings.recall
-    mask = np.zeros(n, np.uint32)
-    place = np.full(n, k, np.int32)  # best rank in any list
-    order = np.arange(k, dtype=np.int32)
-    touched = np.zeros(n, np.bool_)
-    touched[past.items] = True
-    lists = [(BIT[name], one.best) for name, one in scored.items()]
-    for name, several in listed.items():
-        for one in several:
-            one = one[one >= 0]
-            lists.append((BIT[name], one[~touched[one]][:k]))
-    for bit, items in lists:
-        mask[items] |= bit
-        place[items] = np.minimum(place[items], order[: len(items)])
+    most = settings.recall + len(past.items)  # of a list no further entry can count
+    base = [(BIT[name], one.best) for name, one in scored.items()]
+    base += [(BIT[name], one[:most]) for name, several in listed.items() for one in several]
+    more = [(bit, one.best[: settings.plug_recall]) for bit, one in extra.values()]
     own = past.items[: settings.personal]
-    mask[own] |= BIT["personal"]
-    place[own] = -1
-    base = np.flatnonzero(mask).astype(np.int32)
-    if len(base) > settings.pool:
-        keep = np.argsort(place[base], kind="stable")[: settings.pool]
-        mask[np.delete(base, keep)] = 0
-        base = np.sort(base[keep])
-    for bit, opinion in extra.values():
-        mask[opinion.best[: settings.plug_recall]] |= bit
-    inside = np.zeros(n, np.bool_)
-    inside[base] = True
-    more = np.flatnonzero((mask != 0) & ~inside).astype(np.int32)
-    candidates = np.concatenate((base, more))
-    return Pool(candidates, mask[candidates], scored | {name: one for name, (_, one) in extra.items()})
+    candidates, recalled = join(base, more, past.items, own, BIT["personal"], settings.recall, settings.pool, max(n, 1))
+    return Pool(candidates, recalled, scored | {name: one for name, (_, one) in extra.items()})

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.backbone import Dropout, unit
+from driftline.model.backbone import Dropout, unit
 
 # B windows, L rows of the longest window, D model width, H heads, K width of a head
 

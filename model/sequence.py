@@ -1,6 +1,6 @@
 """The incremental learner of one sequence backbone: observe a group, step, encode, score.
 
-    group -> observe -> replay log --windows--> batch -> backbone -> sampled softmax -> one optimiser step
+    group -> observe -> rehearsal log --windows--> batch -> backbone -> sampled softmax -> one optimiser step
     history, request time -> encode -> unit vector . item matrix / temperature + prior -> scores
 
 `encode` and `scores` only read what `observe` and `step` were given before, so a caller that scores a group
@@ -18,21 +18,40 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from configs.settings import Model
-from graph.rows import Float32
-from graph.view import Group, Int32
-from model.average import Average
-from model.backbone import Dropout, unit
-from model.batch import Batch, build_batch
-from model.encode import History, SequenceScorer, build_backbone, encode_histories, weight_arrays
-from model.items import BETAS, ItemVectors
-from model.loss import distinct, draw_candidates, sampled_softmax
-from model.prior import PopularityPrior
-from model.replay import ReplayLog, Window
+from driftline.configs.settings import Model
+from driftline.graph.arrays import Arrays, Float32, Int32, Int64, grown
+from driftline.graph.codes import Codes
+from driftline.graph.texts import TextTable
+from driftline.graph.touched import Touched
+from driftline.graph.view import Group
+from driftline.model.average import Average
+from driftline.model.backbone import Dropout, unit
+from driftline.model.batch import Batch, build_batch
+from driftline.model.encode import (
+    SequenceScorer,
+    build_backbone,
+    cached_encoder,
+    encode_each,
+    encode_histories,
+    weight_arrays,
+)
+from driftline.model.history_cache import HistoryCache
+from driftline.model.hstu import HSTU, bucket_edges_ms
+from driftline.model.incremental import History
+from driftline.model.item_cache import ItemCache
+from driftline.model.items import BETAS, ItemVectors
+from driftline.model.loss import SoftmaxStep, distinct, draw_candidates, softmax_loss
+from driftline.model.packed import Packing
+from driftline.model.prior import PopularityPrior
+from driftline.model.rehearsal import RehearsalLog, Window
 
 __all__ = ["History", "SequenceLearner", "SequenceScorer"]
 
 # B windows, L rows of the longest window, M = L + 1, D width, R asked rows, C candidates, U item rows of a step
+
+
+CACHE_BYTES = 8 << 20
+"""Of keys and values between two steps, after which none of them hold: a few users' worth."""
 
 
 class SequenceLearner:
@@ -42,32 +61,39 @@ class SequenceLearner:
         settings: section `model`; its `backbone` is not "off".
         seed: replaces `settings.seed` when given.
         text_dim: width of the text vectors that `set_text` will be given; 0 = items have no text.
+        texts: a table of them that others read as well, and that its owner keeps; None = one of its own.
     """
 
-    def __init__(self, settings: Model, seed: int | None = None, text_dim: int = 0) -> None:
+    def __init__(
+        self, settings: Model, seed: int | None = None, text_dim: int = 0, texts: TextTable | None = None
+    ) -> None:
         self.settings = settings
         self._generator = torch.Generator().manual_seed(settings.seed if seed is None else seed)
         self._random = np.random.default_rng(settings.seed if seed is None else seed)
         self.backbone = build_backbone(settings, self._generator)
-        self.items = ItemVectors(settings.dim, text_dim if settings.text else 0, self._generator)
-        self.log = ReplayLog(settings.replay_groups, settings.max_len)
+        self.items = ItemVectors(settings.dim, text_dim if settings.text else 0, self._generator, texts)
+        self.log = RehearsalLog(settings.rehearsal_groups, settings.max_len)
         self.prior = PopularityPrior(settings.prior_half_life_days)
         parameters = [*self.backbone.parameters(), self.items.project, self.prior.coefficient]
-        self._optimizer = torch.optim.AdamW(parameters, settings.learning_rate, BETAS, weight_decay=0.0)
+        self._optimizer = torch.optim.AdamW(parameters, settings.learning_rate, BETAS, weight_decay=0.0, fused=True)
         self.average = Average(settings.average, self.backbone)
         self._dropout = Dropout(settings.dropout, self._generator)
-        self._seen: list[int] = []
+        self._histories = HistoryCache(CACHE_BYTES)
+        self._encoder = cached_encoder(self.average.backbone, self._histories)
+        self._seen: Int64 = np.zeros(0, np.int64)
+        self._seen_n = 0
         self._is_seen: NDArray[np.bool_] = np.zeros(0, bool)
         self._fresh: list[int] = []
         self._observed = 0
         self.steps = 0
-        self._cache: tuple[Tensor, Float32] | None = None
+        self._cache = ItemCache(self.items, self.average)
 
     def set_text(self, item: int, vector: Float32) -> None:
         """Gives an item the text [text_dim] that its vector starts from; nothing where the settings want no text."""
         if self.settings.text:
-            self.items.set_text(item, torch.from_numpy(vector))
-            self._cache = None
+            self.items.set_text(item, vector)
+            self._cache.touch(torch.tensor([item]))
+            self._histories.clear()
 
     def observe(self, group: Group) -> None:
         """Remembers a group; rows whose weight is not above 0 undo something and are not read."""
@@ -82,7 +108,12 @@ class SequenceLearner:
         number = self.log.add(group.user_id, items.astype(np.int32), wanted, group.t_ms)
         if self.log.has_past(number):
             self._fresh.append(number)
-        self._cache = None
+
+    def forget(self, user_id: str) -> None:
+        """Drops a user's groups from the rehearsal log; the weights stay as they are."""
+        self.log.forget(user_id)
+        self._histories.drop(user_id)
+        self._fresh = [number for number in self._fresh if self.log.has_past(number)]
 
     def learn(self, group: Group) -> None:
         """Observes a group and takes an optimiser step every `step_groups` groups."""
@@ -91,21 +122,27 @@ class SequenceLearner:
             self.step()
 
     def step(self) -> float:
-        """One optimiser step on the newest groups and replayed ones; returns the loss, NaN if nothing is there."""
-        windows = self._draw()
-        if not windows:
-            return float("nan")
+        """One optimiser step on the newest groups and rehearsed ones; returns the loss, NaN if nothing is there."""
+        windows = self.draw()
+        return self.train(windows) if windows else float("nan")
+
+    def train(self, windows: Sequence[Window]) -> float:
+        """One optimiser step on given windows, each with targets; returns the loss."""
         batch = build_batch(windows, self.settings, self._random)
-        candidates = draw_candidates(batch.target_T, torch.tensor(self._seen), self._negatives(), self._generator)
-        rows_U = distinct(candidates.rows_C, *(chunk.items_BL.flatten() for chunk in batch.chunks))
+        candidates = draw_candidates(batch.target_T, self.seen, self._negatives(), self._generator)
+        rows_U, everything = candidates.rows_C, candidates.log_q == 0.0  # then windows hold no other items
+        if not everything:
+            rows_U = distinct(rows_U, *map(torch.from_numpy, batch.items))
         leaf_UD = self.items.leaf(rows_U)
         x_UD = self.items.compose(leaf_UD, rows_U)
-        y_CD = unit(x_UD.index_select(0, torch.searchsorted(rows_U, candidates.rows_C)))
-        logits_RC = self._asked_rows(batch, x_UD, rows_U) @ y_CD.T / self.settings.temperature
-        if self.prior.on:
-            logits_RC = logits_RC + self.prior.logits_at(batch.asked_ms_R, candidates.rows_C)
+        at_C = None if everything else torch.searchsorted(rows_U, candidates.rows_C)
+        y_CD = unit(x_UD if at_C is None else x_UD.index_select(0, at_C))
         column_T = torch.searchsorted(candidates.rows_C, batch.target_T)
-        loss = sampled_softmax(logits_RC, candidates, batch.row_T, column_T, batch.weight_T, self.settings.log_q)
+        prior = self.prior.at(batch.asked_ms_R, candidates.rows_C) if self.prior.on else None
+        of_step = SoftmaxStep(
+            candidates, batch.row_T, column_T, batch.weight_T, self.settings.temperature, self.settings.log_q, prior
+        )
+        loss = softmax_loss(self._asked_rows(batch, x_UD, rows_U), y_CD, of_step)
         self._optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
         self._optimizer.step()
@@ -113,41 +150,50 @@ class SequenceLearner:
         self.items.step(rows_U, leaf_UD.grad, self.settings.learning_rate)
         self.average.update(self.backbone, rows_U, x_UD)
         self.steps += 1
-        self._cache = None
+        self._cache.step(rows_U, self.steps)
+        self._histories.clear()
         return float(loss.detach())
+
+    @property
+    def seen(self) -> Tensor:
+        """Rows [n] int64 of the items seen so far, in order of first sight."""
+        return torch.from_numpy(self._seen[: self._seen_n])
 
     def _negatives(self) -> int:
         """Negatives of a step; 0 = all seen items."""
-        return 0 if len(self._seen) <= self.settings.full_softmax else self.settings.negatives
+        return 0 if self._seen_n <= self.settings.full_softmax else self.settings.negatives
 
     def _mark_seen(self, items: Int32) -> None:
         if len(self.items) > len(self._is_seen):
-            grown = np.zeros(2 * len(self.items), bool)
-            grown[: len(self._is_seen)] = self._is_seen
-            self._is_seen = grown
-        for row in items[~self._is_seen[items]].tolist():
-            if not self._is_seen[row]:
-                self._is_seen[row] = True
-                self._seen.append(row)
+            self._is_seen = grown(self._is_seen, len(self.items))
+        new, first = np.unique(items[~self._is_seen[items]], return_index=True)
+        self._seen = grown(self._seen, self._seen_n + len(new))
+        self._seen[self._seen_n : self._seen_n + len(new)] = new[np.argsort(first)]
+        self._seen_n += len(new)
+        self._is_seen[new] = True
 
-    def _draw(self) -> list[Window]:
-        """Windows of one step: the newest groups, and replayed ones, recent ones more often."""
+    def draw(self) -> list[Window]:
+        """Windows of one step: the newest groups, and rehearsed ones, recent ones more often."""
         size = self.settings.batch
-        newest = self._fresh[-max(1, round(size * (1 - self.settings.replay_share))) :]
+        newest = self._fresh[-max(1, round(size * (1 - self.settings.rehearsal_share))) :]
         self._fresh.clear()
         n = self.log.end - self.log.start
-        replayed: list[int] = []
+        rehearsed: list[int] = []
         if n and len(newest) < size:
-            age = self._random.exponential(self.settings.replay_age, 3 * (size - len(newest))) % 1.0
+            age = self._random.exponential(self.settings.rehearsal_age, 3 * (size - len(newest))) % 1.0
             drawn = self.log.end - 1 - (age * n).astype(np.int64)
-            replayed = [number for number in drawn.tolist() if self.log.has_past(number)][: size - len(newest)]
-        windows = [self.log.window(number) for number in newest + replayed if self.log.has_past(number)]
+            rehearsed = [number for number in drawn.tolist() if self.log.has_past(number)][: size - len(newest)]
+        windows = self.log.windows([number for number in newest + rehearsed if self.log.has_past(number)])
         return [window for window in windows if len(window.targets)]
 
     def _asked_rows(self, batch: Batch, x_UD: Tensor, rows_U: Tensor) -> Tensor:
         """Outputs [R, D] of the asked rows, in their order."""
+        if isinstance(self.backbone, HSTU):
+            packing = Packing.of(batch.t_ms, bucket_edges_ms().numpy())
+            at = torch.searchsorted(rows_U, torch.from_numpy(np.concatenate(batch.items)))
+            return self.backbone.packed(x_UD.index_select(0, at), packing, self._dropout, batch.asked)
         outputs = []
-        for chunk in batch.chunks:
+        for chunk in batch.chunks():
             B, L = chunk.items_BL.shape
             at = torch.searchsorted(rows_U, chunk.items_BL.flatten())
             y_BLD = self.backbone(x_UD.index_select(0, at).view(B, L, -1), chunk.t_ms_BM, self._dropout)
@@ -155,14 +201,20 @@ class SequenceLearner:
         return torch.cat(outputs)
 
     def encode(self, histories: Sequence[History], now_ms: Sequence[int]) -> Float32:
-        """Unit vectors [B, D] float32 of users at their request times (`encode_histories`)."""
-        return encode_histories(self.average.backbone, self._vectors(), histories, now_ms)
+        """Unit vectors [B, D] float32 of users at their request times; zero rows for users without known events."""
+        vectors = self._cache.vectors()
+        if self._encoder is None:
+            return encode_histories(self.average.backbone, vectors, histories, now_ms)
+        array: Float32 = vectors.numpy()
+        return encode_each(self._encoder, histories, now_ms, len(array), lambda rows: array[rows])
 
     def item_matrix(self) -> Float32:
-        """Unit vectors [N, D] float32 of all items of the table."""
-        self._vectors()
-        assert self._cache is not None
-        return self._cache[1]
+        """Unit vectors [N, D] float32 of all items of the table; the next step changes them in place."""
+        return self._cache.matrix()
+
+    def item_codes(self) -> Codes | None:
+        """Codes of these vectors, of a large table."""
+        return self._cache.codes()
 
     def scores(self, history: History, now_ms: int) -> Float32:
         """Logits [N] float32 of all items of the table for one user: similarity plus prior, higher is better."""
@@ -170,24 +222,19 @@ class SequenceLearner:
         similarity: Float32 = self.item_matrix() @ user_D / np.float32(self.settings.temperature)
         return similarity + self.prior.logits_now(now_ms, len(similarity))
 
-    def _vectors(self) -> Tensor:
-        if self._cache is None:
-            vectors = self.average.fill(self.items.vectors())
-            self._cache = (vectors, unit(vectors).numpy())
-        return self._cache[0]
-
     def state_dict(self) -> dict[str, Any]:
-        """Weights, optimiser, replay log and random state; `torch.save` can write it."""
+        """Weights, optimiser, rehearsal log and random state, as plain values, arrays and tensors."""
         return {
             "backbone": {k: v.clone() for k, v in self.backbone.state_dict().items()},
             "items": self.items.state_dict(),
+            "item_projects": self._cache.state(),
             "optimizer": self._optimizer.state_dict(),
             "log": self.log.state_dict(),
             "prior": self.prior.state_dict(),
             "average": self.average.state_dict(),
             "generator": self._generator.get_state(),
             "random": self._random.bit_generator.state,
-            "seen": list(self._seen),
+            "seen": self._seen[: self._seen_n].copy(),
             "fresh": list(self._fresh),
             "observed": self._observed,
             "steps": self.steps,
@@ -203,17 +250,25 @@ class SequenceLearner:
         self.average.load_state_dict(state["average"])
         self._generator.set_state(state["generator"])
         self._random.bit_generator.state = state["random"]
-        self._seen, self._fresh = list(state["seen"]), list(state["fresh"])
+        self._seen, self._fresh = np.array(state["seen"], np.int64), list(state["fresh"])
+        self._seen_n = len(self._seen)
         self._is_seen = np.zeros(len(self.items), bool)
         self._is_seen[self._seen] = True
         self._observed, self.steps = state["observed"], state["steps"]
-        self._cache = None
+        self._cache.forget_all(state["item_projects"])
+        self._histories.clear()
 
-    def arrays(self) -> dict[str, Float32]:
-        """What serving needs: item vectors [N, D], popularity logits [N] and the backbone's weights, float32 copies."""
+    def arrays(self) -> Arrays:
+        """What serving needs: item vectors [N, D], popularity logits [N] and the backbone's weights, float32 views.
+
+        A large table's unit vectors and their codes are among them.
+        """
         return {
-            "vectors": self._vectors().numpy().copy(),
-            "matrix": self.item_matrix().copy(),
+            **self._cache.arrays(),
             "prior": self.prior.logits_now(0, len(self.items)),
             **weight_arrays(self.average.backbone),
         }
+
+    def touched(self) -> dict[str, Touched]:
+        """Which rows changed, for those of `arrays` that change by rows."""
+        return self._cache.touched()

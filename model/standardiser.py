@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from graph.arrays import Arrays
-    from graph.rows import Float32
+from driftline.graph.compiled import compiled as exact
+from driftline.model.compiled import compiled
 
-CLIP = 5.0
+if TYPE_CHECKING:
+    from driftline.graph.arrays import Arrays, Float32
+
+CLIP = np.float32(5)
+Float64 = NDArray[np.float64]
 
 
 class Standardiser:
@@ -24,24 +27,19 @@ class Standardiser:
         self.square = np.ones(len(present))
 
     def apply(self, raw: Float32) -> Float32:
-        """Standardised and clipped rows [c, f] of raw columns [f, c]."""
+        """Standardised and clipped rows [c, f] of raw columns [f, c]; in memory they stay columns."""
         deviation = np.sqrt(np.maximum(self.square - self.mean**2, 1e-8)).astype(np.float32)
-        out = raw - self.mean.astype(np.float32)[:, None]
-        out /= deviation[:, None]
-        np.clip(out, -CLIP, CLIP, out=out)
-        out[self.present] *= raw[self.present] != 0
-        return np.ascontiguousarray(out.T)
+        return _standardised(raw, self.mean.astype(np.float32), deviation, self.present).T
 
-    def update(self, raw: Float32) -> None:
-        """Take in the raw columns [f, c] of one request."""
-        held = raw[self.present]
-        count = np.full(len(self.present), raw.shape[1], np.float64)
-        count[self.present] = np.count_nonzero(held, axis=1)
+    def update(self, raw: Float32, rows: NDArray[np.bool_]) -> None:
+        """Take in the raw columns [f, c] of one request, of the candidates [c] bool that count."""
+        total, square, held = _sums(raw, rows)
+        count = np.where(self.present, held, np.float64(rows.sum()))
         seen = count > 0
         rate = np.where(seen, np.maximum(1 / (self.weight + 1), 1 / self.window), 0)
         safe = np.maximum(count, 1)
-        self.mean += rate * (raw.sum(1, dtype=np.float64) / safe - self.mean)
-        self.square += rate * (np.einsum("fc,fc->f", raw, raw, dtype=np.float64) / safe - self.square)
+        self.mean += rate * (total / safe - self.mean)
+        self.square += rate * (square / safe - self.square)
         self.weight += seen
 
     def arrays(self, prefix: str) -> Arrays:
@@ -52,3 +50,31 @@ class Standardiser:
         """Take over what `arrays` gave."""
         for k in ("weight", "mean", "square"):
             setattr(self, k, np.array(arrays[f"{prefix}.{k}"], np.float64))
+
+
+@exact("float32[:, ::1](float32[:, ::1], float32[::1], float32[::1], boolean[::1])")
+def _standardised(raw_fc: Float32, mean_f: Float32, deviation_f: Float32, present_f: NDArray[np.bool_]) -> Float32:
+    out = np.empty_like(raw_fc)
+    for f in range(len(raw_fc)):
+        for c in range(raw_fc.shape[1]):
+            x = (raw_fc[f, c] - mean_f[f]) / deviation_f[f]
+            x = CLIP if x > CLIP else -CLIP if x < -CLIP else x
+            out[f, c] = np.float32(0) if present_f[f] and raw_fc[f, c] == 0 else x
+    return out
+
+
+@compiled("UniTuple(float64[::1], 3)(float32[:, ::1], boolean[::1])")
+def _sums(raw_fc: Float32, rows_c: NDArray[np.bool_]) -> tuple[Float64, Float64, Float64]:
+    """Sums, sums of squares and the number of values other than 0 [f] of some rows."""
+    columns = len(raw_fc)
+    total, square, held = np.zeros(columns), np.zeros(columns), np.zeros(columns)
+    counts = rows_c.astype(np.float64)
+    for f in range(columns):
+        of_total, of_square, of_held = 0.0, 0.0, 0.0
+        for c in range(len(counts)):
+            x = np.float64(raw_fc[f, c]) * counts[c]
+            of_total += x
+            of_square += x * x
+            of_held += x != 0
+        total[f], square[f], held[f] = of_total, of_square, of_held
+    return total, square, held

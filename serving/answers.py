@@ -6,13 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from graph.rows import EVENT_DTYPE, UserRow
-from serving.models import ModelSlot, Served
-from serving.profiles import StoredProfile
-from serving.proto.driftline.v1 import recommendation_pb2 as pb
-from serving.scorer import Ranking
-from serving.snapshot import list_snapshots
-from serving.state_reader import StoredUser
+from driftline.graph.rows import EVENT_DTYPE, UserRow
+from driftline.serving.models import ModelSlot, Served
+from driftline.serving.profiles import StoredProfile
+from driftline.serving.scorer import ScoredCandidates
+from driftline.serving.snapshot import list_snapshots
+from driftline.serving.state_reader import StoredUser
+from driftline.v1 import recommendation_pb2 as pb
 
 
 def provenance(
@@ -37,7 +37,9 @@ def provenance(
     )
 
 
-def slate(served: Served, ranking: Ranking, scores: Sequence[float], places: Sequence[int], reasons: bool) -> pb.Slate:
+def slate(
+    served: Served, ranking: ScoredCandidates, scores: Sequence[float], places: Sequence[int], reasons: bool
+) -> pb.Slate:
     """The chosen places of a ranking as columns."""
     items = ranking.items[places].tolist()
     ids, titles = served.scorer.table.ids, served.titles

@@ -16,7 +16,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from configs.errors import SnapshotError
+from driftline.configs.errors import SnapshotError
 
 Array = NDArray[Any]
 
@@ -26,6 +26,7 @@ DTYPES = {
     "F16": np.dtype("<f2"), "F32": np.dtype("<f4"), "F64": np.dtype("<f8"),
 }  # fmt: skip
 """What an array in a snapshot may hold, by the names of the safetensors format."""
+_LARGE = 1 << 16
 
 
 def pack_strings(name: str, values: Iterable[str]) -> dict[str, Array]:
@@ -66,9 +67,42 @@ def item_part(
     return {**packed, "available": flags}
 
 
-def map_arrays(file: Path) -> dict[str, Array]:
-    """Read-only views of a safetensors file: 8 bytes of header length, a JSON header, the data."""
-    data = np.memmap(file, np.uint8, mode="r")
+def write_arrays(file: Path, arrays: Mapping[str, Array], room: bool = False) -> None:
+    """Writes a safetensors file: 8 bytes of header length, a JSON header, the data; widest items first, so aligned.
+
+    Args:
+        file: made, or written anew; the caller syncs it.
+        arrays: contiguous ones of DTYPES.
+        room: with empty rows after those of a large array, which take no disk: it can grow where it is mapped.
+    """
+    names = {dtype: name for name, dtype in DTYPES.items()}
+    ordered = sorted(arrays.items(), key=lambda item: -item[1].itemsize)
+    header, at, places = {}, 0, []
+    for key, array in ordered:
+        rows = room_for(array) if room else len(array) if array.ndim else 0
+        shape = [rows, *array.shape[1:]] if array.ndim else []
+        end = at + array.itemsize * int(np.prod(shape, dtype=np.int64))
+        header[key] = {"dtype": names[array.dtype], "shape": shape, "data_offsets": [at, end]}
+        places.append(at)
+        at = end
+    head = orjson.dumps(header)
+    head += b" " * (-len(head) % 8)
+    with file.open("wb") as out:
+        out.write(len(head).to_bytes(8, "little") + head)
+        for (_, array), place in zip(ordered, places, strict=True):
+            out.seek(8 + len(head) + place)
+            out.write(array.reshape(-1).view(np.uint8).data)
+        out.truncate(8 + len(head) + at)
+
+
+def room_for(array: Array) -> int:
+    """Rows that an array is given on disk or in memory so that it can grow."""
+    return len(array) + (len(array) // 8 if array.nbytes >= _LARGE else 0) if array.ndim else 0
+
+
+def map_arrays(file: Path, private: bool = False) -> dict[str, Array]:
+    """Views of a safetensors file, read-only; or `private`: who writes to one has the written pages to himself."""
+    data = np.memmap(file, np.uint8, mode="c" if private else "r")
     start = 8 + int(data[:8].view("<u8")[0])
     header = orjson.loads(data[8:start].tobytes())
     header.pop("__metadata__", None)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import platform
-import socket
 import subprocess
 import sys
 import tempfile
@@ -15,7 +14,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +24,17 @@ import numpy as np
 import psutil
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from configs.errors import ServingError
-from configs.settings import Settings
-from serving.bench_world import World, build_world
-from serving.health import SERVING, Health
-from serving.proto.driftline.v1 import recommendation_pb2 as pb
-from serving.proto.driftline.v1 import recommendation_pb2_grpc as pb_grpc
-from serving.server import SERVICE, run_server
+from driftline.configs.addresses import free_port
+from driftline.configs.errors import ServingError
+from driftline.configs.settings import Settings
+from driftline.serving.bench_load import TIMEOUT_S, channels, closed_loop, most_per_s
+from driftline.serving.bench_parts import recommend_parts
+from driftline.serving.bench_world import World, build_world
+from driftline.serving.health import SERVING, Health
+from driftline.serving.server import SERVICE, run_server
+from driftline.serving.transport import direct_channel
+from driftline.v1 import recommendation_pb2 as pb
+from driftline.v1 import recommendation_pb2_grpc as pb_grpc
 
 CANDIDATES = 200
 BATCH = 16
@@ -44,7 +48,12 @@ Call = Callable[[int], object]
 
 
 def bench_serve(
-    settings: Settings, requests: int = 500, clients: int = 8, tell: Tell = lambda text: None
+    settings: Settings,
+    requests: int = 500,
+    clients: int = 8,
+    tell: Tell = lambda text: None,
+    processes: int = 2,
+    seconds: float = 5.0,
 ) -> dict[str, Any]:
     """Builds a shop, serves it in a process of its own and measures.
 
@@ -53,6 +62,8 @@ def bench_serve(
         requests: of each kind; of batches as many as hold so many users.
         clients: threads of the parts that measure a rate.
         tell: is given a line for each step.
+        processes: that serve on one port in the last part, which measures rates alone.
+        seconds: of each rate of arrivals there.
 
     Returns:
         Latencies in milliseconds and rates by kind, with the machine and the targets: ready for JSON.
@@ -62,18 +73,22 @@ def bench_serve(
         tell("building a shop of a few thousand items")
         world = build_world(own)
         tell("measuring an echo")
-        with _process("echo", own) as (channel, server):
+        with _processes("echo", own, 1) as (channel, server):
             echo = channel.unary_unary("/echo/Echo", lambda data: data, lambda data: data)
             payload = bytes(_ECHO_BYTES)
             results: dict[str, Any] = {"echo": _timed(lambda n: echo(payload), requests, server)}
-            results["echo"]["per_s"] = _rate(lambda n: echo(payload), requests, clients)
-        with _process("serve", own) as (channel, server):
+            results["echo"]["per_s"] = closed_loop([lambda n: echo(payload)] * clients, requests)
+        with _processes("serve", own, 1) as (channel, server):
             for name, call in _calls(channel, world).items():
                 tell(f"measuring {name}")
                 count = max(1, requests // BATCH) if name == "recommend_batch" else requests
                 results[name] = _timed(call, count, server)
-                results[name]["per_s"] = _rate(call, count, clients)
+                results[name]["per_s"] = closed_loop([call] * clients, count)
         results["recommend_batch"]["users"] = BATCH
+        tell("measuring the parts of recommend")
+        results["recommend"]["parts_us"] = recommend_parts(own, world, requests)
+        tell(f"measuring {processes} processes on one port")
+        results["processes"] = {"processes": processes, **_spread(own, world, processes, requests, clients, seconds)}
     met = {name: results[name]["p99_ms"] <= bound for name, bound in TARGETS_P99_MS.items()}
     return {
         "machine": {"cpus": os.cpu_count(), "processor": platform.machine(), "python": platform.python_version()},
@@ -86,14 +101,50 @@ def bench_serve(
     }
 
 
+def _spread(
+    own: Settings, world: World, processes: int, requests: int, clients: int, seconds: float
+) -> dict[str, object]:
+    """Rates of Recommend with a connection for each client: a closed loop, and arrivals that wait for nobody."""
+    data = own.model_dump(mode="json")
+    data["serving"]["reuse_port"] = True
+    shared = Settings.model_validate(data)
+    options = pb.SlateOptions(request_time_ms=world.now_ms)
+    with _processes("serve", shared, processes):
+        connected = channels(f"127.0.0.1:{shared.serving.port}", clients)
+        try:
+            stubs: list[Any] = [pb_grpc.RecommendationServiceStub(channel) for channel in connected]
+
+            def request(n: int) -> pb.RecommendRequest:
+                return pb.RecommendRequest(user_id=world.user_ids[n % len(world.user_ids)], options=options)
+
+            calls = [partial(lambda stub, n: stub.Recommend(request(n)), stub) for stub in stubs]
+            asks = [
+                partial(lambda stub, n: stub.Recommend.future(request(n), timeout=TIMEOUT_S), stub) for stub in stubs
+            ]
+            closed_loop(calls, min(requests, _WARM_UP * clients))
+            closed = closed_loop(calls, requests)
+            return {"closed_per_s": closed, "open": most_per_s(asks, seconds)}
+        finally:
+            for channel in connected:
+                channel.close()
+
+
 def _own(settings: Settings, directory: Path) -> Settings:
     """The settings with the bench's directories, no cache of slates, and a pool of the stated size."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     data = settings.model_dump(mode="json")
-    data["serving"] |= {"host": "127.0.0.1", "port": port, "snapshots": directory / "snapshots", "cache_users": 0}
-    data["serving"] |= {"follow_profiles": False, "tokens": (), "tls_certificate": None, "tls_key": None}
+    data["serving"] |= {
+        "host": "127.0.0.1",
+        "port": free_port(),
+        "snapshots": directory / "snapshots",
+        "cache_users": 0,
+        "follow_profiles": False,
+        "follow_items": False,
+        "tokens": (),
+        "tls_certificate": None,
+        "tls_key": None,
+        "token_file": None,
+        "tls_client_ca": None,
+    }
     data["state"]["root"] = directory / "state"
     data["broker"]["partitions"] = 1
     data["metrics"]["serving_port"] = 0
@@ -103,7 +154,7 @@ def _own(settings: Settings, directory: Path) -> Settings:
 
 
 def _calls(channel: grpc.Channel, world: World) -> dict[str, Call]:
-    stub: Any = pb_grpc.RecommendationServiceStub(channel)  # type: ignore[no-untyped-call]
+    stub: Any = pb_grpc.RecommendationServiceStub(channel)
     users, items = world.user_ids, world.item_ids
     options = pb.SlateOptions(request_time_ms=world.now_ms)
 
@@ -142,25 +193,25 @@ def _timed(call: Call, requests: int, server: psutil.Process) -> dict[str, Any]:
     return {name: round(float(value), 3) for name, value in figures.items()}
 
 
-def _rate(call: Call, requests: int, clients: int) -> float:
-    """Answers a second of several clients at once, of one process."""
-    started = time.perf_counter()
-    with futures.ThreadPoolExecutor(clients) as pool:
-        list(pool.map(call, range(requests)))
-    return round(requests / (time.perf_counter() - started), 1)
+@contextmanager
+def _processes(part: str, settings: Settings, count: int) -> Iterator[tuple[grpc.Channel, psutil.Process]]:
+    """A channel to servers in processes of their own, once each is ready, and the first process."""
+    with ExitStack() as stack:
+        opened = [stack.enter_context(_process(part, settings)) for _ in range(count)]
+        yield opened[0]
 
 
 @contextmanager
 def _process(part: str, settings: Settings) -> Iterator[tuple[grpc.Channel, psutil.Process]]:
     """A channel to a server in a process of its own, once it is ready, and the process."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "serving.bench", part]
+    command = [sys.executable, "-P", "-m", "driftline.serving.bench", part]
     with subprocess.Popen(command, stdin=subprocess.PIPE, env=environment) as process:
         if process.stdin is not None:
             process.stdin.write(settings.model_dump_json().encode())
             process.stdin.close()
         try:
-            with grpc.insecure_channel(f"127.0.0.1:{settings.serving.port}") as channel:
+            with direct_channel(f"127.0.0.1:{settings.serving.port}") as channel:
                 _wait(channel, process)
                 yield channel, psutil.Process(process.pid)
         finally:

@@ -11,16 +11,16 @@ from dataclasses import dataclass
 import numpy as np
 from rocksdict import Options, Rdict, WriteBatch
 
-from configs.settings import Settings
-from graph.learn import GraphLearner
-from graph.rows import UserRow, action_code, encode_user, key64, pack_event
-from graph.view import Group, ItemTable, UserView, view_of
-from model.engine import Engine, Plug
-from model.plugs import GraphPlug, SequencePlug
-from model.sequence import SequenceLearner
-from serving.arrays import Array, item_part
-from serving.publish import publish
-from serving.snapshot import Meta
+from driftline.configs.settings import Settings
+from driftline.graph.learn import GraphLearner
+from driftline.graph.rows import UserRow, action_code, encode_user, key64, pack_event
+from driftline.graph.view import Group, ItemTable, UserView, view_of
+from driftline.model.engine import Engine, Plug
+from driftline.model.plugs import GraphPlug, SequencePlug
+from driftline.model.sequence import SequenceLearner
+from driftline.serving.arrays import Array, item_part
+from driftline.serving.publish import publish
+from driftline.serving.snapshot import Meta
 
 ITEMS, USERS, GROUPS_A_USER, BASKET = 4000, 300, 5, 15
 RANKED_GROUPS = 40
@@ -68,7 +68,7 @@ def build_world(settings: Settings) -> World:
         rows[group.user_id] = _applied(settings, rows.get(group.user_id), group, table, random)
     now_ms = max(row.last_update_ms for row in rows.values()) + STEP_MS
     parts: dict[str, dict[str, Array]] = {
-        "engine": dict(engine.arrays(replay=False)),
+        "engine": dict(engine.arrays(rehearsal=False)),
         "items": item_part(table.ids, [f"A thing to buy, number {n}" for n in range(ITEMS)]),
     }
     if sequence is not None:

@@ -10,7 +10,7 @@ import threading
 import time
 from collections import OrderedDict
 
-from serving.scorer import Ranking
+from driftline.serving.scorer import ScoredCandidates
 
 _LATE_S = 1.0
 """Wall time that requests of equal times may lie apart."""
@@ -26,18 +26,18 @@ class RecentRankings:
 
     def __init__(self, users: int, close_ms: int) -> None:
         self._users, self._close_ms = users, close_ms
-        self._kept: OrderedDict[str, tuple[object, int, Ranking, float]] = OrderedDict()
+        self._kept: OrderedDict[str, tuple[object, int, ScoredCandidates, float]] = OrderedDict()
         self._model = ""
         self._lock = threading.Lock()
 
-    def get(self, user_id: str, model: str, key: object, now_ms: int) -> Ranking | None:
+    def get(self, user_id: str, model: str, key: object, now_ms: int) -> ScoredCandidates | None:
         """What a model made for this user with an equal key (state, profile, domain) at about this time."""
         kept = self._kept.get(user_id)
         if kept is None or kept[0] != (model, key) or abs(now_ms - kept[1]) > self._close_ms:
             return None
         return kept[2]
 
-    def put(self, user_id: str, model: str, key: object, now_ms: int, ranking: Ranking) -> None:
+    def put(self, user_id: str, model: str, key: object, now_ms: int, ranking: ScoredCandidates) -> None:
         """Keeps a ranking in place of the user's one before; those of another model and old ones go."""
         if self._users == 0:
             return

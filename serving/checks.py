@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from serving.errors import InvalidRequest
-from serving.proto.driftline.v1 import recommendation_pb2 as pb
-from serving.scorer import NOVEL, OVERALL, REPEAT
+from driftline.serving.errors import InvalidRequest
+from driftline.serving.scorer import NOVEL, OVERALL, REPEAT
+from driftline.serving.sizes import share_bytes
+from driftline.v1 import recommendation_pb2 as pb
 
 MAX_K = 1000
 MAX_ID_BYTES = 256
 MAX_EXCLUDED = 10_000
 MAX_USERS = 256
+MAX_BATCH_ITEMS = 25_600
+"""Users times k of one batch: so many items fit into an answer, at 160 bytes each with title and reason."""
 MAX_SCORED = 1000
 MAX_HISTORY = 65_536
 LATEST_MS = 32_503_680_000_000
@@ -38,6 +41,7 @@ class Options:
     min_model_sequence: int
     min_user_state_version: int
     item_reasons: bool
+    most_bytes: int
 
 
 class Checks:
@@ -83,11 +87,24 @@ class Checks:
             self._add(field, f"got {value}, expected unix milliseconds before the year 3000, or 0 for now")
         return value
 
+    def version(self, field: str, value: int) -> int:
+        """An offset, 0 = any."""
+        return self.within(field, value, 0, 2**62)
+
     def which(self, field: str, value: int) -> str:
         """The name of a list."""
         if value not in _LISTS:
             self._add(field, f"got {value}, expected a value of SlateList: {', '.join(pb.SlateList.keys())}")
         return _LISTS.get(value, OVERALL)
+
+    def batch(self, users: int, k: int) -> None:
+        """That the items of a batch fit into one answer."""
+        if 0 < users <= MAX_USERS and users * k > MAX_BATCH_ITEMS:
+            self._add(
+                "options.k",
+                f"got {k} for each of {users} users, expected {MAX_BATCH_ITEMS} items in all at most: set k to "
+                f"{MAX_BATCH_ITEMS // users}, or ask for {max(1, MAX_BATCH_ITEMS // k)} users at a time",
+            )
 
     def options(self, message: pb.SlateOptions) -> Options:
         """All fields of SlateOptions."""
@@ -98,10 +115,9 @@ class Checks:
             excluded=self.identifiers("options.excluded_item_ids", message.excluded_item_ids, 0, MAX_EXCLUDED),
             domain=self.domain("options.domain", message.domain),
             min_model_sequence=self.within("options.min_model_sequence", message.min_model_sequence, 0, 2**62),
-            min_user_state_version=self.within(
-                "options.min_user_state_version", message.min_user_state_version, 0, 2**62
-            ),
+            min_user_state_version=self.version("options.min_user_state_version", message.min_user_state_version),
             item_reasons=not message.omit_item_reasons,
+            most_bytes=share_bytes(),
         )
 
     def _text(self, field: str, value: str, low: int) -> str:

@@ -1,40 +1,46 @@
 """The engine as a scorer: a snapshot's arrays, opened read-only, behind the seam of serving/scorer.py.
 
-Parts of a snapshot: `items` (serving.arrays.item_part) · `engine` (Engine.arrays(replay=False)) · one part for each
+Parts of a snapshot: `items` (serving.arrays.item_part) · `engine` (Engine.arrays(rehearsal=False)) · one part for each
 name in `meta.extra["plugs"]`, in that order: `graph` holds GraphLearner.arrays(), which `fused` reads as well, others
 SequenceLearner.arrays().
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from itertools import count
 
 import numpy as np
 import torch
 
-from configs.errors import SnapshotError
-from configs.load import MODEL_SECTIONS
-from configs.settings import Settings
-from graph.learn import GraphLearner
-from graph.rows import Float32
-from graph.view import Int32, ItemTable, UserView
-from model.engine import MAIN, Engine, Plug, Slate
-from model.features import features
-from model.plugs import GraphPlug, SequencePlug
-from model.ranker import HEADS
-from model.reasons import explain
-from model.sequence import SequenceScorer
-from serving.arrays import unpack_strings
-from serving.models import BuildScorer
-from serving.scorer import OVERALL, Ranking, Scorer
-from serving.snapshot import Snapshot, fits
+from driftline.configs.errors import SnapshotError
+from driftline.configs.load import MODEL_SECTIONS
+from driftline.configs.settings import Settings
+from driftline.graph.arrays import Float32, Int32
+from driftline.graph.learn import GraphLearner
+from driftline.graph.sparse import best_rows
+from driftline.graph.view import ItemTable, UserView
+from driftline.model.engine import Engine, EngineSlate, Plug
+from driftline.model.history_cache import HistoryCache
+from driftline.model.plugs import GraphPlug, SequencePlug
+from driftline.model.products import products
+from driftline.model.ranker import HEADS
+from driftline.model.reasons import explain
+from driftline.model.recall import Pool, nearest
+from driftline.model.sequence import SequenceScorer
+from driftline.serving.arrays import unpack_strings
+from driftline.serving.models import BuildScorer
+from driftline.serving.scorer import OVERALL, ScoredCandidates, Scorer
+from driftline.serving.snapshot import Snapshot, fits
 
 GRAPH, FUSED = "graph", "fused"
 _TEXT_WEIGHT = 0.1
 """Of the text's cosine beside the basket cosine: it decides where few baskets speak."""
 _ALIKE = 0.4
 """Cosine of two texts from which on they count as alike in words."""
+_ALIKE_MOST = 1000
+"""Items that are alike in words, of a large catalogue."""
 
 
 class EngineScorer:
@@ -42,59 +48,90 @@ class EngineScorer:
 
     Args:
         engine: opened read-only; its table names exactly the items that it knows.
+        warm_ms: wall time in which each sequence model reads the histories of those who ask most.
     """
 
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
+    def __init__(self, engine: Engine, warm_ms: float = 0.0) -> None:
+        self.engine, self._warm_ms = engine, warm_ms
 
     @property
     def table(self) -> ItemTable:
         """See Scorer."""
         return self.engine.table
 
-    def rank(self, view: UserView, now_ms: int) -> Ranking:
+    def rank(self, view: UserView, now_ms: int) -> ScoredCandidates:
         """See Scorer."""
-        engine, slate = self.engine, self.engine.slate(view, now_ms)
-        past, pool = slate.past, slate.pool  # not the whole slate: rankings are kept, and its features are large
+        return self._ranking(self.engine.slate(view, now_ms))
+
+    def rank_all(self, views: Sequence[UserView], now_ms: Sequence[int]) -> list[ScoredCandidates]:
+        """See Scorer."""
+        return [self._ranking(slate) for slate in self.engine.slates(views, now_ms)]
+
+    def _ranking(self, slate: EngineSlate) -> ScoredCandidates:
+        engine, now_ms = self.engine, slate.now_ms
+        # not the whole slate: rankings are kept, while features and scores of all items are large
+        past, lists = slate.past, {name: one.list_alone() for name, one in slate.pool.scored.items()}
+        pool = Pool(slate.candidates, slate.recalled, lists)
 
         def reasons(places: Sequence[int]) -> list[tuple[str, ...]]:
-            chosen = pool.candidates[np.asarray(places, np.int64)]
-            rows = explain(past, now_ms, chosen, engine.signals, engine.table, pool)
+            rows = explain(past, now_ms, places, engine.signals, engine.table, pool)
             return [(reason.text,) for reason in rows]
 
-        return Ranking(slate.candidates, dict(zip(HEADS, slate.scores, strict=True)), reasons)
+        return ScoredCandidates(slate.candidates, dict(zip(HEADS, slate.scores, strict=True)), reasons)
 
     def score(self, view: UserView, now_ms: int, items: Int32) -> dict[str, Float32]:
         """See Scorer; an item need not be among the candidates that recall would bring."""
-        slate: Slate = self.engine.slate(view, now_ms)
         distinct, place = np.unique(items, return_inverse=True)
-        pool = replace(slate.pool, candidates=distinct, recalled=np.zeros(len(distinct), np.uint32))
-        engine = self.engine
-        raw = features(view, slate.past, now_ms, pool, engine.signals, engine.known_text(), engine.layout)
-        scores = engine.arms[MAIN].ranker.score(engine.standardiser.apply(raw))
+        scores = self.engine.score_items(view, now_ms, distinct)
         return dict(zip(HEADS, scores[:, place], strict=True))
 
-    def similar(self, item: int, k: int) -> Ranking:
+    def similar(self, item: int, k: int) -> ScoredCandidates:
         """See Scorer: cosine over baskets, plus a little of the text's."""
-        signals, text = self.engine.signals, self.engine.known_text()
-        together = signals.basket.scores(np.array([item], np.int32), np.ones(1, np.float32), signals.n)
-        alike = _TEXT_WEIGHT * np.maximum(text @ text[item], 0) if text.shape[1] else np.zeros_like(together)
-        scores = together + alike
-        scores[item] = 0
-        best = np.argsort(-scores, kind="stable")[:k].astype(np.int32)
-        best = best[scores[best] > 0]
+        signals, text = self.engine.signals, self.engine.text
+        one, n = np.array([item], np.int32), signals.n
+        taken, together = signals.basket.sums(one, np.ones(1, np.float32), n)
+        scores, vector = np.zeros(n, np.float32), text[item]
+        if text.codes is not None:
+            near = nearest(text, vector, min(k, _ALIKE_MOST), one, n)
+            scores[near.best] = _TEXT_WEIGHT * near.best_scores
+            scores[taken] = _TEXT_WEIGHT * np.maximum(text.dots(taken, vector), 0)
+        elif text.dim:
+            known = text.dense(n)
+            np.multiply(np.maximum(products(known, vector[None])[0], 0), _TEXT_WEIGHT, out=scores[: len(known)])
+        alike = scores if not len(taken) else scores.copy()
+        scores[taken] += together
+        best, best_scores = best_rows(None, scores, k, one, n)
 
         def reasons(places: Sequence[int]) -> list[tuple[str, ...]]:
             shown = best[np.asarray(places, np.int64)]
-            rows = zip(together[shown] > 0, alike[shown] > _ALIKE * _TEXT_WEIGHT, strict=True)
+            rows = zip(scores[shown] > alike[shown], alike[shown] > _ALIKE * _TEXT_WEIGHT, strict=True)
             words = ("often taken together", "described alike")
             return [tuple(word for word, holds in zip(words, row, strict=True) if holds) for row in rows]
 
-        return Ranking(best, {OVERALL: scores[best]}, reasons)
+        return ScoredCandidates(best, {OVERALL: best_scores}, reasons)
+
+    def warm(self) -> None:
+        """See Scorer."""
+        for plug in self.engine.plugs.values():
+            if isinstance(plug, SequencePlug) and isinstance(plug.encoder, SequenceScorer):
+                plug.encoder.warm(self._warm_ms)
 
 
-def engine_builder(settings: Settings) -> BuildScorer:
-    """How a snapshot becomes a scorer under some settings; they must be those that trained it."""
+def engine_builder(settings: Settings, on_forget: list[Callable[[str], None]] | None = None) -> BuildScorer:
+    """How a snapshot becomes a scorer under some settings; they must be those that trained it.
+
+    Its scorers share what they keep of users' histories, one version a user; a call that drops a user's is put on
+    `on_forget`.
+    """
+    kept: defaultdict[str, HistoryCache] = defaultdict(lambda: HistoryCache(settings.serving.sequence_cache_mb << 20))
+    versions = count(1)
+
+    def forget(user_id: str) -> None:
+        for cache in list(kept.values()):
+            cache.forget(user_id)
+
+    if on_forget is not None:
+        on_forget.append(forget)
 
     def build(snapshot: Snapshot) -> Scorer:
         if not fits(snapshot.meta, settings):
@@ -106,12 +143,14 @@ def engine_builder(settings: Settings) -> BuildScorer:
         arrays = snapshot.parts["engine"]
         known = int(arrays["signals.counts"][0])
         table = ItemTable(unpack_strings(snapshot.parts["items"], "id")[:known])
-        return EngineScorer(Engine.from_arrays(settings, table, arrays, _plugs(settings, snapshot), read_only=True))
+        plugs = _plugs(settings, snapshot, kept, next(versions))
+        engine = Engine.from_arrays(settings, table, arrays, plugs, read_only=True)
+        return EngineScorer(engine, settings.serving.sequence_warm_ms)
 
     return build
 
 
-def _plugs(settings: Settings, snapshot: Snapshot) -> dict[str, Plug]:
+def _plugs(settings: Settings, snapshot: Snapshot, kept: Mapping[str, HistoryCache], version: int) -> dict[str, Plug]:
     parts = snapshot.parts
     graph = GraphLearner.from_arrays(settings.graph, parts[GRAPH]) if GRAPH in parts else None
     plugs: dict[str, Plug] = {}
@@ -119,5 +158,5 @@ def _plugs(settings: Settings, snapshot: Snapshot) -> dict[str, Plug]:
         if graph is not None and name in (GRAPH, FUSED):
             plugs[name] = GraphPlug(graph, fused=name == FUSED)
         else:
-            plugs[name] = SequencePlug(SequenceScorer.from_arrays(settings.model, parts[name]))
+            plugs[name] = SequencePlug(SequenceScorer.from_arrays(settings.model, parts[name], kept[name], version))
     return plugs

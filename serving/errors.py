@@ -6,7 +6,8 @@
     ├── NotReady          UNAVAILABLE          RetryInfo
     ├── Overloaded        RESOURCE_EXHAUSTED   RetryInfo
     ├── DeadlinePassed    DEADLINE_EXCEEDED
-    └── Unauthenticated   UNAUTHENTICATED
+    ├── Unauthenticated   UNAUTHENTICATED
+    └── PermissionDenied  PERMISSION_DENIED
 
 Anything else that a handler raises is INTERNAL, with a number under which the log has the traceback.
 """
@@ -106,6 +107,12 @@ class Unauthenticated(RequestError):
     """No bearer token, or one that is not configured."""
 
     code = code_pb2.UNAUTHENTICATED
+
+
+class PermissionDenied(RequestError):
+    """A token that may not make this call."""
+
+    code = code_pb2.PERMISSION_DENIED
 
 
 def to_status(error: Exception) -> rpc_status.Status:

@@ -18,12 +18,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from configs.errors import SnapshotError
-from graph.view import Int32, UserView, view_of
-from serving.arrays import unpack_strings
-from serving.metrics import ServingMetrics
-from serving.scorer import Scorer
-from serving.snapshot import LEVEL, Pointer, Snapshot, current, gate, list_snapshots, open_snapshot
+from driftline.configs.errors import SnapshotError
+from driftline.graph.arrays import Int32
+from driftline.graph.view import UserView, view_of
+from driftline.serving.arrays import unpack_strings
+from driftline.serving.delta import Verified
+from driftline.serving.metrics import ServingMetrics
+from driftline.serving.scorer import Scorer
+from driftline.serving.sizes import short_title
+from driftline.serving.snapshot import LEVEL, Pointer, Snapshot, current, gate, list_snapshots, open_snapshot
 
 LOG = logging.getLogger(__name__)
 
@@ -46,12 +49,13 @@ class Served:
         """Title of an item by dense index, "" if none is known."""
         return self.titles[index] if 0 <= index < len(self.titles) else ""
 
-    def allowed(self, domain: str) -> NDArray[np.bool_]:
-        """[items] items that may be recommended in a domain: available ones that belong to it or to none."""
-        if not domain or not self.domains:
-            return self.offered
-        here: NDArray[np.bool_] = (self.domain_codes == 0) | (self.domain_codes == self.domains.get(domain, -1))
-        return self.offered & here
+    def allowed(self, items: Int32, domain: str) -> NDArray[np.bool_]:
+        """Which of some items [n] may be recommended in a domain: available ones that belong to it or to none."""
+        offered = self.offered[items]
+        if domain and self.domains:
+            codes = self.domain_codes[items]
+            offered &= (codes == 0) | (codes == self.domains.get(domain, -1))
+        return offered
 
 
 BuildScorer = Callable[[Snapshot], Scorer]
@@ -74,6 +78,7 @@ class ModelSlot:
         self.root, self._build, self._metrics = root, build, metrics
         self._poll_s, self._gate_drop = poll_s, gate_drop
         self._seen: Pointer | None = None
+        self._verified = Verified()
         self._stop = threading.Event()
         self.served: Served | None = None
         """The model in service; take it once a request and use only that."""
@@ -128,12 +133,16 @@ class ModelSlot:
 
     def _swap(self, version: str, check: bool) -> None:
         started = time.perf_counter()
-        snapshot = open_snapshot(self.root, version)
+        snapshot = open_snapshot(self.root, version, self._verified)
         if check and self.served is not None and _level(snapshot) <= _level(self.served.snapshot):
             fell = gate(snapshot.meta.metrics, self.served.snapshot.meta.metrics, self._gate_drop)
             if fell:
                 raise SnapshotError(f"snapshot {version} is refused: {fell}. The one before keeps serving.")
         served = self._load(snapshot)
+        try:
+            served.scorer.warm()
+        except Exception:
+            LOG.exception("snapshot %s serves, but what was kept of users could not be read ahead for it", version)
         self.served, self.refused = served, ""
         self._metrics.swaps.inc()
         self._metrics.sequence.set(snapshot.sequence)
@@ -162,7 +171,8 @@ class ModelSlot:
         domain_codes = np.zeros(n, np.int32)
         domain_codes[: len(domains)] = [codes.get(domain, 0) for domain in domains[:n]]
         offered = np.array(items.get("available", np.ones(n)), np.bool_)[:n]
-        return Served(snapshot, scorer, unpack_strings(items, "title"), offered, domain_codes, codes)
+        titles = list(map(short_title, unpack_strings(items, "title")))
+        return Served(snapshot, scorer, titles, offered, domain_codes, codes)
 
     def _serve_an_older_one(self) -> None:
         try:

@@ -4,32 +4,28 @@ Two tiers, both in memory: every record as the bytes that came, and what was ask
 hit costs microseconds; a miss is None at once, and whoever asked goes on without a profile. The newest two versions of
 a user are kept, so that one that is not valid yet does not hide the one before.
 
-A record is JSON: user_id, text, facets {name: text}, source, version, valid_from_ms, and embedding: one unit vector for
-each facet, [4][text_dim] numbers or base64 of little-endian float16. An empty value forgets the user.
+What a record holds is said in graph/profile.py; an empty value forgets the user.
 """
 
 from __future__ import annotations
 
-import base64
 import logging
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import orjson
 
-from configs.security import client_options
-from configs.settings import Broker
-from graph.rows import Float32
-from graph.view import Profile
+from driftline.configs.errors import InputError
+from driftline.configs.settings import Broker
+from driftline.graph.profile import parse_profile
+from driftline.graph.view import FACETS, ProfileVectors
+from driftline.serving.follower import Follower
+from driftline.serving.partitions import LastWords
 
 LOG = logging.getLogger(__name__)
-FACETS = ("crowd", "interests", "categories", "brands")
 _DECODED = 4096
-_RETRY_S = 1.0
-_PAUSE_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +35,7 @@ class StoredProfile:
     user_id: str
     text: str
     facets: tuple[tuple[str, str], ...]
-    vectors: Profile
+    vectors: ProfileVectors
 
 
 class ProfileStore:
@@ -59,6 +55,8 @@ class ProfileStore:
         """Records that could not be read."""
         self.version = 0
         """Counts up with each accepted record."""
+        self.on_forget: list[Callable[[str], None]] = []
+        """Called with each user whose tombstone comes: a worker that forgets a user always sends one."""
 
     def __len__(self) -> int:
         return len(self._raw)
@@ -71,34 +69,42 @@ class ProfileStore:
             if width is not None and self._text_dim not in (None, width):
                 raise ValueError(f"vectors of width {width}, expected ranker.text_dim {self._text_dim}")
             user_id = profile.user_id if profile is not None else (key or b"").decode()
-        except (ValueError, KeyError, TypeError) as error:
+        except (InputError, ValueError) as error:
             self.invalid += 1
             LOG.warning("profile record of key %r left out: %r", key, error)
             return False
         with self._lock:
             self.version += 1
             versions = self._raw.pop(user_id, {})
+            for replaced in versions.values():
+                self._decoded.pop(replaced, None)  # nobody asks for it again, and its text may be to be forgotten
             if profile is not None and value:
                 versions = {**versions, profile.vectors.version: value}
                 self._raw[user_id] = dict(sorted(versions.items(), reverse=True)[:2])
             if len(self._raw) > self._capacity:
-                self._raw.popitem(last=False)
+                _, versions = self._raw.popitem(last=False)
+                for replaced in versions.values():
+                    self._decoded.pop(replaced, None)
+        if profile is None:
+            for forget in self.on_forget:
+                forget(user_id)
         return True
 
     def get(self, user_id: str, at_ms: int) -> StoredProfile | None:
         """The newest profile that is valid at an event time; None at once if there is none."""
         for raw in self._raw.get(user_id, {}).values():
-            stored = self._decode(raw)
+            stored = self._decode(user_id, raw)
             if stored.vectors.valid_from_ms <= at_ms:
                 return stored
         return None
 
-    def _decode(self, raw: bytes) -> StoredProfile:
+    def _decode(self, user_id: str, raw: bytes) -> StoredProfile:
         stored = self._decoded.get(raw)
         if stored is None:
             stored = decode_profile(raw)
             with self._lock:
-                self._decoded[raw] = stored
+                if raw in self._raw.get(user_id, {}).values():  # else it was taken back meanwhile
+                    self._decoded[raw] = stored
                 if len(self._decoded) > _DECODED:
                     self._decoded.popitem(last=False)
         return stored
@@ -108,40 +114,34 @@ def decode_profile(value: bytes) -> StoredProfile:
     """A profile from a record's value.
 
     Raises:
-        ValueError, KeyError, TypeError: it is not one.
+        InputError: it is not one.
     """
-    data: dict[str, Any] = orjson.loads(value)
-    texts = {str(name): str(text) for name, text in dict(data["facets"]).items()}
-    vectors = Profile(
-        facets=_vectors(data.get("embedding")),
-        valid_from_ms=_whole(data["valid_from_ms"], 64),
-        version=_whole(data.get("version", 0), 32),
-        source=str(data.get("source", "")),
-    )
-    return StoredProfile(str(data["user_id"]), str(data.get("text", "")), tuple(texts.items()), vectors)
+    written = parse_profile(value)
+    facets = np.zeros((len(FACETS), 0), np.float32) if written.vectors is None else written.vectors
+    vectors = ProfileVectors(facets, written.valid_from_ms, written.version, written.source)
+    said = tuple((facet, text) for facet, text in written.facets.items() if text)
+    return StoredProfile(written.user_id, written.text, said, vectors)
 
 
-def _whole(value: Any, bits: int) -> int:
-    """A number that fits into the answers' messages."""
-    number, end = int(value), 2 ** (bits - 1)
-    if not -end <= number < end:
-        raise ValueError(f"got {number}, expected a signed number of {bits} bits")
-    return number
+class _IntoStore:
+    """Records of the topic `profiles` as a store takes them."""
+
+    def __init__(self, store: ProfileStore) -> None:
+        self._store, self._words = store, LastWords()
+
+    def begin(self, bounds: dict[int, tuple[int, int]]) -> None:
+        """See Reader; a store keeps what it has."""
+
+    def take(self, key: bytes | None, value: bytes | None, partition: int, t_ms: int) -> None:
+        """See Reader; a record that is older than one of the user in another partition is left out."""
+        if not key or self._words.is_last(key, partition, t_ms):
+            self._store.put(key, value)
+
+    def taken(self, at_end: bool) -> None:
+        """See Reader; a store has nothing to do."""
 
 
-def _vectors(embedding: Any) -> Float32:
-    if not embedding:
-        return np.zeros((len(FACETS), 0), np.float32)
-    if isinstance(embedding, str):
-        flat = np.frombuffer(base64.b64decode(embedding), "<f2").astype(np.float32)
-    else:
-        flat = np.asarray(embedding, np.float32).ravel()
-    if flat.size % len(FACETS) or not np.isfinite(flat).all():
-        raise ValueError(f"embedding has {flat.size} finite or other values, expected {len(FACETS)} equal unit vectors")
-    return flat.reshape(len(FACETS), -1)
-
-
-class ProfileFollower:
+class ProfileFollower(Follower):
     """Reads the topic `profiles` from its beginning into a store, in a thread, for as long as it is open.
 
     Args:
@@ -151,43 +151,4 @@ class ProfileFollower:
     """
 
     def __init__(self, store: ProfileStore, broker: Broker, bootstrap: str) -> None:
-        self._store, self._topic = store, broker.prefix + "profiles"
-        self._options = client_options(broker, bootstrap)
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._follow, name="profile-follower", daemon=True)
-        self._thread.start()
-
-    def close(self) -> None:
-        """Stops reading."""
-        self._stop.set()
-        self._thread.join(timeout=5.0)
-
-    def _follow(self) -> None:
-        from kafka.errors import KafkaError  # half a second that a server without profiles need not wait
-
-        while not self._stop.is_set():
-            try:
-                self._read_until_error()
-            except (KafkaError, OSError, ValueError) as error:
-                LOG.info("topic %s can't be read yet, trying again: %r", self._topic, error)
-            self._stop.wait(_RETRY_S)
-
-    def _read_until_error(self) -> None:
-        from kafka import KafkaConsumer, TopicPartition
-
-        consumer = KafkaConsumer(**self._options, group_id=None, enable_auto_commit=False, auto_offset_reset="earliest")
-        try:
-            partitions = consumer.partitions_for_topic(self._topic)
-            if not partitions:
-                return
-            assigned = [TopicPartition(self._topic, number) for number in sorted(partitions)]
-            consumer.assign(assigned)
-            consumer.seek_to_beginning(*assigned)
-            batch: dict[Any, list[Any]] = {}
-            while not self._stop.wait(0 if batch else _PAUSE_S):
-                batch = consumer.poll(timeout_ms=0, max_records=2000)  # a time limit would keep a core busy asking
-                for records in batch.values():
-                    for record in records:
-                        self._store.put(record.key, record.value)
-        finally:
-            consumer.close()
+        super().__init__(_IntoStore(store), broker, bootstrap, "profiles")

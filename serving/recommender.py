@@ -9,31 +9,34 @@ Time never runs before the state: a request for a time before the user's newest 
 from __future__ import annotations
 
 import logging
-import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from configs.settings import Serving
-from graph.view import UserView, view_of
-from serving import answers
-from serving.cache import RecentRankings
-from serving.checks import Options
-from serving.errors import NotReady, UnknownItem
-from serving.models import ModelSlot, Served
-from serving.profiles import ProfileStore, StoredProfile
-from serving.proto.driftline.v1 import recommendation_pb2 as pb
-from serving.scorer import NOVEL, OVERALL, PopularityScorer, Ranking, choose
-from serving.snapshot import Meta, Snapshot
-from serving.state_reader import StateReader, StoredUser
+from driftline.configs.settings import Serving
+from driftline.graph.view import UserView, view_of
+from driftline.serving import answers
+from driftline.serving.availability import Availability
+from driftline.serving.cache import RecentRankings
+from driftline.serving.checks import Options
+from driftline.serving.errors import NotReady, UnknownItem
+from driftline.serving.models import ModelSlot, Served
+from driftline.serving.popular import Popular
+from driftline.serving.profiles import ProfileStore, StoredProfile
+from driftline.serving.scorer import NOVEL, OVERALL, ScoredCandidates, choose
+from driftline.serving.sizes import SHORTENED, fit_slate, fit_state, share_bytes
+from driftline.serving.state_reader import StateReader, StoredUser
+from driftline.v1 import recommendation_pb2 as pb
 
 LOG = logging.getLogger(__name__)
 RETRY_MS = 1000
-_FALLBACK_S = 10.0
-_NO_SNAPSHOT = Snapshot("", 0, -1, Meta(), {})
+TOGETHER = 16
+"""Users of a batch that are ranked in one pass."""
+WITHDRAWN = "withdrawn"
+"""Reason of an answer about an item that may not be recommended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +78,10 @@ class Reading:
 
 
 class Recommender:
-    """Answers from a state reader, a feature store and a model slot; owns none of them."""
+    """Answers from a state reader, a feature store and a model slot; owns none of them.
+
+    A row whose last event is more than `ttl_ms` before the time of a request is none; 0 = rows do not end.
+    """
 
     def __init__(
         self,
@@ -84,15 +90,17 @@ class Recommender:
         profiles: ProfileStore,
         models: ModelSlot,
         messages: answers.StateMessages,
+        availability: Availability | None = None,
+        ttl_ms: int = 0,
     ) -> None:
         self._state, self._profiles, self._models, self._messages = state, profiles, models, messages
-        self._poll_ms = settings.state_poll_ms
+        self._availability = availability or Availability()
+        self._poll_ms, self._ttl_ms = settings.state_poll_ms, ttl_ms
         self._rankings = RecentRankings(settings.cache_users, settings.cache_ms)
-        self._fallback: tuple[float, Served] = (float("-inf"), _popularity(()))
-        self._fallback_lock = threading.Lock()
+        self._popularity = Popular(lambda: state.popular())
 
     def model(self, min_sequence: int) -> Served | None:
-        """The serving model.
+        """The serving model, with the items that may be recommended now.
 
         Raises:
             NotReady: it is older than asked for.
@@ -101,7 +109,7 @@ class Recommender:
         sequence = served.snapshot.sequence if served else 0
         if sequence < min_sequence:
             raise NotReady(f"model sequence {sequence} serves, asked for {min_sequence}", RETRY_MS)
-        return served
+        return self._availability.over(served) if served else None
 
     def required_model(self, min_sequence: int) -> Served:
         """The serving model.
@@ -114,12 +122,28 @@ class Recommender:
             raise NotReady(self._models.refused or "no snapshot serves yet", RETRY_MS)
         return served
 
-    def read(self, user_id: str, time_ms: int) -> Reading:
-        """One user at a time, 0 = now; later if their newest event is."""
+    def read(self, user_id: str, time_ms: int, min_version: int = 0) -> Reading:
+        """One user at a time, 0 = now; later if their newest event is.
+
+        Args:
+            min_version: offset up to which the user's partition is to be applied. The partition's, not the row's: a
+                duplicate, a dead letter and an event that came too late leave no trace in a row.
+
+        Raises:
+            NotReady: it is not.
+        """
         stored = self._state.user(user_id)
+        if stored.store_offset < min_version:
+            text = (
+                f"the state of user {user_id!r} in partition {stored.partition} is applied up to offset "
+                f"{stored.store_offset}, asked for {min_version}"
+            )
+            raise NotReady(text, self._poll_ms)
         newest_ms = stored.row.last_update_ms if stored.row else -1
         asked_ms = time_ms or time.time_ns() // 1_000_000
         now_ms = max(asked_ms, newest_ms)
+        if self._ttl_ms and newest_ms < now_ms - self._ttl_ms:
+            stored = replace(stored, row=None)  # an event now would start it anew, and so the models learnt it
         return Reading(user_id, stored, self._profiles.get(user_id, now_ms), now_ms, asked_ms)
 
     def user_state(self, reading: Reading, limit: int) -> tuple[pb.Provenance, pb.UserState]:
@@ -128,6 +152,8 @@ class Recommender:
         reasons = [*([] if self._state.ready else ["no_state"]), *reading.reasons]
         origin = pb.SERVED_FROM_MODEL if self._state.ready else pb.SERVED_FROM_FALLBACK
         message = self._messages.user_state(reading.user_id, stored, served, reading.profile, reading.now_ms, limit)
+        if fit_state(message):
+            reasons.append(SHORTENED)
         return answers.provenance(served, stored, reading.profile, reading.now_ms, origin, reasons), message
 
     def recommend(self, user_id: str, options: Options, served: Served | None) -> tuple[pb.Provenance, pb.Slate]:
@@ -136,21 +162,41 @@ class Recommender:
         Raises:
             NotReady: the user's state is older than asked for, or there is no popularity either.
         """
-        reading = self.read(user_id, options.request_time_ms)
-        version = reading.stored.version
-        if version < options.min_user_state_version:
-            text = f"state of user {user_id!r} is at version {version}, asked for {options.min_user_state_version}"
-            raise NotReady(text, self._poll_ms)
+        return self._answer(self._read(user_id, options), options, served, None)
+
+    def recommend_all(
+        self, user_ids: Sequence[str], options: Options, served: Served | None
+    ) -> Iterator[tuple[pb.Provenance, pb.Slate]]:
+        """`recommend` of several users, who are ranked some at a time.
+
+        Raises:
+            NotReady: as `recommend`.
+        """
+        for first in range(0, len(user_ids), TOGETHER):
+            readings = [self._read(user_id, options) for user_id in user_ids[first : first + TOGETHER]]
+            for reading, ranking in zip(readings, self._ranked_together(readings, options, served), strict=True):
+                yield self._answer(reading, options, served, ranking)
+
+    def _read(self, user_id: str, options: Options) -> Reading:
+        return self.read(user_id, options.request_time_ms, options.min_user_state_version)
+
+    def _answer(
+        self, reading: Reading, options: Options, served: Served | None, ranking: ScoredCandidates | None
+    ) -> tuple[pb.Provenance, pb.Slate]:
+        """The answer to a reading; it is ranked here unless it was before."""
         reasons = reading.reasons
         model, slate, origin = served, None, pb.SERVED_FROM_FALLBACK
         if served is None:
             reasons.append("no_snapshot")
         else:
             try:
-                ranking, origin = self._rank(reading, served, options.domain)
-                slate = self._slate(served, ranking, options, reading.view(served))
+                view = reading.view(served, options.domain)
+                origin = pb.SERVED_FROM_MODEL
+                if ranking is None:
+                    ranking, origin = self._rank(reading, served, view, options.domain)
+                slate = self._slate(served, ranking, options, view)
             except Exception:
-                LOG.exception("model %s failed on user %r", served.snapshot.version, user_id)
+                LOG.exception("model %s failed on user %r", served.snapshot.version, reading.user_id)
                 reasons.append("model_error")
             else:
                 known = reading.stored.row is not None
@@ -160,24 +206,27 @@ class Recommender:
                     reasons.append("nothing_new")
         if slate is None:
             model, slate, origin = None, self._popular_slate(reading, options, served), pb.SERVED_FROM_FALLBACK
+        if fit_slate(slate, options.most_bytes):
+            reasons.append(SHORTENED)
         return answers.provenance(model, reading.stored, reading.profile, reading.now_ms, origin, reasons), slate
 
     def score(
-        self, user_id: str, item_ids: Sequence[str], time_ms: int, which: str, served: Served
+        self, user_id: str, item_ids: Sequence[str], time_ms: int, which: str, served: Served, min_version: int = 0
     ) -> tuple[pb.Provenance, list[float]]:
         """Scores of given items, parallel to their ids.
 
         Raises:
             UnknownItem: the model does not know one of them.
+            NotReady: the user's state is older than asked for.
         """
         items = np.array([_known(served, item_id) for item_id in item_ids], np.int32)
-        reading = self.read(user_id, time_ms)
+        reading = self.read(user_id, time_ms, min_version)
         scores = served.scorer.score(reading.view(served), reading.now_ms, items)[which]
-        origin = pb.SERVED_FROM_MODEL
-        return (
-            answers.provenance(served, reading.stored, reading.profile, reading.now_ms, origin, reading.reasons),
-            scores.tolist(),
+        reasons = reading.reasons if served.offered[items].all() else [*reading.reasons, WITHDRAWN]
+        origin = answers.provenance(
+            served, reading.stored, reading.profile, reading.now_ms, pb.SERVED_FROM_MODEL, reasons
         )
+        return origin, scores.tolist()
 
     def similar(
         self, item_id: str, k: int, left_out: Sequence[str], domain: str, served: Served
@@ -189,48 +238,84 @@ class Recommender:
         """
         table, item = served.scorer.table, _known(served, item_id)
         excluded = {table.find(other) for other in left_out} | {item}
-        ranking = served.scorer.similar(item, len(table))
-        places = choose(ranking, OVERALL, k, ranking.items[:0], excluded, served.allowed(domain))
+        wanted = 2 * (k + len(excluded))
+        ranking = served.scorer.similar(item, wanted)
+        places = choose(ranking, OVERALL, k, ranking.items[:0], excluded, served.allowed(ranking.items, domain))
+        if len(places) < k and len(ranking.items) == wanted:  # most of them may not be shown: all items, then
+            ranking = served.scorer.similar(item, len(table))
+            places = choose(ranking, OVERALL, k, ranking.items[:0], excluded, served.allowed(ranking.items, domain))
         scores = ranking.scores[OVERALL][places].tolist()
         slate = answers.slate(served, ranking, scores, places.tolist(), reasons=True)
-        return self._about(served), slate
+        reasons = [] if served.offered[item] else [WITHDRAWN]
+        if fit_slate(slate, share_bytes()):
+            reasons.append(SHORTENED)
+        return self._about(served, reasons), slate
 
     def info(self) -> pb.GetModelInfoResponse:
         """Which model serves and what lies on disk."""
         served = self._models.served
         return answers.model_info(self._models, served, self._about(served))
 
-    def _about(self, served: Served | None) -> pb.Provenance:
+    def _about(self, served: Served | None, reasons: Sequence[str] = ()) -> pb.Provenance:
         now_ms = time.time_ns() // 1_000_000
         if served is None:
             return answers.provenance(None, StoredUser(None), None, now_ms, pb.SERVED_FROM_FALLBACK, ["no_snapshot"])
-        return answers.provenance(served, StoredUser(None), None, now_ms, pb.SERVED_FROM_MODEL)
+        return answers.provenance(served, StoredUser(None), None, now_ms, pb.SERVED_FROM_MODEL, reasons)
 
-    def _rank(self, reading: Reading, served: Served, domain: str) -> tuple[Ranking, pb.ServedFrom]:
+    def _ranked_together(
+        self, readings: Sequence[Reading], options: Options, served: Served | None
+    ) -> list[ScoredCandidates | None]:
+        """Rankings of several users in one pass; None for those that are kept or have to be ranked one by one."""
+        out: list[ScoredCandidates | None] = [None] * len(readings)
+        if served is None:
+            return out
+        version, keys = served.snapshot.version, [(one.mark, options.domain) for one in readings]
+        asked = [
+            place
+            for place, (one, key) in enumerate(zip(readings, keys, strict=True))
+            if self._rankings.get(one.user_id, version, key, one.now_ms) is None
+        ]
+        with suppress(Exception):  # of one user, for whom it comes again when they are ranked alone
+            views = [readings[place].view(served, options.domain) for place in asked]
+            rankings = served.scorer.rank_all(views, [readings[place].now_ms for place in asked])
+            for place, ranking in zip(asked, rankings, strict=True):
+                one = readings[place]
+                self._rankings.put(one.user_id, version, keys[place], one.now_ms, ranking)
+                out[place] = ranking
+        return out
+
+    def _rank(
+        self, reading: Reading, served: Served, view: UserView, domain: str
+    ) -> tuple[ScoredCandidates, pb.ServedFrom]:
         version, key = served.snapshot.version, (reading.mark, domain)
         kept = self._rankings.get(reading.user_id, version, key, reading.now_ms)
         if kept is not None:
             return kept, pb.SERVED_FROM_CACHE
-        ranking = served.scorer.rank(reading.view(served, domain), reading.now_ms)
+        ranking = served.scorer.rank(view, reading.now_ms)
         self._rankings.put(reading.user_id, version, key, reading.now_ms, ranking)
         return ranking, pb.SERVED_FROM_MODEL
 
-    def _slate(self, served: Served, ranking: Ranking, options: Options, view: UserView) -> pb.Slate:
+    def _slate(self, served: Served, ranking: ScoredCandidates, options: Options, view: UserView) -> pb.Slate:
         table = served.scorer.table
         excluded = {table.find(item_id) for item_id in options.excluded}
         if options.which == NOVEL:
             excluded |= set(view.items[view.weight < 0].tolist())  # only returned or disliked: nothing to show as new
         own = view.items[view.weight > 0]
-        places = choose(ranking, options.which, options.k, own, excluded, served.allowed(options.domain))
+        places = choose(ranking, options.which, options.k, own, excluded, served.allowed(ranking.items, options.domain))
         scores = ranking.scores[options.which][places].tolist()
         return answers.slate(served, ranking, scores, places.tolist(), options.item_reasons)
 
-    def _popular_slate(self, reading: Reading, options: Options, served: Served | None) -> pb.Slate:
-        """By popularity; of the items that a model knows only those that it may recommend."""
+    def _popular_slate(
+        self, reading: Reading, options: Options, served: Served | None, known: Served | None = None
+    ) -> pb.Slate:
+        """By popularity; of the items that a model knows only those that it may recommend, or none of `known`."""
         by = self._popular()
         if served is not None:
-            allowed, places = served.allowed(options.domain), map(served.scorer.table.find, by.scorer.table.ids)
-            by = replace(by, offered=np.array([place < 0 or allowed[place] for place in places], np.bool_))
+            places = np.array([served.scorer.table.find(item_id) for item_id in by.scorer.table.ids], np.int32)
+            by = replace(by, offered=by.offered & ((places < 0) | served.allowed(places, options.domain)))
+        if known is not None:
+            find = known.scorer.table.find
+            by = replace(by, offered=by.offered & [find(item_id) < 0 for item_id in by.scorer.table.ids])
         view = reading.view(by)
         return self._slate(by, by.scorer.rank(view, reading.now_ms), options, view)
 
@@ -239,32 +324,23 @@ class Recommender:
         if options.which != NOVEL or options.domain or options.excluded:
             return None
         with suppress(NotReady):
-            return self._popular_slate(reading, replace(options, excluded=tuple(served.scorer.table.ids)), None)
+            return self._popular_slate(reading, options, None, known=served)
         return None
 
     def _popular(self) -> Served:
-        """Popularity from the state store, read at most every few seconds.
+        """Popularity from the state store.
 
         Raises:
             NotReady: there is none.
         """
-        with self._fallback_lock:
-            read_s, served = self._fallback
-            if time.monotonic() - read_s > _FALLBACK_S or not len(served.scorer.table):
-                served = _popularity(self._state.popular())
-                self._fallback = time.monotonic(), served
+        served = self._popularity.served()
         if not len(served.scorer.table):
             raise NotReady(
                 self._models.refused
                 or "neither a snapshot nor any item popularity exists yet: worker and trainer make them from events",
                 RETRY_MS,
             )
-        return served
-
-
-def _popularity(scores: Sequence[tuple[str, float]]) -> Served:
-    n = len(scores)
-    return Served(_NO_SNAPSHOT, PopularityScorer(scores), [], np.ones(n, np.bool_), np.zeros(n, np.int32), {})
+        return self._availability.over(served)
 
 
 def _known(served: Served, item_id: str) -> int:

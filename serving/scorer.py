@@ -12,10 +12,10 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from graph.rows import Float32
-from graph.view import Int32, ItemTable, UserView
+from driftline.graph.arrays import Float32, Int32
+from driftline.graph.view import ItemTable, UserView
 
-OVERALL, NOVEL, REPEAT = "mix", "novel", "repeat"
+OVERALL, NOVEL, REPEAT = "overall", "novel", "repeat"
 """Names of the lists, as the ranker names its heads."""
 
 
@@ -24,12 +24,12 @@ Reasons = Callable[[Sequence[int]], list[tuple[str, ...]]]
 
 
 @dataclass(frozen=True, slots=True)
-class Ranking:
+class ScoredCandidates:
     """Candidates of one request with their scores.
 
     Attributes:
         items: [c] int32 dense indices, each once.
-        scores: [c] float32 by list ("mix", "novel", "repeat"), larger is better.
+        scores: [c] float32 by list ("overall", "novel", "repeat"), larger is better.
         reasons: of places in `items`.
     """
 
@@ -45,14 +45,20 @@ class Scorer(Protocol):
     def table(self) -> ItemTable:
         """The items that it knows."""
 
-    def rank(self, view: UserView, now_ms: int) -> Ranking:
+    def rank(self, view: UserView, now_ms: int) -> ScoredCandidates:
         """Candidates and scores for a user at a time."""
+
+    def rank_all(self, views: Sequence[UserView], now_ms: Sequence[int]) -> list[ScoredCandidates]:
+        """`rank` of several users."""
 
     def score(self, view: UserView, now_ms: int, items: Int32) -> dict[str, Float32]:
         """Scores [n] by list of given items [n] int32."""
 
-    def similar(self, item: int, k: int) -> Ranking:
-        """At most k items that go with an item, best first, with scores "mix"."""
+    def similar(self, item: int, k: int) -> ScoredCandidates:
+        """At most k items that go with an item, best first, with scores "overall"."""
+
+    def warm(self) -> None:
+        """Once it is sure to serve: brings up to date what is kept of users for the model before."""
 
 
 class PopularityScorer:
@@ -67,10 +73,14 @@ class PopularityScorer:
         """See Scorer."""
         return self._table
 
-    def rank(self, view: UserView, now_ms: int) -> Ranking:
+    def rank(self, view: UserView, now_ms: int) -> ScoredCandidates:
         """See Scorer."""
         items = np.arange(len(self._table), dtype=np.int32)
-        return Ranking(items, self.score(view, now_ms, items), lambda places: [("popular now",)] * len(places))
+        return ScoredCandidates(items, self.score(view, now_ms, items), lambda places: [("popular now",)] * len(places))
+
+    def rank_all(self, views: Sequence[UserView], now_ms: Sequence[int]) -> list[ScoredCandidates]:
+        """See Scorer."""
+        return [self.rank(view, now) for view, now in zip(views, now_ms, strict=True)]
 
     def score(self, view: UserView, now_ms: int, items: Int32) -> dict[str, Float32]:
         """See Scorer."""
@@ -82,13 +92,16 @@ class PopularityScorer:
         recency = np.where(last_ms[items] >= 0, 0.5 ** (age_days / 30.0), 0.0).astype(np.float32)
         return {OVERALL: popularity, NOVEL: popularity, REPEAT: recency}
 
-    def similar(self, item: int, k: int) -> Ranking:
+    def similar(self, item: int, k: int) -> ScoredCandidates:
         """See Scorer; popularity knows no similarity."""
-        return Ranking(np.zeros(0, np.int32), {OVERALL: np.zeros(0, np.float32)}, lambda places: [])
+        return ScoredCandidates(np.zeros(0, np.int32), {OVERALL: np.zeros(0, np.float32)}, lambda places: [])
+
+    def warm(self) -> None:
+        """See Scorer; nothing is kept."""
 
 
 def choose(
-    ranking: Ranking,
+    ranking: ScoredCandidates,
     which: str,
     k: int,
     own: Int32,
@@ -99,11 +112,11 @@ def choose(
 
     Args:
         ranking: candidates and scores.
-        which: list: "mix", "novel" (none of `own`) or "repeat" (only `own`).
+        which: list: "overall", "novel" (none of `own`) or "repeat" (only `own`).
         k: how many at most.
         own: [n] int32 items that the user touched; -1 is ignored.
         excluded: dense indices that may not be returned.
-        allowed: [items] bool by dense index; None = all.
+        allowed: [c] bool, which candidates may be returned; None = all.
     """
     keep = np.ones(len(ranking.items), np.bool_)
     if which != OVERALL:
@@ -111,7 +124,7 @@ def choose(
     if excluded:
         keep &= ~np.isin(ranking.items, list(excluded))
     if allowed is not None:
-        keep &= allowed[ranking.items]
+        keep &= allowed
     places = np.flatnonzero(keep)
     order = np.argsort(-ranking.scores[which][places], kind="stable")[:k]
     return places[order]

@@ -1,6 +1,6 @@
 """The serving process: state reader, feature store, model slot and gRPC server, started and stopped in order.
 
-start: metrics port -> state reader -> profiles -> snapshot -> gRPC port -> health SERVING
+start: metrics port -> state reader -> profiles, items -> snapshot -> items read -> gRPC port -> health SERVING
 stop:  health NOT_SERVING -> no new requests -> those in flight get `grace_s` -> threads end
 """
 
@@ -19,22 +19,30 @@ from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import start_http_server
 
-from configs.errors import ConfigError
-from configs.settings import Serving, Settings
-from configs.signals import stop_on_signals
-from graph.rows import action_code
-from serving.answers import StateMessages
-from serving.engine_scorer import engine_builder
-from serving.guard import CountingPool, Guard
-from serving.health import NOT_SERVING, SERVING, Health
-from serving.metrics import ServingMetrics
-from serving.models import BuildScorer, ModelSlot
-from serving.profiles import ProfileFollower, ProfileStore
-from serving.proto.driftline.v1 import recommendation_pb2 as pb
-from serving.proto.driftline.v1 import recommendation_pb2_grpc as pb_grpc
-from serving.recommender import Recommender
-from serving.service import RecommendationService
-from serving.state_reader import MS_PER_DAY, StateReader
+from driftline.configs.addresses import joined
+from driftline.configs.errors import ConfigError
+from driftline.configs.settings import Metrics, Serving, Settings
+from driftline.configs.signals import stop_on_signals
+from driftline.graph.rows import action_code
+from driftline.serving.access import Access, exposure
+from driftline.serving.answers import StateMessages
+from driftline.serving.availability import Availability
+from driftline.serving.engine_scorer import engine_builder
+from driftline.serving.follower import Follower
+from driftline.serving.forget import Forgetter
+from driftline.serving.guard import CountingPool, Guard
+from driftline.serving.health import NOT_SERVING, SERVING, Health
+from driftline.serving.metrics import ServingMetrics
+from driftline.serving.models import BuildScorer, ModelSlot
+from driftline.serving.profiles import ProfileFollower, ProfileStore
+from driftline.serving.recommender import Recommender
+from driftline.serving.service import RecommendationService
+from driftline.serving.state_reader import MS_PER_DAY, StateReader
+from driftline.serving.transport import server_options
+from driftline.serving.withdrawn import NAME as WITHDRAWN_FILE
+from driftline.serving.withdrawn import WithdrawnFile
+from driftline.v1 import recommendation_pb2 as pb
+from driftline.v1 import recommendation_pb2_grpc as pb_grpc
 
 LOG = logging.getLogger(__name__)
 STOP_POLL_S = 0.1
@@ -42,7 +50,7 @@ SERVICE = pb.DESCRIPTOR.services_by_name["RecommendationService"].full_name
 ACTIONS = ("interact", "view", "click", "cart", "purchase", "rate", "return", "play", "like", "share", "skip")
 """Names of actions that are told even if the configuration does not set them."""
 _SPARE_STREAMS = 4
-"""Streams besides the watchers: reflection, and one that is told that there are too many."""
+"""Streams besides the watchers: those that are told that there are too many."""
 
 
 class Server:
@@ -62,9 +70,10 @@ class Server:
     ) -> None:
         serving = settings.serving
         self.settings = serving
-        _check_free(serving)
+        check_free(serving)
         self.metrics = ServingMetrics()
-        _start_metrics(settings.metrics.serving_port, self.metrics)
+        self._access = Access(serving, self.metrics)
+        _start_metrics(settings.metrics, self.metrics)
         self.state = StateReader(
             settings.state.root,
             settings.broker.partitions,
@@ -74,25 +83,43 @@ class Server:
         )
         self.profiles = profiles or ProfileStore(serving.profile_users, settings.ranker.text_dim)
         self._follower = _follow(settings, self.profiles) if profiles is None and serving.follow_profiles else None
+        follows, topic = serving.follow_items, settings.broker.prefix + "items"
+        self.availability = Availability(topic, WithdrawnFile(serving.snapshots) if follows else None)
+        self._items = Follower(self.availability, settings.broker, _bootstrap(settings), "items") if follows else None
         self.models = ModelSlot(
             serving.snapshots,
-            build or engine_builder(settings),
+            build or engine_builder(settings, self.profiles.on_forget),
             self.metrics,
             serving.poll_s,
             settings.trainer.gate_drop,
         )
-        self._requests = CountingPool(serving.threads, "request")
-        self.metrics.watch(lambda: len(self.profiles), lambda: self._requests.in_flight)
+        self._requests = CountingPool(serving.max_in_flight, "request")
+        self.metrics.withdrawn.set_function(lambda: len(self.availability.withdrawn))
+        self.metrics.follows_items.set_function(lambda: self._items is not None and self._items.follows)
+        self.metrics.watch(lambda: len(self.profiles), lambda: self._requests.in_flight, self.state.age_ms)
         self._guard = Guard(
-            serving.tokens, self._requests, serving.max_in_flight, serving.max_watchers + _SPARE_STREAMS, self.metrics
+            self._access,
+            self._requests,
+            serving.threads,
+            serving.max_in_flight,
+            serving.max_watchers + _SPARE_STREAMS,
+            self.metrics,
         )
         names = {action_code(name): name for name in (*ACTIONS, *settings.actions)}
         recommender = Recommender(
-            serving, self.state, self.profiles, self.models, StateMessages(names, self.state.item_id)
+            serving,
+            self.state,
+            self.profiles,
+            self.models,
+            StateMessages(names, self.state.item_id),
+            self.availability,
+            settings.state.ttl_ms,
         )
-        self._service = RecommendationService(serving, recommender, self.state, self.metrics)
+        self._forgetter = Forgetter(settings.broker, _bootstrap(settings))
+        self._service = RecommendationService(serving, recommender, self.state, self.metrics, self._forgetter.forget)
         self._health = Health(self._statuses(), serving.max_watchers)
         self._stop = threading.Event()
+        self._wait_for_items(serving.items_wait_s)
         try:
             self._server = self._new_grpc_server()
             self.port = _bind(self._server, serving)
@@ -120,18 +147,29 @@ class Server:
     def _close_parts(self) -> None:
         self._guard.close()
         self._requests.shutdown(wait=False)
+        self._forgetter.close()
         self.models.close()
         if self._follower is not None:
             self._follower.close()
+        if self._items is not None:
+            self._items.close()
         self.state.close()
+
+    def _wait_for_items(self, most_s: float) -> None:
+        """A start must not bring withdrawn items back for its first seconds."""
+        if self._items is not None and not self._items.wait(most_s):
+            LOG.warning(
+                "the topic items is not read yet: what may be recommended is as of the snapshot and of %s for now",
+                WITHDRAWN_FILE,
+            )
 
     def _new_grpc_server(self) -> grpc.Server:
         server = grpc.server(
             self._requests,
             interceptors=(self._guard,),
-            options=(("grpc.so_reuseport", int(self.settings.reuse_port)),),
+            options=server_options(self.settings.reuse_port),
         )
-        pb_grpc.add_RecommendationServiceServicer_to_server(self._service, server)  # type: ignore[no-untyped-call]
+        pb_grpc.add_RecommendationServiceServicer_to_server(self._service, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
         return server
@@ -143,6 +181,7 @@ class Server:
 
     def _follow_health(self) -> None:
         while not self._stop.wait(self.settings.poll_s):
+            self._access.follow()
             self._health.set(self._statuses())
 
 
@@ -155,14 +194,17 @@ def run_server(settings: Settings) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     logging.getLogger("kafka").setLevel(logging.ERROR)
     stopping = stop_on_signals()
+    for sentence in exposure(settings.serving):
+        LOG.warning(sentence)
     with Server(settings) as server:
         served = server.models.served
         LOG.info(
-            "serving %s on %s:%d, snapshot %s",
+            "serving %s on %s, state of %s, snapshot %s of %s",
             SERVICE,
-            settings.serving.host,
-            server.port,
+            joined(settings.serving.host, server.port),
+            settings.state.root.absolute(),
             served.snapshot.version if served else "none yet",
+            settings.serving.snapshots.absolute(),
         )
         while not stopping():
             time.sleep(STOP_POLL_S)
@@ -170,8 +212,8 @@ def run_server(settings: Settings) -> None:
 
 
 def _bind(server: grpc.Server, settings: Serving) -> int:
-    address = f"{settings.host}:{settings.port}"
-    _check_free(settings)
+    address = joined(settings.host, settings.port)
+    check_free(settings)
     try:
         if settings.tls_certificate or settings.tls_key:
             return int(server.add_secure_port(address, _credentials(settings)))
@@ -183,10 +225,14 @@ def _bind(server: grpc.Server, settings: Serving) -> int:
         ) from None
 
 
-def _check_free(settings: Serving) -> None:
-    """That nobody listens there: gRPC gives its error no reason, so the port is bound for a moment."""
+def check_free(settings: Serving) -> None:
+    """That nobody listens there: gRPC gives its error no reason, so the port is bound for a moment.
+
+    Raises:
+        ConfigError: somebody does.
+    """
     try:
-        where = socket.getaddrinfo(settings.host.strip("[]"), settings.port, type=socket.SOCK_STREAM)
+        where = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)
         family, kind, _, _, address = where[0]
         with socket.socket(family, kind) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -197,34 +243,48 @@ def _check_free(settings: Serving) -> None:
         if error.errno == errno.EADDRINUSE:
             raise ConfigError(
                 f"port {settings.port} of {settings.host} is in use by another process. Set serving.port to a free "
-                "one, or stop the other process; several `driftline serve` share a port with serving.reuse_port: true."
+                "one, or stop the other process; several share a port with serving.processes."
             ) from None
 
 
 def _credentials(settings: Serving) -> grpc.ServerCredentials:
-    certificate, key = settings.tls_certificate, settings.tls_key
+    certificate, key, authority = settings.tls_certificate, settings.tls_key, settings.tls_client_ca
     if certificate is None or key is None:
         raise ConfigError("TLS needs both serving.tls_certificate and serving.tls_key; set the other one, too.")
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key)
-        return grpc.ssl_server_credentials(((key.read_bytes(), certificate.read_bytes()),))
+        pairs = ((key.read_bytes(), certificate.read_bytes()),)
     except (OSError, ssl.SSLError) as error:
         raise ConfigError(
             f"serving.tls_certificate {certificate} with serving.tls_key {key} can't be used: {error}. "
             "Expected PEM files of a certificate chain and its key."
         ) from None
+    if authority is None:
+        return grpc.ssl_server_credentials(pairs)
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_verify_locations(authority)
+        return grpc.ssl_server_credentials(pairs, authority.read_bytes(), require_client_auth=True)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(
+            f"serving.tls_client_ca {authority} can't be used: {error}. Expected a PEM file of certificates that sign "
+            "those of callers."
+        ) from None
 
 
 def _follow(settings: Settings, store: ProfileStore) -> ProfileFollower:
-    bootstrap = settings.broker.bootstrap or f"127.0.0.1:{settings.broker.embedded_port}"
-    return ProfileFollower(store, settings.broker, bootstrap)
+    return ProfileFollower(store, settings.broker, _bootstrap(settings))
 
 
-def _start_metrics(port: int, metrics: ServingMetrics) -> None:
-    if port:
+def _bootstrap(settings: Settings) -> str:
+    return settings.broker.bootstrap or f"127.0.0.1:{settings.broker.embedded_port}"
+
+
+def _start_metrics(settings: Metrics, metrics: ServingMetrics) -> None:
+    if settings.serving_port:
         try:
-            start_http_server(port, registry=metrics.registry)
+            start_http_server(settings.serving_port, settings.host, registry=metrics.registry)
         except OSError as error:
             raise ConfigError(
-                f"metrics.serving_port {port} can't be listened on: {error.strerror}. Choose another, or 0 for none."
+                f"metrics.serving_port {settings.serving_port} of metrics.host {settings.host} can't be listened on: "
+                f"{error.strerror}. Choose another, or port 0 for none."
             ) from None

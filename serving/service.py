@@ -1,22 +1,24 @@
-"""The seven RPCs. Each: check the request, take the model once, answer; errors become statuses in one place."""
+"""The eight RPCs. Each: check the request, take the model once, answer; errors become statuses in one place."""
 
 from __future__ import annotations
 
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import NoReturn, TypeVar
 
 import grpc
 
-from configs.settings import Serving
-from serving.checks import MAX_EXCLUDED, MAX_HISTORY, MAX_K, MAX_SCORED, MAX_USERS, Checks
-from serving.errors import DeadlinePassed, Overloaded, code_name, to_status
-from serving.metrics import ServingMetrics
-from serving.proto.driftline.v1 import recommendation_pb2 as pb
-from serving.proto.driftline.v1 import recommendation_pb2_grpc as pb_grpc
-from serving.recommender import RETRY_MS, Reading, Recommender
-from serving.state_reader import StateReader
+from driftline.configs.settings import Serving
+from driftline.serving.checks import MAX_EXCLUDED, MAX_HISTORY, MAX_K, MAX_SCORED, MAX_USERS, Checks
+from driftline.serving.errors import DeadlinePassed, Overloaded, code_name, to_status
+from driftline.serving.metrics import ServingMetrics
+from driftline.serving.recommender import RETRY_MS, Reading, Recommender
+from driftline.serving.sizes import share_bytes
+from driftline.serving.state_reader import StateReader
+from driftline.v1 import recommendation_pb2 as pb
+from driftline.v1 import recommendation_pb2_grpc as pb_grpc
 
 _WATCH_TICK_S = 0.25
 _LONGEST_INTERVAL_MS = 3_600_000
@@ -32,11 +34,18 @@ class RecommendationService(pb_grpc.RecommendationServiceServicer):
         recommender: makes the answers.
         state: wakes the streams.
         metrics: of this server.
+        forget: sends a request to forget a user; partition and offset of its record.
     """
 
     def __init__(
-        self, settings: Serving, recommender: Recommender, state: StateReader, metrics: ServingMetrics
+        self,
+        settings: Serving,
+        recommender: Recommender,
+        state: StateReader,
+        metrics: ServingMetrics,
+        forget: Callable[[str], tuple[int, int]],
     ) -> None:
+        self._forget = forget
         self._settings, self._recommender, self._state, self._metrics = settings, recommender, state, metrics
         self._watchers = threading.BoundedSemaphore(settings.max_watchers)
         self._stopping = threading.Event()
@@ -53,11 +62,11 @@ class RecommendationService(pb_grpc.RecommendationServiceServicer):
             checks.identifier("user_id", request.user_id)
             checks.time_ms("request_time_ms", request.request_time_ms)
             limit = checks.within("history_limit", request.history_limit, 0, MAX_HISTORY) or self._settings.history
+            version = checks.version("min_user_state_version", request.min_user_state_version)
             checks.done()
-            reading = self._recommender.read(request.user_id, request.request_time_ms)
+            reading = self._recommender.read(request.user_id, request.request_time_ms, version)
             origin, state = self._recommender.user_state(reading, limit)
             self._count("GetUserState", origin)
-            self._metrics.state_age_ms.set(reading.stored.state_age_ms)
             return pb.GetUserStateResponse(provenance=origin, user_state=state)
 
         return self._answer("GetUserState", context, answer)
@@ -72,6 +81,7 @@ class RecommendationService(pb_grpc.RecommendationServiceServicer):
             checks.identifier("user_id", request.user_id)
             checks.within("min_interval_ms", request.min_interval_ms, 0, _LONGEST_INTERVAL_MS)
             wanted = checks.within("history_limit", request.history_limit, 0, MAX_HISTORY)
+            checks.version("min_user_state_version", request.min_user_state_version)
             checks.done()
             if not self._watchers.acquire(blocking=False):
                 raise Overloaded(f"{self._settings.max_watchers} streams are open already", RETRY_MS)
@@ -111,12 +121,15 @@ class RecommendationService(pb_grpc.RecommendationServiceServicer):
             checks = Checks()
             users = checks.identifiers("user_ids", request.user_ids, 1, MAX_USERS)
             options = checks.options(request.options)
+            checks.batch(len(users), options.k)
             checks.done()
+            options = replace(options, most_bytes=share_bytes(len(users)))
             served = self._recommender.model(options.min_model_sequence)
             response = pb.RecommendBatchResponse()
+            answers = self._recommender.recommend_all(users, options, served)
             for user_id in users:
                 _in_time(context)
-                origin, slate = self._recommender.recommend(user_id, options, served)
+                origin, slate = next(answers)
                 self._count("RecommendBatch", origin)
                 response.user_slates.add(user_id=user_id, provenance=origin, slate=slate)
             return response
@@ -132,9 +145,10 @@ class RecommendationService(pb_grpc.RecommendationServiceServicer):
             item_ids = checks.identifiers("item_ids", request.item_ids, 1, MAX_SCORED)
             time_ms = checks.time_ms("request_time_ms", request.request_time_ms)
             which = checks.which("list", request.list)
+            version = checks.version("min_user_state_version", request.min_user_state_version)
             checks.done()
             served = self._recommender.required_model(request.min_model_sequence)
-            origin, scores = self._recommender.score(user_id, item_ids, time_ms, which, served)
+            origin, scores = self._recommender.score(user_id, item_ids, time_ms, which, served, version)
             self._count("ScoreItems", origin)
             return pb.ScoreItemsResponse(provenance=origin, scores=scores)
 
@@ -161,6 +175,18 @@ class RecommendationService(pb_grpc.RecommendationServiceServicer):
         """Which model serves, what it has learnt from and how good it was."""
         return self._answer("GetModelInfo", context, self._recommender.info)
 
+    def ForgetUser(self, request: pb.ForgetUserRequest, context: grpc.ServicerContext) -> pb.ForgetUserResponse:
+        """Asks the stream to forget a user."""
+
+        def answer() -> pb.ForgetUserResponse:
+            checks = Checks()
+            checks.identifier("user_id", request.user_id)
+            checks.done()
+            partition, offset = self._forget(request.user_id)
+            return pb.ForgetUserResponse(partition=partition, offset=offset)
+
+        return self._answer("ForgetUser", context, answer)
+
     def _changes(self, request: pb.WatchUserStateRequest, context: grpc.ServicerContext) -> Iterator[Reading]:
         """The user now, and again after each change, until the caller or the server ends the stream."""
         mark: object = None
@@ -171,7 +197,7 @@ class RecommendationService(pb_grpc.RecommendationServiceServicer):
                 self._stopping.wait(min(rest_s, _WATCH_TICK_S))
                 continue
             reading = self._recommender.read(request.user_id, 0)
-            if reading.mark != mark:
+            if reading.mark != mark and reading.stored.store_offset >= request.min_user_state_version:
                 mark = reading.mark
                 yield reading
                 resting_until_s = time.monotonic() + request.min_interval_ms / 1000

@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from serving.proto.driftline.v1 import recommendation_pb2 as pb
+from driftline.v1 import recommendation_pb2 as pb
 
 _UNITS = ((86_400_000, "d"), (3_600_000, "h"), (60_000, "min"), (1000, "s"), (1, "ms"))
 
@@ -81,7 +81,7 @@ def _summary(answer: pb.GetUserStateResponse | pb.WatchUserStateResponse) -> Ren
     table.add_row("last event", f"{_time(fresh.last_event_ms)}, {when}")
     table.add_row(
         "state", f"version {answer.provenance.user_state_version:,}, partition {fresh.partition} "
-        f"at offset {fresh.store_offset:,}, read {span(fresh.state_age_ms)} ago",
+        f"at offset {fresh.store_offset:,}, {_complete(fresh.state_age_ms)}",
     )  # fmt: skip
     if state.memory:
         norm = math.sqrt(sum(value * value for value in state.memory))
@@ -142,6 +142,10 @@ def _number(value: float) -> str:
 
 def _time(t_ms: int) -> str:
     return "-" if t_ms < 0 else datetime.fromtimestamp(t_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S")
+
+
+def _complete(age_ms: int) -> str:
+    return "not complete yet" if age_ms < 0 else f"complete {span(age_ms)} ago"
 
 
 def span(ms: int) -> str:

@@ -2,34 +2,35 @@
 
     root/CURRENT                     {"version": ..., "held": false}, renamed last
     root/0000000012-3fa9c1d2/        sequence and the first digits of its content's hash
-        manifest.json                what it is, where it comes from, sha256, dtype and shape of everything in it
+        manifest.json                what it is, where it comes from, what it builds on, sha256, dtype and shape of all
         PART.safetensors             one file for each part: engine, sequence, graph, items, ...
 
-A directory appears under its name complete or not at all; `serving.publish` writes them and moves CURRENT.
+A snapshot is whole, or holds what changed since others that it names (serving/delta.py). A directory appears under its
+name complete or not at all; `serving.publish` writes them and moves CURRENT.
 Opening maps the files into memory; arrays are read-only views of them, valid for as long as someone holds one.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import orjson
 
-from configs.errors import SnapshotError
-from configs.load import MODEL_SECTIONS, sections_sha256
-from configs.settings import Settings
-from serving.arrays import Array, file_sha256, map_arrays
+from driftline.configs.errors import SnapshotError
+from driftline.configs.load import MODEL_SECTIONS, sections_sha256
+from driftline.configs.settings import Settings
+from driftline.serving.arrays import Array
+from driftline.serving.delta import Verified, open_parts
+from driftline.serving.manifest import chain_of, directory_of, read_manifest
 
 Parts = Mapping[str, Mapping[str, Array]]
 
-SCHEMA_VERSION = 1
 GATE_GROUPS = 500
 """Scored groups from which on the gate compares prequential metrics."""
 LEVEL = "level"
@@ -81,7 +82,11 @@ def fits(meta: Meta, settings: Settings) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One line of the list of snapshots. `state` is current, held, kept, gated or damaged; `reason` says more."""
+    """One line of the list of snapshots.
+
+    `state` is current, held, kept, gated or damaged; `reason` says more. `base` is the whole snapshot that it builds
+    on, over `deltas` steps; "" and 0 for a whole one. `bytes` are its own.
+    """
 
     version: str
     sequence: int
@@ -91,6 +96,8 @@ class Entry:
     metrics: dict[str, float]
     state: str
     reason: str = ""
+    base: str = ""
+    deltas: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,28 +137,28 @@ def gate(
     return f"{metric} fell from {old:.4f} to {new:.4f}, more than {drop:.0%}"
 
 
-def open_snapshot(root: Path, version: str | None = None) -> Snapshot:
-    """Opens a snapshot memory-mapped after checking every sum, dtype and shape.
+def open_snapshot(root: Path, version: str | None = None, verified: Verified | None = None) -> Snapshot:
+    """Opens a snapshot memory-mapped after checking every sum, dtype and shape, of what it builds on, too.
 
     Args:
         root: directory of the snapshots.
         version: which one; None = the one that CURRENT names.
+        verified: files that were read through before, as whoever opens one version after another keeps them.
 
     Raises:
-        SnapshotError: there is none, it is damaged or half-written, or its gate refused it.
+        SnapshotError: there is none, it or what it builds on is damaged or half-written, or its gate refused it.
     """
     if version is None:
         pointer = current(root)
         if pointer is None:
             raise SnapshotError(f"no snapshot in {root}: the trainer has not published one yet.")
         version = pointer.version
-    directory = root / version
-    manifest = _manifest(directory)
+    manifest = read_manifest(directory_of(root, version))
     meta = Meta(**manifest["meta"])
     if meta.gate:
         raise SnapshotError(f"snapshot {version} is refused by its gate: {meta.gate}. The one before keeps serving.")
     try:
-        parts = {name: _open_part(directory, name, stated) for name, stated in manifest["parts"].items()}
+        parts = open_parts(root, version, manifest, verified)
     except OSError as error:
         raise SnapshotError(
             f"snapshot {version} can't be read: {error}. It was pruned meanwhile, or the server may not read it."
@@ -165,7 +172,7 @@ def read_meta(root: Path, version: str) -> Meta:
     Raises:
         SnapshotError: there is none of this version, or its manifest is damaged.
     """
-    return Meta(**_manifest(root / version)["meta"])
+    return Meta(**read_manifest(directory_of(root, version))["meta"])
 
 
 def list_snapshots(root: Path) -> list[Entry]:
@@ -198,8 +205,8 @@ def current(root: Path) -> Pointer | None:
         raise SnapshotError(f"{root / 'CURRENT'} can't be read: {error}. Check serving.snapshots.") from error
     try:
         pointer = Pointer(**orjson.loads(data))
-        Path(pointer.version)  # TypeError if it is no name
-    except (orjson.JSONDecodeError, TypeError):
+        directory_of(root, pointer.version)
+    except (orjson.JSONDecodeError, TypeError, SnapshotError):
         raise SnapshotError(f"{root / 'CURRENT'} holds {data[:60]!r}; expected a version. Roll back to one.") from None
     return pointer
 
@@ -210,46 +217,12 @@ def versions(root: Path) -> Iterator[str]:
         yield from (p.name for p in root.iterdir() if p.is_dir() and p.name.split("-")[0].isdigit())
 
 
-def _manifest(directory: Path) -> dict[str, Any]:
-    version = directory.name
-    try:
-        body = (directory / "manifest.json").read_bytes()
-    except FileNotFoundError:
-        raise SnapshotError(f"snapshot {version} is missing or half-written: no manifest in {directory}.") from None
-    except OSError as error:
-        raise SnapshotError(f"snapshot {version} can't be read: {error}. Check serving.snapshots.") from error
-    if hashlib.sha256(body).hexdigest()[:8] != version.partition("-")[2]:
-        raise SnapshotError(f"snapshot {version} is damaged: its manifest does not have the hash in its name.")
-    manifest = cast("dict[str, Any]", orjson.loads(body))
-    if manifest["schema_version"] != SCHEMA_VERSION:
-        raise SnapshotError(
-            f"snapshot {version} has schema version {manifest['schema_version']}, expected {SCHEMA_VERSION}: "
-            "publish it with this release."
-        )
-    return manifest
-
-
-def _open_part(directory: Path, name: str, stated: Mapping[str, Any]) -> dict[str, Array]:
-    file = directory / f"{name}.safetensors"
-    if not file.is_file():
-        raise SnapshotError(f"snapshot {directory.name} is damaged: {file.name} is missing.")
-    if file_sha256(file) != stated["sha256"]:
-        raise SnapshotError(f"snapshot {directory.name} is damaged: {file.name} does not have its sha256.")
-    arrays = map_arrays(file)
-    held = {key: [array.dtype.str, list(array.shape)] for key, array in arrays.items()}
-    if held != stated["arrays"]:
-        raise SnapshotError(
-            f"snapshot {directory.name} is damaged: the arrays of {file.name} differ from the manifest."
-        )
-    return arrays
-
-
 def _entry(directory: Path, pointer: Pointer | None) -> Entry | None:
     """A line of the list, None if the directory is gone."""
     version, size = directory.name, 0
     try:
-        size = sum(file.stat().st_size for file in directory.iterdir())
-        manifest = _manifest(directory)
+        size = sum(_on_disk(file.stat()) for file in directory.iterdir())
+        manifest = read_manifest(directory)
     except (OSError, SnapshotError) as error:
         if not os.path.exists(directory):  # unlike Path.exists, no error where nothing may be looked at
             return None
@@ -267,4 +240,15 @@ def _entry(directory: Path, pointer: Pointer | None) -> Entry | None:
         dict(meta.metrics),
         state,
         meta.gate,
+        *_base(manifest),
     )
+
+
+def _on_disk(stat: os.stat_result) -> int:
+    """Bytes of a file without the holes that arrays have to grow into."""
+    return min(stat.st_size, stat.st_blocks * 512 or stat.st_size)
+
+
+def _base(manifest: Mapping[str, Any]) -> tuple[str, int]:
+    chain = chain_of(manifest)
+    return (chain[0][0], len(chain)) if chain else ("", 0)

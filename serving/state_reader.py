@@ -4,11 +4,13 @@ A thread catches up with the writers every `state_poll_ms` and wakes whoever wai
 not exist yet, or is being replaced, is not an error: its users are unknown until it appears. One that may not be read
 is logged, what was read last stays, and the next poll tries again.
 
-Keys read: `u:USER` rows · `n:KEY64` ids of items · `i:ITEM` item rows · `m:offset:TOPIC:PARTITION`, `m:watermark`.
+Keys read: `u:USER`, `h:USER NUMBER` rows (graph/chunks.py) · `n:KEY64` ids of items · `i:ITEM` item rows ·
+`m:offset:TOPIC:PARTITION`, `m:watermark`, `m:complete`.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shutil
@@ -16,19 +18,23 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from heapq import nsmallest
 from pathlib import Path
 from types import TracebackType
 
-from kafka.partitioner.default import murmur2
-from rocksdict import AccessType, Options, Rdict
-
-from graph.rows import UserRow, decode_item, decode_user
-from serving.errors import NotReady
-from serving.rocks import scan
+from driftline.configs.errors import StateError
+from driftline.graph.chunks import chunk_keys, user_key, whole
+from driftline.graph.rows import UserRow, decode_item, decode_user, is_whole
+from driftline.serving.errors import NotReady
+from driftline.serving.owner import partition_of
+from driftline.serving.rocks import open_beside, scan
 
 LOG = logging.getLogger(__name__)
 MS_PER_DAY = 86_400_000
+COMPLETE = b"m:complete"
+"""Key of the wall time in ms at which a worker last knew that its store holds all that the topic has."""
 _RETRY_MS = 1000
 _POPULAR_ROWS = 200_000
 """Item rows scanned at most for the popularity that answers while no model serves."""
@@ -43,7 +49,8 @@ class StoredUser:
         partition: directory that holds the row, or would; -1 = no directory exists.
         store_offset: next offset that the partition will apply, 0 = none yet.
         watermark_ms: largest event time applied, -1 = none.
-        state_age_ms: wall time since the last catch-up with the writer, -1 = never.
+        state_age_ms: wall time since a worker last knew that the partition holds all that the topic has, -1 = not
+            known: it was not complete yet. It grows while no worker lives, and while one catches up.
     """
 
     row: UserRow | None
@@ -58,17 +65,13 @@ class StoredUser:
         return self.row.version if self.row is not None else 0
 
 
-def partition_of(user_id: str, partitions: int) -> int:
-    """The partition to which Kafka's default partitioner (Java, kafka-python) sends a user's events."""
-    return int((murmur2(user_id.encode()) & 0x7FFFFFFF) % partitions)
-
-
 class StateReader:
     """Read-only view of the state directories under one root, never more than about a poll old.
 
     Args:
         root: holds `partition-P` directories; need not exist yet.
-        partitions: of `interactions`; says where to look first. Producers with another partitioner are found, too.
+        partitions: of `interactions`, until layout.json says it; where to look first, with a user's owner, and where an
+            unknown user would be. Rows from before events were sent on to their owner may lie elsewhere and are found.
         topic: whose offset the stores carry.
         poll_ms: wall time between two catch-ups.
         half_life_ms: of the popularity in item rows.
@@ -85,6 +88,7 @@ class StateReader:
         self._root, self._partitions, self._topic = root, partitions, topic
         self._poll_s, self._half_life_ms = poll_ms / 1000, half_life_ms
         self._scratch = Path(tempfile.mkdtemp(prefix="driftline-secondary-"))
+        self._layout_ns = -1
         self._open: dict[int, _Partition] = {}
         self._names: dict[int, str] = {}
         self._complaint = ""
@@ -115,17 +119,23 @@ class StateReader:
 
     def user(self, user_id: str) -> StoredUser:
         """The row of a user; never blocks on a writer."""
-        first = partition_of(user_id, self._partitions)
-        found = StoredUser(None)
-        for partition in sorted(self._open, key=lambda p: p != first):
-            stored = self._read(partition, b"u:" + user_id.encode())
+        own = partition_of(user_id, self._partitions)
+        found = StoredUser(None, own if self._open else -1)
+        for partition in sorted(self._open, key=lambda p: p != own):
+            stored = self._read(partition, user_key(user_id))
             if stored is None:
                 continue
             if stored.row is not None:
                 return stored
-            if partition == first or found.partition < 0:
+            if partition == own:
                 found = stored
         return found
+
+    def age_ms(self) -> int:
+        """Age of the oldest partition, as `StoredUser.state_age_ms`; one that was never complete is at least as old as
+        it was read here. -1 = there is none."""
+        ages = [self._age_of(partition) for partition in list(self._open.values())]
+        return max(ages, default=-1)
 
     def item_id(self, key: int) -> str:
         """The id behind a 64-bit key of an item, "" if no store here names it."""
@@ -148,11 +158,12 @@ class StateReader:
                 age_ms = max(0, newest - item.last_update_ms)
                 score = item.popularity * 0.5 ** (age_ms / self._half_life_ms)
                 scores[item.item_id] = scores.get(item.item_id, 0.0) + score
-        return sorted(scores.items(), key=lambda pair: (-pair[1], pair[0]))[:limit]
+        return nsmallest(limit, scores.items(), key=lambda pair: (-pair[1], pair[0]))
 
     def catch_up(self) -> bool:
         """Opens directories that appeared, reads on in the others. Returns whether anything is new."""
         try:
+            self._read_layout()
             present = dict(_directories(self._root, "partition"))
         except OSError as error:
             self._complain(f"state.root {self._root} can't be read: {error!r}; what was read last stays")
@@ -175,10 +186,23 @@ class StateReader:
                 self._open[number] = _Partition(path, self._scratch / f"{number}-{time.monotonic_ns()}", key)
                 new = True
             except Exception as error:  # noqa: BLE001 - as above; what was read last stays until the next poll
-                if "orruption" in str(error):
+                if isinstance(error, StateError) or "orruption" in str(error):
                     self._complain(f"state directory {path} can't be read: {error}")
                 LOG.debug("state directory %s can't be read yet: %s", path, error)
         return new
+
+    def _read_layout(self) -> None:
+        """The number of partitions that the state was made with, which is the topic's, whatever the settings say."""
+        path = self._root / "layout.json"
+        with suppress(FileNotFoundError, ValueError, KeyError, TypeError):
+            changed_ns = path.stat().st_mtime_ns
+            if changed_ns != self._layout_ns:
+                self._partitions = max(1, int(json.loads(path.read_bytes())["partitions"]))
+                self._layout_ns = changed_ns
+
+    def _age_of(self, partition: _Partition) -> int:
+        age_ms = _age_ms(partition.get([COMPLETE])[0])
+        return age_ms if age_ms >= 0 else int((time.monotonic() - partition.opened_s) * 1000)
 
     def _follow(self) -> None:
         while not self._stop.wait(self._poll_s):
@@ -216,14 +240,12 @@ class StateReader:
         partition = self._open.get(number)
         if partition is None:
             return None
-        value, offset, watermark = partition.get([key, partition.offset_key, b"m:watermark"])
-        return StoredUser(
-            decode_user(value) if value is not None else None,
-            number,
-            int(offset or 0),
-            int(watermark or -1),
-            int((time.monotonic() - partition.caught_up_s) * 1000),
-        )
+        value, chunks, offset, watermark, complete = partition.user(key)
+        try:
+            row = whole(decode_user(value), chunks) if value is not None else None
+        except StateError as error:
+            raise NotReady(str(error), _RETRY_MS) from None
+        return StoredUser(row, number, int(offset or 0), int(watermark or -1), _age_ms(complete))
 
     def _watermark(self, number: int) -> int:
         partition = self._open.get(number)
@@ -236,9 +258,9 @@ class _Partition:
     def __init__(self, path: Path, scratch: Path, offset_key: bytes) -> None:
         self.offset_key = offset_key
         self._path, self._identity = path, _identity(path)
-        self._db = Rdict(str(path), Options(raw_mode=True), access_type=AccessType.secondary(str(scratch)))
+        self._db = open_beside(path, scratch)
         self._sequence = int(self._db.latest_sequence_number())
-        self.caught_up_s = time.monotonic()
+        self.opened_s = time.monotonic()
 
     def get(self, keys: list[bytes]) -> list[bytes | None]:
         """The values of some keys at one point of the log.
@@ -251,6 +273,20 @@ class _Partition:
         except Exception as error:  # noqa: BLE001 - rocksdict raises bare Exception
             raise NotReady(f"state directory {self._path} can't be read: {error}", _RETRY_MS) from None
 
+    def user(self, key: bytes) -> tuple[bytes | None, list[bytes | None], bytes | None, bytes | None, bytes | None]:
+        """A user's head and its chunks at one point of the log, with the offset, the watermark and COMPLETE there.
+
+        Raises:
+            NotReady: as `get`.
+        """
+        asked, meta = list[bytes](), [self.offset_key, b"m:watermark", COMPLETE]
+        while True:
+            head, *chunks, offset, watermark, complete = self.get([key, *asked, *meta])
+            needed = [] if head is None or is_whole(head) else chunk_keys(decode_user(head))
+            if needed == asked:
+                return head, chunks, offset, watermark, complete
+            asked = needed  # now it is known which; again where it was changed in between
+
     def scan(self, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
         """All pairs whose key starts with a prefix, up to what can't be read."""
         try:
@@ -261,7 +297,6 @@ class _Partition:
     def catch_up(self) -> bool:
         """Reads what the writer committed since; whether there was anything."""
         self._db.try_catch_up_with_primary()
-        self.caught_up_s = time.monotonic()
         before, self._sequence = self._sequence, int(self._db.latest_sequence_number())
         return self._sequence != before
 
@@ -284,6 +319,10 @@ def _directories(root: Path, kind: str) -> Iterator[tuple[int, Path]]:
         name, _, number = path.name.rpartition("-")
         if name == kind and number.isdigit() and os.path.exists(path / "CURRENT") and _identity(path):
             yield int(number), path
+
+
+def _age_ms(complete: bytes | None) -> int:
+    return max(0, time.time_ns() // 1_000_000 - int(complete)) if complete else -1
 
 
 def _identity(path: Path) -> bytes | None:

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from driftline.serving.arrays import sync
+
 NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 
 
@@ -84,13 +86,4 @@ def _placed(path: Path, place: Callable[[Path, Path], object]) -> Iterator[IO[by
     finally:
         temporary.unlink(missing_ok=True)
     for folder in (path.parent, *(folder.parent for folder in missing)):
-        _sync(folder)
-
-
-def _sync(folder: Path) -> None:
-    """Puts the names in a directory on disk."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        sync(folder)  # its names

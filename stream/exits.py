@@ -7,7 +7,7 @@ import sys
 import traceback
 from typing import NoReturn
 
-from configs.errors import UNEXPECTED_EXIT_CODE, DriftlineError
+from driftline.configs.errors import UNEXPECTED_EXIT_CODE, DriftlineError
 
 
 def report(error: BaseException) -> int:

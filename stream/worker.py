@@ -1,7 +1,7 @@
 """The worker's own process: runs the Faust application, and ends at once on any error that it does not know.
 
 Exit codes: 0 after a signal, 70 for an unexpected error, those of configs/errors.py for what a user can mend. It is
-started and started again by `stream/supervisor.py`.
+started and started again by `stream/ops/supervisor.py`.
 """
 
 from __future__ import annotations
@@ -13,15 +13,19 @@ from pathlib import Path
 import faust
 import torch
 
-from configs.load import load_settings
-from configs.settings import Settings
-from stream.app import INTERACTIONS, create_app, group_of
-from stream.broker import broker
-from stream.exits import end_process, report
-from stream.members import remove_dead_members
-from stream.metrics import serve_metrics
-from stream.supervisor import end_with_supervisor
-from stream.topics import create_topics, partitions_of
+from driftline.configs.load import load_settings
+from driftline.configs.settings import Settings
+from driftline.stream.app import INTERACTIONS, create_app, group_of
+from driftline.stream.events.topics import create_topics, partitions_of
+from driftline.stream.exits import end_process, report
+from driftline.stream.kafka.batches import read_as_parsed
+from driftline.stream.kafka.broker import broker
+from driftline.stream.kafka.members import remove_dead_members
+from driftline.stream.kafka.quiet import quiet_clients
+from driftline.stream.ops.metrics import serve_metrics
+from driftline.stream.ops.roots import note_root
+from driftline.stream.ops.supervisor import end_with_supervisor
+from driftline.stream.process.by_item import BY_ITEM
 
 
 def run_worker(settings: Settings, bootstrap: str) -> None:
@@ -31,16 +35,22 @@ def run_worker(settings: Settings, bootstrap: str) -> None:
         DriftlineError: what a user can mend, before the application starts.
     """
     torch.set_num_threads(1)
+    read_as_parsed()
     create_topics(settings.broker, bootstrap)
+    if warning := note_root(settings, bootstrap):
+        print(f"driftline: {warning}", file=sys.stderr, flush=True)
     remove_dead_members(settings.broker, bootstrap, group_of(settings))
-    app = create_app(settings, bootstrap, partitions_of(settings.broker, bootstrap, INTERACTIONS))
-    serve_metrics(app.metrics.registry, settings.metrics.worker_port, "metrics.worker_port")
+    partitions = [partitions_of(settings.broker, bootstrap, name) for name in (INTERACTIONS, BY_ITEM)]
+    app = create_app(settings, bootstrap, *partitions)
+    serve_metrics(app.metrics.registry, settings.metrics, "worker_port")
     logging.getLogger("aiokafka").setLevel(logging.WARNING)  # Faust filters at the handler: each line would be made
+    quiet_clients()
     worker = faust.Worker(app, loglevel="WARN", redirect_stdouts=False, quiet=True)
     worker.spinner = None  # it writes codes that hide the cursor, also to files
     try:
         worker.execute_from_commandline()
     except SystemExit as end:
+        app.holding.opener.abandon()
         app.open.close_all()
         if end.code:
             end_process(RuntimeError(f"Faust ended with {end.code!r}"))

@@ -4,9 +4,9 @@ import ast
 import os
 import re
 import shlex
-import socket
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -14,10 +14,12 @@ import pytest
 import typer
 import yaml
 
-from configs import errors
-from configs.load import load
-from stream.cli import app
-from stream.topics import TOPICS
+from driftline.configs import errors
+from driftline.configs.addresses import free_port
+from driftline.configs.load import load
+from driftline.stream.cli import app
+from driftline.stream.events.topics import TOPICS
+from driftline.stream.ops import doctor
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")])
@@ -41,7 +43,10 @@ def command_lines(program):
         lines += re.findall(r"^\$ (.+)$", text, re.MULTILINE)
         lines += re.findall(r"`([^`\n]+)`", text)
         for line in lines:
-            words = shlex.split(line) if "'" not in line or line.count("'") % 2 == 0 else line.split()
+            try:
+                words = shlex.split(line)
+            except ValueError:  # running text may show a single quote
+                words = line.split()
             while words and re.fullmatch(r"[A-Z_]+=\S*", words[0]):
                 words = words[1:]
             if words[:1] == [program]:
@@ -82,9 +87,7 @@ def typed(tmp_path, monkeypatch):
     (tmp_path / "stream" / "bundled").symlink_to(ROOT / "stream" / "bundled")
     for name in [name for name in os.environ if name.startswith("DRIFTLINE")]:
         monkeypatch.delenv(name)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        monkeypatch.setenv("DRIFTLINE__BROKER__EMBEDDED_PORT", str(probe.getsockname()[1]))
+    monkeypatch.setenv("DRIFTLINE__BROKER__EMBEDDED_PORT", str(free_port()))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("COLUMNS", "100")
 
@@ -113,6 +116,23 @@ def test_validate_and_produce_print_what_the_readme_shows(typed):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "docs" / "own-data.md"], ids=ids)
+def test_own_data_go_the_way_that_is_shown_as_typed(typed, tmp_path, page):
+    ratings = [
+        (user, user * n % 40, 1 + n % 5, 900_000_000 + 997 * user + 600 * n) for user in range(40) for n in range(30)
+    ]
+    lines = ["userId,movieId,rating,timestamp", *(",".join(map(str, row)) for row in ratings)]
+    (tmp_path / "ratings.csv").write_text("\n".join(lines))
+    (tmp_path / "movies.csv").write_text("movieId,title,genres\n" + "".join(f"{n},Film {n},Drama\n" for n in range(40)))
+    (block,) = [block for block in blocks(page, "sh") if block.startswith("driftline import ratings.csv")]
+    for line in block.splitlines():
+        more = ["--arms", "popularity", "--no-audit"] if line.startswith("driftline replay") else []
+        printed = typed(line, *more)
+    assert printed.startswith("sent 1,200 events and 40 items")
+    assert (tmp_path / "mine" / "report" / "report.html").is_file()
+
+
+@pytest.mark.slow
 def test_the_replay_of_the_readme_prints_a_row_for_each_arm_and_writes_its_files(typed, tmp_path):
     line, output = shown("replay")
     printed = typed(line, "--limit", "1500").splitlines()
@@ -129,6 +149,21 @@ def test_the_configuration_of_the_readme_is_shown_with_its_origins(typed, tmp_pa
         line for block in blocks(ROOT / "README.md", "sh") for line in block.splitlines() if " show --origin" in line
     ]
     assert "name = garden-centre    garden.yaml:2" in typed(line)
+
+
+def test_packages_makefile_doctor_and_readme_name_the_same_pythons():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    listed = [line.rsplit(" ", 1)[1] for line in project["classifiers"] if ":: Python :: 3." in line]
+    (oldest, newest), minors = (
+        (doctor.OLDEST_PYTHON, doctor.NEWEST_PYTHON),
+        [int(name.split(".")[1]) for name in listed],
+    )
+    assert minors == list(range(oldest[1], newest[1] + 1))
+    assert project["requires-python"] == f">=3.{minors[0]},<3.{minors[-1] + 1}"
+    makefile = (ROOT / "Makefile").read_text("utf-8")
+    assert " ".join(f"python{name}" for name in listed) in makefile
+    assert f"not {oldest} <= sys.version_info[:2] <= {newest}" in makefile
+    assert f"need Python {', '.join(listed[:-1])} or {listed[-1]}," in (ROOT / "README.md").read_text("utf-8")
 
 
 def test_every_make_target_exists():
@@ -153,6 +188,15 @@ def test_every_link_leads_somewhere(page):
             assert target[1:] in anchors, target
         else:
             assert (page.parent / target.split("#")[0]).exists(), target
+
+
+def test_the_readme_shows_every_folder_of_the_stream_and_none_that_is_gone():
+    text = (ROOT / "README.md").read_text("utf-8")
+    (tree,) = re.findall(r"^```\n(stream/\n.*?)^```", text, re.MULTILINE | re.DOTALL)
+    named = re.findall(r"[\w.]+(?=/[ ,\n])", tree)[1:]
+    assert sorted(named) == sorted(path.parent.name for path in (ROOT / "stream").glob("*/__init__.py"))
+    files = re.findall(r"\w+\.py", tree)
+    assert sorted(files) == sorted(path.name for path in (ROOT / "stream").glob("*.py") if path.stem != "__init__")
 
 
 def test_every_test_that_the_docs_name_exists():

@@ -1,6 +1,6 @@
 """How the bundled files were made from the first sheet of UCI Online Retail II. Needs only numpy and pyarrow.
 
-    python -m stream.bundled.online_retail SOURCE.parquet [OUT_DIR]
+    python -m driftline.stream.bundled.online_retail SOURCE.parquet [OUT_DIR]
 
 Rows without customer or description are left out. Purchases (quantity > 0) of one minute, customer and item are
 one event: quantities are added, the last price counts. Returns (quantity < 0) stay events of their own, with a

@@ -16,9 +16,26 @@ import typer
 for library in ("OMP", "OPENBLAS", "MKL"):  # before numpy loads: the parts run beside each other, and threads contend
     os.environ.setdefault(f"{library}_NUM_THREADS", "1")
 
-from configs.errors import InputError  # noqa: E402
-from stream.cli import bench, dlq, evaluate, inspect, parts, query, snapshots, state  # noqa: E402
-from stream.exits import report  # noqa: E402
+from driftline.client import ClientError  # noqa: E402
+from driftline.configs.errors import InputError  # noqa: E402
+from driftline.stream.cli import (  # noqa: E402
+    bench,
+    chaos,
+    dlq,
+    evaluate,
+    forget,
+    generate,
+    imports,
+    inspect,
+    parts,
+    query,
+    snapshots,
+    state,
+    streams,
+    up,
+    withdraw,
+)
+from driftline.stream.exits import report  # noqa: E402
 
 app = typer.Typer(
     name="driftline",
@@ -26,11 +43,11 @@ app = typer.Typer(
     epilog="Exit codes: 0 done, 1 failed, 2 usage, 64 settings, 65 input, 66 model files missing, 69 broker, "
     "70 unexpected, 73 state, 74 snapshot, 75 partition locked, 76 serving not reachable.",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-for module in (parts, query, evaluate, inspect):
+for module in (up, imports, parts, query, evaluate, generate, inspect, forget, withdraw, chaos):
     module.register(app)
 app.add_typer(snapshots.app, name="snapshot")
 app.add_typer(state.app, name="state")
@@ -59,11 +76,20 @@ def before_any_command(show_version: Version = False) -> None:
 
 def main() -> None:
     """Entry point of the `driftline` command."""
+    streams.prepare()
     try:
-        app()
+        try:
+            app()
+        finally:
+            streams.finish()
     except UnicodeEncodeError as error:
         if error.object not in sys.argv:
             sys.exit(report(error))
         sys.exit(report(InputError(f"argument {error.object!r} is not UTF-8; expected text")))
+    except ClientError as error:
+        print(f"driftline: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except OSError as error:
+        sys.exit(report(streams.told(error)))
     except Exception as error:  # noqa: BLE001 - the last place where an error can become a message
         sys.exit(report(error))

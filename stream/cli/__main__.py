@@ -1,8 +1,8 @@
-"""`python -m stream.cli`: `driftline`, but that Ctrl-C while it loads is not quiet."""
+"""`python -m driftline.stream.cli`: `driftline`, but that Ctrl-C while it loads is not quiet."""
 
 from __future__ import annotations
 
-from stream.cli import main
+from driftline.stream.cli import main
 
 if __name__ == "__main__":
     main()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,8 +14,8 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from configs.load import load_settings
-from configs.settings import Settings
+from driftline.configs.load import load_settings
+from driftline.configs.settings import Settings
 
 Config = Annotated[
     str | None,
@@ -42,8 +43,13 @@ def with_bootstrap(settings: Settings, bootstrap: str) -> Settings:
 
 
 def print_json(value: Any) -> None:
-    """One JSON object on a line of its own."""
-    sys.stdout.write(orjson.dumps(value, option=orjson.OPT_NON_STR_KEYS).decode() + "\n")
+    """One JSON object on a line of its own, with \\u escapes where stdout is in an encoding that lacks a character."""
+    try:
+        text = orjson.dumps(value, option=orjson.OPT_NON_STR_KEYS).decode()
+        text.encode(sys.stdout.encoding or "ascii")
+    except (orjson.JSONEncodeError, UnicodeEncodeError):  # a path need not be UTF-8
+        text = json.dumps(value, default=str)
+    sys.stdout.write(text + "\n")
     sys.stdout.flush()
 
 

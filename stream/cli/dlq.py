@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import base64
 import sys
+import time
 from collections import Counter
 from typing import Annotated
 
 import typer
 from rich.table import Table
 
-from configs.errors import InputError
-from stream.cli.common import AsJson, Config, out, print_json, settings_of, when
+from driftline.configs.errors import InputError
+from driftline.stream.cli.common import AsJson, Config, out, print_json, settings_of, when
 
 app = typer.Typer(no_args_is_help=True, help="Records that are not events: why, which bytes, and sending them again.")
 Reason = Annotated[str, typer.Option(help="Only those refused for this reason.")]
@@ -28,8 +29,8 @@ def list_them(
 
     Example: `driftline dlq list --reason not_json`
     """
-    from stream.broker import broker
-    from stream.dlq import distinct, read_dlq
+    from driftline.stream.events.dlq import distinct, read_dlq
+    from driftline.stream.kafka.broker import broker
 
     settings = settings_of(config)
     with broker(settings.broker) as bootstrap:
@@ -67,14 +68,14 @@ def show(
 
     Example: `driftline dlq show 3 --raw > record.bin`
     """
-    from stream.broker import broker
-    from stream.dlq import find, read_dlq
+    from driftline.stream.events.dlq import find, read_dlq
+    from driftline.stream.kafka.broker import broker
 
     settings = settings_of(config)
     with broker(settings.broker) as bootstrap:
         letter = find(read_dlq(settings.broker, bootstrap, offset), offset)
     if raw:
-        sys.stdout.buffer.write(letter.value)
+        sys.stdout.buffer.write(letter.value or b"")
         return
     print_json(
         {
@@ -84,8 +85,8 @@ def show(
             "source": letter.source,
             "written_ms": letter.timestamp_ms,
             "key": None if letter.key is None else letter.key.decode(errors="backslashreplace"),
-            "value": letter.value.decode(errors="backslashreplace"),
-            "value_base64": base64.b64encode(letter.value).decode(),
+            "value": None if letter.value is None else letter.value.decode(errors="backslashreplace"),
+            "value_base64": None if letter.value is None else base64.b64encode(letter.value).decode(),
         }
     )
 
@@ -99,17 +100,18 @@ def replay(
 ) -> None:
     """Send dead letters to `interactions` again, byte for byte, for instance after a release that accepts them.
 
-    They stay among the dead letters: sent twice, those that have no event_id are applied twice.
+    They stay among the dead letters: sent twice, those that have no event_id are applied twice. What was refused as
+    of the future is sent once its time has come, and not before.
 
     Example: `driftline dlq replay --reason from_the_future`
     """
-    from stream.broker import broker
-    from stream.dlq import distinct, read_dlq, resend
-    from stream.produce import sender
+    from driftline.stream.events.dlq import distinct, due_ms, read_dlq, resend
+    from driftline.stream.events.produce import sender
+    from driftline.stream.kafka.broker import broker
 
     if not (reason or offset or everything):
         raise typer.BadParameter("say which: --reason, --offset or --all")
-    settings = settings_of(config)
+    settings, now_ms = settings_of(config), time.time_ns() // 1_000_000
     with broker(settings.broker) as bootstrap, sender(settings.broker, bootstrap) as to_kafka:
         there = list(read_dlq(settings.broker, bootstrap))
         letters = [
@@ -123,8 +125,16 @@ def replay(
                 f"none of {len(there):,} dead letters is meant: reason {reason or 'any'}, offsets {offset or 'any'}; "
                 f"there are the reasons {reasons} and the offsets {there[0].offset} to {there[-1].offset}"
             )
-        sent = resend(to_kafka, letters)
-        stay = len(letters) - sent
+        early = sorted(due for x in letters if (due := due_ms(x, settings.state.future_ms)) > now_ms)
+        ready = [x for x in letters if due_ms(x, settings.state.future_ms) <= now_ms]
+        sent = resend(to_kafka, ready)
+        stay = len(ready) - sent
         out.print(
             f"sent {sent:,} records to interactions again" + (f"; {stay:,} shortened or foreign stay" * bool(stay))
         )
+        if early:
+            out.print(
+                f"{len(early):,} of the future stay, they would be refused again: the first may be sent from "
+                f"{when(early[0])} UTC on, the last from {when(early[-1])} UTC on",
+                soft_wrap=True,
+            )

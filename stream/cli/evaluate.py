@@ -10,14 +10,30 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from configs.settings import UNKNOWN_ACTION, Settings
-from stream.bundled import EVENTS, ITEMS, PROFILES
-from stream.cli.common import AsJson, Config, err, out, print_json, settings_of, when
-from stream.evaluate.progress import progress_bars
+from driftline.configs.settings import UNKNOWN_ACTION, Settings
+from driftline.stream.bundled import EVENTS, ITEMS, PROFILES
+from driftline.stream.cli.common import AsJson, Config, err, out, print_json, settings_of, when
+from driftline.stream.cli.own import (
+    SOURCES,
+    ActionName,
+    BadRows,
+    Decimal,
+    Encoding,
+    Header,
+    ItemsMap,
+    Map,
+    Time,
+    Told,
+    Zone,
+    checked_events,
+    checked_items,
+    own_files,
+)
+from driftline.stream.replay.progress import progress_bars
 
 if TYPE_CHECKING:
-    from stream.file_checks import Report
-    from stream.processor import Record
+    from driftline.stream.events.checks import Report
+    from driftline.stream.process.processor import Record
 
 
 def register(app: typer.Typer) -> None:
@@ -28,9 +44,11 @@ def register(app: typer.Typer) -> None:
 
 def replay(
     to: Annotated[Path, typer.Option("--out", help="Folder for metrics.json and report.html.")],
-    events: Annotated[Path | None, typer.Option(help="Events file; default: the bundled shop.")] = None,
-    items: Annotated[Path | None, typer.Option(help="Items file.")] = None,
-    from_kafka: Annotated[str | None, typer.Option(help="Read this topic instead of a file.")] = None,
+    events: Annotated[str | None, typer.Option(help=f"Events: {SOURCES}; default: the bundled shop.")] = None,
+    items: Annotated[str | None, typer.Option(help="Items, in the same formats.")] = None,
+    from_kafka: Annotated[
+        str | None, typer.Option(help="Read this topic instead of a file, named with or without broker.prefix.")
+    ] = None,
     arms: Annotated[str, typer.Option(help="Comma-separated; default: the simple ones and the engine.")] = "",
     split: Annotated[float, typer.Option(min=0.01, max=0.99, help="Share of the rows that only warm up.")] = 0.85,
     candidates: Annotated[str, typer.Option(help="seen, or items = those of the items file.")] = "seen",
@@ -44,6 +62,17 @@ def replay(
     adoptions: Annotated[
         Path | None, typer.Option(help="Follow these adoptions of graph versions to the state of a worker.")
     ] = None,
+    audit: Annotated[bool, typer.Option("--audit/--no-audit", help="Prove that no arm knows the future.")] = True,
+    state_only: Annotated[bool, typer.Option("--state-only", help="Only the state of the log: no arm runs.")] = False,
+    columns: Map = None,
+    item_columns: ItemsMap = None,
+    action: ActionName = None,
+    time: Time = None,
+    zone: Zone = None,
+    decimal: Decimal = None,
+    encoding: Encoding = None,
+    header: Header = None,
+    bad: BadRows = None,
     config: Config = None,
     as_json: AsJson = False,
 ) -> None:
@@ -51,40 +80,65 @@ def replay(
 
     Example: `driftline replay --events events.parquet --items items.parquet --out out/mine --arms ranker,ease_recent`
     """
-    from stream.evaluate.report import profiles_line
-    from stream.evaluate.source import Options, make_folder
-    from stream.replay import replay as run
+    from driftline.stream.replay.run import replay as run
+    from driftline.stream.replay.source import Options, make_folder
 
     if candidates not in ("seen", "items"):
         raise typer.BadParameter(f"got {candidates!r}; expected seen or items", param_hint="--candidates")
+    if state_only and arms:
+        raise typer.BadParameter("got --state-only and --arms; expected one of them", param_hint="--state-only")
     numbers = _numbers(seeds)
     if events is not None and from_kafka is not None:
         raise typer.BadParameter("got --events and --from-kafka; expected one of them")
     if events is None and from_kafka is None:
         if items is not None:
             raise typer.BadParameter("--items needs --events or --from-kafka; without them the bundled shop is read")
-        events, items, config = EVENTS, ITEMS, config or "ecommerce"
+        events, items, config = str(EVENTS), str(ITEMS), config or "ecommerce"
         profiles = profiles or (PROFILES if PROFILES.is_file() else None)
     settings = settings_of(config)
     records: list[Record] | None = None
     make_folder(to)
-    with tempfile.TemporaryDirectory() as folder:
+    told = Told(columns, item_columns, action, time, zone, decimal, encoding, header, bad)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        own_files(events, items, settings, told, to / "files") as (event_file, item_file),
+    ):
         if from_kafka is not None:
             records = None if adoptions is None else []
-            events = topic_file(settings, from_kafka, Path(folder) / "events.jsonl", records, limit)
+            topic = without_prefix(settings, from_kafka)
+            event_file = topic_file(settings, topic, Path(folder) / "events.jsonl", records, limit)
         options = Options(
-            Path(str(events)), to, items, [name for name in arms.split(",") if name], split, candidates,
+            Path(str(event_file)), to, item_file, [name for name in arms.split(",") if name], split, candidates,
             numbers, limit, resume, hold_out_items, profiles,
-            adoptions=adoptions, records=records,
+            adoptions=adoptions, records=records, audit_rows=None if audit else 0, state_only=state_only,
         )  # fmt: skip
         with progress_bars() as show:
             metrics = run(options, settings, show)
     if as_json:
         print_json(metrics)
+    elif state_only:
+        rows, rate = metrics["data"]["events"], metrics["events_per_second"]
+        out.print(f"state_sha256 {metrics['state_sha256']} after {rows:,} events, {rate:,.0f} events/s", soft_wrap=True)
+        out.print(f"{to / 'metrics.json'}")
     else:
-        out.print(arms_table(metrics))
-        out.print(f"profiles: {profiles_line(metrics['protocol']['profiles'])}", soft_wrap=True)
+        _print_arms(metrics)
         out.print(f"{to / 'metrics.json'}, {to / 'report.html'}")
+
+
+def _print_arms(metrics: dict[str, Any]) -> None:
+    """The table of the arms, and what a reader of it should know."""
+    from driftline.stream.replay.audit import AUDITS
+    from driftline.stream.replay.report import profiles_line, reachable_line
+
+    out.print(arms_table(metrics))
+    for name, arm in metrics["arms"].items():
+        if "note" in arm:
+            out.print(f"{name}: {arm['note']}", soft_wrap=True)
+    out.print(f"profiles: {profiles_line(metrics['protocol']['profiles'])}", soft_wrap=True)
+    if "reachable" in metrics:
+        out.print(f"reachable: {reachable_line(metrics)}", soft_wrap=True)
+    found = {metrics["leak_audit"][name] for name in AUDITS}
+    out.print(f"leak audit: {'; '.join(sorted(found))}", soft_wrap=True)
 
 
 def _numbers(seeds: str) -> list[int]:
@@ -101,6 +155,8 @@ def topic_file(
 ) -> Path:
     """The events of a topic that a worker accepts as a JSONL file; the others are counted on stderr.
 
+    Those of users who were forgotten later are not among them.
+
     Args:
         records: gets every record as a worker sees it, valid or not.
         limit: events to read at most.
@@ -108,24 +164,35 @@ def topic_file(
     Raises:
         InputError: the topic holds no event, or several partitions whose records were asked for.
     """
-    from configs.errors import InputError
-    from stream.broker import broker
-    from stream.events import InvalidEvent, encode_event
-    from stream.processor import Processor, Record
-    from stream.reading import read_all
+    from driftline.configs.errors import InputError
+    from driftline.stream.events.records import record_of
+    from driftline.stream.events.schema import InvalidEvent, encode_event
+    from driftline.stream.kafka.broker import broker
+    from driftline.stream.kafka.reading import read_all
+    from driftline.stream.process.forget import Forgotten
+    from driftline.stream.process.intake import is_copy
+    from driftline.stream.process.processor import Processor
+    from driftline.stream.state.store import MemoryStore
 
+    validated = Processor(settings, MemoryStore()).validated
     written = invalid = 0
     with broker(settings.broker) as bootstrap, path.open("wb") as file:
+        noted = ((received.partition, record_of(received)) for received in read_all(settings.broker, bootstrap, topic))
+        forgotten = Forgotten(noted)
         for received in read_all(settings.broker, bootstrap, topic):
             if written == limit:
                 break
-            record = Record(received.offset, received.value or b"", received.key, received.timestamp)
+            record = record_of(received)
+            if forgotten.has(received.partition, record):
+                continue
             if records is not None:
                 if received.partition:
                     raise InputError(f"topic {topic!r} has several partitions; --adoptions follows a log of one")
                 records.append(record)
+            if is_copy(record):
+                continue
             try:
-                file.write(encode_event(Processor.validated(record)) + b"\n")
+                file.write(encode_event(validated(record)) + b"\n")
                 written += 1
             except InvalidEvent:
                 invalid += 1
@@ -134,6 +201,13 @@ def topic_file(
     if not written:
         raise InputError(f"topic {topic!r} holds no event; check --from-kafka and broker.prefix")
     return path
+
+
+def without_prefix(settings: Settings, topic: str) -> str:
+    """The name of a topic as driftline's code has it, whether it was given with `broker.prefix` or without."""
+    from driftline.stream.events.topics import TOPICS
+
+    return topic if topic in {known.name for known in TOPICS} else topic.removeprefix(settings.broker.prefix)
 
 
 def arms_table(metrics: dict[str, Any]) -> Table:
@@ -150,64 +224,111 @@ def _cell(values: dict[str, Any]) -> str:
 
 
 def validate(
-    events: Annotated[Path | None, typer.Option(help="Events: .parquet, .csv or .jsonl.")] = None,
-    items: Annotated[Path | None, typer.Option(help="Items, in the same formats.")] = None,
+    file: Annotated[str | None, typer.Argument(metavar="[EVENTS]", help="The same as --events.")] = None,
+    events: Annotated[str | None, typer.Option(help=f"Events: {SOURCES}.")] = None,
+    items: Annotated[str | None, typer.Option(help="Items, in the same formats.")] = None,
+    columns: Map = None,
+    item_columns: ItemsMap = None,
+    action: ActionName = None,
+    time: Time = None,
+    zone: Zone = None,
+    decimal: Decimal = None,
+    encoding: Encoding = None,
+    header: Header = None,
+    bad: BadRows = None,
     config: Config = None,
     as_json: AsJson = False,
 ) -> None:
     """What is wrong with files of events and items, by row and kind. Exit code 65 if anything is.
 
-    Example: `driftline validate --events events.csv --items items.csv`
+    Example: `driftline validate --events events.csv --items items.csv`, or `driftline validate events.csv`
     """
-    from configs.errors import InputError
-    from stream.files import validate as check
-    from stream.files import validate_items
+    from driftline.configs.errors import InputError
+    from driftline.stream.events.ids import Join
 
+    if file is not None and events is not None:
+        raise typer.BadParameter(f"got {file} and --events {events}; expected one file of events, items as --items")
+    events = events or file
     if events is None and items is None:
         raise typer.BadParameter("say which file: --events, --items or both")
     settings = settings_of(config)
+    told = Told(columns, item_columns, action, time, zone, decimal, encoding, header, bad)
     reports: dict[str, Report] = {}
+    whole: dict[str, Any] = {}
     if events is not None:
-        reports["events"] = check(events, settings.actions)
-        if not as_json:
+        reports["events"] = checked_events(events, settings, told, items is not None)
+    try:
+        if items is not None:
+            reports["items"] = checked_items(items, settings, told)
+    except InputError:
+        if events is not None and not as_json:
             _print_report(reports["events"], "kept", settings)
-    if items is not None:
-        reports["items"] = validate_items(items)
-        if not as_json:
-            _print_report(reports["items"], "left out", settings)
+        raise
+    if len(reports) == 2:
+        join = Join.of(reports["events"].item_rows, reports["items"].item_rows)
+        whole["join"] = join.as_json()
+        if problem := join.problem():
+            reports["events"].add(problem)
     ok = all(report.ok for report in reports.values())
     if as_json:
-        whole = {name: report.as_json() for name, report in reports.items()}
+        whole |= {name: report.as_json() for name, report in reports.items()}
         print_json({"ok": ok, **whole} if len(whole) > 1 else next(iter(whole.values())))
+    else:
+        for name, report in reports.items():
+            _print_report(report, "kept" if name == "events" else "left out", settings)
+        if "join" in whole:
+            ids, joined = whole["join"]["item_ids"], whole["join"]["in_items"]
+            out.print(f"{joined:,} of {ids:,} item ids of the events are in the items file", soft_wrap=True)
     if not ok:
         raise typer.Exit(InputError.exit_code)
 
 
 def _print_report(report: Report, fate: str, settings: Settings) -> None:
     """A report for people; `fate` is what becomes of unknown columns."""
+    from driftline.stream.convert.words import meaning
+
     span = (
         f", {when(report.first_ms)} to {when(report.last_ms)}"
         if report.first_ms is not None and report.last_ms is not None
         else ""
     )
-    out.print(f"{report.path}: {report.rows:,} rows{span}")
+    out.print(f"{report.path}: {report.rows:,} rows{span}", soft_wrap=True)
     if report.unknown:
-        out.print(f"unknown columns, {fate}: {', '.join(report.unknown)}")
+        names = ", ".join(name if name.strip() and name.isprintable() else repr(name) for name in report.unknown)
+        out.print(f"unknown columns, {fate}: {names}", soft_wrap=True)
     if report.unknown_actions:
-        out.print(_warning(settings, report.unknown_actions))
+        out.print(_warning(settings, report.unknown_actions), soft_wrap=True)
     table = Table("kind", "column", "rows", "")
     for (kind, column), n in report.counts.items():
         table.add_row(kind, column, f"{n:,}", "warning" if (kind, column) in report.warnings else "error")
     if report.counts:
         out.print(table)
     for problem in report.examples:
-        out.print(f"  {problem}")
-    out.print("ok" if report.ok else "not ok: mend these rows, or take them out")
+        out.print(f"  {problem}", soft_wrap=True)
+    if report.unnamed_values:
+        out.print(
+            f"warning: {report.unnamed_values:,} rows have a value and no action that says what it means: each counts "
+            f"as an 'interact', {meaning(settings, 'interact')}; name it, as by --action rate",
+            soft_wrap=True,
+        )
+    disorder = report.order if report.order is not None and report.order.earlier else None
+    if disorder:
+        out.print(f"warning: {disorder}", soft_wrap=True)
+    if not report.ok:
+        out.print(
+            "not ok: mend these rows, or put them aside with --bad FILE where files are converted", soft_wrap=True
+        )
+    elif disorder:
+        out.print(
+            "ok, but out of order: driftline import sorts it, and so does driftline produce --sort", soft_wrap=True
+        )
+    else:
+        out.print("ok")
 
 
 def _warning(settings: Settings, unknown: Counter[str]) -> str:
     """What becomes of actions that the configuration does not set."""
-    from stream.events import shorten
+    from driftline.stream.events.schema import shorten
 
     counts = [f"{n:,} {shorten(action)}" for action, n in unknown.most_common(10)]
     if len(unknown) > len(counts):

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 from rich.text import Text
 
-from stream.cli.common import AsJson, Config, err, out, print_json, settings_of, when
+from driftline.stream.cli.common import AsJson, Config, err, out, print_json, settings_of, when
+
+if TYPE_CHECKING:
+    from driftline.graph.profile import Profile
 
 config_app = typer.Typer(no_args_is_help=True, help="Settings: what counts, and where it comes from.")
 profile_app = typer.Typer(no_args_is_help=True, help="What a language model wrote about a user.")
@@ -24,7 +28,7 @@ def doctor(config: Config = None, as_json: AsJson = False) -> None:
 
     Example: `driftline doctor`
     """
-    from stream.doctor import examine
+    from driftline.stream.ops.doctor import examine
 
     findings = examine(settings_of(config))
     if as_json:
@@ -49,7 +53,7 @@ def show(
 
     Example: `driftline config show --origin -c ecommerce`
     """
-    from configs.load import leaves, load, shown
+    from driftline.configs.load import leaves, load, shown
 
     loaded = load(config)
     values = {key: shown(key, value) for key, value in leaves(loaded.settings)}
@@ -75,43 +79,38 @@ def profile_show(
 
     Example: `driftline profile show 13085`
     """
-    from configs.errors import InputError
-    from stream.broker import broker
-    from stream.reading import read_all
+    from driftline.configs.errors import InputError
+    from driftline.stream.kafka.broker import broker
+    from driftline.stream.kafka.reading import read_all
 
     settings = settings_of(config)
     with broker(settings.broker) as bootstrap:
         records = read_all(settings.broker, bootstrap, "profiles.log")
-        found = [profile_in(r.value) for r in records if r.key == user_id.encode() and r.value]
-    profiles = [profile for profile in found if profile is not None]
-    if len(found) > len(profiles):
-        err.print(f"{len(found) - len(profiles):,} records of profiles.log are no profiles and are left out")
+        profiles, refused = written_profiles(r.value for r in records if r.key == user_id.encode() and r.value)
+    if refused:
+        err.print(f"{refused:,} records of profiles.log are no profiles and are left out")
     if not profiles:
         raise InputError(f"no profile of user {user_id!r} was written yet; `driftline profiler` writes them when due")
-    for profile in profiles:
-        profile.pop("embedding", None)
     if as_json:
-        return print_json(profiles)
+        return print_json([profile.to_dict(embedding=False) for profile in profiles])
     for profile in profiles:
-        valid_from = when(profile.get("valid_from_ms", -1))
-        out.print(f"v{profile.get('version')} by {profile.get('source')}, valid from {valid_from}")
-        out.print(f"  {profile.get('text')}")
-        for name, text in profile.get("facets", {}).items():
+        out.print(f"v{profile.version} by {profile.source}, valid from {when(profile.valid_from_ms)}")
+        out.print(f"  {profile.text}")
+        for name, text in profile.facets.items():
             if text:
                 out.print(f"  {name}: {text}")
     return None
 
 
-def profile_in(record: bytes) -> dict[str, Any] | None:
-    """What a record of `profiles.log` holds, None if it is no profile."""
-    import orjson
+def written_profiles(records: Iterable[bytes]) -> tuple[list[Profile], int]:
+    """The profiles among records of `profiles.log` in their order, and how many records are none."""
+    from driftline.configs.errors import InputError
+    from driftline.graph.profile import parse_profile
 
-    from configs.errors import InputError
-    from llm.profile import parse_profile
-
-    try:
-        parse_profile(record)
-    except InputError:
-        return None
-    profile: dict[str, Any] = orjson.loads(record)
-    return profile
+    profiles, refused = [], 0
+    for record in records:
+        try:
+            profiles.append(parse_profile(record))
+        except InputError:
+            refused += 1
+    return profiles, refused

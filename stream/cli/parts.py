@@ -2,12 +2,40 @@
 
 from __future__ import annotations
 
+import signal
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from stream.cli.common import AsJson, Config, err, out, parse_time, print_json, progress, settings_of, with_bootstrap
+from driftline.configs.addresses import joined
+from driftline.configs.settings import Settings
+from driftline.stream.cli.common import (
+    AsJson,
+    Config,
+    err,
+    out,
+    parse_time,
+    print_json,
+    progress,
+    settings_of,
+    with_bootstrap,
+)
+from driftline.stream.cli.own import (
+    SOURCES,
+    ActionName,
+    BadRows,
+    Decimal,
+    Encoding,
+    Header,
+    ItemsMap,
+    Map,
+    Time,
+    Told,
+    Zone,
+    own_files,
+)
 
 Once = Annotated[bool, typer.Option("--until-caught-up", help="End when everything in the topics is processed.")]
 
@@ -19,8 +47,8 @@ def register(app: typer.Typer) -> None:
 
 
 def produce(
-    events: Annotated[Path, typer.Option(help="Events: .parquet, .csv or .jsonl in the event schema.")],
-    items: Annotated[Path | None, typer.Option(help="Items, sent before the events.")] = None,
+    events: Annotated[str | None, typer.Option(help=f"Events: {SOURCES}; may be left out.")] = None,
+    items: Annotated[str | None, typer.Option(help="Items, sent before the events, or alone.")] = None,
     rate: Annotated[float | None, typer.Option(min=0.001, help="Events a second at most.")] = None,
     since: Annotated[
         int | None, typer.Option(parser=parse_time, metavar="TIME", help="Only events from this event time on.")
@@ -28,31 +56,71 @@ def produce(
     until: Annotated[
         int | None, typer.Option(parser=parse_time, metavar="TIME", help="Only events before this event time.")
     ] = None,
+    sort: Annotated[bool, typer.Option("--sort", help="Send events in order of time.")] = False,
+    as_it_is: Annotated[
+        bool, typer.Option("--as-it-is", help="Send events in the order of the file, late ones too.")
+    ] = False,
+    columns: Map = None,
+    item_columns: ItemsMap = None,
+    action: ActionName = None,
+    time: Time = None,
+    zone: Zone = None,
+    decimal: Decimal = None,
+    encoding: Encoding = None,
+    header: Header = None,
+    bad: BadRows = None,
     config: Config = None,
     as_json: AsJson = False,
 ) -> None:
-    """Send files to Kafka, keyed by user and item, in the order of the file.
+    """Send files of events, of items, or both to Kafka, keyed by user and item. Files out of order of time are refused.
 
     Example: `driftline produce --events events.parquet --items items.parquet --rate 2000`
     """
-    from stream.broker import broker
-    from stream.files import count_rows
-    from stream.produce import send_files, sender
-    from stream.topics import create_topics
+    from driftline.stream.events.files import count_rows, order_of
+    from driftline.stream.events.order import refuse_disorder
+    from driftline.stream.ops.supervisor import end_with_supervisor
 
+    end_with_supervisor()
+    if events is None and (items is None or not rate is since is until is None):
+        raise typer.BadParameter("say which file: --events, --items or both; --rate, --since and --until are of events")
+    if sort and as_it_is:
+        raise typer.BadParameter("got --sort and --as-it-is; expected one of them")
     settings = settings_of(config)
-    total = count_rows(events) if since is None and until is None else None
+    told = Told(columns, item_columns, action, time, zone, decimal, encoding, header, bad)
+    with own_files(events, items, settings, told, sort=False) as (event_file, item_file):
+        if event_file is not None and not (sort or as_it_is):
+            refuse_disorder(events, order_of(event_file, settings.state.late_ms, since or 0, until))
+        total = count_rows(event_file) if event_file is not None and since is None and until is None else None
+        _send(event_file, item_file, settings, rate, since or 0, until, sort, total, as_json)
+
+
+def _send(
+    events: Path | None,
+    items: Path | None,
+    settings: Settings,
+    rate: float | None,
+    since_ms: int,
+    until_ms: int | None,
+    sort: bool,
+    total: int | None,
+    as_json: bool,
+) -> None:
+    """Sends files in the schema and says how many rows there were."""
+    from driftline.stream.events.produce import send_files, sender
+    from driftline.stream.events.topics import create_topics
+    from driftline.stream.kafka.broker import broker
+
     with broker(settings.broker) as bootstrap:
         create_topics(settings.broker, bootstrap)
-        done = {"items": 0, "interactions": 0}
+        done, what = {"items": 0, "interactions": 0}, "items" if events is None else "events"
         try:
-            with sender(settings.broker, bootstrap) as to_kafka, progress(total, "events") as update:
+            with sender(settings.broker, bootstrap) as to_kafka, progress(total, what) as update:
 
                 def report(topic: str, n: int) -> None:
                     done[topic] = n
-                    update(done["interactions"])
+                    update(done["interactions" if events is not None else "items"])
 
-                sent, sent_items = send_files(to_kafka, events, items, rate, since or 0, until, report)
+                sent, sent_items = send_files(to_kafka, events, items, rate, since_ms, until_ms, report, sort)
         except KeyboardInterrupt:
             counts = f"{done['interactions']:,} events and {done['items']:,} items"
             err.print(f"interrupted: at most {counts} were sent and stay; events with an event_id may be sent again")
@@ -60,9 +128,10 @@ def produce(
     if as_json:
         print_json({"events": sent.records, "items": sent_items.records, "bytes": sent.bytes, "per_s": sent.per_s})
     else:
-        if not sent.records:
+        if events is not None and not sent.records:
             err.print("no event of the file lies between --since and --until")
-        out.print(f"sent {sent.records:,} events and {sent_items.records:,} items, {sent.per_s:,.0f} events/s")
+        rate_shown = f", {sent.per_s:,.0f} events/s" if events is not None else ""
+        out.print(f"sent {sent.records:,} events and {sent_items.records:,} items{rate_shown}")
 
 
 def worker(config: Config = None) -> None:
@@ -71,10 +140,10 @@ def worker(config: Config = None) -> None:
     Several workers share the partitions of the topic, each partition has one worker at a time.
     Example: `driftline worker -c ecommerce`
     """
-    from stream.supervisor import supervise
+    from driftline.stream.ops.supervisor import supervise
 
     settings = settings_of(config)
-    err.print("worker: starting; Ctrl-C ends it")
+    err.print(f"worker: starting, state in {settings.state.root.absolute()}; Ctrl-C ends it", soft_wrap=True)
     raise typer.Exit(supervise(settings, config))
 
 
@@ -83,14 +152,19 @@ def trainer(until_caught_up: Once = False, config: Config = None) -> None:
 
     Example: `driftline trainer -c ecommerce`
     """
-    from stream.broker import broker
-    from stream.topics import create_topics
-    from stream.trainer_process import run_trainer
+    from driftline.stream.events.topics import create_topics
+    from driftline.stream.kafka.broker import broker
+    from driftline.stream.learn.loop import run_trainer
+    from driftline.stream.ops.supervisor import end_with_supervisor
 
+    end_with_supervisor()
     settings = settings_of(config)
     with broker(settings.broker) as bootstrap:
         create_topics(settings.broker, bootstrap)
-        err.print("trainer: starting; Ctrl-C ends it")
+        roots = (
+            f"checkpoint in {settings.trainer.root.absolute()}, snapshots in {settings.serving.snapshots.absolute()}"
+        )
+        err.print(f"trainer: starting, {roots}; Ctrl-C ends it", soft_wrap=True)
         run_trainer(settings, bootstrap, until_caught_up)
 
 
@@ -106,13 +180,15 @@ def profiler(
 
     Example: `driftline profiler --events events.parquet --items items.parquet --out profiles.jsonl.gz`
     """
-    from stream.broker import broker
-    from stream.profiler import run_profiler
-    from stream.topics import create_topics
+    from driftline.stream.events.topics import create_topics
+    from driftline.stream.kafka.broker import broker
+    from driftline.stream.ops.supervisor import end_with_supervisor
+    from driftline.stream.profile.profiler import run_profiler
 
+    end_with_supervisor()
     settings = settings_of(config)
     if events is not None:
-        from stream.profile_file import write_profile_file
+        from driftline.stream.profile.file import write_profile_file
 
         if items is None or to is None:
             raise typer.BadParameter("--events needs --items and --out")
@@ -129,14 +205,20 @@ def profiler(
 def serve(config: Config = None) -> None:
     """Answer over gRPC from the state store and the newest snapshot, until Ctrl-C.
 
+    With `serving.processes` of more than 1, so many processes share the port, and one that crashed is started again.
     Example: `DRIFTLINE__SERVING__PORT=50051 driftline serve`
     """
-    from serving.server import run_server
-    from stream.broker import broker
+    from driftline.serving.server import check_free, run_server
+    from driftline.stream.kafka.broker import broker
+    from driftline.stream.ops.supervisor import end_with_supervisor, serve_in_processes
 
+    end_with_supervisor()
     settings = settings_of(config)
     with broker(settings.broker) as bootstrap:
-        err.print(f"serve: starting on {settings.serving.host}:{settings.serving.port}; Ctrl-C ends it")
+        err.print(f"serve: starting on {joined(settings.serving.host, settings.serving.port)}; Ctrl-C ends it")
+        if settings.serving.processes > 1:
+            check_free(settings.serving)
+            raise typer.Exit(serve_in_processes(settings, bootstrap, config))
         run_server(with_bootstrap(settings, bootstrap))
 
 
@@ -149,8 +231,9 @@ def demo(
 
     Example: `driftline demo --json`
     """
-    from stream.demo import run_demo
+    from driftline.stream.demo import run_demo
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that what was started is ended
     figures = run_demo(keep, seconds)
     if as_json:
         print_json(figures)

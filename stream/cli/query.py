@@ -3,16 +3,31 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Annotated, cast
 
 import typer
 
-from serving import show
-from serving.client import Client, Which, as_dict
-from stream.cli.common import AsJson, Config, out, parse_time, print_json, settings_of
+from driftline.client import Client, Which, as_dict
+from driftline.serving import show
+from driftline.serving.local import client_of
+from driftline.stream.cli.common import AsJson, Config, out, parse_time, print_json, settings_of
 
 Address = Annotated[str | None, typer.Option(help="host:port of the service; default from the settings.")]
 Token = Annotated[str, typer.Option(envvar="DRIFTLINE_TOKEN", help="Bearer token.")]
+Trusted = Annotated[
+    Path | None,
+    typer.Option(
+        envvar="DRIFTLINE_CERTIFICATE", help="PEM file of the certificate to trust; default from the settings."
+    ),
+]
+Own = Annotated[
+    Path | None,
+    typer.Option(
+        envvar="DRIFTLINE_CLIENT_CERTIFICATE", help="PEM file of your own certificate, where it is asked for."
+    ),
+]
+OwnKey = Annotated[Path | None, typer.Option(envvar="DRIFTLINE_CLIENT_KEY", help="PEM file of its key.")]
 At = Annotated[
     int | None,
     typer.Option(
@@ -40,6 +55,9 @@ def user(
     watch: Annotated[bool, typer.Option("--watch", help="Again after each change, until Ctrl-C.")] = False,
     address: Address = None,
     token: Token = "",
+    certificate: Trusted = None,
+    client_certificate: Own = None,
+    client_key: OwnKey = None,
     config: Config = None,
     as_json: AsJson = False,
 ) -> None:
@@ -47,7 +65,7 @@ def user(
 
     Example: `driftline query user 13085`
     """
-    with client(config, address, token) as service:
+    with client(config, address, token, certificate, client_certificate, client_key) as service:
         answers = service.watch(user_id, history) if watch else [service.user_state(user_id, history, at_ms(at))]
         for answer in answers:
             if as_json:
@@ -56,12 +74,20 @@ def user(
                 out.print(show.user_state(answer, history))
 
 
-def model(address: Address = None, token: Token = "", config: Config = None, as_json: AsJson = False) -> None:
+def model(
+    address: Address = None,
+    token: Token = "",
+    certificate: Trusted = None,
+    client_certificate: Own = None,
+    client_key: OwnKey = None,
+    config: Config = None,
+    as_json: AsJson = False,
+) -> None:
     """Which model serves, what it has learnt from and how good it was.
 
     Example: `driftline query model --json`
     """
-    with client(config, address, token) as service:
+    with client(config, address, token, certificate, client_certificate, client_key) as service:
         answer = service.model_info()
     return print_json(as_dict(answer)) if as_json else out.print(show.model_info(answer))
 
@@ -73,6 +99,9 @@ def recommend(
     which: Annotated[str, typer.Option("--list", help="overall, novel or repeat.")] = "overall",
     address: Address = None,
     token: Token = "",
+    certificate: Trusted = None,
+    client_certificate: Own = None,
+    client_key: OwnKey = None,
     config: Config = None,
     as_json: AsJson = False,
 ) -> None:
@@ -82,7 +111,7 @@ def recommend(
     """
     if which not in LISTS:
         raise typer.BadParameter(f"got {which!r}; expected {', '.join(LISTS)}", param_hint="--list")
-    with client(config, address, token) as service:
+    with client(config, address, token, certificate, client_certificate, client_key) as service:
         answer = service.recommend(user_id, k, cast("Which", which), at_ms(at))
     return print_json(as_dict(answer)) if as_json else out.print(show.slate(answer, f"for user {user_id}"))
 
@@ -92,6 +121,9 @@ def similar(
     k: K = 10,
     address: Address = None,
     token: Token = "",
+    certificate: Trusted = None,
+    client_certificate: Own = None,
+    client_key: OwnKey = None,
     config: Config = None,
     as_json: AsJson = False,
 ) -> None:
@@ -99,17 +131,25 @@ def similar(
 
     Example: `driftline similar 85123A`
     """
-    with client(config, address, token) as service:
+    with client(config, address, token, certificate, client_certificate, client_key) as service:
         answer = service.similar(item_id, k)
     return print_json(as_dict(answer)) if as_json else out.print(show.slate(answer, f"with item {item_id}"))
 
 
-def client(config: str | None, address: str | None, token: str) -> Client:
+def client(
+    config: str | None,
+    address: str | None,
+    token: str,
+    certificate: Path | None,
+    client_certificate: Path | None,
+    client_key: Path | None,
+) -> Client:
     """The client of the service at an address, else of the one that the settings start here."""
     serving = settings_of(config).serving
-    if not address and not token:
-        return Client.of(serving)
-    return Client(address or f"127.0.0.1:{serving.port}", token, serving.tls_certificate)
+    if not address:
+        return client_of(serving, token, certificate, client_certificate, client_key)
+    trusted = certificate or serving.tls_certificate
+    return Client(address, token, trusted, client_certificate=client_certificate, client_key=client_key)
 
 
 def at_ms(given: int | None) -> int:

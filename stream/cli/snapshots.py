@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from configs.errors import SnapshotError
-from stream.cli.common import AsJson, Config, out, print_json, settings_of, when
+from driftline.configs.errors import SnapshotError
+from driftline.stream.cli.common import AsJson, Config, out, print_json, settings_of, when
 
 app = typer.Typer(no_args_is_help=True, help="Published snapshots: what serves, and going back.")
 Version = Annotated[str, typer.Argument(help="As `snapshot list` names it; its number alone is enough.")]
@@ -19,9 +19,12 @@ Version = Annotated[str, typer.Argument(help="As `snapshot list` names it; its n
 def list_them(config: Config = None, as_json: AsJson = False) -> None:
     """All snapshots on disk, newest first.
 
+    One that builds on others holds what changed; 12 + 3 are the whole snapshot 12 and three deltas on it. Any of them
+    can be rolled back to.
+
     Example: `driftline snapshot list`
     """
-    from serving.snapshot import list_snapshots
+    from driftline.serving.snapshot import list_snapshots
 
     root = settings_of(config).serving.snapshots
     entries = list_snapshots(root)
@@ -31,12 +34,13 @@ def list_them(config: Config = None, as_json: AsJson = False) -> None:
         return out.print(f"no snapshots in {root} yet; `driftline trainer` publishes them")
     table = Table()
     table.add_column("version", no_wrap=True)  # what other commands take: whole on a narrow screen, too
-    for name in ("state", "created", "learnt to", "MB", "NDCG@10"):
+    for name in ("state", "created", "learnt to", "MB", "builds on", "NDCG@10"):
         table.add_column(name, overflow="fold")
     for entry in entries:
         ndcg = entry.metrics.get("ndcg@10")
         table.add_row(
             entry.version, entry.state, when(entry.created_ms), when(entry.watermark_ms), f"{entry.bytes / 1e6:.1f}",
+            f"{int(entry.base.split('-')[0])} + {entry.deltas - 1}" if entry.base else "",
             "" if ndcg is None else f"{ndcg:.4f}",
         )  # fmt: skip
     out.print(table)
@@ -52,7 +56,7 @@ def show(version: Version, config: Config = None) -> None:
 
     Example: `driftline snapshot show 12`
     """
-    from serving.snapshot import open_snapshot
+    from driftline.serving.snapshot import open_snapshot
 
     root = settings_of(config).serving.snapshots
     snapshot = open_snapshot(root, _full(root, version))
@@ -76,7 +80,7 @@ def rollback(version: Version, config: Config = None) -> None:
 
     Example: `driftline snapshot rollback 12`
     """
-    from serving.publish import rollback as roll_back
+    from driftline.serving.publish import rollback as roll_back
 
     root = settings_of(config).serving.snapshots
     version = _full(root, version)
@@ -90,7 +94,7 @@ def release(config: Config = None) -> None:
 
     Example: `driftline snapshot release`
     """
-    from serving.publish import release as let_go
+    from driftline.serving.publish import release as let_go
 
     out.print(f"{let_go(settings_of(config).serving.snapshots)} serves")
 
@@ -99,7 +103,7 @@ def _full(root: object, version: str) -> str:
     """The whole name of a version given by its number."""
     from pathlib import Path
 
-    from serving.snapshot import list_snapshots
+    from driftline.serving.snapshot import list_snapshots
 
     entries = list_snapshots(Path(str(root)))
     for entry in entries:

@@ -21,26 +21,28 @@ from kafka import KafkaProducer
 from rich.console import Console
 from rich.live import Live
 
-from configs.settings import Settings
-from graph.rows import Event
-from serving.proto.driftline.v1 import recommendation_pb2 as pb
-from serving.publish import release, rollback
-from stream.broker import EmbeddedBroker
-from stream.bundled import EVENTS, ITEMS
-from stream.demo.figures import check_figures, counter, percentiles
-from stream.demo.parts import LOGS, ROOT, DemoError, Memory, Parts, demo_settings
-from stream.demo.probes import Measured, Probes, Sender, Serving
-from stream.demo.show import Picture, history_bars, show_figures, show_purchase, wait_for_interrupt
-from stream.events import encode_event
-from stream.files import read_columns
-from stream.produce import event_messages
-from stream.reading import read_all
-from stream.topics import create_topics
+from driftline.configs.security import producer_options
+from driftline.configs.settings import Settings
+from driftline.graph.rows import Event
+from driftline.serving.publish import release, rollback
+from driftline.stream.bundled import EVENTS, ITEMS
+from driftline.stream.demo.figures import check_figures, counter, percentiles
+from driftline.stream.demo.parts import LOGS, ROOT, DemoError, Memory, Parts, demo_settings
+from driftline.stream.demo.probes import Measured, Probes, Sender, Serving
+from driftline.stream.demo.show import Picture, history_bars, show_figures, show_purchase, wait_for_interrupt
+from driftline.stream.events.files import read_columns
+from driftline.stream.events.produce import event_messages
+from driftline.stream.events.schema import encode_event
+from driftline.stream.events.topics import create_topics
+from driftline.stream.kafka.broker import EmbeddedBroker
+from driftline.stream.kafka.reading import read_all
+from driftline.v1 import recommendation_pb2 as pb
 
 __all__ = ["DemoError", "run_demo"]
 
 PACED_MS = 14 * 86_400_000
-BULK_LIMIT_S = 900
+STALLED_S = 300.0
+"""So long without an event applied or learnt, something is wrong: a limit of time would say so of a slow machine."""
 
 
 def run_demo(keep: bool, seconds: float) -> dict[str, Any]:
@@ -55,6 +57,7 @@ def run_demo(keep: bool, seconds: float) -> dict[str, Any]:
     """
     console = Console(stderr=True, highlight=False)  # stdout stays free for `--json`
     settings, started_s = demo_settings(), time.monotonic()
+    EmbeddedBroker(settings.broker).stop_unused()
     if running := EmbeddedBroker(settings.broker).running():
         raise DemoError(
             f"the broker of {ROOT} runs, process {running.pid}: end the demo that uses it with Ctrl-C, or that process"
@@ -92,7 +95,7 @@ class Demo:
 
     def __init__(self, console: Console, settings: Settings, bootstrap: str) -> None:
         self.console, self.settings, self.bootstrap = console, settings, bootstrap
-        self.parts = Parts(bootstrap)
+        self.parts = Parts(settings, bootstrap)
         self.memory = Memory(settings.broker)
         self.serving = Serving(settings.serving)
 
@@ -106,16 +109,25 @@ class Demo:
     def load(self, until_ms: int, total: int) -> None:
         """Produces the history, by `driftline produce` as a user would, and waits until it is applied and learnt."""
         files = ["--events", str(EVENTS), "--items", str(ITEMS)]
-        produce = self.parts.run("produce", [*files, "--until", str(until_ms)])
+        produce, produced = self.parts.produce([*files, "--until", str(until_ms)]), None
+        far, moved_s = -1, time.monotonic()
         with history_bars(self.console, total) as show:
-            deadline = time.monotonic() + BULK_LIMIT_S
-            while min(show(self.serving.applied(), self.serving.learnt())) < total:
+            while min(done := show(self.serving.applied(), self.serving.learnt())) < total:
                 self.check()
-                if produce.poll() not in (None, 0):
-                    raise DemoError(f"driftline produce ended with exit code {produce.poll()}; see {LOGS}")
-                if time.monotonic() > deadline:
-                    raise DemoError(f"the history was not learnt within {BULK_LIMIT_S} s; see {LOGS}")
+                produced = produce.step() if produced is None else produced
+                if produced:
+                    raise DemoError(
+                        f"driftline produce ended with exit code {produced}; {self.parts.end_of('produce')}"
+                    )
+                if sum(done) > far:
+                    far, moved_s = sum(done), time.monotonic()
+                elif time.monotonic() - moved_s > STALLED_S:
+                    raise DemoError(
+                        f"no event was applied or learnt for {STALLED_S:g} s: {done[0]:,} of {total:,} are applied, "
+                        f"{done[1]:,} learnt; see {LOGS}"
+                    )
                 time.sleep(0.5)
+        produce.wait()
 
     # -- 4 paced -----------------------------------------------------------------------------------------------
 
@@ -203,7 +215,7 @@ class Demo:
     def _purchase(self, user_id: str, item_id: str, now_ms: int) -> None:
         """Sends a purchase of a minute ago, and waits until the user's state shows it."""
         event = Event(user_id, item_id, now_ms - 60_000, "purchase", None, 1.0, None, "demo-basket")
-        producer = KafkaProducer(bootstrap_servers=self.bootstrap.split(","), acks="all")
+        producer = KafkaProducer(**producer_options(self.settings.broker, self.bootstrap))
         topic = self.settings.broker.prefix + "interactions"
         sent = producer.send(topic, key=user_id.encode(), value=encode_event(event)).get(10)
         producer.close()

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-import urllib.request
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from stream.demo.parts import DemoError
+from driftline.stream.demo.parts import DemoError
+from driftline.stream.ops.scrape import scraped
 
 
 def percentiles(values: list[float]) -> dict[str, float]:
@@ -21,9 +21,7 @@ def percentiles(values: list[float]) -> dict[str, float]:
 
 def counter(port: int, name: str) -> int:
     """A counter of a part's `/metrics`."""
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
-        text = answer.read().decode()
-    found = re.search(rf"^{re.escape(name)} (\S+)$", text, re.MULTILINE)
+    found = re.search(rf"^{re.escape(name)} (\S+)$", scraped(port), re.MULTILINE)
     return int(float(found[1])) if found else 0
 
 

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import IO
 
 import psutil
 
-from configs.errors import DriftlineError
-from configs.load import load
-from configs.settings import Broker, Settings
-from stream.broker import EmbeddedBroker
+from driftline.configs.errors import DriftlineError
+from driftline.configs.load import load
+from driftline.configs.settings import Broker, Settings
+from driftline.stream.kafka.broker import EmbeddedBroker
+from driftline.stream.ops.supervisor import Child, Supervisor, cli
+from driftline.stream.system import children_of
 
 ROOT = Path(".driftline/demo")
 LOGS = ROOT / "logs"
-PARTS = ("worker", "trainer", "profiler", "serve")
+PRESET = "ecommerce"
 STOP_S = 60
 MEMORY_EVERY_S = 5.0
 OVERRIDES = {
@@ -49,47 +48,47 @@ class DemoError(DriftlineError):
 
 def demo_settings() -> Settings:
     """The e-commerce preset with folders and ports of the demo's own."""
-    return load("ecommerce", OVERRIDES).settings
-
-
-def environment(bootstrap: str) -> dict[str, str]:
-    """Environment of the parts: the demo's settings and one thread for each library."""
-    threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-    return {**OVERRIDES, **threads, "DRIFTLINE__BROKER__BOOTSTRAP": bootstrap}
+    return load(PRESET, OVERRIDES).settings
 
 
 class Parts:
-    """The long-running processes, each a `driftline` command with a log of its own.
+    """The long-running processes, each with a log of its own. They end with this process, however it ends.
 
     Args:
+        settings: of the demo.
         bootstrap: address of the broker that they use.
     """
 
-    def __init__(self, bootstrap: str) -> None:
+    def __init__(self, settings: Settings, bootstrap: str) -> None:
+        LOGS.mkdir(parents=True, exist_ok=True)
+        self._logs: dict[str, IO[str]] = {}
         self._bootstrap = bootstrap
-        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._children = children_of(settings, bootstrap, PRESET, environment=OVERRIDES, tell=self._write)
+        self._supervisor = Supervisor(self._children, stop_s=STOP_S)
 
     def start(self) -> None:
         """Starts every part."""
-        for part in PARTS:
-            self._processes[part] = self.run(part, [])
+        self.check()
 
-    def run(self, command: str, options: list[str]) -> subprocess.Popen[bytes]:
-        """Starts one command, which is the caller's to watch and to end."""
-        LOGS.mkdir(parents=True, exist_ok=True)
-        line = [sys.executable, "-m", "stream.command", command, "--config", "ecommerce", *options]
-        env = {**os.environ, **environment(self._bootstrap)}
-        with (LOGS / f"{command}.log").open("wb") as log:
-            return subprocess.Popen(line, stdout=log, stderr=subprocess.STDOUT, env=env)
+    def produce(self, options: list[str]) -> Child:
+        """`driftline produce`, which the caller lets run by `step`."""
+        environment = {**OVERRIDES, "DRIFTLINE__BROKER__BOOTSTRAP": self._bootstrap}
+        return Child(
+            "produce", [*cli("produce", PRESET), *options], environment, lambda line: self._write("produce", line)
+        )
 
     def check(self) -> None:
-        """Raises DemoError if a part has ended."""
-        for part, process in self._processes.items():
-            code = process.poll()
+        """Lets the parts run; raises DemoError if one has ended for good."""
+        for child in self._children:
+            code = child.step()
             if code is not None:
-                log = LOGS / f"{part}.log"
-                tail = "\n".join(log.read_text(errors="replace").splitlines()[-8:])
-                raise DemoError(f"{part} ended with exit code {code}; the end of {log}:\n{tail}")
+                raise DemoError(f"{child.name} ended with exit code {code}; {self.end_of(child.name)}")
+
+    def end_of(self, part: str) -> str:
+        """The last lines of a part's log."""
+        log = LOGS / f"{part}.log"
+        lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+        return f"the end of {log}:\n" + "\n".join(lines[-8:])
 
     def stop(self) -> None:
         """Ends every part in order.
@@ -97,23 +96,22 @@ class Parts:
         Raises:
             DemoError: one does not end, or ends with an error.
         """
-        for process in self._processes.values():
-            if process.poll() is None:
-                process.send_signal(signal.SIGTERM)
-        for part, process in self._processes.items():
-            try:
-                code = process.wait(STOP_S)
-            except subprocess.TimeoutExpired:
-                raise DemoError(f"{part} did not end within {STOP_S} s of SIGTERM") from None
-            if code not in (0, -signal.SIGTERM):
-                raise DemoError(f"{part} ended with exit code {code} when it was asked to stop")
+        code = self._supervisor.end()
+        if code:
+            raise DemoError(f"a part ended with exit code {code} when it was asked to stop; see {LOGS}")
 
     def kill(self) -> None:
         """Ends whatever still runs, at once."""
-        for process in self._processes.values():
-            if process.poll() is None:
-                process.kill()
-                process.wait()
+        for child in self._children:
+            child.kill()
+        for log in self._logs.values():
+            log.close()
+
+    def _write(self, part: str, line: str) -> None:
+        if part not in self._logs:
+            self._logs[part] = (LOGS / f"{part}.log").open("w", buffering=1)
+        with suppress(ValueError):  # closed
+            self._logs[part].write(line + "\n")
 
 
 class Memory:

@@ -13,12 +13,13 @@ import grpc
 import orjson
 from kafka import KafkaProducer
 
-from configs import settings
-from serving.proto.driftline.v1 import recommendation_pb2 as pb
-from serving.proto.driftline.v1 import recommendation_pb2_grpc as pb_grpc
-from stream.demo.parts import LOGS, DemoError
-from stream.events import EVENT_TYPE
-from stream.topics import CE_TYPE
+from driftline.configs import settings
+from driftline.configs.security import producer_options
+from driftline.serving.local import local_address
+from driftline.serving.transport import direct_channel
+from driftline.stream.demo.parts import LOGS, DemoError
+from driftline.v1 import recommendation_pb2 as pb
+from driftline.v1 import recommendation_pb2_grpc as pb_grpc
 
 
 class Serving:
@@ -29,8 +30,8 @@ class Serving:
     """
 
     def __init__(self, at: settings.Serving) -> None:
-        channel = grpc.insecure_channel(f"{at.host}:{at.port}")
-        self._stub: Any = pb_grpc.RecommendationServiceStub(channel)  # type: ignore[no-untyped-call]
+        channel = direct_channel(local_address(at))
+        self._stub: Any = pb_grpc.RecommendationServiceStub(channel)
 
     def applied(self) -> int:
         """Next offset of the state, 0 while serving can't read it."""
@@ -82,9 +83,7 @@ class Sender:
     def __init__(self, broker: settings.Broker, bootstrap: str) -> None:
         self.newest = Sent()
         self._topic = broker.prefix + "interactions"
-        self._producer = KafkaProducer(
-            bootstrap_servers=bootstrap.split(","), acks="all", linger_ms=1, compression_type="gzip"
-        )
+        self._producer = KafkaProducer(**producer_options(broker, bootstrap), linger_ms=1)
 
     def send(self, key: bytes | None, value: bytes) -> None:
         """Hands an encoded event to the producer."""
@@ -94,8 +93,7 @@ class Sender:
             data = orjson.loads(value)
             self.newest = Sent(data["user_id"], data["timestamp_ms"], metadata.offset, at_s)
 
-        headers = [(CE_TYPE, EVENT_TYPE.encode())]
-        self._producer.send(self._topic, key=key, value=value, headers=headers).add_callback(acknowledged)
+        self._producer.send(self._topic, key=key, value=value).add_callback(acknowledged)
 
     def flush(self) -> None:
         """Returns when everything sent is acknowledged."""

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import shlex
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
-from stream.demo.parts import OVERRIDES
-from stream.demo.probes import Sent, Serving
+from driftline.stream.demo.parts import OVERRIDES
+from driftline.stream.demo.probes import Sent, Serving
 
+FOLDERS = ("_DIR", "_ROOT", "_SNAPSHOTS")
+"""Ends of the names of settings that are folders."""
 LINE_EVERY_S = 10.0
 """Between two lines where bars and live tables can't be drawn."""
 
@@ -24,17 +28,24 @@ LINE_EVERY_S = 10.0
 @contextmanager
 def history_bars(console: Console, total: int) -> Iterator[Callable[[int, int], tuple[int, int]]]:
     """Bars of the events applied and learnt; gives the function that moves them and returns what it was given."""
-    columns = (TextColumn("{task.description:<24}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (
+        TextColumn("{task.description:<24}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+        TextColumn("left"), TimeRemainingColumn(),
+    )  # fmt: skip
     with Progress(*columns, console=console) as progress:
         tasks = [progress.add_task(name, total=total) for name in ("history applied to state", "history learnt")]
 
-        spoken_s = time.monotonic()
+        began_s = spoken_s = time.monotonic()
 
         def move(applied: int, learnt: int) -> tuple[int, int]:
             nonlocal spoken_s
             if not console.is_terminal and time.monotonic() - spoken_s > LINE_EVERY_S:
                 spoken_s = time.monotonic()
-                console.print(f"history: {applied:,} of {total:,} events applied to state, {learnt:,} learnt")
+                left = (spoken_s - began_s) * (total - learnt) / learnt if learnt else float("inf")
+                rest = f", about {left:.0f} s left" if learnt else ""
+                left = (spoken_s - began_s) * (total - learnt) / learnt if learnt else 0.0
+                rest = f", about {left:.0f} s left" if left else ""
+                console.print(f"history: {applied:,} of {total:,} events applied to state, {learnt:,} learnt{rest}")
             progress.update(tasks[0], completed=applied)
             progress.update(tasks[1], completed=learnt)
             return applied, learnt
@@ -119,8 +130,9 @@ def show_figures(console: Console, figures: Mapping[str, Any]) -> None:
 
 def wait_for_interrupt(console: Console) -> None:
     """Leaves everything running until Ctrl-C, and says how to ask."""
-    places = ("DIR", "ROOT", "SNAPSHOTS", "EMBEDDED_PORT", "SERVING__PORT")
-    exports = [f"  export {name}={value}\n" for name, value in OVERRIDES.items() if name.endswith(places)]
+    folders = {name: Path(value).absolute() for name, value in OVERRIDES.items() if name.endswith(FOLDERS)}
+    ports = {name: value for name, value in OVERRIDES.items() if name.endswith("_PORT")}
+    exports = [f"  export {name}={shlex.quote(str(value))}\n" for name, value in {**folders, **ports}.items()]
     console.print(
         f"everything keeps running; in another terminal:\n{''.join(exports)}"
         "  driftline query user 17841\n  driftline recommend 17841 -k 5 --at 2010-12-10\n  driftline similar 85123A\n"

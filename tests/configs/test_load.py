@@ -2,10 +2,10 @@
 
 import pytest
 
-from configs.errors import ConfigError
-from configs.load import config_sha256, leaves, load, load_settings, presets, shown
-from configs.security import client_options
-from configs.settings import Broker, Settings
+from driftline.configs.errors import ConfigError
+from driftline.configs.load import config_sha256, leaves, load, load_settings, presets, shown
+from driftline.configs.security import client_options
+from driftline.configs.settings import Broker, Settings
 
 
 def write(tmp_path, text, name="own.yaml"):
@@ -214,7 +214,7 @@ def test_a_key_in_the_wrong_section_is_found_in_the_right_one(tmp_path):
 
 def test_a_key_like_no_other_lists_the_known_ones(tmp_path):
     path = write(tmp_path, "metrics: {qqq: 7}\n")
-    assert "known here: worker_port, trainer_port" in message(path)
+    assert "known here: host, worker_port, trainer_port" in message(path)
 
 
 def test_an_unknown_key_of_the_environment_names_the_variable():

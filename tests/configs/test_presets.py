@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from configs.load import PRESETS, leaves, load_settings, presets
-from configs.reference import FILE, default_yaml
-from configs.settings import Action, Settings
+from driftline.configs.load import PRESETS, leaves, load_settings, presets
+from driftline.configs.reference import FILE, default_yaml
+from driftline.configs.settings import Action, Settings
 
 ROOT = Path(__file__).parents[2]
 
@@ -28,7 +28,7 @@ def test_a_preset_loads_and_bears_its_name(name):
 
 
 def test_default_yaml_is_what_the_schema_says():
-    """After a change of configs/settings.py run `python -m configs.reference`."""
+    """After a change of configs/settings.py run `python -m driftline.configs.reference`."""
     assert FILE.read_text("utf-8") == default_yaml()
 
 

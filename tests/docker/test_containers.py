@@ -7,8 +7,8 @@ from pathlib import Path
 import grpc
 import pytest
 
-from serving.proto.driftline.v1 import recommendation_pb2 as pb
-from serving.proto.driftline.v1 import recommendation_pb2_grpc as pb_grpc
+from driftline.v1 import recommendation_pb2 as pb
+from driftline.v1 import recommendation_pb2_grpc as pb_grpc
 
 ROOT = Path(__file__).parents[2]
 CUSTOMER = "13085"

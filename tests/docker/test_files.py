@@ -10,8 +10,8 @@ import pytest
 import typer
 import yaml
 
-from configs.load import load
-from stream.cli import app
+from driftline.configs.load import load
+from driftline.stream.cli import app
 
 ROOT = Path(__file__).parents[2]
 DOCKER = ROOT / "docker"
@@ -93,6 +93,43 @@ def test_what_services_wait_for_and_mount_is_declared():
         for volume in service["volumes"]:
             source = volume.split(":")[0]
             assert (DOCKER / source).is_dir() if source.startswith(".") else source in COMPOSE["volumes"]
+
+
+WRITES = {"worker": {"state"}, "trainer": {"trainer", "snapshots"}, "profiler": set(), "serve": set()}
+READS = {"worker": set(), "trainer": set(), "profiler": set(), "serve": {"state", "snapshots"}}
+
+
+def test_a_process_writes_its_own_volumes_as_a_user_of_its_own_and_reads_others():
+    users = {name: service["user"].split(":") for name, service in OURS.items()}
+    assert len({uid for uid, _ in users.values()}) == len(users)
+    assert {gid for _, gid in users.values()} == {"10000"}
+    owners = dict(
+        re.findall(r"--owner=(\d+) --group=10000 (.+?)(?: \\)?\n", (DOCKER / "Dockerfile").read_text("utf-8"))
+    )
+    folder_of = {folder: uid for uid, folders in owners.items() for folder in folders.split()}
+    settings = load(None, environment(OURS["worker"])).settings
+    folders = {
+        "state": settings.state.root,
+        "trainer": settings.trainer.root,
+        "snapshots": settings.serving.snapshots,
+    }
+    for name, service in OURS.items():
+        found = {"": set(), "ro": set()}
+        for mount in service["volumes"]:
+            volume, target, mode = (mount.split(":") + [""])[:3]
+            assert target == f"/data/{folders[volume]}"
+            found[mode].add(volume)
+            if not mode:
+                assert folder_of[target] == users[name][0]
+        assert (found[""], found["ro"]) == (WRITES[name], READS[name])
+        assert service["cap_drop"] == ["ALL"]
+        assert service["security_opt"] == ["no-new-privileges:true"]
+
+
+def test_metrics_are_for_the_network_of_the_containers_alone():
+    assert environment(OURS["worker"])["DRIFTLINE__METRICS__HOST"] == "0.0.0.0"
+    for service in OURS.values():
+        assert all(port.startswith("127.0.0.1:") and not port.endswith(":910") for port in service.get("ports", ()))
 
 
 def test_kafka_is_apache_kafka_4_without_zookeeper():

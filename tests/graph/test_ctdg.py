@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
-from torch_geometric.nn.models.tgn import LastAggregator, TGNMemory
+from tests.graph.t_batches import TBatches
 
-import graph.memory
-from configs.settings import Graph
-from graph.ctdg import TemporalGraph
-from graph.memory import CODE_DIM, EDGE_DIM, MS_PER_DAY, TILE, GraphMemory, item_code
+from driftline.configs.settings import Graph
+from driftline.graph.ctdg import TemporalGraph
+from driftline.graph.memory import CODE_DIM, EDGE_DIM, MS_PER_DAY, item_code
+from driftline.stream.bench.tgn import Peer, as_pyg_has_it
 
 SETTINGS = Graph(memory_dim=16, message_dim=12, time_dim=8)
 
@@ -25,8 +25,8 @@ def edit_stream(n: int, users: int, items: int, seed: int = 0):
     return rng.integers(0, users, n).tolist(), rng.integers(0, items, n).tolist(), t.tolist(), [0] * n, edges
 
 
-def graph_of(users: int, items: int) -> TemporalGraph:
-    graph = TemporalGraph(SETTINGS)
+def graph_of(users: int, items: int, kind: type[TemporalGraph] = TemporalGraph, settings: Graph = SETTINGS):
+    graph = kind(settings)
     for _ in range(users):
         graph.add_user()
     for key in range(items):
@@ -34,59 +34,29 @@ def graph_of(users: int, items: int) -> TemporalGraph:
     return graph
 
 
-class OurMessages(nn.Module):
-    """The message function of one side behind PyG's interface; column 0 of the raw message is the item."""
-
-    def __init__(self, model: GraphMemory, codes: torch.Tensor, to_users: bool) -> None:
-        super().__init__()
-        self.side, self.codes, self.to_users = model.user if to_users else model.item, codes, to_users
-        self.out_channels = SETTINGS.message_dim
-
-    def forward(self, z_src, z_dst, raw_msg, t_enc):
-        code, edge = self.codes[raw_msg[:, 0].long()], raw_msg[:, 1:]
-        parts = (z_src, z_dst, code, edge) if self.to_users else (z_src, z_dst, edge)
-        return self.side.message_function(torch.cat((*parts, t_enc), 1))
-
-
-class DayEncoder(nn.Module):
-    def __init__(self, encoder: nn.Module) -> None:
-        super().__init__()
-        self.encoder, self.out_channels = encoder, SETTINGS.time_dim
-        self.lin = nn.Linear(1, 1)  # PyG asks it for the device
-
-    def reset_parameters(self) -> None:
-        """PyG calls it; ours keeps its weights."""
-
-    def forward(self, dt):
-        return self.encoder((dt.double().view(-1, 1) / MS_PER_DAY).float())
-
-
 def test_memories_equal_pyg_tgn_memory_one_event_at_a_time() -> None:
     users, items, n = 12, 9, 250
     u, i, t, groups, edges = edit_stream(n, users, items)
     graph = graph_of(users, items)
-    # PyG has one updater and one clock for all nodes, and starts every node's clock at zero
-    graph.model.item.memory_updater.load_state_dict(graph.model.user.memory_updater.state_dict())
-    graph.model.item.time.load_state_dict(graph.model.user.time.state_dict())
-    graph.users["last_update_ms"][:] = 0
-    graph.items["last_update_ms"][:] = 0
-    codes = torch.from_numpy(np.stack([item_code(k + 1) for k in range(items)]))
-    to_users, to_items = OurMessages(graph.model, codes, True), OurMessages(graph.model, codes, False)
-    oracle = TGNMemory(users + items, 1 + EDGE_DIM, 16, 8, message_module=to_users, aggregator_module=LastAggregator())
-    oracle.msg_s_module, oracle.msg_d_module = to_users, to_items
-    oracle.time_enc = DayEncoder(graph.model.user.time)
-    oracle.gru.load_state_dict(graph.model.user.memory_updater.state_dict())
-    oracle.eval()
-    oracle.reset_state()  # switching to eval runs the updater on every node once
-    with torch.no_grad():
-        for row in range(n):
-            raw = torch.cat((torch.tensor([float(i[row])]), torch.from_numpy(edges[row])))[None]
-            src, dst = torch.tensor([u[row]]), torch.tensor([users + i[row]])
-            oracle.update_state(src, dst, torch.tensor([t[row]]), raw)
+    as_pyg_has_it(graph)
+    peer = Peer(SETTINGS, graph)
+    peer.apply(u, i, t, edges)
     graph.apply(u, i, t, groups, edges)
-    theirs = oracle.memory.detach().numpy()
-    np.testing.assert_allclose(graph.users["memory"][:users], theirs[:users], atol=1e-5)
-    np.testing.assert_allclose(graph.items["memory"][:items], theirs[users:], atol=1e-5)
+    assert peer.difference(graph) < 1e-5
+
+
+def test_baskets_equal_pyg_tgn_memory_a_batch_at_a_time_with_mean_messages() -> None:
+    items, size, n = 20, 7, 210
+    u, _, t, _, edges = edit_stream(n, 12, items)
+    rng, first = np.random.default_rng(4), [row // size * size for row in range(n)]
+    i = np.concatenate([rng.choice(items, size, replace=False) for _ in range(n // size)]).tolist()
+    u, t = [u[row] for row in first], [t[row] for row in first]
+    graph = graph_of(12, items)
+    as_pyg_has_it(graph)
+    peer = Peer(SETTINGS, graph, mean=True)
+    peer.apply(u, i, t, edges, batch=size)
+    graph.apply(u, i, t, [row + 1 for row in first], edges)
+    assert peer.difference(graph) < 1e-5
 
 
 def test_any_cut_gives_the_same_bits() -> None:
@@ -106,19 +76,96 @@ def test_any_cut_gives_the_same_bits() -> None:
         assert cut.items["memory"].tobytes() == whole.items["memory"].tobytes()
 
 
-@pytest.mark.parametrize("width", [4, 7, 8, 16, 32])
-@pytest.mark.parametrize("alone", [False, True])
-def test_a_row_of_a_tile_has_the_same_bits_in_any_place_and_company(
-    width: int, alone: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if alone:  # as on a processor that rounds by place
-        monkeypatch.setattr(graph.memory, "_same_in_every_place", lambda function, width: False)
-    model = GraphMemory(SETTINGS.model_copy(update={"message_dim": width}))
-    rows = np.random.default_rng(0).standard_normal((3 * TILE + 5, model.user.dim_in + 1)).astype(np.float32)
-    together = model.user.tiled("messages", rows)
-    order = np.random.default_rng(1).permutation(len(rows))
-    assert model.user.tiled("messages", rows[order]).tobytes() == together[order].tobytes()
-    assert model.user.tiled("messages", rows[7:8]).tobytes() == together[7:8].tobytes()
+def hub_stream(n: int, users: int, items: int):
+    u, _, t, groups, edges = edit_stream(n, users, items)
+    rng = np.random.default_rng(3)
+    return u, np.minimum(rng.zipf(1.3, n) - 1, items - 1).tolist(), t, groups, edges
+
+
+def basket_stream(n: int, users: int, items: int):
+    u, i, t, _, edges = edit_stream(n, users, items)
+    first = [row // 7 * 7 for row in range(n)]
+    return [u[row] for row in first], i, [t[row] for row in first], [row + 1 for row in first], edges
+
+
+@pytest.mark.parametrize("stream", [edit_stream, hub_stream, basket_stream])
+@pytest.mark.parametrize("update_items", [True, False])
+def test_one_event_after_the_other_equals_t_batches(stream, update_items: bool) -> None:
+    rows = stream(900, 40, 30)
+    ours, oracle = graph_of(40, 30), graph_of(40, 30, TBatches)
+    for start in range(0, 900, 300):
+        part = [column[start : start + 300] for column in rows]
+        pre = ours.apply(*part, update_items)
+        np.testing.assert_allclose(pre, oracle.apply(*part, update_items), atol=1e-5)
+    for side in ("users", "items"):
+        for name, column in getattr(oracle, side).columns.items():
+            np.testing.assert_allclose(getattr(ours, side)[name], column, atol=1e-5, err_msg=name)
+
+
+def test_the_items_half_of_events_equals_t_batches_and_the_whole_rule() -> None:
+    u, i, t, groups, edges = hub_stream(400, 20, 15)
+    whole, half, oracle = graph_of(20, 15), graph_of(20, 15), graph_of(20, 15, TBatches)
+    pre = whole.apply(u, i, t, groups, edges)
+    half.apply_items(i[:111], t[:111], pre[:111], edges[:111])
+    half.apply_items(i[111:], t[111:], pre[111:], edges[111:])
+    oracle.apply_items(i, t, pre, edges)
+    for name in ("memory", "last_update_ms"):
+        assert half.items[name].tobytes() == whole.items[name].tobytes()
+        np.testing.assert_allclose(half.items[name], oracle.items[name], atol=1e-5)
+
+
+@pytest.mark.parametrize("dims", [(4, 4, 2), (7, 5, 3), (33, 18, 9), (65, 40, 16)])
+def test_any_width_equals_t_batches(dims: tuple[int, int, int]) -> None:
+    settings = Graph(memory_dim=dims[0], message_dim=dims[1], time_dim=dims[2])
+    rows = edit_stream(200, 9, 9)
+    graphs = [graph_of(9, 9, kind, settings) for kind in (TemporalGraph, TBatches)]
+    pre = [graph.apply(*rows) for graph in graphs]
+    np.testing.assert_allclose(pre[0], pre[1], atol=1e-5)
+    np.testing.assert_allclose(graphs[0].users["memory"], graphs[1].users["memory"], atol=1e-5)
+    np.testing.assert_allclose(graphs[0].items["memory"], graphs[1].items["memory"], atol=1e-5)
+
+
+def test_a_memory_does_not_depend_on_the_processor() -> None:
+    """Fixed bits: sums of one order and functions of our own give the same on every machine."""
+    graph, rng = graph_of(5, 5), np.random.default_rng(2)
+    with torch.no_grad():  # those that torch draws and spaces may differ by processor
+        for weight in graph.model.parameters():
+            weight.copy_(torch.from_numpy(rng.integers(-64, 64, weight.shape) / 256))
+    rows = basket_stream(120, 5, 5)
+    graph.items["code"][:5] = rng.integers(-64, 64, (5, CODE_DIM)) / 64
+    graph.apply(*rows[:4], (rng.integers(-64, 64, (120, EDGE_DIM)) / 64).astype(np.float32))
+    bits = graph.users["memory"].tobytes() + graph.items["memory"].tobytes()
+    assert hashlib.sha256(bits).hexdigest()[:16] == "dca1b5e9bdb7efcb"
+
+
+def test_weights_that_change_in_place_are_read_anew() -> None:
+    rows = edit_stream(50, 5, 5)
+    ours, oracle = graph_of(5, 5), graph_of(5, 5, TBatches)
+    for graph in (ours, oracle):
+        graph.apply(*rows)
+        with torch.no_grad():
+            graph.model.user.memory_updater.weight_hh.mul_(-1)
+            graph.model.item.time.b.add_(1)
+        graph.apply(*rows)
+    np.testing.assert_allclose(ours.users["memory"], oracle.users["memory"], atol=1e-5)
+    np.testing.assert_allclose(ours.items["memory"], oracle.items["memory"], atol=1e-5)
+
+
+def test_times_of_twenty_years_and_of_nothing_are_encoded_as_torch_does() -> None:
+    rows = ([0, 0, 0, 1], [0, 1, 0, 1], [0, 1, 20 * 365 * MS_PER_DAY, 20 * 365 * MS_PER_DAY], [0] * 4)
+    edges = np.ones((4, EDGE_DIM), np.float32)
+    ours, oracle = graph_of(2, 2), graph_of(2, 2, TBatches)
+    np.testing.assert_allclose(ours.apply(*rows, edges), oracle.apply(*rows, edges), atol=1e-5)
+    np.testing.assert_allclose(ours.users["memory"], oracle.users["memory"], atol=1e-5)
+
+
+def test_memories_at_their_bounds_stay_finite() -> None:
+    graph, oracle = graph_of(2, 2), graph_of(2, 2, TBatches)
+    edges = np.full((4, EDGE_DIM), 1e4, np.float32) * np.array([[1], [-1], [1], [-1]], np.float32)
+    for one in (graph, oracle):
+        one.apply([0, 1, 0, 1], [0, 0, 1, 1], [1, 2, 3, 4], [0] * 4, edges)
+    assert np.isfinite(graph.users["memory"]).all()
+    np.testing.assert_allclose(graph.users["memory"], oracle.users["memory"], atol=1e-5)
 
 
 def test_rows_of_a_group_read_the_user_from_before_the_group() -> None:
@@ -135,7 +182,9 @@ def test_rows_of_a_group_read_the_user_from_before_the_group() -> None:
 
 
 def test_item_codes_are_normal_vectors_drawn_from_the_id() -> None:
-    assert item_code(12345).tobytes() == item_code(12345).tobytes()
+    for key in (12345, 1, 2**63 + 5, 2**64 - 1, 12345):
+        fresh = np.random.Generator(np.random.Philox(key=key)).standard_normal(CODE_DIM, np.float32)
+        assert item_code(key).tobytes() == fresh.tobytes()
     assert item_code(12345).shape == (CODE_DIM,)
     many = np.stack([item_code(key) for key in range(1, 500)])
     assert abs(float(many.std()) - 1) < 0.02

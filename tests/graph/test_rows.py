@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from graph.rows import (
+from driftline.graph.rows import (
     EVENT_DTYPE,
     ItemRow,
     UserRow,

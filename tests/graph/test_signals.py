@@ -1,11 +1,13 @@
 import numpy as np
 import pytest
 
-from configs.settings import Signals as SignalSettings
-from graph.counts import DecayedCounts
-from graph.history import DAY_MS, history_of
-from graph.signals import Signals
-from graph.view import Group, UserView
+from driftline.configs.settings import Signals as SignalSettings
+from driftline.graph.counts import DecayedCounts
+from driftline.graph.history import DAY_MS, history_of
+from driftline.graph.rows import key64
+from driftline.graph.signals import Signals
+from driftline.graph.user_vectors import UserVectors
+from driftline.graph.view import Group, UserView
 
 DAY = int(DAY_MS)
 SETTINGS = SignalSettings(half_lives_days=(1.0, 7.0, 30.0), neighbors=8, top=5, users=10, refresh_ms=DAY)
@@ -138,7 +140,9 @@ def test_single_click_groups_learn_transitions():
         user = f"s{session}"
         signals.observe(group([0], DAY + session, user), view(user_id=user))
         signals.observe(group([1], DAY + 10 + session, user), view([0], [DAY + session], user))
-    scores = signals.following.scores(np.array([0], np.int32), np.ones(1, np.float32), signals.n)
+    scores = np.zeros(signals.n, np.float32)
+    led_to, sums = signals.following.sums(np.array([0], np.int32), np.ones(1, np.float32), signals.n)
+    scores[led_to] = sums
     assert np.argmax(scores) == 1
     assert scores[1] > 0.9
 
@@ -167,3 +171,27 @@ def test_unknown_and_returned_items_are_no_touches():
     assert past.items.tolist() == [0]
     assert past.groups == 1
     assert past.returned.tolist() == [1]
+
+
+def test_a_forgotten_user_is_nobody_s_neighbour_and_the_others_stay():
+    def observed(*user_ids):
+        users = UserVectors(100, DAY_MS, DAY_MS, 1, 10)
+        for n, user_id in enumerate(user_ids):
+            items = np.arange(n, n + 3, dtype=np.int32)
+            users.observe(user_id, items, np.full(3, n * 10, np.int64), n * 10)
+        users._build(100)
+        return users
+
+    asked = (np.arange(6, dtype=np.int32), np.ones(6, np.float32), 9)
+    for gone in ("a", "b", "d"):
+        users = observed("a", "b", "c", "d")
+        before = users.scores("z", *asked)
+        users.forget(gone)
+        users.forget("nobody")
+        alone = observed("a", "b", "c", "d")
+        alone.latest.pop(key64(gone))
+        alone._build(100)
+        np.testing.assert_array_equal(users.scores("z", *asked), alone.scores("z", *asked))
+        assert not np.array_equal(users.scores("z", *asked), before)
+        assert key64(gone) not in users.arrays("u")["u.matrix_keys"]
+        assert key64(gone) not in users.arrays("u")["u.keys"]

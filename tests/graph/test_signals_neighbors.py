@@ -1,8 +1,8 @@
 import numpy as np
 
-from graph.history import DAY_MS
-from graph.neighbors import PartnerTable
-from graph.user_vectors import UserVectors
+from driftline.graph.history import DAY_MS
+from driftline.graph.neighbors import PartnerTable
+from driftline.graph.user_vectors import UserVectors
 
 DAY = int(DAY_MS)
 ONE = np.ones(1, np.float32)
@@ -22,6 +22,14 @@ def table(slots=8, n=30) -> PartnerTable:
     return out
 
 
+def scores_of(table, source, weight, n):
+    """Sums over all items, 0 where nothing points."""
+    out = np.zeros(n, np.float32)
+    held, sums = table.sums(source, weight, n)
+    out[held] = sums
+    return out
+
+
 def test_pairs_equal_a_dense_sum_with_decay():
     pairs = table(slots=30)
     dense, total = np.zeros((30, 30)), np.zeros(30)
@@ -34,7 +42,7 @@ def test_pairs_equal_a_dense_sum_with_decay():
         dense[np.ix_(basket, basket)] += 1 - np.eye(5)
         total[basket] += 1
     expected = dense[[3, 4]].T @ (np.array([1.0, 0.5]) / np.sqrt(total[[3, 4]])) / np.sqrt(total)
-    got = pairs.scores(items(3, 4), np.array([1, 0.5], np.float32), 30)
+    got = scores_of(pairs, items(3, 4), np.array([1, 0.5], np.float32), 30)
     np.testing.assert_allclose(got, expected, rtol=1e-4)
 
 
@@ -68,7 +76,7 @@ def test_moving_the_origin_changes_no_score():
         offset = 5000 * DAY if start else 0
         pairs.add(items(0, 1), items(0, 1), ones(2), ones(2), offset)
         pairs.add(items(0, 2), items(0, 2), ones(2), ones(2), offset + 700 * DAY)
-    np.testing.assert_allclose(near.scores(items(0), ONE, 3), far.scores(items(0), ONE, 3), rtol=1e-5)
+    np.testing.assert_allclose(scores_of(near, items(0), ONE, 3), scores_of(far, items(0), ONE, 3), rtol=1e-5)
 
 
 def test_the_strongest_source_is_named():
@@ -96,3 +104,26 @@ def test_user_vectors_forget_who_was_silent_longest():
     assert len(users.latest) == 2
     users.observe("a", items(0), np.array([DAY], np.int64), 3 * DAY)
     assert sorted(users._row) == sorted(users.latest)
+
+
+def test_an_item_that_more_users_took_than_are_looked_at_leads_to_the_most_recent_of_them(monkeypatch):
+    def filled():
+        users = UserVectors(users=500, half_life_ms=60 * DAY_MS, fresh_half_life_ms=DAY_MS, refresh_ms=1, nearest=400)
+        for number in range(300):
+            users.observe(f"u{number}", items(0, 1 + number), np.full(2, number * DAY), number * DAY)
+        users.observe("last", items(0), np.array([300 * DAY]), 300 * DAY)
+        return users
+
+    everyone, _ = filled().sums("", items(0), ONE, 400)
+    assert set(everyone.tolist()) == set(range(301))
+    monkeypatch.setattr("driftline.graph.user_vectors.OWNERS", 20)
+    bounded = filled()
+    taken, sums = bounded.sums("", items(0, 7), ones(2), 400)
+    assert set(taken.tolist()) == {0, 7, *range(281, 301)}
+    alone, _ = bounded.sums("", items(7), ONE, 400)
+    assert set(alone.tolist()) == {0, 7}, "a rare item leads to whoever took it"
+    restored = UserVectors(500, 60 * DAY_MS, DAY_MS, 1, 400)
+    restored.restore(bounded.arrays("x", latest=False), "x")
+    again = restored.sums("", items(0, 7), ones(2), 400)
+    assert np.array_equal(again[0], taken)
+    assert np.array_equal(again[1], sums)

@@ -2,9 +2,9 @@
 
 import pytest
 
-from configs.settings import LLM, Encoder, Profiles
-from llm.fetch import MINILM, SMOLLM, is_fetched
-from llm.request import CatalogueItem, ProfileRequest, read_request
+from driftline.configs.settings import LLM, Encoder, Profiles
+from driftline.llm.fetch import MINILM, SMOLLM, is_fetched
+from driftline.llm.request import CatalogueItem, ProfileRequest, read_request
 
 NOW_MS = 1_290_000_000_000
 TITLES = {
@@ -40,8 +40,8 @@ def request_of_a_baker() -> ProfileRequest:
 @pytest.fixture(scope="session")
 def smollm():
     if not is_fetched(SMOLLM):
-        pytest.skip("SmolLM2 was not fetched: run `python -m llm.fetch`")
-    from llm.smollm import SmolLMClient
+        pytest.skip("SmolLM2 was not fetched: run `python -m driftline.llm.fetch`")
+    from driftline.llm.smollm import SmolLMClient
 
     return SmolLMClient(LLM())
 
@@ -49,7 +49,7 @@ def smollm():
 @pytest.fixture(scope="session")
 def minilm(tmp_path_factory):
     if not is_fetched(MINILM):
-        pytest.skip("MiniLM was not fetched: run `python -m llm.fetch`")
-    from llm.encoder import TextEncoder
+        pytest.skip("MiniLM was not fetched: run `python -m driftline.llm.fetch`")
+    from driftline.llm.encoder import TextEncoder
 
     return TextEncoder(Encoder(cache=tmp_path_factory.mktemp("encodings") / "vectors.sqlite"))

@@ -5,10 +5,10 @@ import sqlite3
 import numpy as np
 import pytest
 
-import llm.encoder
-from configs.errors import MissingModelError
-from configs.settings import Encoder
-from llm.encoder import TextEncoder
+import driftline.llm.encoder as module
+from driftline.configs.errors import MissingModelError
+from driftline.configs.settings import Encoder
+from driftline.llm.encoder import TextEncoder
 
 TEXTS = ["red retrospot cake stand", "polka dot cupcake plate", "garden spade", "", "hot water bottle " * 60]
 
@@ -37,7 +37,7 @@ def test_a_vector_does_not_depend_on_what_is_encoded_with_it(minilm):
 
 
 def test_vectors_past_a_bound_are_made_again_and_are_the_same(minilm, monkeypatch):
-    monkeypatch.setattr(llm.encoder, "KEPT", 2)
+    monkeypatch.setattr(module, "KEPT", 2)
     encoder = TextEncoder(Encoder(cache=None))
     whole = encoder.encode(TEXTS)
     assert len(encoder._memory) == 2
@@ -56,7 +56,7 @@ def test_a_damaged_cache_is_one_clear_message(tmp_path):
     path = tmp_path / "vectors.sqlite"
     path.write_bytes(b"not a database" * 100)
     if not minilm_is_there():
-        pytest.skip("MiniLM was not fetched: run `python -m llm.fetch`")
+        pytest.skip("MiniLM was not fetched: run `python -m driftline.llm.fetch`")
     with pytest.raises(MissingModelError, match=r"encoder\.cache.*delete it"):
         TextEncoder(Encoder(cache=path))
     with pytest.raises(sqlite3.DatabaseError):
@@ -70,6 +70,6 @@ def test_a_folder_without_a_model_is_one_clear_message(tmp_path):
 
 
 def minilm_is_there() -> bool:
-    from llm.fetch import MINILM, is_fetched
+    from driftline.llm.fetch import MINILM, is_fetched
 
     return is_fetched(MINILM)

@@ -6,12 +6,12 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-
-from configs.errors import EndpointError
-from configs.settings import LLM, Profiles
-from llm.generator import ProfileGenerator
-from llm.openai import OpenAIClient
 from tests.llm.conftest import shop_request
+
+from driftline.configs.errors import EndpointError
+from driftline.configs.settings import LLM, Profiles
+from driftline.llm.generator import ProfileGenerator
+from driftline.llm.openai import OpenAIClient
 
 ANSWER = "Customer: keen home baker\nInterests: fairy cake cases\nCategories: baking\nProduct lines: retrospot"
 
@@ -173,3 +173,20 @@ def test_nobody_listening_gives_the_template():
     client = OpenAIClient(LLM(base_url="http://127.0.0.1:9/v1", retries=1, backoff_s=0.0))
     assert profile_of(client).source == "template"
     client.close()
+
+
+def test_an_endpoint_of_this_machine_is_asked_without_the_proxies_of_the_environment(endpoint, make, monkeypatch):
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.delenv("no_proxy", raising=False)
+    assert make().check().startswith("tiny at ")
+    assert make(base_url=f"http://localhost:{endpoint.server_port}/v1").check().startswith("tiny at ")
+    with pytest.raises(EndpointError, match=r"nothing answers at llm.base_url 'http://llm\.example/v1'"):
+        make(base_url="http://llm.example/v1").check()
+
+
+def test_a_socks_proxy_for_an_endpoint_elsewhere_is_refused_in_words(make, monkeypatch):
+    monkeypatch.setenv("all_proxy", "socks5://127.0.0.1:9")
+    assert make().check().startswith("tiny at ")
+    with pytest.raises(EndpointError, match=r"SOCKS proxy of all_proxy .*no_proxy, or set https_proxy"):
+        make(base_url="https://llm.example/v1")

@@ -4,17 +4,18 @@ import gzip
 
 import numpy as np
 import pytest
-
-from configs.errors import InputError, MissingModelError
-from configs.settings import Profiles, Settings
-from llm import refresh
-from llm.client import TemplateClient
-from llm.fetch import check_sum
-from llm.generator import ProfileGenerator, generate_file
-from llm.offline import LogEvent, plan, requests_of_log
-from llm.profile import parse_profile, read_header, read_profiles
-from llm.refresh import RequestQueue, due_version
 from tests.llm.conftest import CATALOGUE, NOW_MS, shop_request
+
+from driftline.configs.errors import InputError, MissingModelError
+from driftline.configs.settings import Profiles, Settings
+from driftline.graph.profile import parse_profile
+from driftline.llm import refresh
+from driftline.llm.client import TemplateClient
+from driftline.llm.fetch import check_sum
+from driftline.llm.generator import ProfileGenerator, generate_file
+from driftline.llm.offline import LogEvent, plan, requests_of_log
+from driftline.llm.profile import read_header, read_profiles
+from driftline.llm.refresh import RequestQueue, due_version
 
 DAY_MS = 86_400_000
 POLICY = Profiles(first_events=10, refresh_events=50)

@@ -1,16 +1,17 @@
 """The model in process: real weights, real answers."""
 
 import pytest
-
-from configs.errors import MissingModelError
-from configs.settings import LLM, Profiles
-from llm.client import make_client
-from llm.facets import evidence_of, make_prompt
-from llm.generator import ProfileGenerator
-from llm.prompts import FACETS, load_prompts
-from llm.smollm import SmolLMClient, _Tree
-from llm.titles import Lexicon
 from tests.llm.conftest import shop_request
+
+from driftline.configs.errors import MissingModelError
+from driftline.configs.settings import LLM, Profiles
+from driftline.graph.view import FACETS
+from driftline.llm.clients import make_client
+from driftline.llm.facets import evidence_of, make_prompt
+from driftline.llm.generator import ProfileGenerator
+from driftline.llm.prompts import load_prompts
+from driftline.llm.smollm import SmolLMClient, _Tree
+from driftline.llm.titles import Lexicon
 
 
 def prompt_of(request):
@@ -44,7 +45,7 @@ def test_a_branch_of_the_tree_scores_as_it_does_alone(smollm):
     tree, branches = exact._tree(prompt.record, asked, prompt.prompts)
     with torch.inference_mode():
         scores = exact._log_likelihoods(tree, branches, prompt.prompts)
-        from llm.smollm import few_shot
+        from driftline.llm.smollm import few_shot
 
         for (facet, text), score in list(zip(asked, scores, strict=True))[::7]:
             parts = [few_shot(prompt.prompts), prompt.record + "\n", prompt.prompts.cues[facet], " " + text]

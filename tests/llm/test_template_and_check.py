@@ -2,16 +2,17 @@
 
 import pytest
 import yaml
-
-from configs.errors import ConfigError, InputError
-from configs.settings import Profiles
-from llm.client import TemplateClient, parse_answer
-from llm.facets import evidence_of, grounded, make_prompt
-from llm.generator import ProfileGenerator
-from llm.prompts import FACETS, PROMPTS, load_prompts
-from llm.request import CatalogueItem, read_request
-from llm.titles import Lexicon, clean_title, plural, stem
 from tests.llm.conftest import CATALOGUE, NOW_MS, shop_request
+
+from driftline.configs.errors import ConfigError, InputError
+from driftline.configs.settings import Profiles
+from driftline.graph.view import FACETS
+from driftline.llm.client import TemplateClient, parse_answer
+from driftline.llm.facets import evidence_of, grounded, make_prompt
+from driftline.llm.generator import ProfileGenerator
+from driftline.llm.prompts import PROMPTS, load_prompts
+from driftline.llm.request import CatalogueItem, read_request
+from driftline.llm.titles import Lexicon, clean_title, plural, stem
 
 
 class Says:

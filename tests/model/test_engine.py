@@ -3,17 +3,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from configs.settings import Ranker, Settings, Signals
-from graph.history import DAY_MS
-from graph.view import Group, ItemTable, Profile, UserView
-from model.engine import MAIN, Engine
-from model.reasons import explain
-from model.recall import BIT, plug_bit
+from driftline.configs.settings import Ranker, Settings, Signals
+from driftline.graph.history import DAY_MS
+from driftline.graph.view import Group, ItemTable, ProfileVectors, UserView
+from driftline.model.engine import MAIN, Engine
+from driftline.model.reasons import explain
+from driftline.model.recall import BIT, plug_bit
 
 DAY = int(DAY_MS)
 DIM, ITEMS, USERS = 8, 60, 12
 SETTINGS = Settings(
-    ranker=Ranker(hidden=8, members=2, sampled=20, replay_groups=50, recall=15, pool=40, newest=5, text_dim=DIM),
+    ranker=Ranker(hidden=8, members=2, sampled=20, rehearsal_groups=50, recall=15, pool=40, newest=5, text_dim=DIM),
     signals=Signals(half_lives_days=(1.0, 7.0, 30.0), neighbors=8, top=20, users=10, recent=20),
 )
 TABLE = ItemTable(f"item {i}" for i in range(ITEMS))
@@ -31,6 +31,9 @@ class Plug:
 
     def item_matrix(self) -> np.ndarray:
         return self.matrix
+
+    def item_codes(self) -> None:
+        return None
 
 
 def view(user_id: str, rows: list[tuple[int, int]], profile=None) -> UserView:
@@ -81,7 +84,8 @@ def taught(groups=80, plugs=None) -> Engine:
 
 
 def reasons(engine, slate, items):
-    return explain(slate.past, slate.now_ms, items, engine.signals, engine.table, slate.pool)
+    places = [slate.candidates.tolist().index(item) for item in items]
+    return explain(slate.past, slate.now_ms, places, engine.signals, engine.table, slate.pool)
 
 
 def same(a, b) -> None:
@@ -110,7 +114,7 @@ def test_an_unknown_user_gets_a_cold_start_slate():
 
 def test_scoring_changes_nothing():
     engine = taught()
-    before = engine.arrays()
+    before = {name: array.copy() for name, array in engine.arrays().items()}
     same(engine.slate(view("u", HISTORY), NOW), engine.slate(view("u", HISTORY), NOW))
     for name, array in engine.arrays().items():
         np.testing.assert_array_equal(before[name], array, err_msg=name)
@@ -144,7 +148,7 @@ def test_a_restored_engine_continues_bit_identically():
 def test_serving_from_a_snapshot_gives_the_training_slate():
     engine = taught()
     snapshot = {}
-    for name, array in engine.arrays(replay=False).items():
+    for name, array in engine.arrays(rehearsal=False).items():
         snapshot[name] = array.copy()
         snapshot[name].flags.writeable = False
     served = Engine.from_arrays(SETTINGS, TABLE, snapshot, read_only=True)
@@ -193,7 +197,7 @@ def test_a_plug_brings_candidates_and_columns():
 def test_a_profile_brings_candidates_near_its_facets():
     engine = taught()
     facets = np.tile(engine.text[11], (4, 1))
-    slate = engine.slate(view("u", HISTORY, Profile(facets, 0)), NOW)
+    slate = engine.slate(view("u", HISTORY, ProfileVectors(facets, 0)), NOW)
     assert slate.recalled[slate.candidates.tolist().index(11)] & BIT["profiles"]
     plain = engine.slate(view("u", HISTORY), NOW)
     assert not np.any(plain.recalled & BIT["profiles"])

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from model.backbone import Dropout
-from model.hstu import HSTU, time_buckets
-from model.sasrec import SASRec
+from driftline.model.backbone import Dropout
+from driftline.model.hstu import HSTU, time_buckets
+from driftline.model.sasrec import SASRec
 
 GOLDEN = Path(__file__).with_name("golden_backbones.npz")
 """Outputs of the HSTU authors' research code (float32, CPU) on random weights and inputs; see `docs/log.md`."""

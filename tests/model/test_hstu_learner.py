@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from configs.settings import Model
-from graph.view import Group
-from model.batch import build_batch, shuffled
-from model.loss import draw_candidates, sampled_softmax
-from model.prior import PopularityPrior
-from model.replay import ReplayLog
-from model.sequence import SequenceLearner, SequenceScorer
+from driftline.configs.settings import Model
+from driftline.graph.view import Group
+from driftline.model.batch import build_batch
+from driftline.model.loss import draw_candidates, sampled_softmax
+from driftline.model.prior import PopularityPrior
+from driftline.model.rehearsal import RehearsalLog
+from driftline.model.sequence import SequenceLearner, SequenceScorer
+from driftline.stream.learn.tree import read_tree, write_tree
 
 DAY_MS = 86_400_000
 SETTINGS = Model(dim=16, max_len=12, batch=6, step_groups=2, learning_rate=0.01)
@@ -47,10 +48,10 @@ def test_a_restored_learner_continues_bit_by_bit(backbone):
     whole = taught(settings, groups)
     half = taught(settings, groups[:41])
     file = io.BytesIO()
-    torch.save(half.state_dict(), file)
+    write_tree(file, half.state_dict())
     file.seek(0)
     restored = SequenceLearner(settings, seed=123)
-    restored.load_state_dict(torch.load(file, weights_only=False))
+    restored.load_state_dict(read_tree(file))
     for one in groups[41:]:
         restored.learn(one)
     for name, array in whole.arrays().items():
@@ -159,7 +160,7 @@ def test_another_rows_positive_is_not_a_negative_unless_it_was_drawn():
 
 
 def test_equal_times_keep_the_order_of_arrival():
-    log = ReplayLog(10, 20)
+    log = RehearsalLog(10, 20)
     for items in ([5, 1], [9], [2, 0]):
         log.add("u", np.array(items, np.int32), np.ones(len(items), bool), 1000)
     items, _ = log.history("u")
@@ -167,7 +168,7 @@ def test_equal_times_keep_the_order_of_arrival():
 
 
 def test_a_window_holds_what_came_before_and_asks_at_the_end_of_each_group():
-    log = ReplayLog(10, 3)
+    log = RehearsalLog(10, 3)
     for t_ms, items in ((1, [7, 8]), (2, [8, 9]), (5, [7, 4, 9])):
         log.add("u", np.array(items, np.int32), np.ones(len(items), bool), t_ms)
     window = log.window(2)
@@ -180,7 +181,7 @@ def test_a_window_holds_what_came_before_and_asks_at_the_end_of_each_group():
 
 
 def test_a_window_of_a_late_group_holds_nothing_that_happened_later():
-    log = ReplayLog(10, 5)
+    log = RehearsalLog(10, 5)
     for t_ms, item in ((1, 7), (5, 8), (3, 9), (0, 4)):
         log.add("u", np.array([item], np.int32), np.ones(1, bool), t_ms)
     late, first = log.window(2), log.window(3)
@@ -193,7 +194,7 @@ def test_a_window_of_a_late_group_holds_nothing_that_happened_later():
 
 
 def test_a_full_log_forgets_the_oldest_groups_and_their_links():
-    log = ReplayLog(3, 20)
+    log = RehearsalLog(3, 20)
     for at in range(8):
         log.add(f"u{at % 2}", np.array([at], np.int32), np.ones(1, bool), at)
     assert log.start == 5
@@ -266,7 +267,8 @@ def test_the_prior_of_a_training_row_is_the_popularity_of_its_time():
         prior.observe(np.array([0], np.int32), early + at * DAY_MS // 8)
     for at in range(20):
         prior.observe(np.array([1], np.int32), late + at * DAY_MS // 8)
-    then, now = prior.logits_at(np.array([early + 2 * DAY_MS, late + 2 * DAY_MS]), torch.arange(2))
+    added = prior.at(np.array([early + 2 * DAY_MS, late + 2 * DAY_MS]), torch.arange(2))
+    then, now = (added.shares_SC * added.coefficient)[added.place_R]
     assert then[0] > then[1]
     assert now[1] > now[0]
     np.testing.assert_allclose(now.detach().numpy(), prior.log_share(late + 2 * DAY_MS)[:2], atol=0.7)
@@ -289,23 +291,26 @@ def test_what_scores_is_the_mean_of_the_last_steps():
 
 
 def test_shuffling_a_window_keeps_each_group_together_and_its_times():
-    log = ReplayLog(10, 20)
+    log = RehearsalLog(10, 20)
     for t_ms, items in ((1, [7, 8, 3]), (1, [8, 9]), (5, [7, 4, 9])):
         log.add("u", np.array(items, np.int32), np.ones(len(items), bool), t_ms)
     window = log.window(2)
-    orders = {tuple(shuffled(window, np.random.default_rng(seed)).items.tolist()) for seed in range(40)}
+    batches = [build_batch([window], Model(), np.random.default_rng(seed)) for seed in range(40)]
+    orders = {tuple(batch.items[0].tolist()) for batch in batches}
     assert len(orders) == 12
     assert all(set(order[:3]) == {7, 8, 3} and set(order[3:]) == {8, 9} for order in orders)
 
 
 def test_rows_inside_a_group_are_asked_for_the_rest_of_it_at_its_own_time():
-    log = ReplayLog(10, 20)
+    log = RehearsalLog(10, 20)
     for t_ms, items in ((1000, [7, 8, 3]), (9000, [5])):
         log.add("u", np.array(items, np.int32), np.ones(len(items), bool), t_ms)
     settings = Model(inside_share=1.0, inside_weight=0.5)
     batch = build_batch([log.window(1)], settings, np.random.default_rng(0))
-    items = batch.chunks[0].items_BL[0].tolist()
-    assert batch.chunks[0].asked.tolist() == [2, 0, 1]
+    (chunk,) = batch.chunks()
+    items = chunk.items_BL[0].tolist()
+    assert items == batch.items[0].tolist()
+    assert chunk.asked.tolist() == batch.asked[0].tolist() == [2, 0, 1]
     assert batch.asked_ms_R.tolist() == [9000, 1000, 1000]
     assert batch.target_T.tolist() == [5, *items[1:], items[2]]
     assert batch.weight_T.tolist() == [1.0, 0.25, 0.25, 0.5]

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from configs.settings import Ranker as RankerSettings
-from model.ranker import Example, Ranker
+from driftline.configs.settings import Ranker as RankerSettings
+from driftline.model.ranker import Example, Ranker
 
-SETTINGS = RankerSettings(hidden=8, members=2, sampled=20, replay_groups=30, replay_steps=2)
+SETTINGS = RankerSettings(hidden=8, members=2, sampled=20, rehearsal_groups=30, rehearsal_steps=2)
 F = 6
 
 
@@ -61,7 +61,7 @@ def test_a_restored_ranker_continues_bit_identically():
 
 def test_arrays_without_the_replay_log_score_the_same():
     ranker, other = taught(make()), make(seed=5)
-    other.restore(ranker.arrays("r", replay=False), "r")
+    other.restore(ranker.arrays("r", rehearsal=False), "r")
     x, _, _ = request(np.random.default_rng(3))
     np.testing.assert_array_equal(ranker.score(x), other.score(x))
 
@@ -142,7 +142,7 @@ def test_the_gradient_of_weighted_hard_negatives_is_that_of_all_rows_and_without
 
 def test_the_replay_log_is_bounded_and_a_group_without_targets_is_not_logged():
     ranker = taught(make(), n=60)
-    assert len(ranker.log) == SETTINGS.replay_groups
+    assert len(ranker.log) == SETTINGS.rehearsal_groups
     steps = ranker.steps
     x, positive, own = request(np.random.default_rng(1))
     ranker.learn(x, np.zeros_like(positive), own)

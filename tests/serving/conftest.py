@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -14,17 +15,18 @@ import grpc
 import numpy as np
 import pytest
 
-from configs.settings import Settings
-from graph.rows import Event
-from graph.view import Group, ItemTable, view_of
-from model.engine import Engine
-from serving.arrays import item_part
-from serving.proto.driftline.v1 import recommendation_pb2_grpc as pb_grpc
-from serving.publish import publish
-from serving.server import Server
-from serving.snapshot import Meta
-from stream.processor import Processor, Record
-from stream.store import RocksStore
+from driftline.configs.settings import Settings
+from driftline.graph.rows import Event
+from driftline.graph.view import Group, ItemTable, view_of
+from driftline.model.engine import Engine
+from driftline.serving.arrays import item_part
+from driftline.serving.publish import publish
+from driftline.serving.server import Server
+from driftline.serving.snapshot import Meta
+from driftline.serving.state_reader import COMPLETE
+from driftline.stream.process.processor import Processor, Record
+from driftline.stream.state.store import RocksStore
+from driftline.v1 import recommendation_pb2_grpc as pb_grpc
 
 START_MS = 1_700_000_000_000
 HOUR_MS = 3_600_000
@@ -33,11 +35,12 @@ USERS, ITEMS, GROUPS = 20, 60, 160
 
 def small_settings(root: Path, **serving: object) -> Settings:
     """Settings whose directories lie under `root` and whose models are small."""
-    base = {"port": 0, "snapshots": root / "snapshots", "poll_s": 0.05, "state_poll_ms": 10, "follow_profiles": False}
+    follow = {"follow_profiles": False, "follow_items": False}
+    base = {"port": 0, "snapshots": root / "snapshots", "poll_s": 0.05, "state_poll_ms": 10, **follow}
     return Settings.model_validate(
         {
             "state": {"root": root / "state", "sync": False},
-            "ranker": {"hidden": 8, "members": 1, "replay_steps": 1, "text_dim": 0},
+            "ranker": {"hidden": 8, "members": 1, "rehearsal_steps": 1, "text_dim": 0},
             "graph": {"memory_dim": 8, "message_dim": 8, "time_dim": 4, "embed_dim": 8},
             "serving": {**base, "grace_s": 1.0, **serving},
         }
@@ -79,11 +82,16 @@ class Worker:
         first = self.processor.next_offset
         changes = self.processor.apply([Record(first + n, event) for n, event in enumerate(events)])
         self.processor.commit(changes)
+        self.complete()
+
+    def complete(self) -> None:
+        """What the worker's timer notes when the topic has no more."""
+        self.processor.store.commit({COMPLETE: b"%d" % (time.time_ns() // 1_000_000)})
 
 
 def learn(settings: Settings, events: list[Event]) -> tuple[Engine, ItemTable]:
     """An engine that has scored and learnt some events, group by group."""
-    from stream.store import MemoryStore
+    from driftline.stream.state.store import MemoryStore
 
     processor, table = Processor(settings, MemoryStore()), ItemTable()
     engine = Engine(settings, table)
@@ -113,7 +121,7 @@ def learnt(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, dict[str
     engine, table = learn(settings, events)
     titles = [f"Title of {item}" for item in table.ids]
     domains = ["" if n % 2 else "home" for n in range(len(table))]
-    parts = {"engine": engine.arrays(replay=False), "items": item_part(table.ids, titles, domains)}
+    parts = {"engine": engine.arrays(rehearsal=False), "items": item_part(table.ids, titles, domains)}
     meta = Meta(
         offsets={"interactions:0": len(events)},
         watermark_ms=events[-1].timestamp_ms,

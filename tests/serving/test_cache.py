@@ -7,11 +7,11 @@ import time
 import weakref
 
 import pytest
-
-from serving.cache import RecentRankings
-from serving.proto.driftline.v1 import recommendation_pb2 as pb
-from serving.publish import publish
 from tests.serving.test_models import wait_for
+
+from driftline.serving.cache import RecentRankings
+from driftline.serving.publish import publish
+from driftline.v1 import recommendation_pb2 as pb
 
 
 @pytest.fixture

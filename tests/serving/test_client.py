@@ -9,11 +9,10 @@ import orjson
 import pytest
 from rich.console import Console
 
-from configs.errors import ConfigError, InputError, ServingError
-from serving import show
-from serving.client import Client, as_dict
-from stream.cli.common import out
-from tests.serving.test_server import free_port
+from driftline.client import CertificateError, Client, ClientError, InvalidRequest, as_dict
+from driftline.configs.addresses import free_port
+from driftline.serving import show
+from driftline.stream.cli.common import out
 
 
 @pytest.fixture
@@ -98,23 +97,68 @@ def test_answers_become_json_with_numbers_as_numbers(client):
 
 
 def test_errors_say_what_to_do(client, running, tmp_path):
-    with pytest.raises(InputError, match="user_id: got 0 bytes, expected 1 to 256"):
+    with pytest.raises(InvalidRequest, match="user_id: got 0 bytes, expected 1 to 256"):
         client.recommend("")
-    with pytest.raises(InputError, match="item 'none' is not known to model"):
+    with pytest.raises(InvalidRequest, match="item 'none' is not known to model"):
         client.similar("none")
-    with pytest.raises(ServingError, match="model sequence 1 serves, asked for 9"):
+    with pytest.raises(ClientError, match="model sequence 1 serves, asked for 9"):
         client.recommend("user-1", min_model_sequence=9)
-    with Client(f"127.0.0.1:{free_port()}") as nobody, pytest.raises(ServingError, match="driftline serve"):
+    with Client(f"127.0.0.1:{free_port()}") as nobody, pytest.raises(ClientError, match="driftline serve"):
         nobody.model_info()
-    with pytest.raises(ConfigError, match=r"certificate .* can't be read"):
+    with pytest.raises(CertificateError, match=r"certificate .* can't be read"):
         Client("127.0.0.1:1", certificate=tmp_path / "no.pem")
 
 
 def test_an_address_with_a_scheme_is_refused():
-    with pytest.raises(InputError, match="expected host:port, without a scheme"):
+    with pytest.raises(InvalidRequest, match="address 5; expected host:port"):
+        Client(5)
+    with pytest.raises(InvalidRequest, match="expected host:port, without a scheme"):
         Client("http://127.0.0.1:50551")
 
 
 def test_a_list_that_there_is_not_is_refused_in_words(client):
-    with pytest.raises(InputError, match="list 'new'; expected overall, novel, repeat"):
+    with pytest.raises(InvalidRequest, match="list 'new'; expected overall, novel, repeat"):
         client.recommend("user-1", which="new")
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda c: c.user_state("\ud800"), r"user_id '\\ud800' is not UTF-8; expected text without lone surrogates"),
+        (lambda c: next(c.watch("a\udcff")), "user_id .* is not UTF-8"),
+        (lambda c: c.recommend("\udfff"), "user_id .* is not UTF-8"),
+        (lambda c: c.recommend("u", excluded=["ok", "\ud800"]), r"excluded_item_ids '\\ud800' is not UTF-8"),
+        (lambda c: c.recommend("u", domain="\ud800"), "domain .* is not UTF-8"),
+        (lambda c: c.recommend_batch(["u", "\ud800"]), "user_ids .* is not UTF-8"),
+        (lambda c: c.score("u", ["\ud800"]), "item_ids .* is not UTF-8"),
+        (lambda c: c.similar("\ud800"), "item_id .* is not UTF-8"),
+        (lambda c: c.forget("\ud800"), "user_id .* is not UTF-8"),
+        (lambda c: c.user_state(17850), r"user_id is 17850 \(int\); expected text"),
+        (lambda c: c.user_state(None), "user_id: got 0 bytes, expected 1 to 256"),
+        (lambda c: c.user_state(b"\xff"), "user_id is b'.*expected text"),
+        (lambda c: c.recommend_batch("ann"), r"user_ids is 'ann' \(str\); expected a list of text"),
+        (lambda c: c.score("u", [1, 2]), r"item_ids is \[1, 2\] \(list\); expected a list of text"),
+        (lambda c: c.recommend("u", k=2**70), r"k is 1180\d+ \(int\); expected whole number"),
+        (lambda c: c.recommend("u", k="ten"), r"k is 'ten' \(str\); expected whole number"),
+        (lambda c: c.user_state("u" * 257), "user_id: got 257 bytes, expected 1 to 256"),
+        (lambda c: c.user_state("é" * 129), "user_id: got 258 bytes, expected 1 to 256"),
+        (lambda c: c.similar(""), "item_id: got 0 bytes, expected 1 to 256"),
+        (lambda c: c.recommend("u" * 10_000_000), "."),
+    ],
+)
+def test_what_can_t_be_asked_is_refused_with_what_was_received_and_what_is_expected(client, call, words):
+    with pytest.raises(ClientError, match=words) as refused:
+        call(client)
+    assert len(str(refused.value)) < 600
+
+
+def test_an_id_may_have_any_character_of_unicode(client):
+    for user_id in ("\0", "a\0b", "\uffff", "\U0010ffff", "a\nb", "\u202e"):
+        assert client.user_state(user_id).user_state.user_id == user_id
+
+
+@pytest.mark.parametrize("token", ["secret\n", "se cret", "\ud800", "sécret", b"secret"])
+def test_a_token_that_no_header_carries_is_refused_and_not_shown(token):
+    with pytest.raises(CertificateError, match="expected one line of visible ASCII characters") as refused:
+        Client("127.0.0.1:1", token=token)
+    assert "cret" not in str(refused.value)

@@ -12,8 +12,8 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from serving import health as module
-from serving.health import NOT_SERVING, SERVING, Health
+from driftline.serving import health as module
+from driftline.serving.health import NOT_SERVING, SERVING, Health
 
 UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
 ASKED = health_pb2.HealthCheckRequest

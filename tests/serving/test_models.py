@@ -14,16 +14,17 @@ import pytest
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
-from configs.errors import SnapshotError
-from graph.rows import Event
-from serving import models as models_module
-from serving import recommender as recommender_module
-from serving.proto.driftline.v1 import recommendation_pb2 as pb
-from serving.proto.driftline.v1 import recommendation_pb2_grpc as pb_grpc
-from serving.publish import publish, release, rollback
-from serving.scorer import Ranking
-from serving.server import Server
-from serving.snapshot import LEVEL
+from driftline.configs.errors import SnapshotError
+from driftline.graph.rows import Event
+from driftline.serving import models as models_module
+from driftline.serving import popular as popular_module
+from driftline.serving.engine_scorer import EngineScorer
+from driftline.serving.publish import publish, release, rollback
+from driftline.serving.scorer import ScoredCandidates
+from driftline.serving.server import Server
+from driftline.serving.snapshot import LEVEL
+from driftline.v1 import recommendation_pb2 as pb
+from driftline.v1 import recommendation_pb2_grpc as pb_grpc
 
 
 def wait_for(condition, seconds=10.0):
@@ -169,14 +170,53 @@ def test_a_model_that_fails_on_a_request_falls_back_to_popularity(running, monke
     assert len(answer.slate.item_ids) == 10
 
 
+def test_a_model_that_fails_on_one_user_of_a_batch_answers_the_others(running, monkeypatch):
+    engine = running.server.models.served.scorer.engine
+    score = engine._slate
+
+    def fail(view, *given):
+        if view.user_id == "user-3":
+            raise FloatingPointError("overflow")
+        return score(view, *given)
+
+    monkeypatch.setattr(engine, "_slate", fail)
+    answer = running.stub.RecommendBatch(pb.RecommendBatchRequest(user_ids=["user-1", "user-3", "user-5"]))
+    reasons = [list(one.provenance.reasons) for one in answer.user_slates]
+    assert reasons == [[], ["model_error"], []]
+    assert all(len(one.slate.item_ids) == 10 for one in answer.user_slates)
+
+
+def test_popularity_that_is_read_anew_keeps_no_request_waiting(running, monkeypatch):
+    state, entered, go_on = running.server.state, threading.Event(), threading.Event()
+
+    def slow() -> list[tuple[str, float]]:
+        entered.set()
+        assert go_on.wait(30)
+        return [("item-7", 2.0), ("item-3", 1.0)]
+
+    monkeypatch.setattr(running.server.models.served.scorer, "rank", lambda view, now_ms: 1 / 0)
+    request = pb.RecommendRequest(user_id="user-3")
+    first = running.stub.Recommend(request)
+    monkeypatch.setattr(state, "popular", slow)
+    monkeypatch.setattr(popular_module, "FRESH_S", 0.0)
+    assert running.stub.Recommend(request, timeout=30).slate == first.slate
+    assert entered.wait(30)
+    assert running.stub.Recommend(request, timeout=30).slate == first.slate  # the reading goes on all the while
+    go_on.set()
+    wait_for(lambda: running.stub.Recommend(request).slate.item_ids[:2] == ["item-7", "item-3"])
+    monkeypatch.setattr(state, "popular", lambda: 1 / 0)
+    for _ in range(3):
+        assert running.stub.Recommend(request).slate.item_ids[:2] == ["item-7", "item-3"]
+
+
 def test_a_model_that_knows_nothing_new_leaves_the_novel_list_to_popularity(running, worker, monkeypatch):
     scorer, stub = running.server.models.served.scorer, running.stub
     own = np.isin(np.arange(len(scorer.table)), [scorer.table.find(item) for item in history(stub, "user-3")])
 
     def only_own(view, now_ms):
         items = np.flatnonzero(own).astype(np.int32)
-        scores = {which: np.zeros(len(items), np.float32) for which in ("mix", "novel", "repeat")}
-        return Ranking(items, scores, lambda places: [() for _ in places])
+        scores = {which: np.zeros(len(items), np.float32) for which in ("overall", "novel", "repeat")}
+        return ScoredCandidates(items, scores, lambda places: [() for _ in places])
 
     monkeypatch.setattr(scorer, "rank", only_own)
     novel = pb.RecommendRequest(user_id="user-3", options=pb.SlateOptions(list=pb.SLATE_LIST_NOVEL))
@@ -184,7 +224,7 @@ def test_a_model_that_knows_nothing_new_leaves_the_novel_list_to_popularity(runn
     assert (list(answer.slate.item_ids), list(answer.provenance.reasons)) == ([], [])
     now_ms = worker.processor.window.watermark_ms
     worker.apply([Event("user-4", f"unknown-{n}", now_ms, "purchase") for n in range(3)])
-    monkeypatch.setattr(recommender_module, "_FALLBACK_S", 0.0)
+    monkeypatch.setattr(popular_module, "FRESH_S", 0.0)
     wait_for(lambda: list(stub.Recommend(novel).provenance.reasons) == ["nothing_new"])
     answer = stub.Recommend(novel)
     assert answer.provenance.served_from == pb.SERVED_FROM_FALLBACK
@@ -228,7 +268,7 @@ def test_a_snapshot_with_item_texts_that_are_not_utf8_is_refused_and_the_next_on
 
 
 def test_a_snapshot_that_can_not_be_read_now_is_tried_again(running, settings, learnt, snapshot, monkeypatch):
-    def fail(root, version):
+    def fail(root, version, verified):
         raise SnapshotError("can't be read") from OSError(24, "Too many open files")
 
     monkeypatch.setattr(models_module, "open_snapshot", fail)
@@ -243,3 +283,24 @@ def test_a_level_that_the_trainer_took_as_normal_is_served_although_it_is_lower(
     fallen = replace(meta, metrics={"ndcg@10": 0.05}, extra={**meta.extra, LEVEL: 1})
     accepted = publish(settings.serving.snapshots, parts, fallen)
     wait_for(lambda: served_version(running.server) == accepted)
+
+
+def test_what_is_kept_of_users_is_read_ahead_for_an_accepted_model_alone(running, settings, learnt, monkeypatch):
+    warmed = []
+    monkeypatch.setattr(EngineScorer, "warm", lambda self: warmed.append(self))
+    accepted = publish(settings.serving.snapshots, *learnt)
+    wait_for(lambda: served_version(running.server) == accepted)
+    assert warmed == [running.server.models.served.scorer]
+    with monkeypatch.context() as patch:
+        patch.setattr(models_module, "_warm", lambda *_: 1 / 0)
+        publish(settings.serving.snapshots, *learnt)
+        wait_for(lambda: running.server.models.refused)
+    assert warmed == [running.server.models.served.scorer]
+    assert served_version(running.server) == accepted
+
+
+def test_a_model_serves_whose_reading_ahead_fails(running, settings, learnt, monkeypatch):
+    monkeypatch.setattr(EngineScorer, "warm", lambda self: 1 / 0)
+    version = publish(settings.serving.snapshots, *learnt)
+    wait_for(lambda: served_version(running.server) == version)
+    assert running.stub.Recommend(pb.RecommendRequest(user_id="user-1")).slate.item_ids

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import gc
-import socket
 import time
 
 import numpy as np
 import orjson
 import pytest
 
-from configs.settings import Broker
-from llm.profile import Profile
-from serving.profiles import ProfileFollower, ProfileStore
+from driftline.configs.addresses import free_port
+from driftline.configs.settings import Broker
+from driftline.graph.profile import Profile
+from driftline.serving import profiles
+from driftline.serving.profiles import ProfileFollower, ProfileStore, _IntoStore
 
 
 def record(user_id="u", version=1, valid_from_ms=0, **changes):
@@ -43,6 +44,38 @@ def test_a_version_that_is_not_valid_yet_does_not_hide_the_one_before():
     assert store.get("u", 15) is None
 
 
+def test_a_text_that_was_being_decoded_when_its_record_went_is_not_kept(monkeypatch):
+    store, decode = ProfileStore(), profiles.decode_profile
+    assert store.put(b"u", record())
+
+    def slow(raw):
+        store.put(b"u", None)
+        return decode(raw)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(profiles, "decode_profile", slow)
+        assert store.get("u", 1).text == "Text 1."  # as of when it was asked for
+    assert (store.get("u", 1), len(store._decoded)) == (None, 0)
+    small = ProfileStore(capacity=1)
+    for user_id in ("a", "b"):
+        small.put(user_id.encode(), record(user_id))
+        assert small.get(user_id, 1)
+    small.put(b"a", None)
+    assert [stored.user_id for stored in small._decoded.values()] == ["b"]
+
+
+def test_a_tombstone_in_another_partition_than_the_profile_forgets_it_in_whatever_order_they_are_read():
+    """As after `profiles` got more partitions: a profile lies where its key went before."""
+    ann, bob = record("ann"), record("bob")
+    records = [(b"ann", ann, 0, 10), (b"ann", None, 1, 20), (b"bob", None, 1, 10), (b"bob", bob, 0, 20)]
+    for order in (records, records[::-1]):
+        store = ProfileStore()
+        into = _IntoStore(store)
+        for said in order:
+            into.take(*said)
+        assert (store.get("ann", 10**15) is None, store.get("bob", 10**15) is None) == (True, False)
+
+
 def test_a_tombstone_forgets_the_user_and_capacity_forgets_the_oldest():
     store = ProfileStore(capacity=2)
     for user_id in ("a", "b", "c"):
@@ -51,6 +84,7 @@ def test_a_tombstone_forgets_the_user_and_capacity_forgets_the_oldest():
     assert store.put(b"b", None)
     assert store.get("b", 1) is None
     assert len(store) == 1
+    assert [profile.user_id for profile in store._decoded.values()] == ["c"]  # nor does its text stay in memory
 
 
 @pytest.mark.parametrize(
@@ -96,13 +130,10 @@ def test_a_hit_is_quick_and_a_miss_never_blocks():
 def test_the_topic_is_read_from_its_beginning_and_followed(tmp_path):
     from kafka import KafkaProducer
 
-    from stream.broker import EmbeddedBroker
-    from stream.topics import create_topics
+    from driftline.stream.events.topics import create_topics
+    from driftline.stream.kafka.broker import EmbeddedBroker
 
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port = one.getsockname()[1]
-    settings = Broker(embedded_port=port, embedded_dir=tmp_path / "broker", prefix="t-")
+    settings = Broker(embedded_port=free_port(), embedded_dir=tmp_path / "broker", prefix="t-")
     store = ProfileStore()
     with EmbeddedBroker(settings) as bootstrap:
         follower = ProfileFollower(store, settings, bootstrap)  # before there is a topic

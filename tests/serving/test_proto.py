@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -12,10 +13,10 @@ from pathlib import Path
 import pytest
 from grpc_tools import protoc
 
-from serving.proto.driftline.v1 import recommendation_pb2 as pb
+from driftline.v1 import recommendation_pb2 as pb
 
 REPO = Path(__file__).parents[2]
-PROTO = "serving/proto/driftline/v1/recommendation.proto"
+PROTO = "driftline/v1/recommendation.proto"
 
 
 def buf(*arguments):
@@ -26,15 +27,15 @@ def buf(*arguments):
     return subprocess.run([found, *arguments], cwd=REPO / "serving/proto", capture_output=True, text=True, check=False)
 
 
-def test_the_committed_code_is_what_the_proto_generates(tmp_path):
-    target = tmp_path / PROTO
-    target.parent.mkdir(parents=True)
-    shutil.copy(REPO / PROTO, target)
-    options = [f"-I{tmp_path}", f"--python_out={tmp_path}", f"--pyi_out={tmp_path}", f"--grpc_python_out={tmp_path}"]
-    assert protoc.main(["protoc", *options, PROTO]) == 0
-    for name in ("recommendation_pb2.py", "recommendation_pb2.pyi", "recommendation_pb2_grpc.py"):
-        committed = (REPO / PROTO).with_name(name)
-        assert target.with_name(name).read_text() == committed.read_text(), f"{name} is old: make proto"
+def test_the_committed_code_is_what_the_proto_generates(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", sysconfig.get_path("scripts"), prepend=os.pathsep)  # for the plugin that types the stubs
+    kinds = ("python", "pyi", "grpc_python", "mypy_grpc")
+    options = [f"-I{REPO / 'serving/proto'}", *(f"--{kind}_out={tmp_path}" for kind in kinds)]
+    assert protoc.main(["protoc", *options, f"{REPO / 'serving/proto'}/{PROTO}"]) == 0
+    made = {path.name: path.read_text() for path in (tmp_path / "driftline/v1").iterdir()}
+    assert len(made) == len(kinds)
+    for name, text in made.items():
+        assert (REPO / "client/driftline/v1" / name).read_text() == text, f"{name} is old: make proto"
 
 
 def test_the_proto_passes_buf_lint_and_format():
@@ -43,7 +44,7 @@ def test_the_proto_passes_buf_lint_and_format():
         assert result.returncode == 0, result.stdout + result.stderr
 
 
-def test_the_service_has_the_seven_rpcs():
+def test_the_service_has_the_eight_rpcs():
     service = pb.DESCRIPTOR.services_by_name["RecommendationService"]
     assert {method.name: method.server_streaming for method in service.methods} == {
         "GetUserState": False,
@@ -53,11 +54,12 @@ def test_the_service_has_the_seven_rpcs():
         "ScoreItems": False,
         "SimilarItems": False,
         "GetModelInfo": False,
+        "ForgetUser": False,
     }
 
 
 def test_every_message_numbers_its_fields_without_gaps_and_names_the_next_one():
-    text = (REPO / PROTO).read_text()
+    text = (REPO / "serving" / "proto" / PROTO).read_text()
     for name, message in pb.DESCRIPTOR.message_types_by_name.items():
         numbers = sorted(field.number for field in message.fields)
         assert numbers == list(range(1, len(numbers) + 1)), name
@@ -69,7 +71,7 @@ def test_every_message_numbers_its_fields_without_gaps_and_names_the_next_one():
 def test_every_answer_carries_its_provenance():
     carriers = {name for name, one in pb.DESCRIPTOR.message_types_by_name.items() if "provenance" in one.fields_by_name}
     responses = {name for name in pb.DESCRIPTOR.message_types_by_name if name.endswith("Response")}
-    assert responses - carriers == {"RecommendBatchResponse"}
+    assert responses - carriers == {"RecommendBatchResponse", "ForgetUserResponse"}  # one changes, answers from nothing
     assert "UserSlate" in carriers
 
 
@@ -87,8 +89,8 @@ def test_every_time_says_its_unit():
 
 def test_the_serving_process_loads_neither_llm_nor_stream():
     code = (
-        "import serving.server, serving.client, serving.show, serving.bench, sys\n"
-        "print([name for name in sys.modules if name.split('.')[0] in ('llm', 'stream')])"
+        "import driftline.serving.server, driftline.client, driftline.serving.show, driftline.serving.bench, sys\n"
+        "print([name for name in sys.modules if name.startswith(('driftline.llm', 'driftline.stream'))])"
     )
     result = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"

@@ -12,12 +12,14 @@ import orjson
 import pytest
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
-
-from graph.rows import Event, key64
-from serving.arrays import item_part, unpack_strings
-from serving.proto.driftline.v1 import recommendation_pb2 as pb
-from serving.publish import publish
+from tests.serving.conftest import HOUR_MS, Running
 from tests.serving.test_models import wait_for
+
+from driftline.graph.rows import Event, key64
+from driftline.serving.arrays import item_part, unpack_strings
+from driftline.serving.publish import publish
+from driftline.serving.server import Server
+from driftline.v1 import recommendation_pb2 as pb
 
 
 def detail(error, kind):
@@ -61,6 +63,19 @@ def test_an_unknown_user_gets_an_empty_state_and_a_cold_start_slate(running):
     assert state.user_state.freshness.last_event_ms == -1
     assert list(slate.provenance.reasons) == ["cold_start"]
     assert len(slate.slate.item_ids) == 10
+
+
+def test_a_row_that_ended_by_the_time_of_a_request_is_none(settings, worker, snapshot):
+    row = worker.processor.user("user-3")
+    limited = settings.model_copy(update={"state": settings.state.model_copy(update={"ttl_days": 2.0})})
+    with Server(limited) as server, grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+        stub = Running(server, channel).stub
+        for later_ms, reasons in ((0, []), (48 * HOUR_MS, []), (48 * HOUR_MS + 1, ["cold_start"])):
+            options = pb.SlateOptions(request_time_ms=row.last_update_ms + later_ms)
+            answer = stub.Recommend(pb.RecommendRequest(user_id="user-3", options=options))
+            assert list(answer.provenance.reasons) == reasons
+            assert answer.slate.item_ids
+        assert not stub.GetUserState(pb.GetUserStateRequest(user_id="user-3")).user_state.known
 
 
 def test_a_slate_carries_version_watermark_reasons_and_titles(running, snapshot):
@@ -119,6 +134,42 @@ def test_another_list_of_the_same_user_comes_from_the_cache_and_a_new_event_ends
     assert answer.provenance.served_from == pb.SERVED_FROM_MODEL
     assert answer.provenance.user_state_version == version
     assert "item-50" in answer.slate.item_ids
+
+
+@pytest.mark.parametrize("outcome", ["duplicate", "dead", "too late", "of another user", "of an unknown user"])
+def test_waiting_for_an_offset_ends_whatever_became_of_its_event(running, worker, outcome):
+    newest_ms = worker.processor.window.watermark_ms
+    worker.apply([Event("user-3", "item-50", newest_ms, "purchase", "once")])
+    event = {
+        "duplicate": Event("user-3", "item-50", newest_ms, "purchase", "once"),
+        "dead": b"{broken",
+        "too late": Event("user-3", "item-50", newest_ms - 10**9, "purchase"),
+        "of another user": Event("user-4", "item-50", newest_ms, "purchase"),
+        "of an unknown user": b"{broken",
+    }[outcome]
+    user_id = "stranger" if outcome == "of an unknown user" else "user-3"
+    version = worker.processor.next_offset + 1
+    asked = {"min_user_state_version": version}
+    calls = {
+        "GetUserState": pb.GetUserStateRequest(user_id=user_id, **asked),
+        "Recommend": pb.RecommendRequest(user_id=user_id, options=pb.SlateOptions(**asked)),
+        "ScoreItems": pb.ScoreItemsRequest(user_id=user_id, item_ids=["item-1"], **asked),
+    }
+    for name, request in calls.items():
+        with pytest.raises(grpc.RpcError, match=rf"is applied up to offset \d+, asked for {version};"):
+            getattr(running.stub, name)(request)
+    stream = running.stub.WatchUserState(pb.WatchUserStateRequest(user_id=user_id, **asked))
+    worker.apply([event])
+    for name, request in calls.items():
+        retried(lambda: getattr(running.stub, name)(request))  # noqa: B023 - called in this round
+    assert next(stream).user_state.freshness.store_offset >= version
+    stream.cancel()
+
+
+def test_a_version_that_an_answer_names_can_be_asked_for(running):
+    version = running.stub.GetUserState(pb.GetUserStateRequest(user_id="user-3")).provenance.user_state_version
+    assert version > 0
+    running.stub.GetUserState(pb.GetUserStateRequest(user_id="user-3", min_user_state_version=version))
 
 
 def retried(call, seconds=5.0):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,11 +15,12 @@ import numpy as np
 import orjson
 import pytest
 
-from configs.errors import SnapshotError
-from serving import snapshot as snapshot_module
-from serving.arrays import item_part, pack_strings, unpack_strings
-from serving.publish import publish, release, rollback
-from serving.snapshot import Meta, current, gate, list_snapshots, open_snapshot
+from driftline.configs.errors import SnapshotError
+from driftline.serving import delta as delta_module
+from driftline.serving import snapshot as snapshot_module
+from driftline.serving.arrays import item_part, pack_strings, unpack_strings
+from driftline.serving.publish import publish, release, rollback
+from driftline.serving.snapshot import Meta, current, gate, list_snapshots, open_snapshot, read_meta
 
 PARTS = {
     "engine": {
@@ -89,11 +92,11 @@ def test_a_snapshot_of_another_schema_is_refused(tmp_path):
     import hashlib
 
     version = publish(tmp_path, PARTS, META)
-    body = (tmp_path / version / "manifest.json").read_bytes().replace(b'"schema_version": 1', b'"schema_version": 9')
+    body = (tmp_path / version / "manifest.json").read_bytes().replace(b'"schema_version": 2', b'"schema_version": 9')
     other = f"0000000001-{hashlib.sha256(body).hexdigest()[:8]}"
     (tmp_path / version / "manifest.json").write_bytes(body)
     (tmp_path / version).rename(tmp_path / other)
-    with pytest.raises(SnapshotError, match="schema version 9, expected 1"):
+    with pytest.raises(SnapshotError, match="schema version 9, expected 2"):
         open_snapshot(tmp_path, other)
 
 
@@ -187,7 +190,7 @@ def test_strings_of_any_kind_survive():
 def test_a_publisher_killed_at_any_time_leaves_a_snapshot_that_opens(tmp_path):
     code = (
         "import sys, numpy as np; from pathlib import Path\n"
-        "from serving.publish import publish; from serving.snapshot import Meta\n"
+        "from driftline.serving.publish import publish; from driftline.serving.snapshot import Meta\n"
         "n = 0\n"
         "while True:\n"
         "    n += 1\n"
@@ -210,10 +213,10 @@ def test_a_publisher_killed_at_any_time_leaves_a_snapshot_that_opens(tmp_path):
 def test_a_snapshot_that_vanishes_or_may_not_be_read_is_a_snapshot_error_and_the_list_goes_on(tmp_path, monkeypatch):
     first, second = publish(tmp_path, PARTS, META), publish(tmp_path, PARTS, META)
 
-    def vanish(file):
+    def vanish(file, private):
         raise FileNotFoundError(2, "No such file or directory", str(file))
 
-    monkeypatch.setattr(snapshot_module, "map_arrays", vanish)
+    monkeypatch.setattr(delta_module, "map_arrays", vanish)
     with pytest.raises(SnapshotError, match=rf"{second} can't be read: .*pruned meanwhile"):
         open_snapshot(tmp_path)
     versions = snapshot_module.versions
@@ -238,3 +241,32 @@ def test_while_snapshots_are_pruned_the_list_shows_none_as_damaged(tmp_path):
     thread.join()
     assert seen
     assert "damaged" not in seen
+
+
+@pytest.mark.parametrize(
+    "version", ["../other", "/tmp/other", "..", ".", "", "0000000001-0a1b2c3d/../x", "0000000001-XYZ", "1\n-0a1b2c3d"]
+)
+def test_a_version_that_leads_out_of_the_folder_is_refused_wherever_it_stands(tmp_path, version):
+    root = tmp_path / "snapshots"
+    publish(root, PARTS, META)
+    outside = publish(tmp_path / "other", PARTS, META)
+    (tmp_path / "other" / outside / "flag").touch()
+    for call in (open_snapshot, read_meta, rollback):
+        with pytest.raises(SnapshotError, match="is not a snapshot; expected a name such as"):
+            call(root, version)
+    (root / "CURRENT").write_bytes(orjson.dumps({"version": version}))
+    with pytest.raises(SnapshotError, match="expected a version"):
+        open_snapshot(root)
+
+
+def test_a_part_whose_name_leads_out_of_the_folder_is_refused_though_all_sums_hold(tmp_path):
+    version = publish(tmp_path, PARTS, META)
+    manifest = orjson.loads((tmp_path / version / "manifest.json").read_bytes())
+    manifest["parts"]["../elsewhere"] = manifest["parts"]["engine"]
+    shutil.copy(tmp_path / version / "engine.safetensors", tmp_path / "elsewhere.safetensors")
+    body = orjson.dumps(manifest)
+    other = f"0000000002-{hashlib.sha256(body).hexdigest()[:8]}"
+    shutil.copytree(tmp_path / version, tmp_path / other)
+    (tmp_path / other / "manifest.json").write_bytes(body)
+    with pytest.raises(SnapshotError, match=r"'\.\./elsewhere' is not the name of a part"):
+        open_snapshot(tmp_path, other)

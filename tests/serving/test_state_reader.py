@@ -13,11 +13,18 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from kafka.partitioner.default import DefaultPartitioner
+from tests.conftest import open_to_others
 
-from graph.rows import ItemRow, UserRow, encode_item, encode_user, key64
-from serving import state_reader as module
-from serving.state_reader import StateReader, partition_of
-from stream.store import RocksStore, partition_path
+from driftline.configs.settings import Settings, State
+from driftline.graph.chunks import chunk_keys
+from driftline.graph.rows import Event, ItemRow, UserRow, encode_item, encode_user, key64
+from driftline.serving import state_reader as module
+from driftline.serving.errors import NotReady
+from driftline.serving.owner import partition_of
+from driftline.serving.state_reader import COMPLETE, StateReader, StoredUser
+from driftline.stream.events.schema import encode_event
+from driftline.stream.process.processor import Processor, Record
+from driftline.stream.state.store import RocksStore, partition_path
 
 
 def row(user_id, events=1):
@@ -69,8 +76,42 @@ def test_a_directory_that_is_not_there_yet_answers_nobody_until_it_appears(tmp_p
     wait_for(lambda: reader.user("a").row is not None)
     stored = reader.user("a")
     assert (stored.partition, stored.store_offset, stored.watermark_ms, stored.version) == (0, 3, 30, 1)
-    assert 0 <= stored.state_age_ms < 2000
+    assert stored.state_age_ms == -1
     store.close()
+
+
+def test_a_state_is_as_old_as_the_last_time_that_it_was_complete_however_often_it_is_read(tmp_path, reader):
+    store = RocksStore(partition_path(tmp_path / "state", 0))
+    put(store, "a")
+    wait_for(lambda: reader.user("a").row is not None)
+    assert reader.user("a").state_age_ms == -1
+    assert reader.age_ms() >= 0
+    store.note(COMPLETE, b"%d" % (time.time_ns() // 1_000_000))
+    wait_for(lambda: 0 <= reader.user("a").state_age_ms < 2000)
+    store.close()  # the worker is gone
+    before = reader.user("a").state_age_ms
+    time.sleep(0.1)
+    assert reader.user("a").state_age_ms >= before + 100
+    assert reader.age_ms() >= before + 100
+
+
+def test_the_partition_of_an_unknown_user_is_that_of_the_topic_whatever_the_settings_say(tmp_path):
+    stores = [RocksStore(partition_path(tmp_path, number)) for number in range(3)]
+    for number, store in enumerate(stores[1:], 1):
+        put(store, f"someone-{number}")
+        store.commit({f"m:offset:interactions:{number}".encode(): b"%d" % (100 * number)})
+    unknown = next(f"u{n}" for n in range(100) if partition_of(f"u{n}", 3) == 2)
+    elsewhere = next(f"u{n}" for n in range(100) if partition_of(f"u{n}", 3) == 0)
+    with StateReader(tmp_path, partitions=1) as reader:
+        (tmp_path / "layout.json").write_text('{"partitions": 3}')
+        wait_for(lambda: reader.user(unknown).partition == 2)
+        assert (reader.user(unknown).row, reader.user(unknown).store_offset) == (None, 200)
+        assert (reader.user(elsewhere).partition, reader.user(elsewhere).store_offset) == (0, 0)
+        stores[0].close()
+        (tmp_path / "partition-0").rename(tmp_path / "another-host")
+        wait_for(lambda: reader.user(elsewhere) == StoredUser(None, 0))
+    for store in stores[1:]:
+        store.close()
 
 
 def test_a_commit_is_readable_within_a_few_polls_and_wakes_waiters(tmp_path, reader):
@@ -157,7 +198,7 @@ def test_items_are_named_and_ranked_by_decayed_popularity(tmp_path, worker, sett
 def test_a_writer_that_is_killed_and_restarted_is_followed_on(tmp_path, reader):
     path = partition_path(tmp_path / "state", 0)
     code = (
-        "import sys; from pathlib import Path; from stream.store import RocksStore\n"
+        "import sys; from pathlib import Path; from driftline.stream.state.store import RocksStore\n"
         "from tests.serving.test_state_reader import put\n"
         "store = RocksStore(Path(sys.argv[1]))\n"
         "n = int(store.get([b'm:offset:interactions:0'])[0] or 0)\n"
@@ -172,6 +213,54 @@ def test_a_writer_that_is_killed_and_restarted_is_followed_on(tmp_path, reader):
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
         last = reader.user("a").version
+
+
+def test_a_history_in_chunks_is_whole_at_every_moment_while_late_events_change_it(tmp_path, reader):
+    settings, start_ms = Settings(state=State(root=tmp_path / "state", history=70)), 1_600_000_000_000
+    store = RocksStore(partition_path(settings.state.root, 0), sync=False)
+    processor, rng, read, done = Processor(settings, store), np.random.default_rng(0), [], threading.Event()
+
+    def read_all():
+        while not done.is_set():
+            read.append(reader.user("a").row)
+
+    reading = threading.Thread(target=read_all)
+    reading.start()
+    offset = 0
+    for _ in range(120):
+        count = int(rng.integers(1, 6))
+        times = (start_ms + 1000 * (offset + rng.integers(-8, 9, count))).tolist()
+        log = [Record(offset + n, encode_event(Event("a", f"i{n}", t))) for n, t in enumerate(times)]
+        processor.commit(processor.apply(log))
+        offset += count
+        time.sleep(0.002)
+    wait_for(lambda: reader.user("a").version == offset)
+    done.set()
+    reading.join()
+    assert encode_user(reader.user("a").row) == encode_user(processor.user("a"))
+    store.close()
+    rows = [row for row in read if row is not None]
+    assert len({row.events for row in rows}) > 10
+    for row in rows:
+        t_ms = row.events_array()["t"]
+        assert len(t_ms) == min(row.events, 70)
+        assert (np.diff(t_ms) >= 0).all()
+
+
+def test_a_row_that_lacks_a_chunk_is_not_served_as_a_shorter_one(tmp_path, reader):
+    store, zeros = RocksStore(partition_path(tmp_path / "state", 0), sync=False), np.zeros(4, np.float32)
+    head = UserRow("a", zeros, zeros, zeros, events=64, earlier=64, version=1)
+    store.commit({b"u:a": encode_user(head), chunk_keys(head)[0]: bytes(32 * 40), b"m:offset:interactions:0": b"1"})
+
+    def refused():
+        try:
+            assert reader.user("a").row is None  # it is not read yet
+        except NotReady as error:
+            return "32 of its events lie in chunks, expected 64" in str(error)
+        return False
+
+    wait_for(refused)
+    store.close()
 
 
 def test_popularity_of_several_partitions_is_that_of_their_item_stores(tmp_path):
@@ -213,3 +302,23 @@ def test_a_root_that_can_not_be_read_is_logged_once_and_what_was_read_stays(tmp_
     put(store, "a", events=2, offset=2)
     wait_for(lambda: reader.user("a").version == 2)
     store.close()
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
+def test_another_user_reads_the_state_without_writing_to_it(tmp_path, settings, worker):
+    root = settings.state.root
+    code = (
+        "import os, sys\n"
+        "from driftline.serving.state_reader import StateReader\n"
+        "os.setgid(65534); os.setuid(65534)\n"
+        f"root = __import__('pathlib').Path({str(root)!r})\n"
+        "assert not os.access(root / 'partition-0', os.W_OK)\n"
+        "reader = StateReader(root, 1, 'interactions', 10, 86400000.0)\n"
+        "assert reader.user('user-1').row is not None\n"
+        "reader.close()\n"
+    )
+    open_to_others(tmp_path)
+    before = sorted(path.name for path in root.rglob("*"))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in root.rglob("*")) == before

@@ -21,28 +21,25 @@ import pytest
 import yaml
 from kafka import KafkaProducer
 
-from configs.security import client_options
-from configs.settings import Graph, Model, Ranker, Settings, Trainer
-from graph.rows import Event
-from stream.broker import EmbeddedBroker, check_reachable
-from stream.events import encode_event
-from stream.processor import Processor, Record
-from stream.reading import read_all
-from stream.store import MemoryStore, RocksStore, partition_path
-from stream.topics import create_topics
-from stream.trainer import Trainer as TrainerLoop
+from driftline.configs.addresses import free_port
+from driftline.configs.security import client_options
+from driftline.configs.settings import Graph, Model, Ranker, Settings, Trainer
+from driftline.graph.chunks import whole_users
+from driftline.graph.rows import Event
+from driftline.stream.events.records import record_of
+from driftline.stream.events.schema import encode_event
+from driftline.stream.events.topics import create_topics
+from driftline.stream.kafka.broker import EmbeddedBroker, check_reachable
+from driftline.stream.kafka.reading import read_all
+from driftline.stream.learn.trainer import Trainer as TrainerLoop
+from driftline.stream.process.processor import Processor, Record
+from driftline.stream.state.store import MemoryStore, RocksStore, partition_path
 
 REPOSITORY = Path(__file__).parents[2]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "COLUMNS": "200", "NO_COLOR": "1"}
 T0_MS = 1_600_000_000_000
 HOUR_MS = 3_600_000
 ACTIONS = {"purchase": {"positive": True}, "return": {"positive": False, "weight": -1.0}}
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def wait_for(condition: Callable[[], Any], timeout_s: float = 60.0, what: str = "") -> Any:
@@ -97,10 +94,12 @@ class World:
         producer.close()
 
     @contextmanager
-    def worker(self) -> Iterator[Worker]:
+    def worker(self, program: str = "") -> Iterator[Worker]:
+        """A worker's process; `program` is what it runs in place of the module, with the configuration as argument."""
         port = free_port()
         environment = ENVIRONMENT | {"DRIFTLINE__METRICS__WORKER_PORT": str(port)}
-        command = [sys.executable, "-m", "stream.worker", str(self.config)]
+        what = ["-c", program] if program else ["-m", "driftline.stream.worker"]
+        command = [sys.executable, *what, str(self.config)]
         log = self.root / f"worker-{port}.log"
         with log.open("w") as file:
             process = subprocess.Popen(command, env=environment, cwd=REPOSITORY, stdout=file, stderr=file)
@@ -114,7 +113,7 @@ class World:
     def log(self, partition: int = 0) -> list[Record]:
         """What the topic holds, as the worker sees it."""
         records = read_all(self.settings.broker, self.bootstrap, "interactions")
-        return [Record(r.offset, r.value or b"", r.key, r.timestamp) for r in records if r.partition == partition]
+        return [record_of(r) for r in records if r.partition == partition]
 
     def expected_rows(self) -> dict[bytes, bytes]:
         """User rows (and with one partition item rows) of a processor that reads the log without a break."""
@@ -136,7 +135,7 @@ class World:
         return rows
 
     def _rows_of(self, store: Any) -> dict[bytes, bytes]:
-        rows = dict(store.scan(b"u:"))
+        rows = dict(whole_users(store))
         return rows | dict(store.scan(b"i:")) if self.partitions == 1 else rows
 
 
@@ -155,6 +154,15 @@ class Worker:
             return {}
         lines = [line for line in text.splitlines() if line.startswith(metric + "{")]
         return {line.split('"')[1]: int(float(line.rsplit(" ", 1)[1])) for line in lines}
+
+    def labelled(self, metric: str) -> list[int]:
+        """Values of all series of a metric that has several labels."""
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=1) as answer:
+                text = answer.read().decode()
+        except OSError:
+            return []
+        return [int(float(line.rsplit(" ", 1)[1])) for line in text.splitlines() if line.startswith(metric + "{")]
 
     def partitions(self) -> int:
         """How many partitions the worker says it owns; 0 before it answers."""
@@ -183,7 +191,10 @@ class Worker:
 
     def stop(self) -> None:
         self.process.send_signal(signal.SIGTERM)
-        self.process.wait(timeout=30)
+        try:
+            self.process.wait(timeout=90)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"the worker does not end: {self.log.read_text()}") from None
         assert self.process.returncode == 0, self.log.read_text()
 
 
@@ -275,12 +286,21 @@ def kafka_world(kafka_bootstrap: str, tmp_path: Path) -> World:
     return World(tmp_path, kafka_bootstrap, f"t{time.time_ns()}.", partitions=4)
 
 
+@pytest.fixture(params=["world", pytest.param("kafka_world", marks=pytest.mark.kafka)])
+def any_world(request: pytest.FixtureRequest) -> World:
+    """On the embedded broker and on Apache Kafka."""
+    made: World = request.getfixturevalue(request.param)
+    made.partitions = 1
+    made.create_topics()
+    return made
+
+
 @pytest.fixture
 def driftline() -> Callable[..., subprocess.CompletedProcess[str]]:
     """Runs the real command line."""
 
     def run(*arguments: str, timeout_s: float = 60.0, **environment: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-c", "from stream.command import main; main()", *arguments]
+        command = [sys.executable, "-c", "from driftline.stream.cli.command import main; main()", *arguments]
         return subprocess.run(
             command, env=ENVIRONMENT | environment, cwd=REPOSITORY, capture_output=True, text=True, timeout=timeout_s
         )

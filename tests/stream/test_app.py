@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import json
 import time
+from collections import Counter
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,16 +15,20 @@ import psutil
 import pytest
 from aiokafka.errors import MessageSizeTooLargeError
 
-from graph.memory import GraphMemory
-from graph.rows import Event
-from stream.app import WorkerApp
-from stream.dlq import fitting, read_dlq
-from stream.events import encode_event
-from stream.processor import Processor
-from stream.reading import read_all
-from stream.records import Outgoing
-from stream.store import MemoryStore
-from stream.versions import encode_version
+from driftline.graph.chunks import whole_users
+from driftline.graph.memory import GraphMemory
+from driftline.graph.rows import Event
+from driftline.serving.owner import partition_of
+from driftline.stream.app import WorkerApp
+from driftline.stream.chaos.oracle import item_counts
+from driftline.stream.events.dlq import fitting, read_dlq
+from driftline.stream.events.records import Outgoing, record_of
+from driftline.stream.events.schema import encode_event
+from driftline.stream.kafka.reading import read_all
+from driftline.stream.owned.versions import encode_version
+from driftline.stream.process.by_item import sent, sources
+from driftline.stream.process.processor import Processor
+from driftline.stream.state.store import MemoryStore
 
 POISON = (
     b"not json at all \xff\xfe",
@@ -46,6 +51,10 @@ def shop_records(n: int, seed: int = 0, users: int = 25) -> list[tuple[bytes | N
             event = Event(user, f"i{rng.integers(40)}", now, "purchase", f"e{len(records)}", 1.0, 2.5, basket)
             records.append((user.encode(), encode_event(event)))
     return records[:n]
+
+
+def by_item(world: Any) -> list[Any]:
+    return list(read_all(world.settings.broker, world.bootstrap, "interactions.by-item"))
 
 
 def with_poison(
@@ -79,13 +88,48 @@ def test_a_worker_killed_in_mid_stream_with_poison_around_ends_in_the_state_of_a
         f"{partition}:{record.offset}": record.value
         for partition in range(partitions)
         for record in world.log(partition)
-        if record.value in (*POISON, b"")
+        if record.value in (*POISON, None)
     }
     assert len(refused) == sum(value in POISON or value is None for _, value in records)
     assert {source: letter.value for source, letter in dead.items()} == refused
     for letter in dead.values():
-        assert letter.reason in {"not_json", "missing_field", "wrong_type", "not_an_object", "out_of_range"}
+        assert letter.reason in {
+            "not_json",
+            "missing_field",
+            "wrong_type",
+            "not_an_object",
+            "out_of_range",
+            "no_value",
+        }
         assert letter.detail
+
+
+FAILS_ONCE = """
+import sys
+from pathlib import Path
+from driftline.stream.process.processor import Processor
+apply, failed = Processor.apply, Path(sys.argv[1]).with_name("failed")
+def fails_once(self, records):
+    changes = apply(self, records)
+    if self.next_offset > 300 and not failed.exists():
+        failed.touch()
+        raise RuntimeError("something nobody expected")
+    return changes
+Processor.apply = fails_once
+from driftline.stream.worker import main
+main(sys.argv[1])
+"""
+
+
+def test_an_unexpected_error_in_an_epoch_ends_the_worker_with_70_and_steps_over_nothing(world: Any, wait: Any) -> None:
+    world.produce(shop_records(1000))
+    with world.worker(FAILS_ONCE) as worker:
+        assert worker.process.wait(timeout=60) == 70
+        assert "something nobody expected" in worker.log.read_text()
+    with world.worker() as worker:
+        wait(lambda: worker.applied() == 1000, what="the next worker reaches the end")
+        worker.stop()
+    assert world.stored_rows() == world.expected_rows()
 
 
 @pytest.mark.slow
@@ -117,11 +161,15 @@ def test_with_several_partitions_the_item_rows_follow_through_their_own_topic(wo
     world.produce(records)
     with world.worker() as worker:
         wait(lambda: worker.applied() == len(records), what="all user events applied")
-        wait(lambda: worker.items_applied() == len(records), what="all item events applied")
+        wait(lambda: worker.items_applied() == len(by_item(world)), what="all item events applied")
         worker.stop()
     assert world.stored_rows() == world.expected_rows()
-    forwarded = list(read_all(world.settings.broker, world.bootstrap, "interactions.by-item"))
-    assert {r.key for r in forwarded} == {f"i{n}".encode() for n in range(40)}
+    frames = by_item(world)
+    for frame in frames:
+        assert {partition_of(event.item_id, 2) for event in sent(record_of(frame)).events} == {frame.partition}
+    assert sum(len(sources(record_of(frame))) for frame in frames) == len(records)
+    assert len(frames) < len(records) / 2
+    assert item_counts(world.settings, 2) == Counter(json.loads(value)["item_id"] for _, value in records)
 
 
 @pytest.mark.slow
@@ -150,8 +198,10 @@ def test_a_foreign_record_among_the_item_events_does_not_stop_the_worker(world: 
     records = shop_records(60)
     world.produce(records)
     with world.worker() as worker:
-        wait(lambda: worker.items_applied() == len(records) + 1, what="all item events and the foreign one")
+        wait(lambda: worker.applied() == len(records), what="all user events applied")
+        wait(lambda: worker.items_applied() == len(by_item(world)), what="all frames and the foreign record")
         worker.stop()
+    assert sum(item_counts(world.settings, 2).values()) == len(records)
     (letter,) = read_dlq(world.settings.broker, world.bootstrap)
     assert (letter.reason, letter.topic, letter.value) == ("no_source", "interactions.by-item", b"hello")
     assert not letter.is_whole_event
@@ -182,7 +232,7 @@ def test_a_trained_graph_is_adopted_at_a_recorded_offset_that_a_restart_and_a_re
     replayed.commit(replayed.apply(log[: adopted["offset"]]))
     replayed.commit(replayed.adopt(trained))
     replayed.commit(replayed.apply(log[adopted["offset"] :]))
-    assert world.stored_rows() == dict(store.scan(b"u:")) | dict(store.scan(b"i:"))
+    assert world.stored_rows() == dict(whole_users(store)) | dict(store.scan(b"i:"))
     assert world.stored_rows() != world.expected_rows()
 
 
@@ -265,7 +315,7 @@ def test_a_dead_letter_that_the_broker_finds_too_large_is_sent_shortened(world: 
     class Producer:
         async def send(self, topic: str, key: Any, value: bytes, *rest: Any) -> Any:
             taken.append((topic.removeprefix(world.prefix), len(value)))
-            return answer(len(value))
+            return asyncio.ensure_future(answer(len(value)))
 
     app._producer = Producer()
     letter = Outgoing("interactions.dlq", None, b"y" * 1_040_000, ())

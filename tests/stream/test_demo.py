@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
 import json
 import os
@@ -14,10 +15,10 @@ import psutil
 import pytest
 from rich.console import Console
 
-from serving.proto.driftline.v1 import recommendation_pb2 as pb
-from stream.demo import DemoError, run_demo
-from stream.demo.probes import Probes, Sent
-from stream.demo.show import Picture, show_purchase
+from driftline.stream.demo import DemoError, run_demo
+from driftline.stream.demo.probes import Probes, Sent
+from driftline.stream.demo.show import Picture, show_purchase
+from driftline.v1 import recommendation_pb2 as pb
 
 
 def answer(*titles: str) -> pb.RecommendResponse:
@@ -76,9 +77,13 @@ def test_a_demo_whose_folder_is_in_use_is_refused_and_the_folder_stays(
     used = tmp_path / ".driftline" / "demo" / "broker" / "broker.json"
     used.parent.mkdir(parents=True)
     used.write_text(json.dumps({"pid": os.getpid(), "created": psutil.Process().create_time(), "port": 1}))
-    monkeypatch.setattr("stream.demo.shutil.rmtree", lambda *_, **__: pytest.fail("the folder was removed"))
-    with pytest.raises(DemoError, match=rf"the broker of .driftline/demo runs, process {os.getpid()}: end the demo"):
-        run_demo(False, 60)
+    monkeypatch.setattr("driftline.stream.demo.shutil.rmtree", lambda *_, **__: pytest.fail("the folder was removed"))
+    with (used.parent / "users.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)  # as whoever uses it does
+        with pytest.raises(
+            DemoError, match=rf"the broker of .driftline/demo runs, process {os.getpid()}: end the demo"
+        ):
+            run_demo(False, 60)
 
 
 def test_a_probe_that_fails_ends_the_demo_with_its_error() -> None:

@@ -1,0 +1,6 @@
+"""driftline's client: user state and recommendations over gRPC. Needs grpcio and protobuf, nothing of the engine."""
+
+from driftline.client.client import Client, Which, as_dict
+from driftline.client.errors import CertificateError, ClientError, InvalidRequest
+
+__all__ = ["CertificateError", "Client", "ClientError", "InvalidRequest", "Which", "as_dict"]

@@ -1,0 +1,231 @@
+"""How commands take files whose columns are not those of the schema: options, what is shown, what is converted."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+from pydantic import ValidationError
+from rich.table import Table
+
+from driftline.configs.settings import EventFiles, ItemFiles, Settings
+from driftline.stream.cli.common import err, progress, when
+
+if TYPE_CHECKING:
+    from driftline.stream.convert.run import Done, Plan
+    from driftline.stream.events.checks import Report
+
+Files = TypeVar("Files", bound=ItemFiles)
+SOURCES = ".parquet, .arrow, .csv, .tsv, .jsonl, packed or not, a folder of them, or a query for DuckDB"
+
+Map = Annotated[
+    list[str] | None,
+    typer.Option("--map", help="Columns of events: user_id=userId,item_id=movieId; `action=` for none."),
+]
+ItemsMap = Annotated[list[str] | None, typer.Option("--items-map", help="Columns of items: title=name,brand=maker.")]
+ActionName = Annotated[
+    str | None, typer.Option("--action", help="Action of all events that have no column for it: rate, play, ...")
+]
+Time = Annotated[
+    str | None,
+    typer.Option("--time", help="Times of events: s, ms, us, ns, iso, dmy, mdy, or a format as strptime has it."),
+]
+Zone = Annotated[str | None, typer.Option("--zone", help="Zone of times that name none; else UTC.")]
+Decimal = Annotated[str | None, typer.Option("--decimal", help="Decimal sign of numbers in text: , or .")]
+Encoding = Annotated[str | None, typer.Option("--encoding", help="Of CSV files: cp1252, latin-1, utf-16; else UTF-8.")]
+Header = Annotated[
+    str | None, typer.Option("--header", help="Names of the columns, with commas, where the first line has none.")
+]
+BadRows = Annotated[
+    Path | None, typer.Option("--bad", help="Put rows that are not right into this file, and take the others.")
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What options say of how files are read; None = they don't."""
+
+    columns: list[str] | None = None
+    item_columns: list[str] | None = None
+    action: str | None = None
+    time: str | None = None
+    zone: str | None = None
+    decimal: str | None = None
+    encoding: str | None = None
+    header: str | None = None
+    bad: Path | None = None
+
+    @property
+    def bad_items(self) -> Path | None:
+        """Where rows of items go that are not right: beside those of events."""
+        return self.bad and self.bad.with_name(f"items-{self.bad.name}")
+
+    def events(self, settings: Settings) -> EventFiles:
+        """How files of events are read."""
+        header = None if self.header is None else [name.strip() for name in self.header.split(",")]
+        told = {"time": self.time, "header": header, "action": self.action, **self._both()}
+        return _with(settings.event_files, self.columns, told)
+
+    def items(self, settings: Settings) -> ItemFiles:
+        """How files of items are read."""
+        return _with(settings.item_files, self.item_columns, self._both())
+
+    def _both(self) -> dict[str, Any]:
+        return {"zone": self.zone, "decimal": self.decimal, "encoding": self.encoding}
+
+
+def _with(files: Files, columns: list[str] | None, told: dict[str, Any]) -> Files:
+    given = {name: value for name, value in told.items() if value is not None}
+    if columns:
+        given["map"] = files.map | _pairs(columns)
+    try:
+        return type(files).model_validate(files.model_dump() | given)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        words = str(fault.get("ctx", {}).get("error", f"got {fault['input']!r}; expected {fault.get('ctx', {})}"))
+        raise typer.BadParameter(words, param_hint=f"--{fault['loc'][0]}") from None
+
+
+def _pairs(texts: list[str]) -> dict[str, str]:
+    """Columns by field; a comma in the name of a column stays where no `=` comes after it."""
+    pairs: dict[str, str] = {}
+    field = ""
+    for text in texts:
+        for part in text.split(","):
+            name, sign, column = part.partition("=")
+            if sign:
+                field = name.strip()
+                pairs[field] = column.strip()
+            elif field:
+                pairs[field] += f",{part}"
+            else:
+                words = f"got {text!r}; expected FIELD=COLUMN, with commas between"
+                raise typer.BadParameter(words, param_hint="--map")
+    return pairs
+
+
+def show(plan: Plan) -> None:
+    """The mapping and the first converted rows, on stderr."""
+    from driftline.stream.convert.words import rows_of
+
+    what = "events" if plan.mapping.kind.option == "--map" else "items"
+    err.print(f"{plan.source}: read as {what}; {plan.mapping.kind.option} FIELD=COLUMN changes it", soft_wrap=True)
+    table = Table("field", "column", "")
+    for cells in rows_of(plan.mapping):
+        table.add_row(*cells)
+    err.print(table)
+    if plan.mapping.left_out:
+        err.print(f"left out: {', '.join(plan.mapping.left_out)}", soft_wrap=True)
+    rows = plan.first_rows()
+    if not rows:
+        return
+    fields = [field for field in rows[0] if any(row[field] is not None for row in rows)]
+    converted = Table(*fields)
+    for row in rows:
+        converted.add_row(*(_cell(field, row[field]) for field in fields))
+    err.print(converted)
+
+
+def _cell(field: str, value: Any) -> str:
+    if value is None:
+        return ""
+    if field in ("timestamp_ms", "valid_from_ms"):
+        return f"{value} ({when(value)})"
+    text = f"{value:g}" if isinstance(value, float) else " | ".join(value) if isinstance(value, list) else str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def say(words: str) -> None:
+    """A note on stderr, if there is one."""
+    if words:
+        err.print(f"note: {words}", soft_wrap=True)
+
+
+# ---------------------------------------------------------------------------------------------- for other commands
+
+
+@contextmanager
+def own_files(
+    events: str | None,
+    items: str | None,
+    settings: Settings,
+    told: Told,
+    folder: Path | None = None,
+    sort: bool = True,
+) -> Iterator[tuple[Path | None, Path | None]]:
+    """Paths of events and items in the schema: those given, or what they were converted to.
+
+    Args:
+        folder: for converted files; None = a temporary one.
+        sort: converted events are sorted by time.
+    """
+    from driftline.stream.convert.guess import EVENTS, ITEMS
+    from driftline.stream.convert.run import Plan, is_ready, write_events, write_items
+    from driftline.stream.convert.words import check_value
+
+    with tempfile.TemporaryDirectory() as scratch:
+        place = folder or Path(scratch)
+        event_file, item_file = (None if text is None else Path(text) for text in (events, items))
+        if events is not None and not is_ready(events, EVENTS, told.events(settings)):
+            plan = Plan.of(EVENTS, events, told.events(settings))
+            show(plan)
+            say(check_value(plan, settings))
+            event_file = place / "events.parquet"
+            place.mkdir(parents=True, exist_ok=True)
+            with progress(None, "rows of events read") as update:
+                done = write_events(plan, event_file, settings, told.bad, update, sort)
+            _say_aside(done, told.bad)
+        if items is not None and not is_ready(items, ITEMS, told.items(settings)):
+            plan = Plan.of(ITEMS, items, told.items(settings))
+            show(plan)
+            item_file = place / "items.parquet"
+            place.mkdir(parents=True, exist_ok=True)
+            with progress(None, "rows of items read") as update:
+                done = write_items(plan, item_file, told.bad_items, update)
+            _say_aside(done, told.bad_items)
+        yield event_file, item_file
+
+
+def _say_aside(done: Done, bad: Path | None) -> None:
+    say(f"{done.bad:,} of {done.report.rows:,} rows were put aside in {bad}" if done.bad else "")
+    say(
+        f"{done.duplicates:,} events have the event_id of an earlier one and will be dropped" if done.duplicates else ""
+    )
+
+
+def checked_events(source: str, settings: Settings, told: Told, count_items: bool) -> Report:
+    """What `validate` says of events, converted where they must be."""
+    from driftline.stream.convert.guess import EVENTS
+    from driftline.stream.convert.run import Plan, check, is_ready
+    from driftline.stream.convert.words import check_value
+    from driftline.stream.events.files import validate
+
+    files = told.events(settings)
+    if is_ready(source, EVENTS, files):
+        return validate(Path(source), settings.actions, count_items, settings.state.late_ms)
+    plan = Plan.of(EVENTS, source, files)
+    show(plan)
+    say(check_value(plan, settings))
+    with progress(None, "rows of events read") as update:
+        done = check(plan, settings, told.bad, update)
+    done.report.unknown_actions.update({name: n for name, n in done.actions.items() if name not in settings.actions})
+    return done.report
+
+
+def checked_items(source: str, settings: Settings, told: Told) -> Report:
+    """What `validate` says of items, converted where they must be."""
+    from driftline.stream.convert.guess import ITEMS
+    from driftline.stream.convert.run import Plan, check, is_ready
+    from driftline.stream.events.files import validate_items
+
+    files = told.items(settings)
+    if is_ready(source, ITEMS, files):
+        return validate_items(Path(source))
+    plan = Plan.of(ITEMS, source, files)
+    show(plan)
+    return check(plan, settings, told.bad_items).report

@@ -1,0 +1,305 @@
+"""`driftline up`, `status`, `down`, `reset`: a whole system on this machine as one thing."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from driftline.stream.cli.common import AsJson, Config, err, out, print_json, settings_of
+
+if TYPE_CHECKING:
+    from driftline.configs.settings import Settings
+    from driftline.stream.ops.supervisor import Child
+    from driftline.stream.system import Note
+    from driftline.stream.system import Standing as _Standing
+
+LOOK_S = 2.0
+"""Between two looks at how the system is."""
+TELL_S = 60.0
+"""Between two lines about it where a line can't be renewed."""
+READY_S = 180.0
+COLOURS = {"worker": "cyan", "trainer": "magenta", "profiler": "blue", "serve": "green"}
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the commands of this file."""
+    for command in (up, status, down, reset):
+        app.command()(command)
+
+
+def up(
+    without: Annotated[
+        list[str] | None, typer.Option(help="Leave a part out: worker, trainer, profiler, serve.")
+    ] = None,
+    detach: Annotated[bool, typer.Option("--detach", "-d", help="Run in the background, once it answers.")] = False,
+    config: Config = None,
+) -> None:
+    """Run broker, worker, trainer, profiler and service together until Ctrl-C: one log, one line on how they are.
+
+    The embedded broker is among them where `broker.bootstrap` names none. A part that crashes is started again; any
+    signal ends all of them. What a system that was killed has left running is ended first.
+
+    Example: `driftline up -c ecommerce`
+    """
+    from driftline.configs.signals import stop_on_signals
+    from driftline.stream.events.topics import create_topics
+    from driftline.stream.kafka.broker import broker
+    from driftline.stream.ops.supervisor import Supervisor
+    from driftline.stream.system import PARTS, STOP_S, children_of, claimed, end_left_over, note_of, with_ports
+
+    if unknown := set(without or ()) - set(PARTS):
+        raise typer.BadParameter(
+            f"got {', '.join(sorted(unknown))}; expected {', '.join(PARTS)}", param_hint="--without"
+        )
+    parts = [part for part in PARTS if part not in (without or ())]
+    if not parts:
+        raise typer.BadParameter("nothing is left to run", param_hint="--without")
+    settings = settings_of(config)
+    if detach:
+        return _detached(settings, without or [], config)
+    settings, stopping = with_ports(settings), stop_on_signals()
+    with claimed(settings) as write:
+        for process in end_left_over(settings):
+            err.print(f"up: ended {process.name}, process {process.pid}, that a killed system had left running")
+        err.print(f"up: starting {', '.join(parts)}; state in {settings.state.root.absolute()}", soft_wrap=True)
+        with broker(settings.broker) as bootstrap:
+            create_topics(settings.broker, bootstrap)
+            if stopping():
+                raise typer.Exit(0)
+            with _View() as view:
+                children = children_of(settings, bootstrap, config, parts, tell=view.line)
+                write(note_of(settings, bootstrap, children))
+
+                def note() -> None:
+                    write(note_of(settings, bootstrap, children))
+
+                with _watched(settings, view) as watch:
+                    code = Supervisor(children, lambda: watch(children, note), STOP_S).run()
+    err.print("up: everything has ended" if not code else f"up: ended with code {code}; the lines above say why")
+    raise typer.Exit(code)
+
+
+def status(config: Config = None, as_json: AsJson = False) -> None:
+    """Which parts run, where they answer, and how far state and model are behind. Exit code 1 if nothing runs.
+
+    Example: `driftline status`
+    """
+    from driftline.stream.system import running, standing
+
+    settings = settings_of(config)
+    note = running(settings)
+    if note is None:
+        if as_json:
+            print_json({"running": False})
+        else:
+            root = settings.state.root.absolute()
+            out.print(f"nothing runs on state.root {root}; `driftline up` starts it", soft_wrap=True)
+        raise typer.Exit(1)
+    now = standing(settings, note.ports)
+    if as_json:
+        return print_json(_as_json(note, now))
+    table = Table("part", "process", "metrics")
+    ports = {"service": "serving", "worker": "worker", "trainer": "trainer", "profiler": "profiler"}
+    for child in note.children:
+        alive = child.find() is not None
+        port = note.ports.get(ports.get(child.name, ""), 0)
+        where = f"http://127.0.0.1:{port}/metrics" if port and alive else ""
+        table.add_row(child.name, str(child.pid) if alive else "ended", where)
+    out.print(table)
+    out.print(f"broker {note.bootstrap}, answers on {note.address}")
+    out.print(now.sentence(), soft_wrap=True)
+    return None
+
+
+def down(config: Config = None) -> None:
+    """End a system that `driftline up` runs, in order; and what one that was killed has left.
+
+    Example: `driftline down`
+    """
+    from driftline.stream.kafka.broker import EmbeddedBroker
+    from driftline.stream.system import STOP_S, end_left_over, running
+
+    settings = settings_of(config)
+    note = running(settings)
+    owner = note.owner.find() if note is not None else None
+    if note is not None and owner is not None:
+        owner.terminate()
+        with err.status("up: ending; what was read is committed first", spinner="dots"):
+            deadline = time.monotonic() + STOP_S + 30
+            while note.owner.find() is not None and time.monotonic() < deadline:
+                time.sleep(0.1)
+        if note.owner.find() is not None:
+            owner.kill()
+            err.print(f"up: process {owner.pid} did not end and was killed; what it had committed holds")
+    left = end_left_over(settings)
+    if not settings.broker.bootstrap:
+        EmbeddedBroker(settings.broker).stop_unused()
+    if note is not None:
+        out.print("everything has ended")
+    elif left:
+        out.print(f"ended {', '.join(f'{p.name} {p.pid}' for p in left)}, left by a system that was killed")
+    else:
+        out.print(f"nothing ran on state.root {settings.state.root.absolute()}", soft_wrap=True)
+
+
+def reset(yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False, config: Config = None) -> None:
+    """Delete state, models and snapshots of this host, and the embedded broker's data: lists them first, then asks.
+
+    A broker of your own keeps its topics: the next start reads them from the beginning.
+
+    Example: `driftline reset`
+    """
+    from driftline.configs.errors import InputError
+    from driftline.stream.ops.doctor import bytes_in
+    from driftline.stream.system import check_unused, places
+
+    settings = settings_of(config)
+    check_unused(settings)
+    found = {name: path.absolute() for name, path in places(settings).items() if path.exists()}
+    if not found:
+        out.print("there is nothing to delete")
+        return
+    for name, path in found.items():
+        if path == Path.home() or path == Path.cwd() or path in Path.cwd().parents or (path / ".git").exists():
+            raise InputError(
+                f"{name} is {path}, which holds other things; expected a folder of its own. Delete by hand"
+            )
+        err.print(f"{name:22} {bytes_in(path) / 1e6:10,.1f} MB  {path}", soft_wrap=True)
+    if settings.broker.bootstrap:
+        err.print(f"the topics at {settings.broker.bootstrap} stay, and are read from the beginning")
+    else:
+        lost = "with the embedded broker's data all events go, too: keep the files that they came from"
+        err.print(lost, soft_wrap=True)
+    if not yes and not typer.confirm("delete all of this?", err=True):
+        raise typer.Exit(1)
+    for path in found.values():
+        shutil.rmtree(path)
+    out.print("deleted")
+
+
+class _View:
+    """The log of all parts, with the line about them below where the terminal can renew one."""
+
+    def __init__(self) -> None:
+        self._live = Live(Text(""), console=err, refresh_per_second=2) if err.is_terminal else None
+        self._told_s = -TELL_S
+
+    def __enter__(self) -> _View:
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live is not None:
+            self._live.update(Text(""))
+            self._live.stop()
+
+    def line(self, part: str, text: str) -> None:
+        """What a part has written."""
+        err.print(Text.assemble((f"{part:8} | ", COLOURS.get(part, "")), text), soft_wrap=True)
+
+    def about(self, sentence: str, at_once: bool = False) -> None:
+        """How the system is."""
+        if self._live is not None:
+            self._live.update(Text(sentence, "bold"))
+        elif at_once or time.monotonic() - self._told_s >= TELL_S:
+            self._told_s = time.monotonic()
+            err.print(f"up       | {sentence}", soft_wrap=True)
+
+
+@contextmanager
+def _watched(settings: Settings, view: _View) -> Iterator[Any]:
+    """Looks at the system beside the supervisor, whose loop must not wait; gives what that calls in each round."""
+    from driftline.configs.addresses import joined, reachable
+    from driftline.stream.system import Standing, ports_of, standing
+
+    ending, pids = threading.Event(), list[int | None]()
+    address = joined(reachable(settings.serving.host), settings.serving.port)
+
+    def watch() -> None:
+        answers = False
+        while not ending.wait(LOOK_S):
+            now = standing(settings, ports_of(settings))
+            if ending.is_set() or now == Standing(snapshot_age_s=now.snapshot_age_s):  # nobody answers
+                continue
+            first = not answers and now.model_sequence is not None
+            if first:
+                answers = True
+                err.print(
+                    f"up       | answers on {address}; `driftline produce --events FILE` sends events, `driftline "
+                    "recommend USER` asks, `driftline status` says how it is",
+                    soft_wrap=True,
+                )
+            view.about(now.sentence(), at_once=first)
+
+    def look(children: Sequence[Child], note: Any) -> None:
+        now = [child.pid for child in children]
+        if now != pids:
+            pids[:] = now
+            note()
+
+    thread = threading.Thread(target=watch, name="watch", daemon=True)
+    thread.start()
+    try:
+        yield look
+    finally:
+        ending.set()
+        thread.join(LOOK_S + 5.0)
+
+
+def _detached(settings: Settings, without: list[str], config: str | None) -> None:
+    """Starts `driftline up` in a session of its own; returns once it answers."""
+    from driftline.configs.errors import StateError
+    from driftline.stream.system import running, standing
+
+    settings.state.root.mkdir(parents=True, exist_ok=True)
+    log = settings.state.root.absolute() / "up.log"
+    options = [*(["-c", config] if config else []), *(word for part in without for word in ("--without", part))]
+    with ExitStack() as stack:
+        file = stack.enter_context(log.open("wb"))
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "driftline.stream.cli.command", "up", *options],
+            stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True,
+        )  # fmt: skip
+    with err.status(f"up: starting, log in {log}", spinner="dots"):
+        deadline = time.monotonic() + READY_S
+        while time.monotonic() < deadline:
+            if process.poll() is not None:
+                tail = "\n".join(log.read_text(errors="replace").splitlines()[-8:])
+                err.print(tail, soft_wrap=True)
+                raise typer.Exit(process.returncode)
+            note = running(settings)
+            if note is not None and note.owner.pid == process.pid:
+                now = standing(settings, note.ports)
+                if now.model_sequence is not None or ("serve" in without and now.state_behind is not None):
+                    out.print(f"runs as process {process.pid}, answers on {note.address}; log in {log}", soft_wrap=True)
+                    return
+            time.sleep(0.5)
+    raise StateError(f"nothing answers after {READY_S:g} s; `driftline status` says what runs, {log} what it does")
+
+
+def _as_json(note: Note, now: _Standing) -> dict[str, Any]:
+    import msgspec
+
+    parts = [{"name": child.name, "pid": child.pid, "runs": child.find() is not None} for child in note.children]
+    return {
+        "running": True,
+        "pid": note.owner.pid,
+        "bootstrap": note.bootstrap,
+        "address": note.address,
+        "parts": parts,
+        "metrics_ports": note.ports,
+        **msgspec.to_builtins(now),
+    }

@@ -1,0 +1,279 @@
+"""Which column of a file is meant by which field of the schema: by its name, if what it holds agrees."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from driftline.configs.errors import InputError
+from driftline.configs.settings import EventFiles, ItemFiles
+from driftline.stream.convert.columns import PLUS, parts_of
+from driftline.stream.convert.names import EVENT_NAMES, ITEM_NAMES, RATINGS, plain_name, rank
+from driftline.stream.convert.numbers import OPEN, sign_of, sign_of_file, with_point
+from driftline.stream.convert.sources import Sample
+from driftline.stream.convert.times import SURE, Clock, guess_clock
+from driftline.stream.events.cells import convert
+from driftline.stream.events.checks import EVENT_COLUMNS, EVENT_REQUIRED, ITEM_COLUMNS, ITEM_REQUIRED
+from driftline.stream.events.schema import shorten
+
+MOST_ACTIONS = 100
+"""Different values of a column that is taken for actions without being told."""
+TIMES = ("time", "since")
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What a file holds.
+
+    Attributes:
+        columns: fields of the schema and their meanings.
+        required: those that must be there.
+        names: what columns are called that hold them.
+        option: of the command line, for messages.
+        schema: its name.
+    """
+
+    columns: dict[str, str]
+    required: tuple[str, ...]
+    names: dict[str, str]
+    option: str
+    schema: str
+
+
+EVENTS = Kind(EVENT_COLUMNS, EVENT_REQUIRED, EVENT_NAMES, "--map", "driftline.interaction.v1")
+ITEMS = Kind(ITEM_COLUMNS, ITEM_REQUIRED, ITEM_NAMES, "--items-map", "driftline.item.v1")
+
+
+@dataclass(frozen=True, slots=True)
+class Mapping:
+    """How rows become those of the schema.
+
+    Attributes:
+        kind: events or items.
+        columns: column of the file by field, in the order of the schema.
+        clocks: notation of the times by field.
+        decimal: point or comma of numbers in text, or what `numbers.sign_of_file` says.
+        action: of all events, "" = they have a column for it, or none.
+        left_out: columns that no field takes.
+        others: further columns that a field could have been, by field.
+        names: of all columns of the file.
+    """
+
+    kind: Kind
+    columns: dict[str, str]
+    clocks: dict[str, Clock]
+    decimal: str
+    action: str
+    left_out: list[str]
+    others: dict[str, list[str]]
+    names: list[str]
+
+    @property
+    def parts(self) -> dict[str, list[str]]:
+        """The columns that are read for each field: several where a date and a time are joined."""
+        return {field: parts_of(column, self.names) for field, column in self.columns.items()}
+
+    @property
+    def is_rating(self) -> bool:
+        """Whether `value` says how much somebody liked an item, by the name of its column."""
+        return plain_name(self.columns.get("value", "").rsplit(".", 1)[-1]) in RATINGS
+
+
+def mapping_of(kind: Kind, sample: Sample, reading: ItemFiles, source: str) -> Mapping:
+    """What `reading` says, and guesses where it says nothing.
+
+    Raises:
+        InputError: a field or column that is named does not exist or holds something else, or a required field has
+            no column; with the columns that could be meant.
+    """
+    _check_header(sample, source)
+    names = sample.names
+    sample = _with_joined(sample, reading)
+    decimal = reading.decimal or sign_of_file(sample.values)
+    fits = _fits(kind, sample, reading, decimal)
+    columns: dict[str, str] = {}
+    for field, column in reading.map.items():
+        _check_named(kind, sample, field, column, source)
+        if column:
+            columns[field] = column
+    action = reading.action if isinstance(reading, EventFiles) and "action" not in columns else ""
+    others: dict[str, list[str]] = {}
+    for field in kind.columns:
+        if field in reading.map or (field == "action" and action):
+            continue
+        taken = set(columns.values())
+        named = [name for name in sample.names if name not in taken and rank(name, kind.names[field]) is not None]
+        named = [
+            name for name in sorted(named, key=lambda name: rank(name, kind.names[field]) or 0) if fits(field, name)
+        ]
+        if named:
+            columns[field], *others[field] = named
+    if "timestamp_ms" in kind.required and "timestamp_ms" not in columns and "timestamp_ms" not in reading.map:
+        times = [name for name in sample.names if name not in columns.values() and fits("timestamp_ms", name)]
+        if len(times) == 1:
+            columns["timestamp_ms"] = times[0]
+    for field in kind.required:
+        if field not in columns:
+            raise InputError(_no_column(kind, sample, field, fits, columns, reading, source))
+    ordered = {field: columns[field] for field in kind.columns if field in columns}
+    for field in reading.map:
+        if field in ordered:
+            _check_contents(kind, sample, field, ordered, fits, reading, source)
+    if kind is EVENTS and ordered["user_id"] == ordered["item_id"]:
+        raise InputError(
+            f"{source}: column {ordered['user_id']!r} is mapped to user_id and item_id; expected one of them"
+        )
+    for field, column in ordered.items():
+        if decimal == OPEN and kind.columns[field] == "number" and sign_of(sample.values[column]):
+            raise InputError(
+                f"{source}: column {column!r} holds {_some(sample, column)}: is a comma before decimals, or between "
+                "thousands? Say which: --decimal , or --decimal ."
+            )
+    clocks = {
+        field: _clock(sample.values[ordered[field]], reading) or Clock("iso", reading.zone)
+        for field in ordered
+        if kind.columns[field] in TIMES
+    }
+    read = {part for column in ordered.values() for part in parts_of(column, names)}
+    left_out = [name for name in names if name not in read]
+    others = {field: found for field, found in others.items() if found}
+    return Mapping(kind, ordered, clocks, decimal, action, left_out, others, names)
+
+
+def _with_joined(sample: Sample, reading: ItemFiles) -> Sample:
+    """A sample that also has the columns that join others of it."""
+    columns = [column for column in reading.map.values() if len(parts_of(column, sample.names)) > 1]
+    values = {
+        column: [
+            " ".join(map(str, cells)) for cells in zip(*(sample.values[p] for p in column.split(PLUS)), strict=False)
+        ]
+        for column in columns
+    }
+    return Sample([*sample.names, *columns], sample.values | values, sample.rows)
+
+
+def _clock(values: Sequence[Any], reading: ItemFiles) -> Clock | None:
+    if reading.time:
+        return Clock(reading.time, reading.zone)
+    return guess_clock(values, reading.zone)[0]
+
+
+def _fits(kind: Kind, sample: Sample, reading: ItemFiles, decimal: str) -> Callable[[str, str], bool]:
+    """Whether the values of a column could be those of a field."""
+
+    def fits(field: str, name: str) -> bool:
+        values, meaning = sample.values[name], kind.columns[field]
+        if not values:
+            return False
+        if meaning in TIMES:
+            clock = _clock(values, reading)
+            return clock is not None and _share(clock.ms, values) >= SURE
+        if field == "event_id":
+            return len(set(map(str, values))) == len(values)
+        if field == "action" and (len(set(map(str, values))) > MOST_ACTIONS or not isinstance(values[0], str)):
+            return False
+
+        def value(cell: Any) -> Any:
+            cell = with_point(cell, "," if decimal == OPEN else decimal) if meaning == "number" else cell
+            converted, fault = convert(meaning, cell)
+            return None if fault else converted
+
+        return _share(value, values) >= SURE
+
+    return fits
+
+
+def _share(value: Callable[[Any], Any], values: Sequence[Any]) -> float:
+    return sum(value(cell) is not None for cell in values) / len(values)
+
+
+# ---------------------------------------------------------------------------------------------- refusals
+
+
+def _check_header(sample: Sample, source: str) -> None:
+    """An error if the names of the columns are values of a row."""
+    numbers = sum(name.strip().replace(".", "", 1).isdigit() for name in sample.names)
+    if numbers * 2 > len(sample.names):
+        raise InputError(
+            f"{source}: the first line holds no names of columns: got {shorten(', '.join(sample.names))}; "
+            "say them: --header user_id,item_id,value,timestamp_ms"
+        )
+
+
+def _check_named(kind: Kind, sample: Sample, field: str, column: str, source: str) -> None:
+    if field not in kind.columns:
+        near = difflib.get_close_matches(field, kind.columns, 1, 0.5)
+        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(kind.columns)}"
+        raise InputError(f"{kind.option} {field}={column}: there is no field {field!r}; {hint}")
+    if column and column not in sample.names:
+        near = difflib.get_close_matches(column, sample.names, 1, 0.5)
+        same = [name for name in sample.names if plain_name(name) == plain_name(column)]
+        hint = f"did you mean {(same or near)[0]!r}? " if same or near else ""
+        raise InputError(
+            f"{source}: {kind.option} {field}={column}: there is no column {column!r}; "
+            f"{hint}The columns are {', '.join(sample.names)}"
+        )
+
+
+def _check_contents(
+    kind: Kind,
+    sample: Sample,
+    field: str,
+    columns: dict[str, str],
+    fits: Callable[[str, str], bool],
+    reading: ItemFiles,
+    source: str,
+) -> None:
+    """An error if the column that a field was told to take holds something else."""
+    name = columns[field]
+    if fits(field, name) or (field not in kind.required and not sample.values[name]) or field in ("event_id", "action"):
+        return
+    meaning = kind.columns[field]
+    what = {"time": "a time", "since": "a time", "number": "a number", "id": "an id"}.get(meaning, f"a {field}")
+    open_word = guess_clock(sample.values[name], reading.zone)[1] if meaning in TIMES and not reading.time else ""
+    if open_word:
+        raise InputError(_ambiguous(source, name, sample, open_word))
+    could = [other for other in sample.names if other != name and fits(field, other)]
+    hint = f"{', '.join(map(repr, could))} could be {what}" if could else "no other column could be one"
+    told = f" as {Clock(reading.time, reading.zone)}" if reading.time and meaning in TIMES else ""
+    raise InputError(
+        f"{source}: {kind.option} {field}={name}: {name!r} holds {_some(sample, name)}; expected {what}{told}; {hint}"
+    )
+
+
+def _no_column(
+    kind: Kind,
+    sample: Sample,
+    field: str,
+    fits: Callable[[str, str], bool],
+    columns: dict[str, str],
+    reading: ItemFiles,
+    source: str,
+) -> str:
+    named = [name for name in sample.names if rank(name, kind.names[field]) is not None]
+    if kind.columns[field] in TIMES:
+        for name in named:
+            if word := guess_clock(sample.values[name], reading.zone)[1]:
+                return _ambiguous(source, name, sample, word)
+    free = [name for name in sample.names if name not in columns.values()]
+    could = [name for name in free if fits(field, name)]
+    hint = f"; {', '.join(map(repr, could[:8]))} could be it" if could else ""
+    for name in named:
+        if name not in columns.values():
+            hint = f"; {name!r} is called so, but holds {_some(sample, name)}{hint}"
+    return (
+        f"{source}: no column was found for {field}: got {', '.join(sample.names)}{hint}; "
+        f"say which one it is: {kind.option} {field}=COLUMN"
+    )
+
+
+def _ambiguous(source: str, name: str, sample: Sample, word: str) -> str:
+    got = _some(sample, name)
+    return f"{source}: column {name!r} holds {got}: {word}; say which comes first: --time dmy or --time mdy"
+
+
+def _some(sample: Sample, name: str) -> str:
+    """Values of a column, for messages."""
+    return ", ".join(shorten(value) for value in list(dict.fromkeys(map(str, sample.values[name])))[:3]) or "nothing"

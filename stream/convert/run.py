@@ -1,0 +1,283 @@
+"""Files of other people to `events.parquet` and `items.parquet`: read, mapped, converted, sorted, written, counted."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from driftline.configs.errors import InputError
+from driftline.configs.settings import ItemFiles, Settings
+from driftline.graph.arrays import Int64
+from driftline.stream.convert.guess import EVENTS, ITEMS, Kind, Mapping, mapping_of
+from driftline.stream.convert.names import OF_PEOPLE, plain_name, rank
+from driftline.stream.convert.rows import Bad, bad_file, schema_of, typed_rows
+from driftline.stream.convert.sources import CONVERTED, QUERY, Sample, Source
+from driftline.stream.durable import durable_file
+from driftline.stream.events.checks import FUTURE, Problem, Report
+from driftline.stream.events.chunks import Form
+from driftline.stream.events.files import UNNAMED, item_counts, raw_chunks
+from driftline.stream.events.ids import Hints
+from driftline.stream.events.order import Order
+from driftline.stream.events.sort import sorted_rows
+from driftline.stream.events.source import FORMATS, format_of
+
+ROW_GROUP = 131_072
+OF_EVENTS = ("title", "text", "categories", "brand")
+"""Fields of items that rows of events may carry beside the id."""
+SHOWN = 20
+"""Rows that are converted to be shown."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One source and how its rows will be converted."""
+
+    kind: Kind
+    source: Source
+    mapping: Mapping
+    sample: Sample
+
+    @classmethod
+    def of(cls, kind: Kind, text: str, reading: ItemFiles) -> Plan:
+        """Looks at the first rows of a path or a query.
+
+        Raises:
+            InputError: there is nothing to read, or no mapping.
+        """
+        source = Source(text, reading)
+        sample = source.sample()
+        return cls(kind, source, mapping_of(kind, sample, reading, str(source)), sample)
+
+    def first_rows(self, n: int = 3) -> list[dict[str, Any]]:
+        """The first rows, converted; those that are wrong are passed over."""
+        found: list[dict[str, Any]] = []
+        for batch in typed_rows(self.source, self.mapping, Report(""), Bad(), SHOWN):
+            found += batch.slice(0, n).to_pylist()
+            if len(found) >= n:
+                break
+        return found[:n]
+
+
+def titles_of(events: Plan, reading: ItemFiles) -> Plan | None:
+    """How items are read out of the events themselves, None where no column of theirs describes one."""
+    fields = ("item_id", *OF_EVENTS)
+    unknown = [name for name in events.mapping.left_out if plain_name(name) not in OF_PEOPLE]
+    sample = replace(events.sample, names=[events.mapping.columns["item_id"], *unknown])
+    map_ = {field: "" for field in ITEMS.columns if field not in fields}
+    reading = reading.model_copy(update={"map": map_ | {"item_id": events.mapping.columns["item_id"]}})
+    mapping = mapping_of(ITEMS, sample, reading, str(events.source))
+    return Plan(ITEMS, events.source, mapping, sample) if mapping.columns.keys() - {"item_id"} else None
+
+
+@dataclass(slots=True)
+class Done:
+    """What was found in a source, and written of it.
+
+    Attributes:
+        report: rows and problems.
+        bad: rows that were left out, in the file that was asked for.
+        written: rows of the file.
+        actions: rows by action; "interact" where there is none.
+        duplicates: events whose event_id an earlier one among the last `state.dedupe_ids` has: a worker drops them.
+        repeated: item rows that a later row of their id replaced.
+    """
+
+    report: Report
+    bad: int = 0
+    written: int = 0
+    actions: Counter[str] = field(default_factory=Counter)
+    duplicates: int = 0
+    repeated: int = 0
+
+
+def is_ready(text: str, kind: Kind, reading: ItemFiles) -> bool:
+    """Whether a path is a file in the schema, to be read as it is.
+
+    A file that can't be read at all counts as ready: its reader says best what is wrong.
+    """
+    path = Path(text)
+    suffixes = {suffix.lower() for suffix in path.suffixes[-2:]}
+    if QUERY.match(text) and not path.exists():
+        return False
+    if path.is_dir() or (path.is_file() and not suffixes & FORMATS.keys()):
+        return False
+    try:
+        if format_of(path) == "parquet" and CONVERTED in (pq.read_schema(path).metadata or {}):
+            return True
+        if reading != type(reading)():
+            return False
+        chunk = next(raw_chunks(path, kind.columns, (), Form(rows=100, keeps=False)), None)
+    except (InputError, OSError, pa.ArrowException):
+        return True
+    if chunk is None or not (chunk.columns or chunk.unknown):
+        return True
+    meant = kind is not EVENTS and any(
+        rank(name, names) is not None
+        for name in chunk.unknown
+        for field, names in kind.names.items()
+        if field not in chunk.columns
+    )
+    return all(field in chunk.columns for field in kind.required) and not meant
+
+
+def check(plan: Plan, settings: Settings, bad: Path | None = None, say: Callable[[int], None] = lambda _: None) -> Done:
+    """Converts all rows without writing them.
+
+    Raises:
+        InputError: the source can't be read.
+    """
+    done = Done(Report(str(plan.source), order=Order(settings.state.late_ms)))
+    with bad_file(bad) as aside:
+        for _ in _watched(plan, done, aside, say):
+            pass
+    done.bad = aside.rows
+    return done
+
+
+def write_events(
+    plan: Plan,
+    to: Path,
+    settings: Settings,
+    bad: Path | None = None,
+    say: Callable[[int], None] = lambda _: None,
+    sort: bool = True,
+) -> Done:
+    """Writes a file of events in order of time.
+
+    Args:
+        to: the Parquet file; it is there when it is whole.
+        bad: file for rows that are not right, one JSON object a line; None = they are refused.
+        say: gets the number of rows that were read.
+        sort: False = in the order of the source.
+
+    Raises:
+        InputError: the source can't be read, rows are not right and `bad` is None, or none is right.
+    """
+    done = Done(Report(str(plan.source), order=Order(settings.state.late_ms)))
+    with bad_file(bad) as aside:
+        rows = _watched(plan, done, aside, say)
+        tables = sorted_rows(rows, to.parent) if sort else (pa.Table.from_batches([batch]) for batch in rows)
+        repeats = _Repeats(settings.state.dedupe_ids)
+        with _parquet(to, plan.mapping) as writer:
+            for table in tables:
+                writer.write_table(table, ROW_GROUP)
+                done.written += len(table)
+                repeats.see(table["event_id"])
+            done.bad, done.duplicates = aside.rows, repeats.found
+            _refuse_bad(plan, done, bad)  # within: so no file comes to be
+    return done
+
+
+def write_items(plan: Plan, to: Path, bad: Path | None = None, say: Callable[[int], None] = lambda _: None) -> Done:
+    """Writes a file of items, the last row of each id. They are held in memory, as whoever reads them does.
+
+    Raises:
+        InputError: as `write_events`.
+    """
+    done = Done(Report(str(plan.source)))
+    with bad_file(bad) as aside:
+        held = schema_of(plan.mapping).empty_table()
+        for batch in _watched(plan, done, aside, say):
+            done.written += batch.num_rows
+            held = _last_of_each(pa.concat_tables([held, pa.Table.from_batches([batch])]))
+        done.bad = aside.rows
+        _refuse_bad(plan, done, bad)
+        done.written, done.repeated = len(held), done.written - len(held)
+        with _parquet(to, plan.mapping) as writer:
+            writer.write_table(held)
+    return done
+
+
+def _last_of_each(table: pa.Table) -> pa.Table:
+    """The last row of each item."""
+    last = {item_id: row for row, item_id in enumerate(table["item_id"].to_pylist())}
+    return table if len(last) == len(table) else table.take(pa.array(sorted(last.values())))
+
+
+def _watched(plan: Plan, done: Done, aside: Bad, say: Callable[[int], None]) -> Iterator[pa.RecordBatch]:
+    """The rows of a plan, counted."""
+    report, hints = done.report, Hints()
+    for batch in typed_rows(plan.source, plan.mapping, report, aside):
+        say(report.rows)
+        if not batch.num_rows:
+            continue
+        report.item_rows.update(item_counts(batch))
+        if plan.kind is EVENTS:
+            hints.see(batch)
+            t_ms = batch.column("timestamp_ms").to_numpy()
+            if (ahead := t_ms > time.time() * 1000).any():
+                _warn_of_future(report, plan.mapping.columns["timestamp_ms"], t_ms[ahead])
+            if report.order is not None:
+                report.order.see(t_ms)
+            low, high = int(t_ms.min()), int(t_ms.max())
+            report.first_ms = low if report.first_ms is None else min(low, report.first_ms)
+            report.last_ms = high if report.last_ms is None else max(high, report.last_ms)
+            counted = pc.value_counts(batch.column("action").fill_null(UNNAMED))
+            pairs = zip(counted.field("values").to_pylist(), counted.field("counts").to_pylist(), strict=True)
+            done.actions.update(dict(pairs))
+        yield batch
+    for problem in hints.problems():
+        report.add(problem)
+
+
+def _warn_of_future(report: Report, column: str, t_ms: Int64) -> None:
+    problem = Problem(0, column, "in the future", str(t_ms[0]), FUTURE, True)
+    report.add(problem, keep=1)
+    report.counts[problem.kind, column] += len(t_ms) - 1
+
+
+def _refuse_bad(plan: Plan, done: Done, bad: Path | None) -> None:
+    report = done.report
+    if report.rows == 0:
+        raise InputError(f"{plan.source}: got 0 rows; expected at least one")
+    if done.bad and (bad is None or done.bad == report.rows):
+        kinds = ", ".join(
+            f"{n:,} {kind}{f' in {column!r}' if column else ''}"
+            for (kind, column), n in report.counts.most_common()
+            if (kind, column) not in report.warnings
+        )
+        first = next(problem for problem in report.examples if not problem.warning)
+        then = "" if done.bad == report.rows else ": --bad FILE puts them aside there and takes the others"
+        raise InputError(
+            f"{plan.source}: {done.bad:,} of {report.rows:,} rows are not right ({kinds}), the first: {first}. Nothing "
+            f"was written{then}"
+        )
+
+
+@contextmanager
+def _parquet(to: Path, mapping: Mapping) -> Iterator[pq.ParquetWriter]:
+    """A Parquet file in the schema that says so, whole or not there."""
+    schema = schema_of(mapping).with_metadata({CONVERTED: mapping.kind.schema.encode()})
+    with durable_file(to) as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
+        yield writer
+
+
+class _Repeats:
+    """Counts event_ids that are among the last ones already, as a Processor does."""
+
+    def __init__(self, remembered: int) -> None:
+        self.found, self._remembered = 0, remembered
+        self._known: set[str] = set()
+        self._by_age: deque[str] = deque()
+
+    def see(self, ids: pa.ChunkedArray) -> None:
+        """Takes the ids of the next rows."""
+        if not self._remembered or ids.null_count == len(ids):
+            return
+        for one in ids.drop_null().to_pylist():
+            if one in self._known:
+                self.found += 1
+                continue
+            self._known.add(one)
+            self._by_age.append(one)
+            if len(self._known) > self._remembered:
+                self._known.remove(self._by_age.popleft())

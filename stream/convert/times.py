@@ -1,0 +1,239 @@
+"""Times in any unit, notation and zone to unix milliseconds; whether the result is one is for checks.py to say."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from driftline.stream.events.cells import plain, values_of
+from driftline.stream.events.schema import EARLIEST_MS, MAX_TIMESTAMP_MS
+
+UNITS = {"s": (1000, 1), "ms": (1, 1), "us": (1, 1000), "ns": (1, 1_000_000)}
+"""Milliseconds of a unit, as fractions."""
+WORDS = {
+    "s": "seconds", "ms": "milliseconds", "us": "microseconds", "ns": "nanoseconds",
+    "iso": "ISO 8601", "dmy": "day, month, year", "mdy": "month, day, year",
+}  # fmt: skip
+SURE = 0.95
+"""Share of a sample that must be readable before a notation is taken for that of the column."""
+MOST = 1 << 53
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_NUMBER = re.compile(r"\s*-?[0-9]+(\.[0-9]*)?\s*")
+_DIGITS = re.compile(r"(19|20)[0-9]{2}(0[1-9]|1[0-2])([0-2][0-9]|3[01])([0-2][0-9][0-5][0-9][0-5][0-9])?")
+_SPACED_OFFSET = re.compile(r"\s+(?=[+-][0-9]{2}:?[0-9]{2}$)")
+_NAMED_UTC = re.compile(r"\s*(UTC|GMT)$")
+_DAY_MONTH = re.compile(
+    r"([0-9]{1,2})([./-])([0-9]{1,2})\2([0-9]{4}|[0-9]{2})"
+    r"(?:(?:\s*,\s*|\s+|T)([0-9]{1,2}):([0-9]{2})(?::([0-9]{2})(?:[.,]([0-9]{1,9}))?)?\s*([AaPp]\.?[Mm]\.?)?)?(?:\s*Uhr)?"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """How a column writes times.
+
+    Attributes:
+        how: a key of WORDS, or a format as strptime has it. Columns of a type for times need none.
+        zone: of times that name none.
+    """
+
+    how: str
+    zone: str = "UTC"
+
+    def __str__(self) -> str:
+        words = WORDS.get(self.how, self.how)
+        return words if self.how in UNITS else f"{words}, {self.zone} where no zone is named"
+
+    def read(self, raw: Any) -> tuple[pa.Array, list[int]]:
+        """Milliseconds [n] int64, null where there is nothing, and the rows where there is something that is no time.
+
+        Args:
+            raw: Arrow array or list of Python values [n].
+        """
+        array = plain(raw) if isinstance(raw, pa.Array) else _array(raw)
+        if array is not None:
+            try:
+                if (times := self._whole(array)) is not None:
+                    return times, []
+            except pa.ArrowException:
+                pass
+        return self._cells(values_of(array) if array is not None else raw)
+
+    def _whole(self, array: pa.Array) -> pa.Array | None:
+        kind = array.type
+        if pa.types.is_null(kind):
+            return array.cast(pa.int64())
+        if pa.types.is_date(kind):
+            array = array.cast(pa.timestamp("ms"))
+        if pa.types.is_timestamp(array.type):
+            return self._instants(array)
+        if self.how in UNITS:
+            if pa.types.is_string(kind):
+                array = array.cast(pa.int64())
+            return _scaled(array, self.how) if pa.types.is_integer(array.type) else None
+        if self.how == "iso" and pa.types.is_string(kind):
+            first = array.drop_null()[:1].to_pylist()
+            has_zone = bool(first) and re.search(r"(Z|[+-][0-9]{2}:?[0-9]{2})$", first[0][10:]) is not None
+            return self._instants(array.cast(pa.timestamp("us", "UTC" if has_zone else None)))
+        return None
+
+    def _instants(self, times: pa.Array) -> pa.Array:
+        if times.type.tz is None:
+            times = pc.assume_timezone(times, self.zone, ambiguous="earliest", nonexistent="earliest")
+        return times.cast(pa.timestamp("ms", times.type.tz), safe=False).cast(pa.int64())
+
+    def _cells(self, cells: Sequence[Any]) -> tuple[pa.Array, list[int]]:
+        known: dict[Any, int | None] = {}  # most columns of dates and of seconds have few different ones
+        found: list[int | None] = []
+        wrong = []
+        for i, cell in enumerate(cells):
+            if cell is None or cell == "" or cell != cell:
+                found.append(None)
+                continue
+            try:
+                if cell not in known:
+                    known[cell] = self.ms(cell)
+                ms = known[cell]
+            except TypeError:  # a list
+                ms = None
+            if ms is None:
+                wrong.append(i)
+            found.append(ms)
+        return pa.array(found, pa.int64()), wrong
+
+    def ms(self, cell: Any) -> int | None:
+        """Milliseconds of one value, None if it is no time in this notation."""
+        try:
+            if isinstance(cell, datetime):
+                return self._ms_of(cell)
+            if isinstance(cell, date):
+                return self._ms_of(datetime(cell.year, cell.month, cell.day))
+            if self.how in UNITS:
+                return _number_ms(cell, self.how)
+            text = str(cell).strip() if isinstance(cell, (str, int)) and not isinstance(cell, bool) else ""
+            return self._ms_of(_PARSERS.get(self.how, self._by_format)(text))
+        except (ValueError, OverflowError):
+            return None
+
+    def _by_format(self, text: str) -> datetime:
+        return datetime.strptime(text, self.how)
+
+    def _ms_of(self, when: datetime) -> int:
+        since = (when if when.tzinfo else when.replace(tzinfo=ZoneInfo(self.zone))) - _EPOCH
+        return since // timedelta(milliseconds=1)
+
+
+def _array(cells: Sequence[Any]) -> pa.Array | None:
+    try:
+        return pa.array(cells)
+    except (pa.ArrowException, OverflowError, TypeError, ValueError):
+        return None
+
+
+def _scaled(array: pa.Array, unit: str) -> pa.Array | None:
+    times, parts = UNITS[unit]
+    numbers = array.fill_null(0).to_numpy(zero_copy_only=False)
+    if numbers.size and int(np.abs(numbers).max()) > (1 << 62) // times:
+        return None
+    return pa.array(numbers.astype(np.int64) * times // parts, mask=array.is_null().to_numpy(zero_copy_only=False))
+
+
+def _number_ms(cell: Any, unit: str) -> int | None:
+    times, parts = UNITS[unit]
+    if isinstance(cell, str):
+        if not _NUMBER.fullmatch(cell):
+            return None
+        cell = float(cell) if "." in cell else int(cell)
+    if isinstance(cell, bool):
+        return None
+    ms = cell * times // parts if isinstance(cell, int) else round(float(cell) * times / parts)
+    return int(ms) if abs(ms) < MOST else None
+
+
+def _iso(text: str) -> datetime:
+    text = _SPACED_OFFSET.sub("", _NAMED_UTC.sub("+00:00", text))
+    if text[4:5] == "/":
+        text = text.replace("/", "-")
+    if len(text) < 8 or text[:4].isdigit() is False:
+        raise ValueError(text)
+    return datetime.fromisoformat(text)
+
+
+def _day_first(text: str) -> datetime:
+    return _parts(text, 1, 3)
+
+
+def _month_first(text: str) -> datetime:
+    return _parts(text, 3, 1)
+
+
+def _parts(text: str, day: int, month: int) -> datetime:
+    found = _DAY_MONTH.fullmatch(text)
+    if found is None:
+        raise ValueError(text)
+    year, hour = int(found[4]), int(found[5] or 0)
+    if len(found[4]) == 2:
+        year += 2000 if year < 70 else 1900  # as POSIX has it
+    if found[9]:
+        if not 1 <= hour <= 12:
+            raise ValueError(text)
+        hour = hour % 12 + 12 * (found[9][0] in "pP")
+    micros = int((found[8] or "0").ljust(6, "0")[:6])
+    return datetime(year, int(found[month]), int(found[day]), hour, int(found[6] or 0), int(found[7] or 0), micros)
+
+
+_PARSERS: dict[str, Callable[[str], datetime]] = {"iso": _iso, "dmy": _day_first, "mdy": _month_first}
+
+
+# ---------------------------------------------------------------------------------------------- guessing
+
+
+def guess_clock(sample: Sequence[Any], zone: str) -> tuple[Clock | None, str]:
+    """How a column writes times, None if it holds none; and a word where the sample leaves it open.
+
+    Args:
+        sample: values that are there.
+        zone: of times that name none.
+    """
+    if not sample:
+        return None, ""
+    rates = {how: _rate(Clock(how, zone), sample) for how in _candidates(sample)}
+    best = max(rates, key=lambda how: rates[how], default="")
+    if not best or rates[best] < SURE:
+        return None, ""
+    if rates.get("dmy", 0) == rates.get("mdy", 0) == rates[best]:
+        return None, "day and month can't be told apart"
+    return Clock(best, zone), ""
+
+
+def _candidates(sample: Sequence[Any]) -> list[str]:
+    if all(isinstance(cell, date) for cell in sample):
+        return ["iso"]
+    if all(_is_number(cell) for cell in sample):
+        texts = [str(cell).strip() for cell in sample]
+        if all(_DIGITS.fullmatch(text) for text in texts):
+            return ["%Y%m%d" if all(len(text) == 8 for text in texts) else "%Y%m%d%H%M%S"]
+        return list(UNITS)
+    return list(_PARSERS)
+
+
+def _is_number(cell: Any) -> bool:
+    if isinstance(cell, str):
+        return _NUMBER.fullmatch(cell) is not None
+    return isinstance(cell, (int, float)) and not isinstance(cell, bool)
+
+
+def _rate(clock: Clock, sample: Sequence[Any]) -> float:
+    times = [clock.ms(cell) for cell in sample]
+    good = sum(ms is not None and EARLIEST_MS <= ms <= MAX_TIMESTAMP_MS for ms in times)
+    dots = clock.how == "mdy" and all("." in str(cell)[:6] for cell in sample)  # with points the day comes first
+    return 0.0 if dots else good / len(sample)

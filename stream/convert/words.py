@@ -1,0 +1,131 @@
+"""What an import says before it begins: what values will mean, and what the configuration beside the files holds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from driftline.configs.errors import InputError
+from driftline.configs.load import load_settings, presets
+from driftline.configs.settings import ItemFiles, Settings
+from driftline.stream.convert.guess import TIMES, Mapping
+from driftline.stream.convert.numbers import BETWEEN
+from driftline.stream.convert.run import Plan
+
+UNNAMED = "interact"
+HEAD = "# Written by `driftline import`: how files like these are read. Every other setting may stand here too.\n"
+
+
+def meaning(settings: Settings, action: str, values: Sequence[float] = ()) -> str:
+    """What an action means under a configuration, with the share of values that count as wanted."""
+    found = settings.action(action)
+    weight = f"weight {found.weight:g}"
+    if not found.positive:
+        return f"{weight}, never counts as wanted"
+    if found.positive_from is None:
+        return f"{weight}, counts as wanted whatever its value"
+    share = f", {100 * sum(map(found.wanted, values)) / len(values):.0f}% of these" if values else ""
+    return f"{weight}, counts as wanted from {found.positive_from:g} on{share}"
+
+
+def check_value(plan: Plan, settings: Settings) -> str:
+    """A word on values whose action nothing names, "" = there is nothing to say.
+
+    Raises:
+        InputError: they are ratings: low ones would count as wanted.
+    """
+    mapping, values = plan.mapping, _values(plan)
+    column = mapping.columns.get("value")
+    if column is None or not values:
+        return ""
+    if mapping.is_rating and mapping.action == "rate" and settings.action("rate").positive_from is None:
+        return (
+            f"a rate has {meaning(settings, 'rate')} under configuration {settings.name!r}; "
+            f"under -c media it has {meaning(load_settings('media'), 'rate', values)}"
+        )
+    if mapping.action or "action" in mapping.columns:
+        return ""
+    span = f"{min(values):g} to {max(values):g} in the first {len(values):,} rows"
+    if not mapping.is_rating:
+        returns = "" if min(values) >= 0 else "; negative ones, such as returns, are as wanted as the others"
+        return (
+            f"{column!r} is the value ({span}) and nothing says what was done: each row is an {UNNAMED!r}, "
+            f"{meaning(settings, UNNAMED)}; --action purchase, play, ... says more{returns}"
+        )
+    choices = [f"under configuration {settings.name!r}, {meaning(settings, 'rate', values)}"]
+    if settings.action("rate").positive_from is None:
+        choices.append(f"with -c media, {meaning(load_settings('media'), 'rate', values)}")
+    raise InputError(
+        f"{plan.source}: {column!r} is taken as value ({span}) and nothing says what was done: as it is, every row "
+        f"counts as wanted, low ones too. Say it: --action rate ({'; '.join(choices)}), or --action {UNNAMED} to "
+        "keep it so"
+    )
+
+
+def _values(plan: Plan) -> list[float]:
+    column = plan.mapping.columns.get("value")
+    found = []
+    for cell in plan.sample.values.get(column, ()) if column else ():
+        try:
+            found.append(float(str(cell).replace(",", ".") if plan.mapping.decimal == "," else cell))
+        except (TypeError, ValueError):
+            continue
+    return found
+
+
+def rows_of(mapping: Mapping) -> list[tuple[str, str, str]]:
+    """(field, column, how) of a mapping, for people."""
+    found = []
+    for field, column in mapping.columns.items():
+        words = [str(mapping.clocks[field])] if field in mapping.clocks else []
+        if mapping.kind.columns[field] == "number" and mapping.decimal == ",":
+            words.append("decimal comma")
+        if others := mapping.others.get(field):
+            words.append(f"could also be {', '.join(others)}")
+        found.append((field, column, "; ".join(words)))
+    if mapping.action:
+        found.append(("action", "", f"{mapping.action!r} in all rows"))
+    return found
+
+
+# ---------------------------------------------------------------------------------------------- the configuration
+
+
+def reading_of(mapping: Mapping, reading: ItemFiles) -> dict[str, Any]:
+    """What reads files like this one without a guess, but for what the defaults say."""
+    clocks = {mapping.clocks[field].how for field in mapping.columns if mapping.kind.columns[field] in TIMES}
+    update: dict[str, Any] = {"map": mapping.columns, "time": clocks.pop() if len(clocks) == 1 else reading.time}
+    if mapping.decimal in BETWEEN:
+        update["decimal"] = mapping.decimal
+    changed = reading.model_copy(update=update)
+    default = type(reading)()
+    return {
+        name: list(value) if isinstance(value, tuple) else value
+        for name in type(reading).model_fields
+        if (value := getattr(changed, name)) != getattr(default, name)
+    }
+
+
+def write_config(to: Path, base: str | None, events: dict[str, Any], items: dict[str, Any]) -> bool:
+    """Writes settings that extend those that were used; False if these are the file itself, which stays as it is.
+
+    An earlier file of other content is kept beside it as `.old`.
+
+    Args:
+        base: preset or file that was used, None = the default.
+        events, items: of `reading_of`; empty = none were read.
+    """
+    if base is not None and base not in presets():
+        if to.exists() and Path(base).samefile(to):
+            return False
+        base = str(Path(base).absolute())
+    sections: dict[str, Any] = {"extends": base or "default", "name": to.parent.absolute().name}
+    sections |= {name: found for name, found in (("event_files", events), ("item_files", items)) if found}
+    text = HEAD + yaml.safe_dump(sections, sort_keys=False, allow_unicode=True, width=100)
+    if to.exists() and to.read_text("utf-8") != text:
+        to.replace(to.with_name(to.name + ".old"))
+    to.write_text(text, "utf-8")
+    return True

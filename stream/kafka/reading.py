@@ -1,0 +1,105 @@
+"""Reading topics with kafka-python: all that is there now, or on and on, from offsets that the reader keeps."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from kafka import KafkaConsumer, TopicPartition
+from kafka.errors import KafkaError
+
+from driftline.configs.errors import BrokerError
+from driftline.configs.security import READ_COMMITTED, bootstrap_ms, consumer_options
+from driftline.configs.settings import Broker
+from driftline.serving.header_names import escape_header_names
+from driftline.stream.kafka.broker import check_reachable
+
+PAUSE_S = 0.02
+"""Between two looks at a topic that has nothing new."""
+
+
+@contextmanager
+def consumer(settings: Broker, bootstrap: str, isolation: str = READ_COMMITTED) -> Iterator[Any]:
+    """A consumer without a group: the caller assigns and seeks. End offsets go as far as `isolation` lets one read.
+
+    Raises:
+        BrokerError: nothing answers.
+    """
+    check_reachable(settings, bootstrap)
+    escape_header_names()
+    reader = KafkaConsumer(
+        **consumer_options(settings, bootstrap) | {"isolation_level": isolation},
+        bootstrap_timeout_ms=bootstrap_ms(settings),
+        max_poll_records=2000,
+    )
+    try:
+        yield reader
+    except KafkaError as error:
+        raise BrokerError(f"reading from {bootstrap} failed: {error!r:.300}; check the broker and try again") from None
+    finally:
+        reader.close()
+
+
+def polled(reader: Any, timeout_ms: int, max_records: int | None = None) -> dict[TopicPartition, list[Any]]:
+    """What came within a time, at once when something is there.
+
+    `poll` with a time limit asks again and again for as long: a broker that answers an empty fetch at once, as the
+    embedded one does, would keep a core busy with it.
+    """
+    deadline = time.monotonic() + timeout_ms / 1000
+    while True:
+        batch: dict[TopicPartition, list[Any]] = reader.poll(timeout_ms=0, max_records=max_records)
+        if batch or time.monotonic() >= deadline:
+            return batch
+        time.sleep(PAUSE_S)
+
+
+def places(reader: Any, settings: Broker, names: Mapping[str, object] | list[str]) -> list[TopicPartition]:
+    """All partitions of some topics that exist; names without prefix."""
+    found = []
+    for name in names:
+        topic = settings.prefix + name
+        found += [TopicPartition(topic, number) for number in sorted(reader.partitions_for_topic(topic) or ())]
+    return found
+
+
+def read_all(settings: Broker, bootstrap: str, name: str, first: int = 0) -> Iterator[Any]:
+    """Every record that a topic holds now, partition by partition, in order of the offsets.
+
+    Args:
+        name: without prefix.
+        first: offset to start at.
+
+    Raises:
+        BrokerError: the topic can't be read.
+    """
+    with consumer(settings, bootstrap) as reader:
+        for place in places(reader, settings, [name]):
+            yield from _read_partition(reader, place, first)
+
+
+def first_offsets(settings: Broker, bootstrap: str, name: str) -> dict[int, int]:
+    """The first offset that the broker still has, by partition of a topic.
+
+    Raises:
+        BrokerError: the topic can't be read.
+    """
+    with consumer(settings, bootstrap) as reader:
+        found = reader.beginning_offsets(places(reader, settings, [name]))
+        return {place.partition: int(offset) for place, offset in found.items()}
+
+
+def _read_partition(reader: Any, place: TopicPartition, first: int) -> Iterator[Any]:
+    reader.assign([place])
+    end = reader.end_offsets([place])[place]
+    start = max(first, reader.beginning_offsets([place])[place])
+    if start >= end:
+        return
+    reader.seek(place, start)
+    while reader.position(place) < end:
+        for record in polled(reader, 500).get(place, []):
+            if record.offset >= end:
+                return
+            yield record

@@ -1,0 +1,73 @@
+"""The trainer's gate: which snapshots may serve, and when a lasting drop is the new level.
+
+A snapshot whose NDCG@10 fell by more than `trainer.gate_drop` against the serving one is refused, and so is one that
+has too few scored groups to tell, where the serving one has enough. A drop that lasts is
+no accident of the learner but of the stream: after `trainer.gate_patience` refusals in a row snapshots are held to the
+mean of the refused ones instead. Each such step counts `level` up, so that serving does not hold the new level to the
+old one.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from driftline.configs.errors import SnapshotError
+from driftline.configs.settings import Trainer
+from driftline.serving.snapshot import LEVEL, Meta, current, gate, read_meta
+from driftline.stream.ops.metrics import TrainerMetrics
+
+LOG = logging.getLogger(__name__)
+METRIC = "ndcg@10"
+
+
+class LevelGate:
+    """Compares each snapshot with the one that serves.
+
+    Args:
+        settings: drop and patience.
+        root: directory of the snapshots.
+        groups: scored groups without which metrics are noise.
+        metrics: counts refusals and steps.
+    """
+
+    def __init__(self, settings: Trainer, root: Path, groups: int, metrics: TrainerMetrics) -> None:
+        self._settings, self._root, self._groups, self._metrics = settings, root, groups, metrics
+        self._refused: deque[float] = deque(maxlen=settings.gate_patience)
+
+    def judge(self, metrics: Mapping[str, float]) -> tuple[str, int]:
+        """Why a snapshot with these metrics may not serve ("" = it may), and its level."""
+        served = self._served()
+        level = int(served.extra.get(LEVEL, 0))
+        compared = served.metrics if served.metrics.get("groups", 0) >= self._groups else {}
+        enough = bool(compared) and metrics.get("groups", 0) >= self._groups
+        reason = gate(metrics, compared, self._settings.gate_drop, METRIC, self._groups)
+        if reason and enough and len(self._refused) == self._settings.gate_patience:
+            mean = float(np.mean(self._refused))
+            if not gate(metrics, {**served.metrics, METRIC: mean}, self._settings.gate_drop):
+                LOG.warning(
+                    "%s; so were the %d snapshots before, at %.4f: that is the new level, and this one may serve",
+                    reason, len(self._refused), mean,
+                )  # fmt: skip
+                self._metrics.levels.inc()
+                reason, level = "", level + 1
+        if not reason:
+            self._refused.clear()
+        else:
+            self._metrics.gated.inc()
+            if enough and np.isfinite(metrics.get(METRIC, np.nan)):
+                self._refused.append(metrics[METRIC])
+        return reason, level
+
+    def _served(self) -> Meta:
+        """Of the snapshot that CURRENT names; a new one is the cure for one that can't be read."""
+        try:
+            pointer = current(self._root)
+            return read_meta(self._root, pointer.version) if pointer is not None else Meta()
+        except SnapshotError as error:
+            LOG.warning("the next snapshot is compared with none: %s", error)
+            return Meta()

@@ -1,0 +1,325 @@
+"""Everything that learns on one stream, behind three calls: the trainer process and replay drive the same object.
+
+    view = learner.view(user_id, now_ms)       what is known before the group
+    slate = learner.slate(view, now_ms)        predict
+    learner.learn(group, events, view, slate)  then learn: engine, graph, processor, sequence, in this order
+
+Nothing here knows of Kafka. With `learning` off weights stand still while histories, memories and signals go on:
+that is the arm `frozen`, and what a trainer does with the groups that it passes over while it catches up.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Protocol
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from driftline.configs.load import MODEL_SECTIONS, sections_sha256
+from driftline.configs.settings import Settings
+from driftline.graph.arrays import Arrays, Float32
+from driftline.graph.learn import GraphLearner
+from driftline.graph.memory import GraphMemory
+from driftline.graph.rows import Event
+from driftline.graph.texts import TextTable
+from driftline.graph.touched import Touched
+from driftline.graph.view import Group, ItemTable, ProfileVectors, UserView, view_of
+from driftline.model.engine import Engine, EngineSlate, Plug
+from driftline.model.plugs import GraphPlug, SequencePlug
+from driftline.model.sequence import SequenceLearner
+from driftline.stream.learn.waiting import WaitingEvents
+from driftline.stream.process.processor import Changes, Processor, Record
+from driftline.stream.state.store import MemoryStore
+
+
+class Profiles(Protocol):
+    """Where a user's profile comes from, as of an event time."""
+
+    def at(self, user_id: str, now_ms: int) -> ProfileVectors | None:
+        """The newest profile that is valid at `now_ms`."""
+
+    def request(self, record: bytes) -> None:
+        """Takes a record that the processor meant for `profile-requests`."""
+
+
+class NoProfiles:
+    """Nobody has a profile."""
+
+    def at(self, user_id: str, now_ms: int) -> ProfileVectors | None:
+        """None."""
+        return None
+
+    def request(self, record: bytes) -> None:
+        """Passes over it."""
+
+
+class Texts(Protocol):
+    """Text vectors of items by id."""
+
+    def get(self, item_id: str) -> Float32 | None:
+        """[text_dim] float32 unit vector, None = the item says nothing."""
+
+
+class StreamLearner:
+    """Processor, engine and plugs of one stream.
+
+    Args:
+        settings: the whole configuration; `model.backbone` and `graph.weights` may be "off".
+        texts: text vectors of items; None = no item has text.
+        profiles: None = nobody has a profile.
+    """
+
+    def __init__(self, settings: Settings, texts: Texts | None = None, profiles: Profiles | None = None) -> None:
+        self.settings = settings
+        self.table = ItemTable()
+        self.texts = texts
+        self.profiles = profiles or NoProfiles()
+        self.processor = Processor(settings, MemoryStore())
+        self.text = TextTable(settings.ranker.text_dim)
+        """Vectors by table index, one table for the engine and both models."""
+        self.sequence = (
+            SequenceLearner(settings.model, text_dim=settings.ranker.text_dim, texts=self.text)
+            if settings.model.backbone != "off"
+            else None
+        )
+        self.graph = (
+            GraphLearner(settings.graph, settings.ranker.text_dim, self.text)
+            if settings.graph.weights != "off"
+            else None
+        )
+        plugs: dict[str, Plug] = {}
+        if self.sequence is not None:
+            plugs["hstu"] = SequencePlug(self.sequence)
+        if self.graph is not None:
+            plugs["graph"] = GraphPlug(self.graph)
+            plugs["fused"] = GraphPlug(self.graph, fused=True)
+        self.engine = Engine(settings, self.table, plugs, self.text)
+        self.learning = True
+        self.late_waits = False
+        """Whether late groups may wait before they are applied: `apply_late` does it. Offsets are then given anew."""
+        self._waiting = WaitingEvents()
+        self.groups = 0
+        self.sequence_cpu_s = 0.0
+        """CPU seconds that the backbone has spent on learning."""
+        self.adoptions: list[tuple[GraphMemory, int]] = []
+
+    def add_items(self, item_ids: Sequence[str]) -> None:
+        """Makes items candidates, in this order; those that are there already are passed over."""
+        for item_id in item_ids:
+            if self.table.find(item_id) >= 0:
+                continue
+            index = self.table.add(item_id)
+            text = self.texts.get(item_id) if self.texts is not None else None
+            if self.graph is not None:
+                self.graph.add_item(index, item_id)
+            if text is not None:
+                self.set_text(item_id, text)
+        self.engine.grow(len(self.table))
+
+    def set_text(self, item_id: str, vector: Float32) -> None:
+        """Gives a candidate its text vector; the catalogue may tell of an item after its first event."""
+        index = self.table.find(item_id)
+        if index < 0 or not self.text.set(index, vector):
+            return
+        if self.sequence is not None:
+            self.sequence.set_text(index, vector)
+        if self.graph is not None:
+            self.graph.add_item(index, item_id)
+
+    def view(self, user_id: str, now_ms: int) -> UserView:
+        """What is known of a user at `now_ms`: it picks the profile, and a row that ended by then is none."""
+        row = self.processor.user(user_id, now_ms)
+        return view_of(row, self.table, user_id, self.profiles.at(user_id, now_ms))
+
+    def slate(self, view: UserView, now_ms: int) -> EngineSlate:
+        """Candidates, features and scores at a request time; changes nothing."""
+        return self.engine.slate(view, now_ms)
+
+    def learn(self, group: Group, events: Sequence[Event], view: UserView, slate: EngineSlate | None) -> Changes:
+        """Takes in one group that was (or was not) scored.
+
+        Args:
+            group: its rows with table indices; the items must have been added.
+            events: the same rows as events with their offsets.
+            view: the user before the group.
+            slate: what was predicted; None = only counts, histories and memories change.
+        """
+        learnt = self.learning and slate is not None
+        if self._waiting.must_go_before(group.t_ms, len(events), self.processor.window):
+            self.apply_late()
+            events = self._numbered(events)
+        self.engine.learn(group, view, slate if self.learning else None)
+        with self._graph_around(group, events, view, learnt):
+            waits = self.late_waits and self._waiting.takes(events, self.processor.window)
+            changes = Changes() if waits else self._apply(events)
+        if self.sequence is not None:
+            before_s = time.process_time()
+            if learnt:
+                self.sequence.learn(group)
+            else:
+                self.sequence.observe(group)
+            self.sequence_cpu_s += time.process_time() - before_s
+        if not waits:
+            self._waiting.applied(len(events))
+        if self._waiting.due:
+            self.apply_late()
+        self.groups += 1
+        due = self.groups % self.settings.graph.publish_groups == 0
+        if due and self.learning and self.graph is not None and self.graph.trained:
+            self.apply_late()
+            self.adopt(self.graph.version())
+        return changes
+
+    def apply_late(self) -> None:
+        """Puts the late events that wait in their places."""
+        events, processor = self._waiting.take_all(), self.processor
+        if not events:
+            return
+        self._apply(self._numbered(events))
+        if self.graph is not None:
+            ids = list(dict.fromkeys(event.item_id for event in events))
+            nodes = np.array([processor.items.find(item_id) for item_id in ids], np.int64)
+            self.graph.refresh(processor.graph, np.array([self.table.find(item_id) for item_id in ids]), nodes)
+
+    def is_known(self, event: Event) -> bool:
+        """Whether an event of this id came within the remembered ones."""
+        return self.processor.is_known(event) or self._waiting.has(event)
+
+    def _numbered(self, events: Sequence[Event]) -> list[Event]:
+        return [msgspec.structs.replace(event, offset=self.processor.next_offset + n) for n, event in enumerate(events)]
+
+    def _apply(self, events: Sequence[Event]) -> Changes:
+        changes = self.processor.apply([Record(event.offset, event) for event in events])
+        self.processor.commit(changes)
+        for out in changes.outgoing:
+            if out.topic == "profile-requests" and out.value is not None:
+                self.profiles.request(out.value)
+        return changes
+
+    def _graph_around(
+        self, group: Group, events: Sequence[Event], view: UserView, sample: bool
+    ) -> AbstractContextManager[None]:
+        """What the trained graph watches while the processor applies a group."""
+        if self.graph is None:
+            return nullcontext()
+        processor = self.processor
+
+        def nodes_now() -> NDArray[np.int64]:
+            return np.array([processor.items.find(event.item_id, group.t_ms) for event in events], np.int64)
+
+        user = processor.nodes.node(group.user_id, group.t_ms)
+        return self.graph.around(processor.graph, user, nodes_now, view, group, sample)
+
+    def refresh(self) -> None:
+        """Brings the item vectors up to date, as the next slate would: no work that `parts` is then the cause of."""
+        for model in (self.sequence, self.graph):
+            if model is not None:
+                model.item_matrix()
+
+    def parts(self) -> dict[str, Arrays]:
+        """What a snapshot holds, the items aside: views, which learning changes."""
+        parts: dict[str, Arrays] = {"engine": self.engine.arrays(rehearsal=False)}
+        if self.sequence is not None:
+            parts["hstu"] = dict(self.sequence.arrays())
+        if self.graph is not None:
+            parts["graph"] = dict(self.graph.arrays())
+        return parts
+
+    def touched(self) -> dict[str, dict[str, Touched]]:
+        """Which rows of `parts` changed, for those that change by rows."""
+        touched = {"engine": self.engine.touched()}
+        if self.sequence is not None:
+            touched["hstu"] = self.sequence.touched()
+        if self.graph is not None:
+            touched["graph"] = self.graph.touched()
+        return touched
+
+    def adopt(self, model: GraphMemory) -> None:
+        """Adopts a graph version at the processor's next offset."""
+        self.processor.commit(self.processor.adopt(model))
+        self.adoptions.append((model, self.processor.next_offset))
+
+    def forget(self, user_id: str) -> None:
+        """Drops the rows, histories and samples of a user; what was learnt from them stays in weights and counts."""
+        self.apply_late()
+        self.processor.commit(self.processor.forget(user_id))
+        self.processor.acknowledged = True  # the worker sends the tombstones
+        self.processor.clear_outbox()
+        self.engine.signals.users.forget(user_id)
+        if self.sequence is not None:
+            self.sequence.forget(user_id)
+        if self.graph is not None:
+            self.graph.forget(user_id)
+
+    def freeze(self) -> None:
+        """Weights stand still from here on."""
+        self.learning = False
+        if self.graph is not None:
+            self.graph.freeze()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that learning goes on from, for a checkpoint; late events that waited are applied before."""
+        self.apply_late()
+        return {
+            "rows": dict(self.processor.store.scan(b"")),
+            "model": self.processor.graph.model.state_dict(),
+            "older": {v.sha256: v.model.state_dict() for v in self.processor.versions.older if v.sha256},
+            "ids": list(self.table.ids),
+            "engine": {name: _copied(array) for name, array in self.engine.arrays().items()},
+            "sequence": self.sequence.state_dict() if self.sequence is not None else None,
+            "graph": self.graph.state_dict() if self.graph is not None else None,
+            "groups": self.groups,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on where `state_dict` was taken, to the bit, under the same settings."""
+        store = MemoryStore()
+        store.data = dict(state["rows"])
+        model = GraphMemory(self.settings.graph)
+        model.load_state_dict(state["model"])
+
+        def older(sha256: str) -> tuple[GraphMemory, dict[str, Float32]]:
+            version = GraphMemory(self.settings.graph)
+            version.load_state_dict(state["older"][sha256])
+            return version, {}
+
+        self.processor = Processor(self.settings, store, model=model, version_of=older if "older" in state else None)
+        for item_id in state["ids"]:
+            self.table.add(item_id)
+        self.text.restore(state["engine"])
+        if self.sequence is not None:
+            self.sequence.load_state_dict(state["sequence"])
+        if self.graph is not None:
+            self.graph.load_state_dict(state["graph"])
+        self.engine = Engine.from_arrays(self.settings, self.table, state["engine"], self.engine.plugs, text=self.text)
+        self.groups = state["groups"]
+
+
+def _copied(array: NDArray[Any]) -> NDArray[Any]:
+    """A copy, but of a large table of texts: a state is written out before anything more is learnt."""
+    return array if array.dtype == np.float16 else array.copy()
+
+
+def learning_sha256(settings: Settings) -> str:
+    """Hash of the settings that what is learnt depends on; addresses, folders and paces are not among them."""
+    return sections_sha256(settings, (*MODEL_SECTIONS, "state", "profiles"))
+
+
+def group_of(events: Sequence[Event], table: ItemTable, settings: Settings) -> Group:
+    """Events of one user at one time as a group; their items must be in the table."""
+    nan = float("nan")
+    meanings = [settings.action(event.action) for event in events]
+    return Group(
+        user_id=events[0].user_id,
+        t_ms=events[0].timestamp_ms,
+        items=np.array([table.find(event.item_id) for event in events], np.int32),
+        weight=np.array([meaning.weight for meaning in meanings], np.float32),
+        value=np.array([nan if event.value is None else event.value for event in events], np.float32),
+        price=np.array([nan if event.price is None else event.price for event in events], np.float32),
+        positive=np.array([m.wanted(e.value) for m, e in zip(meanings, events, strict=True)], np.bool_),
+        domain=events[-1].domain or "",
+    )

@@ -1,0 +1,204 @@
+"""The process around a `Trainer`: two consumers, a producer, and one loop that ends in order on SIGTERM.
+
+[items], [profiles] -- from the first record on, before anything is learnt --> trainer
+[interactions] -- from the offsets of the checkpoint on --> trainer --> [snapshots], [graph-versions]
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
+from typing import Any
+
+import torch
+from kafka import TopicPartition
+
+from driftline.configs.errors import BrokerError
+from driftline.configs.settings import Settings
+from driftline.configs.signals import stop_on_signals
+from driftline.llm.encoder import TextEncoder
+from driftline.serving.partitions import take_in_added
+from driftline.stream.events.produce import outlet
+from driftline.stream.events.records import Record, record_of
+from driftline.stream.events.topics import partitions_of
+from driftline.stream.kafka.identity import Identities
+from driftline.stream.kafka.quiet import quiet_clients
+from driftline.stream.kafka.reading import consumer, places, polled
+from driftline.stream.learn.checkpoint import locked
+from driftline.stream.learn.merge import Merge
+from driftline.stream.learn.trainer import Trainer
+from driftline.stream.owned.partitions import Bounds, check_partitions, check_position
+
+LOG = logging.getLogger(__name__)
+STANDING_S = 15.0
+"""How often the log says how far the trainer is behind."""
+TOPIC_S = 3.0
+"""Between two looks at whether the topic is still the one that is being learnt."""
+
+
+def run_trainer(settings: Settings, bootstrap: str, until_caught_up: bool = False) -> None:
+    """Runs until SIGTERM or Ctrl-C; with `until_caught_up` until the topic's present end.
+
+    Raises:
+        LockedError: another trainer runs on `trainer.root`.
+        StateError: the checkpoint can't be read, or does not belong to this topic.
+        BrokerError: the broker does not answer, or does not take a record.
+    """
+    torch.set_num_threads(settings.trainer.threads)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", force=True)
+    logging.getLogger("kafka").setLevel(logging.WARNING)
+    quiet_clients()
+    stopping = stop_on_signals()
+    with locked(settings.trainer.root, settings.state.lock_wait_s):
+        partitions = partitions_of(settings.broker, bootstrap, "interactions")
+        with outlet(settings.broker, bootstrap, "driftline-trainer") as send:
+            trainer = Trainer(settings, partitions, send, TextEncoder(settings.encoder))
+            trainer.metrics.serve(settings.metrics)
+            _run(trainer, bootstrap, until_caught_up, stopping)
+            LOG.info("stopping: publishing what was learnt since the last snapshot, then writing the checkpoint")
+            trainer.publish_news()
+            trainer.checkpoint()
+            LOG.info("stopped; the next start goes on from here")
+
+
+class Standing:
+    """Says every few seconds how fast records are learnt and how long the rest takes, while there is a rest."""
+
+    def __init__(self, now_s: float | None = None) -> None:
+        self._since_s, self._taken = time.monotonic() if now_s is None else now_s, 0
+
+    def took(self, left: int, now_s: float) -> None:
+        """Counts a record; `left` are not taken yet."""
+        self._taken += 1
+        self.tell(left, now_s)
+
+    def tell(self, left: int, now_s: float) -> None:
+        """Says it if it is time."""
+        seconds = now_s - self._since_s
+        if seconds < STANDING_S:
+            return
+        if self._taken and left:
+            rate = self._taken / seconds
+            LOG.info("learnt %.0f records/s; %d are left, about %.0f s", rate, left, left / rate)
+        self._since_s, self._taken = now_s, 0
+
+
+def _run(trainer: Trainer, bootstrap: str, until_caught_up: bool, stopping: Callable[[], bool]) -> None:
+    settings = trainer.settings
+    with (
+        consumer(settings.broker, bootstrap) as side,
+        consumer(settings.broker, bootstrap) as reader,
+        closing(Identities(settings.broker, bootstrap)) as identities,
+    ):
+        main_places = places(reader, settings.broker, ["interactions"])
+        check_topic(trainer, identities)
+        checked_s = time.monotonic()
+        seek(reader, main_places, trainer)
+        side_places = places(side, settings.broker, ["items", "profiles"])
+        side.assign(side_places)
+        side.seek_to_beginning(*side_places)
+        first, ends = side.beginning_offsets(side_places), side.end_offsets(side_places)
+        while any(side.position(place) < ends[place] for place in side_places):
+            _take_side(trainer, side, 200)
+        items = [place for place in side_places if place.topic == trainer.catalogue.topic]
+        trainer.read_whole_catalogue({place.partition: (first[place], ends[place]) for place in items})
+        trainer.encode_items()
+        gc.freeze()  # a full collection over all that is there by now would hold up learning for a fifth of a second
+        merge = Merge(range(trainer.partitions), trainer.learner.processor.validated)
+        standing = Standing()
+        while not stopping():
+            standing.tell(trainer.lag, time.monotonic())
+            if time.monotonic() - checked_s > TOPIC_S:
+                with suppress(BrokerError):  # the reader waits for a broker that is away
+                    check_topic(trainer, identities)
+                take_in_added(side, side.assignment())
+                checked_s = time.monotonic()
+            for partition, record in _polled(reader, main_places, trainer, merge):
+                trainer.take(partition, record)
+                standing.took(trainer.lag, time.monotonic())
+                trainer.publish_if_due()
+                trainer.checkpoint_if_due()
+                if stopping():
+                    break
+            if _take_side(trainer, side, 0):
+                trainer.encode_items()
+            trainer.publish_if_due()
+            trainer.checkpoint_if_due()
+            if until_caught_up and trainer.lag == 0 and not trainer.open_groups:
+                break
+
+
+def check_topic(trainer: Trainer, identities: Identities) -> None:
+    """Holds the trainer to the log that its offsets are of.
+
+    Raises:
+        StateError: the topic was made anew, or has got more partitions.
+        BrokerError: the broker does not answer.
+    """
+    asked = [("interactions", partition) for partition in range(trainer.partitions)]
+    found = identities.of(asked, [trainer.topic.get(partition) for _, partition in asked])
+    check_partitions(trainer.settings.broker.prefix, identities.partitions, trainer.partitions)
+    trainer.hold_to({partition: identity for (_, partition), identity in found.items()})
+
+
+def seek(reader: Any, main_places: list[TopicPartition], trainer: Trainer) -> None:
+    """Lets a consumer of `interactions` go on where the trainer's checkpoint stands.
+
+    Raises:
+        StateError: the topic is another one than the checkpoint was made from, or old records are gone.
+    """
+    reader.assign(main_places)
+    first, ends = reader.beginning_offsets(main_places), reader.end_offsets(main_places)
+    for place in main_places:
+        offset = trainer.offsets[place.partition]
+        name = f"{place.topic} in trainer.root {trainer.settings.trainer.root}"
+        check_position(name, place.partition, offset, Bounds(first[place], ends[place]))
+        reader.seek(place, max(offset, first[place]))
+
+
+def _polled(
+    reader: Any, main_places: list[TopicPartition], trainer: Trainer, merge: Merge
+) -> Iterator[tuple[int, Record]]:
+    """One poll, and what may be taken by now; then the groups of partitions that have no more are closed when idle.
+
+    A partition is not read on before its records are taken, so memory holds a fetch or two of each.
+    """
+    waiting = merge.waiting
+    reader.resume(*[place for place in main_places if place.partition not in waiting])
+    reader.pause(*[place for place in main_places if place.partition in waiting])
+    batch = polled(reader, 0 if merge.more else 100, sys.maxsize)  # it mislays the rest of a fetch cut by a pause
+    read = {place.partition: [record_of(r) for r in records] for place, records in batch.items()}
+    now_s = time.monotonic()
+    merge.put(read, now_s)
+    ends = reader.end_offsets(main_places)
+    behind = {place.partition: ends[place] - reader.position(place) for place in main_places}
+    left = sum(behind.values()) + len(merge)
+    for partition, record in merge.ready([number for number, more in behind.items() if more > 0], now_s, 500):
+        left -= 1
+        trainer.lag = left
+        yield partition, record
+    trainer.lag = left
+    trainer.metrics.lag.set(trainer.lag)
+    waiting = merge.waiting
+    trainer.close_idle({n for n, more in behind.items() if n not in read and more <= 0 and n not in waiting})
+
+
+def _take_side(trainer: Trainer, side: Any, timeout_ms: int) -> bool:
+    """Items and profiles that have arrived; True if an item was among them."""
+    items = False
+    for place, records in polled(side, timeout_ms).items():
+        for record in records:
+            if place.topic == trainer.catalogue.topic:
+                trainer.take_item(record.value, record.key, (place.partition, record.offset), record.timestamp)
+                items = True
+            elif record.key and not trainer.profiles.words.is_last(record.key, place.partition, record.timestamp):
+                continue  # the user has a newer one in another partition
+            elif record.value:
+                trainer.take_profile(record.value)
+            elif record.key:
+                trainer.profiles.forget(record.key.decode(errors="replace"))
+    return items

@@ -1,0 +1,466 @@
+"""The trainer process: reads the stream in order, predicts, then learns, and publishes what serving answers from.
+
+    [interactions] -> cut into groups -> slate (predict) -> prequential metrics -> learn -> snapshot -> [snapshots]
+    [items] -> titles, text vectors        |                                    '-> graph version -> [graph-versions]
+    [profiles] -> vectors by event time ---'
+    every minute: everything that learns, the open groups and the offsets in one checkpoint, renamed into place
+
+Why a restart loses nothing: reading goes on at the offsets that the checkpoint holds, and the groups that were open go
+on with it, so each event is learnt exactly once by the weights that survive. While it lags it learns a share of the
+groups (`trainer.catch_up_share`) and only counts the others; the shares are part of the metrics.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from driftline.configs.errors import SnapshotError, StateError
+from driftline.configs.load import MODEL_SECTIONS, config_sha256, sections_sha256
+from driftline.configs.settings import Settings
+from driftline.graph.arrays import Float32
+from driftline.graph.rows import Event
+from driftline.graph.view import UserView
+from driftline.llm.encoder import TextEncoder
+from driftline.model.engine import EngineSlate
+from driftline.serving.availability import CATALOGUE, Bounds, Place
+from driftline.serving.publisher import BrokenChainError
+from driftline.serving.snapshot import LEVEL, SETTINGS, Meta
+from driftline.stream.events.records import dead_letter
+from driftline.stream.events.schema import InvalidEvent
+from driftline.stream.kafka.identity import Identity
+from driftline.stream.learn.catalogue import NOWHERE, Catalogue, CatalogueTexts
+from driftline.stream.learn.checkpoint import read_checkpoint, write_checkpoint
+from driftline.stream.learn.gate import LevelGate
+from driftline.stream.learn.groups import OpenGroups
+from driftline.stream.learn.learner import StreamLearner, group_of, learning_sha256
+from driftline.stream.learn.profiles import StreamProfiles
+from driftline.stream.learn.publishing import Publishing
+from driftline.stream.ops.backlog import write_standing
+from driftline.stream.ops.metrics import TrainerMetrics
+from driftline.stream.ops.revision import git_revision
+from driftline.stream.owned.partitions import check_partitions
+from driftline.stream.owned.versions import encode_version
+from driftline.stream.process.forget import forgotten_user
+from driftline.stream.process.intake import is_copy
+from driftline.stream.process.processor import Outgoing, Record
+from driftline.stream.state.origin import merged
+
+LOG = logging.getLogger(__name__)
+
+METRIC_GROUPS = 500
+"""Scored groups that a snapshot's prequential metrics are the mean of."""
+TEXTS_AT_ONCE = 4096
+"""Item texts whose vectors are in memory while they are encoded; afterwards the encoder's cache on disk has them."""
+MANY_TEXTS = 200
+"""Item texts that take seconds to encode."""
+FIRST_GROUPS = 50
+"""Scored groups without which a model that lags answers worse than the popular items do."""
+SOON_S = 5.0
+"""Within how long a checkpoint is written that should not wait: of several reasons for one, one is written."""
+LAGGING_RARER = 4
+"""While the trainer catches up it publishes so many times less often."""
+
+
+class Trainer:
+    """Everything the process does between two polls; Kafka comes in through `take` and goes out through `send`.
+
+    Args:
+        settings: the whole configuration.
+        partitions: of `interactions`.
+        send: sends records and returns when they are acknowledged.
+        encoder: of item texts and facets; None = items have no text.
+    """
+
+    def __init__(
+        self, settings: Settings, partitions: int, send: Callable[[list[Outgoing]], None], encoder: TextEncoder | None
+    ) -> None:
+        self.settings, self.partitions, self._send, self._encoder = settings, partitions, send, encoder
+        self.catalogue = Catalogue(settings.broker.prefix + "items", settings.serving.snapshots)
+        self.profiles = StreamProfiles(settings.ranker.text_dim)
+        self.learner = StreamLearner(settings, CatalogueTexts(self.catalogue, encoder), self.profiles)
+        self.learner.late_waits = True
+        self.offsets: dict[int, int] = dict.fromkeys(range(partitions), 0)
+        """Next offset to take, by partition; rows below it are learnt, left out, or in an open group."""
+        self.topic: dict[int, Identity] = {}
+        """Which log the offsets are of, by partition; empty where that is not known."""
+        self.metrics = TrainerMetrics()
+        self.lag = 0
+        self._open = OpenGroups()
+        self._ndcg: deque[float] = deque(maxlen=METRIC_GROUPS)
+        self._gate = LevelGate(settings.trainer, settings.serving.snapshots, METRIC_GROUPS, self.metrics)
+        self._published_out: frozenset[str] = frozenset()
+        """Items that the last snapshot says are withdrawn."""
+        self._withdrawal_news = False
+        self._letters: list[Outgoing] = []
+        self._judged: dict[int, int] = {}
+        """Offset by partition of `items` below which every record was judged before."""
+        self._learnt_groups = self._groups = 0
+        self._publishing = Publishing(
+            settings.serving, self.learner.parts, self.learner.touched, self.catalogue, self.learner.table
+        )
+        self._since_publish, self._published_s = 0, time.monotonic()
+        self._unwritten = 0
+        """Events that are in no snapshot on disk but in the one on its way."""
+        self._checkpoint_s = time.monotonic()
+        self.snapshots = 0
+        self._restore()
+
+    # -- what comes in -----------------------------------------------------------------------------------------
+
+    def hold_to(self, now: Mapping[int, Identity]) -> None:
+        """Takes partitions of `interactions` for those that the offsets are of.
+
+        Raises:
+            StateError: they are of another log: the topic was made anew.
+        """
+        whose = f"the checkpoint in trainer.root {self.settings.trainer.root}"
+        for partition, identity in now.items():
+            known = {"interactions": self.topic[partition]} if partition in self.topic else {}
+            held = merged(self.settings, whose, known, {"interactions": identity})
+            if "interactions" in held:
+                self.topic[partition] = held["interactions"]
+
+    def take_item(self, value: bytes | None, key: bytes | None = None, place: Place = NOWHERE, t_ms: int = 0) -> None:
+        """One record of `items`; one that is not an item becomes a dead letter: no other process sends them.
+
+        Args:
+            value: without one the record deletes the item of its key.
+            place: its partition and offset.
+            t_ms: its time, as Kafka has it.
+        """
+        try:
+            item_id = self.catalogue.take(value, key, place, t_ms)
+        except InvalidEvent as refusal:
+            self.metrics.invalid_items.inc()
+            partition, offset = place
+            if offset >= self._judged.get(partition, 0):
+                self._letters.append(dead_letter("items", partition, Record(offset, value, key), refusal))
+                self._checkpoint_soon()
+            self._judge(place)
+            return
+        self._judge(place)
+        if self.learner.table.find(item_id) >= 0:
+            self._withdrawal_news |= self.catalogue.may_recommend(item_id) == (item_id in self._published_out)
+
+    def _judge(self, place: Place) -> None:
+        """Notes that a record of `items` is judged; the topic is read again at every start."""
+        self._judged[place[0]] = max(self._judged.get(place[0], 0), place[1] + 1)
+
+    def read_whole_catalogue(self, bounds: Bounds) -> None:
+        """After the topic `items` was taken from its beginning to its end; `bounds` are its first offset and end."""
+        self.catalogue.read_whole(bounds)
+        self._judged = {partition: end for partition, (_, end) in bounds.items()}  # less, if the topic was made anew
+        self._withdrawal_news = self._withdrawn_now() != self._published_out
+
+    def take_profile(self, value: bytes) -> None:
+        """One record of `profiles`; one that learning can't read is counted and passed over."""
+        before = self.profiles.invalid
+        self.profiles.take(value)
+        self.metrics.invalid_profiles.inc(self.profiles.invalid - before)
+
+    def encode_items(self) -> None:
+        """Text vectors of the items whose description changed since the last call; withdrawn ids are written down."""
+        self.catalogue.keep_withdrawn()
+        changed = self.catalogue.take_changed()
+        if self._encoder is None or not changed:
+            return
+        said = [item_id for item_id, text in changed.items() if text]
+        if len(said) > MANY_TEXTS:
+            LOG.info("encoding the texts of %d items", len(said))
+        for at in range(0, len(said), TEXTS_AT_ONCE):
+            some = said[at : at + TEXTS_AT_ONCE]
+            vectors = self._encoder.encode([changed[item_id] for item_id in some])
+            for item_id, vector in zip(some, vectors, strict=True):
+                self.learner.set_text(item_id, vector)
+        nothing = np.zeros(self.settings.ranker.text_dim, np.float32)
+        for item_id in (item_id for item_id, text in changed.items() if not text):
+            self.learner.set_text(item_id, nothing)
+
+    def take(self, partition: int, record: Record) -> None:
+        """One record of `interactions`: joins an open group or opens one; groups that it closes are learnt."""
+        if record.offset < self.offsets[partition]:
+            return
+        self.offsets[partition] = record.offset + 1
+        if (user_id := forgotten_user(record)) is not None:
+            self.forget(user_id)
+            return
+        event = self._accepted(record)
+        if event is not None:
+            for number, events in self._open.add(partition, event, time.monotonic()):
+                self._learn(number, events)
+
+    def forget(self, user_id: str) -> None:
+        """Drops what is kept of a user, and soon after the checkpoint, and the current snapshot, that still have it."""
+        self._open.drop(user_id)
+        self.profiles.forget(user_id)
+        self.learner.forget(user_id)
+        self._publishing.anew()
+        self._since_publish += 1
+        self._checkpoint_soon()
+
+    def close_idle(self, silent: Collection[int]) -> None:
+        """Learns the groups of partitions of which the topic has nothing more and had nothing for a while."""
+        for number, events in self._open.idle(silent, time.monotonic()):
+            self._learn(number, events)
+
+    # -- what goes out -----------------------------------------------------------------------------------------
+
+    def publish_if_due(self) -> str | None:
+        """Takes a step towards the next snapshot when it is time and something was learnt; the version of one that is
+        on disk by now.
+
+        While it lags a snapshot is stale when it appears, so there are fewer of them.
+        """
+        if self._publishing.writing:
+            return self._written(wait=False)
+        if not self._publishing.copying and not self._is_due():
+            return None
+        self.learner.refresh()
+        if self._publishing.copy():
+            self._write()
+        return None
+
+    def _is_due(self) -> bool:
+        trainer = self.settings.trainer
+        rarer = LAGGING_RARER if self.lag > trainer.catch_up_events else 1
+        waited = time.monotonic() - self._published_s
+        soon = waited < rarer * trainer.publish_s and self._since_publish < rarer * trainer.publish_events
+        return not soon and self._has_news()
+
+    def _has_news(self) -> bool:
+        """Whether something was learnt, or an item withdrawn, since the last snapshot.
+
+        The first one of a stream that is still being caught up with waits until it has learnt enough to be of use.
+        """
+        useless = (
+            not self.snapshots and self.lag > self.settings.trainer.catch_up_events and len(self._ndcg) < FIRST_GROUPS
+        )
+        return bool(self._since_publish or self._withdrawal_news) and not useless
+
+    def publish_news(self) -> str | None:
+        """Publishes a snapshot if there is news, and waits until it or the one on its way is on disk; its version."""
+        version = self._written(wait=True)
+        return self.publish() if self._has_news() else version
+
+    def publish(self) -> str:
+        """Publishes a snapshot of everything that serving reads, and waits until it is on disk; its version."""
+        version = self._written(wait=True)
+        for _ in range(2):  # the second time it builds on nothing that may be damaged
+            self._publishing.copy_all()
+            self._write()
+            version = self._written(wait=True)
+            if version is not None:
+                return version
+        raise SnapshotError("no snapshot could be written; the log says why.")
+
+    def _write(self) -> None:
+        """Lets what was copied, as it is now, become a snapshot."""
+        self.learner.apply_late()
+        self.learner.refresh()
+        began_s = time.perf_counter()
+        metrics = self.prequential()
+        refusal, level = self._gate.judge(metrics)
+        meta = Meta(
+            offsets={f"interactions:{p}": self._open.first_offset(p, offset) for p, offset in self.offsets.items()},
+            watermark_ms=self.learner.processor.window.watermark_ms,
+            metrics=metrics,
+            config_sha256=config_sha256(self.settings),
+            git_revision=git_revision(),
+            gate=refusal,
+            extra={
+                "plugs": list(self.learner.engine.plugs),
+                "trained_share": self.trained_share,
+                SETTINGS: sections_sha256(self.settings, MODEL_SECTIONS),
+                LEVEL: level,
+                CATALOGUE: self.catalogue.topic,
+            },
+        )
+        self._published_out, self._withdrawal_news = self._withdrawn_now(), False
+        self._publishing.write(meta, began_s)
+        self._unwritten, self._since_publish = max(1, self._since_publish), 0
+        self._published_s = time.monotonic()
+
+    def _written(self, wait: bool) -> str | None:
+        """Takes note of the snapshot that was on its way; its version, None if there is none, or not yet."""
+        try:
+            written = self._publishing.written(wait)
+        except BrokenChainError as error:
+            LOG.warning("%s", error)
+            self._since_publish, self._unwritten = self._since_publish + self._unwritten, 0
+            return None
+        if written is None:
+            return None
+        self._unwritten = 0
+        self.snapshots += 1
+        metrics = written.meta.metrics
+        self.metrics.published(written.seconds, written.pause_s, written.bytes, metrics)
+        LOG.info(
+            "snapshot %s: %.1f MB%s, %d groups, %.0f%% learnt, lag %d, NDCG@10 %.4f",
+            written.version, written.bytes / 1e6, f" on {written.deltas} before" if written.deltas else "",
+            self._groups, 100 * self.trained_share, self.lag, metrics.get("ndcg@10", float("nan")),
+        )  # fmt: skip
+        return written.version
+
+    def prequential(self) -> dict[str, float]:
+        """Metrics of the last scored groups, each scored before it was learnt."""
+        mean = {"ndcg@10": float(np.mean(self._ndcg))} if self._ndcg else {}
+        return {**mean, "groups": float(len(self._ndcg))}
+
+    @property
+    def trained_share(self) -> float:
+        """Share of the groups worth learning that were learnt, not only counted."""
+        return self._learnt_groups / self._groups if self._groups else 1.0
+
+    def checkpoint_if_due(self) -> None:
+        """Writes a checkpoint when it is time."""
+        if time.monotonic() - self._checkpoint_s >= self.settings.trainer.checkpoint_s:
+            self.checkpoint()
+
+    def _checkpoint_soon(self) -> None:
+        """Lets the next checkpoint wait no longer than `SOON_S`."""
+        soon_s = time.monotonic() - self.settings.trainer.checkpoint_s + SOON_S
+        self._checkpoint_s = min(self._checkpoint_s, soon_s)
+
+    def checkpoint(self) -> None:
+        """Everything that learns and where it stands, in one file that is renamed into place.
+
+        Dead letters of `items` go out before it, which says that they were sent: again after a crash in between.
+        """
+        if self._letters:
+            self._send(self._letters)
+            self._letters = []
+        state = {
+            "learner": self.learner.state_dict(),
+            "offsets": dict(self.offsets),
+            "topic": {partition: (i.topic_id, i.offset, i.mark) for partition, i in self.topic.items()},
+            "open": self._open.state(),
+            "groups": (self._groups, self._learnt_groups),
+            "ndcg": list(self._ndcg),
+            "unpublished": self._since_publish + self._unwritten,
+            "catalogue": self.catalogue.state_dict(),
+            "published_out": sorted(self._published_out),
+            "judged": dict(self._judged),
+            "settings": learning_sha256(self.settings),
+        }
+        write_checkpoint(self._checkpoint_path(), state)
+        write_standing(self.settings.trainer.root, self.offsets)
+        self._checkpoint_s = time.monotonic()
+
+    # -- details -----------------------------------------------------------------------------------------------
+
+    @property
+    def open_groups(self) -> int:
+        """Groups that more rows may still join."""
+        return len(self._open)
+
+    def _accepted(self, record: Record) -> Event | None:
+        if is_copy(record):
+            return None
+        try:
+            event = self.learner.processor.validated(record)
+        except InvalidEvent:
+            return None
+        deduplicates = self.settings.state.dedupe_ids > 0
+        known = deduplicates and (self.learner.is_known(event) or self._open.holds(event))
+        return None if known else event
+
+    def _learn(self, partition: int, events: list[Event]) -> None:
+        """Predicts, then learns a group.
+
+        Groups close in another order than they opened, and several partitions share one processor, so events get the
+        offsets of the order in which they are learnt.
+        """
+        learner, user_id, t_ms = self.learner, events[0].user_id, events[0].timestamp_ms
+        events = [event.changed(offset=learner.processor.next_offset + n) for n, event in enumerate(events)]
+        view = learner.view(user_id, t_ms)
+        use = self._use(events, view)
+        slate = learner.slate(view, t_ms) if use == "learnt" else None
+        learner.add_items(list(dict.fromkeys(event.item_id for event in events)))
+        group = group_of(events, learner.table, self.settings)
+        if slate is not None:
+            self._ndcg.append(ndcg_at_10(slate, group.items[group.positive]))
+        before = len(learner.adoptions)
+        learner.learn(group, events, view, slate)
+        for model, _ in learner.adoptions[before:]:
+            self._send(encode_version(model, self._item_vectors()))
+        self._since_publish += len(events)
+        self.metrics.learnt(len(events), use)
+
+    def _use(self, events: list[Event], view: UserView) -> str:
+        """What a group is good for: only what was wanted, and comes in order, can be predicted."""
+        if not any(self.settings.action(event.action).wanted(event.value) for event in events):
+            return "no_target"
+        if events[0].timestamp_ms < view.last_update_ms:
+            return "late"  # the row holds the user's future
+        learnt = self._is_learnt()
+        self._groups += 1
+        self._learnt_groups += learnt
+        return "learnt" if learnt else "counted"
+
+    def _is_learnt(self) -> bool:
+        """Every group while it keeps up, an even share of them while it lags."""
+        trainer = self.settings.trainer
+        if self.lag <= trainer.catch_up_events:
+            return True
+        return int(self._groups * trainer.catch_up_share) > int((self._groups - 1) * trainer.catch_up_share)
+
+    def _withdrawn_now(self) -> frozenset[str]:
+        return self.catalogue.withdrawn(self.learner.table)
+
+    def _item_vectors(self) -> dict[str, Float32]:
+        if self.partitions == 1:
+            return {}
+        processor = self.learner.processor
+        memory = processor.graph.items["memory"]
+        return {item_id: memory[n].copy() for n, item_id in enumerate(processor.items.ids) if item_id}
+
+    def _checkpoint_path(self) -> Path:
+        return self.settings.trainer.root / "checkpoint.pt"
+
+    def _check_partitions(self, offsets: Mapping[int, int]) -> None:
+        """Raises StateError if `interactions` has another number of partitions than the checkpoint's offsets."""
+        whole = f"{self.settings.broker.prefix}interactions"
+        check_partitions(self.settings.broker.prefix, {"interactions": self.partitions}, len(offsets))
+        if self.partitions < len(offsets):
+            raise StateError(
+                f"checkpoint {self._checkpoint_path()} is of {len(offsets)} partitions of {whole}, the topic has "
+                f"{self.partitions}: it is another one. Set trainer.root to a new directory to learn from this one"
+            )
+
+    def _restore(self) -> None:
+        state = read_checkpoint(self._checkpoint_path(), learning_sha256(self.settings))
+        if state is None:
+            return
+        try:
+            self._check_partitions(state["offsets"])
+            self.learner.load_state_dict(state["learner"])
+            self.offsets.update(state["offsets"])
+            self.topic = {partition: Identity(*known) for partition, known in state.get("topic", {}).items()}
+            self._open.load(state.get("open", []))
+            self._groups, self._learnt_groups = state["groups"]
+            self._ndcg.extend(state["ndcg"])
+            self._since_publish = state.get("unpublished", 0)
+            self._judged = dict(state.get("judged", {}))
+            if "catalogue" in state:
+                self.catalogue.load_state_dict(state["catalogue"])
+                self._published_out = frozenset(state["published_out"])
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise StateError(
+                f"checkpoint {self._checkpoint_path()} does not hold what this release expects: {error!r:.200}; move "
+                "it away to learn from the start"
+            ) from None
+
+
+def ndcg_at_10(slate: EngineSlate, wanted: Any) -> float:
+    """NDCG@10 of the overall list for the items that followed."""
+    top, _ = slate.top(10, "overall")
+    hits = np.isin(top, wanted)
+    gains = 1 / np.log2(np.arange(2, 12))
+    return float((hits * gains[: len(hits)]).sum() / gains[: min(10, len(np.unique(wanted)))].sum())

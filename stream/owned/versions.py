@@ -1,0 +1,246 @@
+"""Trained graph versions on their way from the trainer to the workers, and the record of where each was adopted.
+
+The topic `graph-versions` holds two kinds of records, told apart by the header `kind`: `weights`, one graph version in
+parts (stream/owned/parts.py), and `adoption`, which says at which offset of which partition a worker changed to it and
+which version it replaced. A worker keeps the weights that it adopted under `state.root`/graph, written before the
+adoption is committed, so that a restart goes on with the same version whatever the topic still holds;
+stream/state/graphs.py says until when.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+import torch
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from safetensors.torch import load, save
+
+from driftline.configs.errors import StateError
+from driftline.configs.faults import point
+from driftline.configs.security import consumer_options
+from driftline.configs.settings import Settings
+from driftline.graph.arrays import Float32
+from driftline.graph.memory import GraphMemory
+from driftline.stream.durable import write_durably
+from driftline.stream.events.records import Outgoing
+from driftline.stream.events.schema import MAX_ID_BYTES
+from driftline.stream.kafka.consumer import calm
+from driftline.stream.owned.parts import SHA256, TOPIC, Assembler, cut
+from driftline.stream.process.items import ItemProcessor
+from driftline.stream.process.processor import Processor
+from driftline.stream.state.graphs import remove_unneeded
+from driftline.stream.state.store import ReadableStore
+
+POLL_MS = 1000
+LOOK_EVERY_S = 600.0
+"""Between two looks for files of versions that nobody needs."""
+LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class GraphVersion:
+    """One trained graph.
+
+    Attributes:
+        sha256: of the weights.
+        blob: weights and item vectors as safetensors bytes.
+        item_vectors: [M] float32 by item id, the item epoch that goes with the weights.
+    """
+
+    sha256: str
+    blob: bytes
+    model: GraphMemory
+    item_vectors: dict[str, Float32]
+
+
+def encode_version(model: GraphMemory, item_vectors: dict[str, Float32]) -> list[Outgoing]:
+    """The records that carry a version."""
+    tensors = {f"model.{name}": value.detach().clone() for name, value in model.state_dict().items()}
+    if item_vectors:
+        tensors["items.memory"] = torch.from_numpy(np.stack(list(item_vectors.values())))
+        tensors["items.ids"] = torch.frombuffer(bytearray(orjson.dumps(list(item_vectors))), dtype=torch.uint8)
+    return cut(model.version(), save(tensors))
+
+
+def decode_version(settings: Settings, blob: bytes) -> GraphVersion:
+    """The version that `encode_version` wrote.
+
+    Raises:
+        StateError: the bytes are damaged or belong to a graph of another shape.
+    """
+    model = GraphMemory(settings.graph)
+    try:
+        tensors = load(blob)
+        weights = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
+        model.load_state_dict(weights)
+        if not all(torch.isfinite(weight).all() for weight in model.state_dict().values()):
+            raise ValueError("its weights are not all finite numbers")
+        vectors = _vectors(tensors, settings.graph.memory_dim)
+    except Exception as error:  # noqa: BLE001 - bytes that anybody may have sent
+        raise StateError(
+            f"a graph version does not fit: {str(error)[:300]}. Trainer and workers need the same graph.* settings."
+        ) from None
+    return GraphVersion(model.version(), blob, model, vectors)
+
+
+def _vectors(tensors: dict[str, torch.Tensor], memory_dim: int) -> dict[str, Float32]:
+    """The item epoch of a version, empty if it has none. Raises one error or another if it does not fit."""
+    if "items.ids" not in tensors:
+        return {}
+    ids, memory = orjson.loads(tensors["items.ids"].numpy().tobytes()), tensors["items.memory"].numpy()
+    if not isinstance(ids, list) or len(set(ids)) != len(ids):
+        raise ValueError(f"item ids are {ids!r:.80}, expected a list of different ones")
+    for item_id in ids:
+        if not isinstance(item_id, str) or not 0 < len(item_id.encode()) <= MAX_ID_BYTES:
+            raise ValueError(f"an item id is {item_id!r:.80}, expected text of 1 to {MAX_ID_BYTES} bytes")
+    if memory.shape != (len(ids), memory_dim) or memory.dtype != np.float32 or not np.isfinite(memory).all():
+        raise ValueError(
+            f"item vectors are {memory.dtype} of the shape {memory.shape}, expected finite float32 of "
+            f"{(len(ids), memory_dim)}"
+        )
+    return dict(zip(ids, memory, strict=True))
+
+
+class GraphVersions:
+    """The newest trained version, and those that the state of this host was made with."""
+
+    def __init__(
+        self, settings: Settings, bootstrap: str, send: Callable[[Sequence[Outgoing]], Awaitable[None]]
+    ) -> None:
+        self.settings, self._bootstrap, self._send = settings, bootstrap, send
+        self.newest: GraphVersion | None = None
+        self._assembler = Assembler()
+        self._complete: tuple[str, bytes] | None = None
+        self._look_s = 0.0
+        self._looking: asyncio.Future[int] | None = None
+
+    def load(self, sha256: str) -> GraphVersion:
+        """A version that was adopted here, with its item epoch.
+
+        Raises:
+            StateError: its file is gone or damaged.
+        """
+        return load_version(self.settings, sha256)
+
+    def due(self, owner: Processor | ItemProcessor) -> bool:
+        """Whether a newer version waits to be adopted."""
+        return self.newest is not None and adopted(owner.store)[0] != self.newest.sha256
+
+    async def adopt(self, owner: Processor | ItemProcessor) -> None:
+        """Changes a partition to the newest version from its next offset on; one of users says so in the log."""
+        if self.newest is None:
+            return
+        version = self._kept(self.newest)
+        if isinstance(owner, ItemProcessor):
+            changes = owner.adopt(version.model)
+        else:
+            changes = owner.adopt(version.model, None if owner.local_items else version.item_vectors)
+        owner.commit(changes)
+        point("adoption")
+        await self._send(changes.outgoing)
+        if isinstance(owner, Processor):
+            owner.acknowledged = True
+        self._remove_unneeded()
+
+    def _remove_unneeded(self) -> None:
+        """Removes files that nobody needs, beside the event loop and now and then."""
+        if time.monotonic() >= self._look_s:
+            self._look_s = time.monotonic() + LOOK_EVERY_S
+            self._looking = asyncio.ensure_future(asyncio.to_thread(remove_unneeded, self.settings.state.root))
+
+    async def follow(self) -> None:
+        """Reads the topic for ever and keeps the newest complete version."""
+        consumer = calm(AIOKafkaConsumer(**consumer_options(self.settings.broker, self._bootstrap)))
+        await consumer.start()
+        try:
+            place = TopicPartition(self.settings.broker.prefix + TOPIC, 0)
+            consumer.assign([place])
+            end = (await consumer.end_offsets([place]))[place]
+            await consumer.seek_to_beginning(place)
+            while True:
+                records = (await consumer.getmany(place, timeout_ms=POLL_MS)).get(place, [])
+                self.take(records, caught_up=await consumer.position(place) >= end)
+        finally:
+            await consumer.stop()
+
+    def take(self, records: Sequence[Any], caught_up: bool) -> None:
+        """Takes records of the topic in; the last complete version becomes `newest`.
+
+        Args:
+            records: in order, each with `key`, `value`, `headers` and `offset`.
+            caught_up: False while older records follow: what is complete so far may be out of date, so it waits.
+        """
+        for record in records:
+            headers = dict(record.headers)
+            if headers.get("kind") == b"weights":
+                self._complete = self._assembler.take(record) or self._complete
+        if caught_up and self._complete is not None:
+            (sha256, blob), self._complete = self._complete, None
+            try:
+                version = decode_version(self.settings, blob)
+                if version.sha256 != sha256:
+                    raise StateError(f"its weights are those of {version.sha256[:12]}, its key says {sha256[:12]}")
+                self.newest = version
+            except StateError as error:
+                LOG.warning("a version on %s is passed over: %s", TOPIC, error)
+
+    def _kept(self, version: GraphVersion) -> GraphVersion:
+        """The version as this host keeps it: the first of its weights that came, with its item epoch."""
+        path = version_path(self.settings, version.sha256)
+        try:
+            os.utime(path)  # it is needed again, see stream/state/graphs.py
+            kept = path.read_bytes()
+        except FileNotFoundError:
+            write_durably(path, version.blob)
+            return version
+        return version if kept == version.blob else self.load(version.sha256)
+
+
+def load_version(settings: Settings, sha256: str) -> GraphVersion:
+    """A version that was adopted under `state.root`, with its item epoch.
+
+    Raises:
+        StateError: its file is gone or damaged.
+    """
+    path = version_path(settings, sha256)
+    if not path.is_file():
+        raise StateError(
+            f"the state was made with graph version {sha256[:12]}, but {path} is gone; "
+            "restore the file, or move state.root away to rebuild the state"
+        )
+    version = decode_version(settings, path.read_bytes())
+    if version.sha256 != sha256:
+        raise StateError(
+            f"{path} holds graph version {version.sha256[:12]}; expected the one that it is named after: restore "
+            "the file, or move state.root away to rebuild the state"
+        )
+    return version
+
+
+def version_path(settings: Settings, sha256: str) -> Path:
+    """Where a worker keeps the weights of a version that it adopted.
+
+    Raises:
+        StateError: that is no hash, but perhaps a path to somewhere else.
+    """
+    if not SHA256.fullmatch(sha256):
+        raise StateError(f"a graph version is named {sha256!r:.80}; expected 64 hex digits")
+    return settings.state.root / "graph" / f"{sha256}.safetensors"
+
+
+def adopted(store: ReadableStore) -> tuple[str, int]:
+    """(sha256, offset) of the version that a partition adopted last; ("", 0) for the seeded version."""
+    (value,) = store.get([b"m:graph"])
+    if not value:
+        return "", 0
+    data = orjson.loads(value)
+    return data["sha256"], data["offset"]

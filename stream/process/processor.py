@@ -1,0 +1,317 @@
+"""The processor: one epoch of records in, changed rows and outgoing records out.
+
+    records -> 1 validate -> 2 ours, and new? -> 3 late? -> 4 roll back -> 5 apply in (time, offset) order -> 6 changes
+
+It is deterministic and knows nothing of Kafka, RocksDB or gRPC: a Faust agent, the trainer and the replay tool drive
+the same object. The state after a record depends on the log up to it, never on how the log was cut into epochs.
+
+Why a crash loses nothing: `Changes.puts` holds the changed rows, the next offset, the deduplication ids, the undo
+records and the outgoing records not yet sent, and is committed as one batch. A restart opens the store, re-sends
+what `unsent` lists and goes on at `next_offset`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from operator import attrgetter
+
+import numpy as np
+
+from driftline.configs.settings import Settings
+from driftline.graph.arrays import Float32, Int64
+from driftline.graph.memory import GraphMemory
+from driftline.graph.rows import Event, UserRow
+from driftline.stream.events.records import Changes as Changes
+from driftline.stream.events.records import Outgoing as Outgoing
+from driftline.stream.events.records import Record as Record
+from driftline.stream.events.records import dead_letter, pack, unpack
+from driftline.stream.events.schema import InvalidEvent
+from driftline.stream.process import endings
+from driftline.stream.process.adopted import NEWEST, OLDER, AdoptedVersions, VersionOf, adoption, places_of
+from driftline.stream.process.by_item import framed
+from driftline.stream.process.forget import forgotten_user, to_items
+from driftline.stream.process.intake import Intake
+from driftline.stream.process.known import KnownIds
+from driftline.stream.process.late import LateWindow, Undo, order_of
+from driftline.stream.process.requests import due_requests
+from driftline.stream.process.rows import Ended, Rows
+from driftline.stream.process.ttl import spans, sweep_is_due
+from driftline.stream.state.store import StateStore
+
+RUN_EVENTS = 512
+"""Events of one undo record at most, however large epochs are: what a late event makes be applied again at least."""
+NEW_FOR_AGAIN = 2
+"""New events of an epoch, if so many wait, for each event that the epoch before applied again."""
+
+
+class Processor:
+    """State of one partition and the rule by which records change it.
+
+    Args:
+        settings: the whole configuration.
+        store: where the partition's state lies; all but the users' rows is loaded.
+        topic, partition: name the offset under which the state is committed.
+        partitions: of `interactions`. With one, item rows live here; with more, each event goes on to
+            `interactions.by-item`, and messages to users read the item vectors of the adopted item epoch.
+        model: the graph version that the store adopted last; default is the seeded version 0.
+        item_vectors: the item epoch that came with it, see `adopt`.
+        version_of: weights and item epoch of an earlier version by sha256, for events that may be rolled back past an
+            adoption; None = they can't be.
+        versions_bytes: that earlier versions may take in memory; what is more is read again when a late event needs it,
+            for which `version_of` has to know every version that was adopted; -1 = all stay.
+        item_partitions: of `interactions.by-item`; 0 = as many as of `interactions`.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        store: StateStore,
+        topic: str = "interactions",
+        partition: int = 0,
+        partitions: int = 1,
+        model: GraphMemory | None = None,
+        item_vectors: dict[str, Float32] | None = None,
+        version_of: VersionOf | None = None,
+        versions_bytes: int = -1,
+        item_partitions: int = 0,
+    ) -> None:
+        self.settings, self.store, self.partition = settings, store, partition
+        self.local_items, self._ttl_ms = partitions == 1, settings.state.ttl_ms
+        self._item_partitions = item_partitions or partitions
+        self.rows = Rows(settings, store, self.local_items, model)
+        self.graph, self.nodes, self.items = self.rows.graph, self.rows.users, self.rows.items
+        self.intake = Intake(settings, partition, partitions)
+        self.known = KnownIds(settings.state.dedupe_ids)
+        self.window = LateWindow(settings.state.late_ms, settings.state.late_events)
+        self.next_offset, self.too_late, self.forwarded = 0, 0, 0
+        self.unsent: list[Outgoing] = []
+        self.acknowledged = True
+        self._sent_keys: list[bytes] = []
+        self._topic, self._offset_key = topic, f"m:offset:{topic}:{partition}".encode()
+        self.room = settings.state.epoch_events
+        """Records that the next epoch may hold, if so many wait: more than usual while late events make each epoch
+        apply many again, so that what is applied again stays a share of what is new."""
+        self._load()
+        if version_of is None and len(places_of(store)) > 1:  # what they would be needed for can't be applied again
+            self.rows.pending |= dict.fromkeys(self.window.clear()) | {OLDER: None}
+        self.versions = AdoptedVersions(self.rows, item_vectors, version_of, versions_bytes)
+
+    # -- reading -----------------------------------------------------------------------------------------------
+
+    def user(self, user_id: str, now_ms: int = -1) -> UserRow | None:
+        """The current row of a user, as an event at `now_ms` would find it; None before the first event."""
+        return self.nodes.find(user_id, now_ms)
+
+    def validated(self, record: Record) -> Event:
+        """The record as an event with its offset. Raises InvalidEvent if it is none."""
+        return self.intake.validated(record)
+
+    def is_known(self, event: Event) -> bool:
+        """Whether an event of this id was applied within the remembered ones."""
+        return event in self.known
+
+    # -- one epoch ---------------------------------------------------------------------------------------------
+
+    def apply(self, records: Sequence[Record]) -> Changes:
+        """Applies one epoch in memory. Records below `next_offset` are dropped: they are in the state already."""
+        self.intake.note_log(self.store)
+        changes = Changes(next_offset=self.next_offset)
+        fresh: list[Event] = []
+        too_late: list[Event] = []
+        validated, judge, several = self.intake.validated, self.window.judge, not self.intake.owns_all
+        for record in records:
+            if record.offset < self.next_offset:
+                continue
+            if self._ttl_ms and sweep_is_due(record.offset, self.next_offset):
+                self._settle(fresh, too_late, changes)
+                endings.sweep(self.rows, self.window, changes)
+                fresh, too_late = [], []
+            self.next_offset = record.offset + 1
+            try:
+                event = validated(record)  # 1
+            except InvalidEvent as refusal:
+                if (user_id := forgotten_user(record)) is not None:
+                    if self._is_ours(record, Event(user_id, "", 0), changes):
+                        self._settle(fresh, too_late, changes)
+                        self._forget(user_id, changes)
+                        fresh, too_late = [], []
+                    continue
+                changes.outgoing.append(dead_letter(self._topic, self.partition, record, refusal))
+                changes.dead += 1
+                continue
+            if (record.headers or several) and not self._is_ours(record, event, changes):  # 2
+                continue
+            if event.event_id and self.known.is_second(event, self.rows.pending):  # 2
+                changes.duplicates += 1
+                continue
+            match judge(event.timestamp_ms, event.offset):  # 3
+                case "in order":
+                    fresh.append(event)
+                case "late":
+                    fresh.append(event)
+                    changes.late += 1
+                case "too late":
+                    too_late.append(event)
+        self._settle(fresh, too_late, changes)
+        self.forwarded += changes.forwarded
+        return self._finish(changes)  # 6
+
+    def _is_ours(self, record: Record, event: Event, changes: Changes) -> bool:
+        """Whether a record is for this partition; one that is not goes on to the owner of its user, once."""
+        if self.intake.is_ours(record, event):
+            return True
+        copy = self.intake.copy(record, event)
+        if copy is None:
+            changes.duplicates += 1
+        else:
+            changes.outgoing.append(copy)
+            changes.forwarded += 1
+        return False
+
+    def _settle(self, fresh: list[Event], too_late: list[Event], changes: Changes) -> None:
+        """Counts and applies events; `changes.late` says whether one among the fresh is late."""
+        self._count_too_late(too_late, changes)
+        if not fresh:
+            return
+        changes.applied += len(fresh)
+        actions = self.settings.actions
+        unknown = [event.action for event in fresh if event.action not in actions]
+        changes.unknown_actions += len(unknown)
+        changes.unknown_names |= frozenset(unknown)
+        before = self.nodes.events_of(list(dict.fromkeys([event.user_id for event in fresh])))
+        ordered, top = self._roll_back(fresh) if changes.late else (fresh, -1)  # 4
+        changes.again += len(ordered) - len(fresh)
+        self.room = max(self.settings.state.epoch_events, NEW_FOR_AGAIN * changes.again)
+        size = min(self.settings.state.epoch_events, RUN_EVENTS)
+        memories: list[tuple[Int64, Float32]] = []
+        ended: list[Ended] = []
+        for version, before_run, run in self.versions.runs(ordered, top):  # 5
+            self.versions.use(version)
+            for rows in (rows for n in range(0, len(run), size) for rows in spans(run[n : n + size], self._ttl_ms)):
+                ended += self._apply_sorted(rows, memories, before_run)
+                before_run = max(before_run, *(event.offset for event in rows)) if changes.late else -1
+        self.versions.use(self.versions.newest)
+        endings.count_anew(ended, fresh, before, self.settings, changes)
+        if not self.local_items:
+            # by offset, which is what tells the items' owner a second copy; what was applied again was sent before
+            in_order = sorted(fresh, key=attrgetter("offset"))
+            vectors = _memories_at([event.offset for event in in_order], memories)
+            changes.outgoing += framed(self.partition, in_order, vectors, self._item_partitions)
+        changes.outgoing += due_requests(self.rows, before)
+
+    def _count_too_late(self, events: list[Event], changes: Changes) -> None:
+        """Counts events that change nothing else, in the rows of their users and items."""
+        self.rows.count_too_late(events)
+        changes.too_late += len(events)
+        self.too_late += len(events)
+
+    def _roll_back(self, fresh: list[Event]) -> tuple[list[Event], int]:
+        """Undoes the epochs after the earliest late event; all events to apply in order, and the first `Undo.top`."""
+        undone = self.window.take_after(min(map(order_of, fresh)))
+        for undo in reversed(undone):
+            self.rows.pending[undo.store_key] = None
+            self.rows.restore(undo.before)
+        events = sorted([event for undo in undone for event in undo.events] + fresh, key=order_of)
+        return events, undone[0].top if undone else -1
+
+    def _apply_sorted(self, events: list[Event], memories: list[tuple[Int64, Float32]], top: int) -> list[Ended]:
+        """Applies events in order and keeps the rows from before for the late ones; see Undo and `Rows.apply`."""
+        undo = self.window.push(events, lambda: self.rows.before(events), top)
+        ended = self.rows.apply(events, memories, {} if undo is None else undo.before)
+        if undo is not None:
+            self.rows.pending[undo.store_key] = undo.encode()
+        return ended
+
+    def _finish(self, changes: Changes) -> Changes:
+        """Offsets, watermark and outbox join the batch."""
+        puts = self.rows.take_pending() | self.intake.take_pending()
+        for key in self._sent_keys:
+            puts[key] = None
+        self._sent_keys = []
+        for key in self.window.drop_old():
+            puts[key] = None
+        if len(self.versions) > 1 and self.versions.forget_before(self.window.first_needed):
+            puts[OLDER] = self.versions.encode_older()
+        if changes.outgoing:
+            key = b"o:" + self.next_offset.to_bytes(8, "big")
+            puts[key] = pack(changes.outgoing)
+            self._sent_keys.append(key)
+            self.acknowledged = False
+        puts[self._offset_key] = b"%d" % self.next_offset
+        puts[b"m:watermark"] = b"%d" % self.window.watermark_ms
+        puts[b"m:late"] = self.window.encode()
+        puts[b"m:too_late"] = b"%d" % self.too_late
+        if changes.forwarded:
+            puts[b"m:forwarded"] = b"%d" % self.forwarded
+        changes.puts, changes.next_offset, changes.watermark_ms = puts, self.next_offset, self.window.watermark_ms
+        return changes
+
+    def commit(self, changes: Changes) -> None:
+        """Writes an epoch: one batch, all or nothing."""
+        self.store.commit(changes.puts)
+        self.nodes.committed()
+
+    def clear_outbox(self) -> None:
+        """Takes outgoing records out of the store if whoever sent them has set `acknowledged`; else they come again."""
+        if self.acknowledged and self._sent_keys:
+            self.store.commit(dict.fromkeys(self._sent_keys))
+            self._sent_keys, self.unsent = [], []
+
+    # -- what is not an event ----------------------------------------------------------------------------------
+
+    def adopt(self, model: GraphMemory, item_vectors: dict[str, Float32] | None = None) -> Changes:
+        """Adopts a graph version from `next_offset` on; commit the changes like an epoch's and send what says so.
+
+        What a later arrival makes be applied again is applied with it, too: see `process.adopted`.
+
+        Args:
+            model: the trained weights.
+            item_vectors: the item epoch that goes with them, [M] float32 by item id (several partitions only). It
+                takes the place of the one before: an item that it does not name reads as zeros.
+        """
+        version = self.versions.adopt(self.next_offset, model, item_vectors)
+        kept, said = adoption(version, self.partition, *self.store.get([NEWEST]))
+        self.rows.pending[NEWEST] = kept
+        return self._finish(Changes(next_offset=self.next_offset, outgoing=[said]))
+
+    def forget(self, user_id: str) -> Changes:
+        """Forgets a user at `next_offset`; commit the changes like an epoch's."""
+        changes = Changes(next_offset=self.next_offset)
+        self._forget(user_id, changes)
+        return self._finish(changes)
+
+    def pass_to(self, offset: int) -> Changes:
+        """Steps over offsets whose records are left out of the log; commit the changes like an epoch's."""
+        changes = Changes()
+        if self._ttl_ms and offset > self.next_offset and sweep_is_due(offset - 1, self.next_offset):
+            endings.sweep(self.rows, self.window, changes)
+        self.next_offset = max(self.next_offset, offset)
+        return self._finish(changes)
+
+    def _forget(self, user_id: str, changes: Changes) -> None:
+        endings.forget(user_id, self.rows, self.window, changes)
+        if not self.local_items:
+            source = f"{self.partition}:{self.next_offset - 1}".encode()
+            changes.outgoing += to_items(user_id, self._item_partitions, source)
+
+    # -- opening -----------------------------------------------------------------------------------------------
+
+    def _load(self) -> None:
+        self.known.load(self.store)
+        self.intake.load(self.store)
+        meta = [self._offset_key, b"m:late", b"m:too_late", b"m:forwarded"]
+        offset, late, too_late, forwarded = self.store.get(meta)
+        self.next_offset, self.too_late, self.forwarded = int(offset or 0), int(too_late or 0), int(forwarded or 0)
+        self.window.load(late, [Undo.decode(key, value) for key, value in self.store.scan(b"w:")])
+        for key, value in self.store.scan(b"o:"):
+            self.unsent += unpack(value)
+            self._sent_keys.append(key)
+        self.acknowledged = not self.unsent
+
+
+def _memories_at(offsets: list[int], applied: list[tuple[Int64, Float32]]) -> Float32:
+    """Memories [n, M] by offset, out of those of all events that were applied."""
+    found = np.concatenate([at for at, _ in applied])
+    order = np.argsort(found)
+    vectors: Float32 = np.concatenate([memories for _, memories in applied])
+    return vectors[order[np.searchsorted(found, offsets, sorter=order)]]

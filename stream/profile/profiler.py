@@ -1,0 +1,178 @@
+"""The profiler process: profile requests in, profiles out, within a budget. The stream never waits for it.
+
+    [profile-requests] -> queue (one a user, bounded) -> LLM -> check against the history -> [profiles]
+    [items] -> titles for the prompts                                                     '-> [profiles.log]
+
+A profile is valid from the event time that the stream has reached when it is appended: no reader can use it for a
+request of an earlier time. Requests that a crash leaves unanswered are read again, since the topic keeps the newest of
+each user and what was answered is in `profiles`. The process gives way to all others (nice).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import orjson
+
+from driftline.configs.errors import InputError
+from driftline.configs.settings import Settings
+from driftline.configs.signals import stop_on_signals
+from driftline.graph.profile import Profile, parse_profile
+from driftline.llm.clients import make_client
+from driftline.llm.encoder import TextEncoder
+from driftline.llm.generator import ProfileGenerator
+from driftline.llm.refresh import RequestQueue
+from driftline.llm.request import CatalogueItem, ProfileRequest, read_request
+from driftline.serving.partitions import LastWords, take_in_added
+from driftline.stream.events.produce import outlet
+from driftline.stream.events.schema import InvalidEvent, item_of
+from driftline.stream.kafka.reading import consumer, places, polled
+from driftline.stream.ops.metrics import ProfilerMetrics
+from driftline.stream.process.processor import Outgoing
+
+NICE = 19
+"""Profiles are written in the processor time that the stream and the trainer leave over."""
+TOPICS_S = 3.0
+"""Between two looks at whether the topics have got more partitions."""
+
+
+class Profiler:
+    """Everything between two polls.
+
+    Args:
+        settings: the whole configuration.
+        generator: writes the profiles.
+        send: sends records and returns when they are acknowledged.
+    """
+
+    def __init__(self, settings: Settings, generator: ProfileGenerator, send: Callable[[list[Outgoing]], None]) -> None:
+        self.settings, self.generator, self._send = settings, generator, send
+        self.queue: RequestQueue[ProfileRequest] = RequestQueue(settings.profiles)
+        self.catalogue: dict[str, CatalogueItem] = {}
+        self.watermark_ms = -1
+        self.invalid = self.written = 0
+        self.metrics = ProfilerMetrics()
+        self._answered: dict[str, int] = {}
+        self._last: set[str] = set()
+
+    def take_item(self, value: bytes) -> None:
+        """One record of `items`; one that is not an item is passed over."""
+        try:
+            item = item_of(orjson.loads(value))
+        except (InvalidEvent, orjson.JSONDecodeError):
+            return
+        self.catalogue[item.item_id] = CatalogueItem(item.title or item.text, item.categories, item.brand)
+
+    def take_profile(self, value: bytes) -> None:
+        """One record of `profiles`: what was answered already is not asked again."""
+        try:
+            profile = parse_profile(value)
+        except InputError:
+            return
+        self._answered[profile.user_id] = max(profile.version, self._answered.get(profile.user_id, 0))
+
+    def take_request(self, value: bytes) -> None:
+        """One record of `profile-requests`; one that is none is counted and passed over."""
+        try:
+            request = read_request(value, self.catalogue, self.settings.profiles)
+        except InputError:
+            self.invalid += 1
+            return
+        self.watermark_ms = max(self.watermark_ms, request.as_of_ms)
+        if request.version > self._answered.get(request.user_id, 0):
+            self.queue.offer(request)
+
+    def forget(self, user_id: str) -> None:
+        """A tombstone of `profiles` or `profile-requests`: no request of the user waits, and versions start anew."""
+        self._answered.pop(user_id, None)
+        self.queue.drop(user_id)
+        if user_id in self._last:  # it was being written when the tombstone came, and went out after it
+            self._send([Outgoing("profiles", user_id.encode(), None)])
+
+    def write(self) -> Sequence[Profile]:
+        """Writes one batch as far as the budget goes."""
+        requests = self.queue.take(time.monotonic())
+        self.metrics.waiting.set(len(self.queue))
+        if not requests:
+            return ()
+        started = time.monotonic()
+        stamped = [
+            dataclasses.replace(profile, valid_from_ms=max(profile.as_of_ms, self.watermark_ms))
+            for profile in self.generator.generate(requests)
+        ]
+        records = [(profile.user_id.encode(), profile.to_json()) for profile in stamped]
+        self._send([Outgoing(topic, key, value) for topic in ("profiles", "profiles.log") for key, value in records])
+        for profile in stamped:
+            self._answered[profile.user_id] = profile.version
+            self.metrics.profiles.labels(profile.source).inc()
+        self.metrics.seconds.observe((time.monotonic() - started) / len(stamped))
+        self._last = {profile.user_id for profile in stamped}
+        self.written += len(stamped)
+        return stamped
+
+
+def run_profiler(settings: Settings, bootstrap: str, until_caught_up: bool = False) -> None:
+    """Runs until SIGTERM or Ctrl-C; with `until_caught_up` until no request waits.
+
+    Raises:
+        BrokerError: the broker does not answer, or does not take a profile.
+    """
+    stopping = stop_on_signals()
+    os.nice(NICE)
+    generator = ProfileGenerator(make_client(settings.llm), settings.profiles, TextEncoder(settings.encoder))
+    with outlet(settings.broker, bootstrap, "driftline-profiler") as send:
+        _run(Profiler(settings, generator, send), bootstrap, until_caught_up, stopping)
+
+
+def _run(profiler: Profiler, bootstrap: str, until_caught_up: bool, stopping: Callable[[], bool]) -> None:
+    settings = profiler.settings
+    profiler.metrics.serve(settings.metrics)
+    take = {
+        "items": profiler.take_item,
+        "profiles": profiler.take_profile,
+        "profile-requests": profiler.take_request,
+    }
+    words = {name: LastWords() for name in take}
+    with consumer(settings.broker, bootstrap) as reader:
+        for names in (["items", "profiles"], ["items", "profile-requests"]):
+            everything = places(reader, settings.broker, names)
+            kept = {place: reader.position(place) for place in everything if place in reader.assignment()}
+            reader.assign(everything)
+            reader.seek_to_beginning(*[place for place in everything if place not in kept])
+            for place, position in kept.items():
+                reader.seek(place, position)
+            ends = reader.end_offsets(everything)
+            while any(reader.position(place) < ends[place] for place in everything) and not stopping():
+                _poll(reader, profiler, take, words, 200)
+        looked_s = time.monotonic()
+        while not stopping():
+            if time.monotonic() - looked_s > TOPICS_S:
+                looked_s = time.monotonic()
+                take_in_added(reader, reader.assignment())
+            moved = _poll(reader, profiler, take, words, 200)
+            if not profiler.write() and not moved and until_caught_up and not len(profiler.queue):
+                break
+
+
+def _poll(
+    reader: Any,
+    profiler: Profiler,
+    take: Mapping[str, Callable[[bytes], None]],
+    words: Mapping[str, LastWords],
+    timeout_ms: int,
+) -> bool:
+    batch = polled(reader, timeout_ms)
+    for place, records in batch.items():
+        for record in records:
+            topic = place.topic.removeprefix(profiler.settings.broker.prefix)
+            if record.key and not words[topic].is_last(record.key, place.partition, record.timestamp):
+                continue  # the key has a newer one in another partition
+            if record.value:
+                take[topic](record.value)
+            elif record.key and topic != "items":
+                profiler.forget(record.key.decode(errors="replace"))
+    return bool(batch)

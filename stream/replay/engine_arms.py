@@ -1,0 +1,380 @@
+"""Arms that run the engine: the lone backbones, the ranker with its blocks on and off, frozen, incremental, retrain.
+
+    hstu, sasrec, graph          one model alone: no ranker, no signals
+    ranker[+hstu][+graph][+profiles]   the engine with the named blocks
+    incremental[-BLOCK]          the whole engine, or all but one block
+    incremental:graph=random     the whole engine over a graph that is not trained; =off: without graph memory anywhere
+    frozen                       the whole engine, weights fixed at the split, histories and signals live
+    retrain                      the whole engine, trained from scratch at the start of every week, fixed in between
+
+Arms of one pass that differ only in what their ranker sees share one StreamLearner: features are computed once.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+
+from driftline.configs.settings import Settings
+from driftline.model.engine import MAIN, EngineSlate
+from driftline.model.plugs import wanted_history
+from driftline.model.ranker import HEADS
+from driftline.model.sequence import SequenceLearner
+from driftline.stream.learn.learner import StreamLearner
+from driftline.stream.replay.arms import Arm, Arrival, Family, Ranking, Request, Setup, Slate
+from driftline.stream.replay.inputs import replay_profiles, replay_texts
+from driftline.stream.state.store import state_sha256
+
+if TYPE_CHECKING:
+    from driftline.graph.arrays import Float32
+    from driftline.graph.view import Group, UserView
+    from driftline.model.engine import Engine, RankerArm
+
+BLOCKS = {"hstu": ("hstu",), "graph": ("graph",), "profiles": ("profiles", "fused")}
+"""Blocks of an arm's name, and the engine's blocks of columns that each stands for.
+
+`fused` is a profile joined with the graph memory of its user: so `-graph` leaves that much of the graph in,
+`:graph=off` nothing.
+"""
+WEEK_MS = 7 * 86_400_000
+_NAME = re.compile(r"(?P<base>ranker|incremental)(?P<blocks>([+-](hstu|graph|profiles))*)(:graph=(?P<graph>\w+))?")
+
+
+class NoEngine:
+    """What stands in the engine's place where no arm asks for a slate: it learns and ranks nothing."""
+
+    def __init__(self) -> None:
+        self.arms: dict[str, RankerArm] = {}
+
+    def grow(self, n: int) -> None:
+        """Nothing."""
+
+    def set_text(self, index: int, vector: Float32) -> None:
+        """Nothing."""
+
+    def learn(self, group: Group, view: UserView, slate: EngineSlate | None = None) -> None:
+        """Nothing."""
+
+
+GROUP_ONLY: Any = object()
+"""Stands for a slate where nobody reads one: the graph learns from groups that are scored, not from their scores."""
+
+
+class EnginePass:
+    """One StreamLearner and what several arms of one pass ask of it, each thing computed once.
+
+    Args:
+        setup: of the pass.
+        settings: with the seeds of the pass.
+        whole: with engine and backbone; else the graph alone, until an arm asks for more.
+    """
+
+    def __init__(self, setup: Setup, settings: Settings, whole: bool = True) -> None:
+        self.setup, self.settings, self.whole = setup, settings, whole
+        self.learner = self._learner()
+        self._slate: tuple[int, EngineSlate] | None = None
+        self._learnt = -1
+
+    def _learner(self) -> StreamLearner:
+        settings = self.settings
+        if not self.whole:
+            off = settings.model.model_copy(update={"backbone": "off"})
+            settings = settings.model_copy(update={"model": off})
+        learner = StreamLearner(settings, replay_texts(self.setup), replay_profiles(self.setup))
+        if not self.whole:
+            learner.engine = cast("Engine", NoEngine())
+        return learner
+
+    def widen(self) -> None:
+        """Adds engine and backbone, before the first group."""
+        if not self.whole:
+            self.whole = True
+            self.learner = self._learner()
+
+    def add(self, name: str, blocks: tuple[str, ...]) -> None:
+        """A ranker that sees only some blocks."""
+        if name != MAIN and name not in self.learner.engine.arms:
+            self.learner.engine.add_arm(name, blocks, self.settings.ranker.seed)
+
+    def view(self, request: Request) -> UserView:
+        """What is known of the user of a request, its candidates being known."""
+        if self._slate is not None and self._slate[0] == request.number:
+            return self._slate[1].view
+        self.learner.add_items(self.setup.log.item_ids[len(self.learner.table) : request.pool])
+        return self.learner.view(request.user_id, request.t_ms)
+
+    def slate(self, request: Request) -> EngineSlate:
+        """The engine's slate of a request."""
+        if self._slate is None or self._slate[0] != request.number:
+            view = self.view(request)
+            self._slate = (request.number, self.learner.slate(view, request.t_ms))
+        return self._slate[1]
+
+    def learn(self, request: Request, arrival: Arrival) -> bool:
+        """Takes in a group, once; True if this call did it."""
+        if self._learnt == request.number:
+            return False
+        learner, wanted = self.learner, bool(arrival.group.positive.any())
+        slate = None
+        if wanted and learner.learning:
+            slate = self.slate(request) if self.whole else GROUP_ONLY
+        view = slate.view if self.whole and slate is not None else self.view(request)
+        learner.add_items(self.setup.log.item_ids[len(learner.table) : arrival.pool])
+        learner.learn(arrival.group, arrival.events(), view, slate)
+        self._learnt = request.number
+        return True
+
+
+class EngineArm:
+    """A ranker of a shared pass."""
+
+    drives_state = True
+    refresh_cpu_s = 0.0
+    trained_share = 1.0
+
+    def __init__(self, name: str, shared: EnginePass, arm: str) -> None:
+        self.name, self.shared, self.arm = name, shared, arm
+
+    @property
+    def others_cpu_s(self) -> float:
+        """CPU seconds of the other rankers of the pass."""
+        return sum(arm.cpu_s for name, arm in self.shared.learner.engine.arms.items() if name != self.arm)
+
+    def start(self, split_ms: int) -> None:
+        """Nothing changes at the split."""
+
+    def score(self, request: Request) -> Slate:
+        """Scores of the arm's own pool, one head a list."""
+        return answer(self.shared, request, self.arm)
+
+    def learn(self, request: Request, arrival: Arrival) -> None:
+        """The first arm of a pass learns for all."""
+        self.shared.learn(request, arrival)
+
+
+class FrozenArm(EngineArm):
+    """The engine as it stood at the split; a copy of the shared pass goes on without learning."""
+
+    drives_state = False
+
+    def __init__(self, name: str, shared: EnginePass) -> None:
+        super().__init__(name, shared, MAIN)
+        self._warm = 0
+        self._seen = 0
+
+    def start(self, split_ms: int) -> None:
+        """Copies the pass and freezes the copy."""
+        self._warm = self._seen
+        setup, self.shared.setup = self.shared.setup, None  # type: ignore[assignment]
+        frozen = copy.deepcopy(self.shared)
+        self.shared.setup = frozen.setup = setup
+        frozen.learner.freeze()
+        self.shared = frozen
+
+    def learn(self, request: Request, arrival: Arrival) -> None:
+        """See EngineArm."""
+        super().learn(request, arrival)
+        self._seen += 1
+        self.trained_share = self._warm / self._seen if self._warm else 1.0
+
+
+class RetrainArm:
+    """The engine trained from scratch on everything before each week, fixed within the week."""
+
+    name = "retrain"
+    trained_share = 1.0
+
+    def __init__(self, make: Callable[[], EnginePass]) -> None:
+        self._make = make
+        self._past: list[tuple[Request, Arrival]] = []
+        self._current: EnginePass | None = None
+        self._until_ms = 0
+        self.refresh_cpu_s = 0.0
+
+    def start(self, split_ms: int) -> None:
+        """The first week begins at the split."""
+        self._until_ms = split_ms
+
+    def score(self, request: Request) -> Slate:
+        """Retrains when a new week has begun."""
+        if self._current is None or request.t_ms >= self._until_ms:
+            before = time.process_time()
+            self._current = self._make()
+            for past, arrival in self._past:
+                self._current.learn(past, arrival)
+            self._current.learner.freeze()
+            while self._until_ms <= request.t_ms:
+                self._until_ms += WEEK_MS
+            self.refresh_cpu_s += time.process_time() - before
+        return answer(self._current, request, MAIN)
+
+    def learn(self, request: Request, arrival: Arrival) -> None:
+        """Keeps the group for the next training; histories and signals take it in at once."""
+        self._past.append((request, arrival))
+        if self._current is not None:
+            self._current.learn(request, arrival)
+
+
+class SequenceArm:
+    """A lone backbone, incremental: no ranker, no signals."""
+
+    refresh_cpu_s = 0.0
+    trained_share = 1.0
+
+    def __init__(self, name: str, setup: Setup, settings: Settings, shared: Callable[[], EnginePass | None]) -> None:
+        self.name, self._setup, self._settings, self._shared = name, setup, settings, shared
+        self._own: SequenceLearner | None = None
+
+    def _lent(self) -> SequenceLearner | None:
+        """The learner of the shared pass where it trains the same backbone."""
+        shared = self._shared()
+        if shared is None or not shared.whole or shared.settings.model.backbone != self.name:
+            return None
+        return shared.learner.sequence
+
+    @property
+    def others_cpu_s(self) -> float:
+        """Less than nothing for a lent one: what the shared pass spent on it."""
+        shared = self._shared()
+        return -shared.learner.sequence_cpu_s if shared is not None and self._lent() is not None else 0.0
+
+    @property
+    def learner(self) -> SequenceLearner:
+        """The lent one or its own."""
+        lent = self._lent()
+        if lent is None and self._own is None:
+            self._own = SequenceLearner(self._settings.model, text_dim=self._settings.ranker.text_dim)
+        return lent or self._own  # type: ignore[return-value]
+
+    def start(self, split_ms: int) -> None:
+        """Nothing changes at the split."""
+
+    def score(self, request: Request) -> Slate:
+        """Scores of all candidates; items that the backbone never saw rank last."""
+        scores = np.full(request.pool, -np.inf, np.float32)
+        known = self.learner.scores(wanted_history(request.view()), request.t_ms)[: request.pool]
+        scores[: len(known)] = known
+        return Slate(Ranking(scores))
+
+    def learn(self, request: Request, arrival: Arrival) -> None:
+        """Learns the group unless the shared pass does."""
+        if self._lent() is None:
+            texts, item_ids = replay_texts(self._setup), self._setup.log.item_ids
+            for index in range(len(self.learner.items), arrival.pool):
+                if (text := texts.get(item_ids[index])) is not None:
+                    self.learner.set_text(index, text)
+            if arrival.group.positive.any():
+                self.learner.learn(arrival.group)
+            else:
+                self.learner.observe(arrival.group)
+
+
+class GraphArm:
+    """The link scores of the trained graph alone; in a pass of its own neither engine nor backbone runs."""
+
+    name = "graph"
+    drives_state = True
+    refresh_cpu_s = 0.0
+    trained_share = 1.0
+
+    def __init__(self, shared: EnginePass) -> None:
+        self.shared = shared
+
+    def start(self, split_ms: int) -> None:
+        """Nothing changes at the split."""
+
+    @property
+    def others_cpu_s(self) -> float:
+        """CPU seconds of the pass's rankers and backbone."""
+        learner = self.shared.learner
+        return learner.sequence_cpu_s + sum(arm.cpu_s for arm in learner.engine.arms.values())
+
+    def score(self, request: Request) -> Slate:
+        """Dot products of the user's query and the items' vectors."""
+        view = self.shared.view(request)
+        graph = self.shared.learner.graph
+        scores = np.zeros(request.pool, np.float32)
+        if graph is not None:
+            known = graph.item_matrix() @ graph.user_vector(view, request.t_ms)
+            scores[: len(known)] = known[: request.pool]
+        return Slate(Ranking(scores))
+
+    def learn(self, request: Request, arrival: Arrival) -> None:
+        """See EngineArm."""
+        self.shared.learn(request, arrival)
+
+
+def answer(shared: EnginePass, request: Request, arm: str) -> Slate:
+    """A ranker's slate, one head for each list."""
+    slate = shared.slate(request)
+    if arm == MAIN:
+        candidates, scores = slate.candidates, slate.scores
+    else:
+        candidates, scores = shared.learner.engine.score(slate, arm)
+    rankings = {head: Ranking(scores[n], candidates) for n, head in enumerate(HEADS)}
+    return Slate(rankings["overall"], rankings["novel"], rankings["repeat"])
+
+
+def seeded(settings: Settings, seed: int, **graph: Any) -> Settings:
+    """The settings with every seed shifted, and a changed graph section."""
+    sections = {name: getattr(settings, name) for name in ("model", "ranker", "graph")}
+    changed = {name: s.model_copy(update={"seed": s.seed + seed}) for name, s in sections.items()}
+    changed["graph"] = changed["graph"].model_copy(update=graph)
+    return settings.model_copy(update=changed)
+
+
+def build(name: str, setup: Setup) -> Arm | None:
+    """The arm of a name, None if it is none of these."""
+    settings = seeded(setup.settings, setup.seed)
+
+    def shared_pass(graph: dict[str, Any] | None = None, whole: bool = True) -> EnginePass:
+        graph = graph or {}
+        key = f"pass {graph}"
+        if key not in setup.shared:
+            made = setup.shared[key] = EnginePass(setup, seeded(setup.settings, setup.seed, **graph), whole)
+            setup.shared.setdefault("state_sha256", lambda: state_sha256([made.learner.processor.store]))
+            setup.shared.setdefault("adoptions", lambda: len(made.learner.adoptions))
+        shared: EnginePass = setup.shared[key]
+        if whole:
+            shared.widen()
+        return shared
+
+    match name:
+        case "hstu" | "sasrec":
+            changed = settings.model_copy(update={"model": settings.model.model_copy(update={"backbone": name})})
+            return SequenceArm(name, setup, changed, lambda: setup.shared.get("pass {}"))
+        case "graph":
+            return GraphArm(shared_pass(whole=False))
+        case "frozen":
+            return FrozenArm(name, shared_pass())
+        case "retrain":
+            return RetrainArm(lambda: EnginePass(setup, settings))
+    found = _NAME.fullmatch(name)
+    if found is None:
+        return None
+    signed = re.findall(r"([+-])(\w+)", found["blocks"])
+    whole = found["base"] == "incremental"
+    if any(sign == ("+" if whole else "-") for sign, _ in signed):
+        return None
+    named = {block for _, block in signed}
+    blocks = tuple(part for block, parts in BLOCKS.items() if (block in named) != whole for part in parts)
+    shared = shared_pass({"weights": found["graph"]} if found["graph"] else {})
+    arm = MAIN if whole and not signed else name
+    shared.add(arm, blocks)
+    return EngineArm(name, shared, arm)
+
+
+ENGINE = Family(
+    names=(
+        "hstu", "sasrec", "graph", "ranker", "ranker+hstu", "ranker+graph", "ranker+profiles",
+        "incremental-hstu", "incremental-graph", "incremental-profiles", "incremental:graph=random",
+        "incremental:graph=off", "frozen", "retrain", "incremental",
+    ),
+    default=("hstu", "ranker", "frozen", "incremental"),
+    build=build,
+)  # fmt: skip

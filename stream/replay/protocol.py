@@ -1,0 +1,252 @@
+"""Predict, then learn, in order of arrival: one pass over a log drives many arms.
+
+Source: Gama, Sebastião, Rodrigues, "On evaluating stream learning algorithms", 2013 (prequential evaluation).
+A group is scored by every arm before any arm learns any row of it. A user touches an item by an event of positive
+weight, as in learning and serving. Lists:
+
+    overall     every candidate; relevant: all positive items of the group
+    novel       candidates that the user never touched; relevant: those of the group; users with a past only
+    repeat      the user's own past items; relevant: those of the group
+    cold_items  every candidate; relevant: those of the group that entered the pool within a day
+    held_out_items  every candidate; relevant: those of the group whose past was taken out of the log on purpose
+
+What is kept is one row of metrics for each scored group, list and arm, so that windows, intervals and subsets are
+computed afterwards.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from driftline.configs.errors import InputError
+from driftline.graph.arrays import Int32, Int64
+from driftline.stream.learn.allocator import return_freed_memory
+from driftline.stream.replay.arms import Arrival, Request
+from driftline.stream.replay.metrics import METRICS, rank_list
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from driftline.stream.replay.arms import Arm, Floats, Ranking, Slate
+    from driftline.stream.replay.log import EventLog
+
+LISTS = ("overall", "novel", "repeat", "cold_items", "held_out_items")
+COLD_EVENTS = 5
+COLD_GROUPS = 3
+COLD_ITEM_MS = 86_400_000
+FOLLOW_UP_MS = 72 * 60_000
+TRIM_GROUPS = 1000
+"""Groups between two trims of the heap."""
+NO_ITEMS = np.zeros(0, np.int32)
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What is true of the scored groups whatever the arm.
+
+    Attributes:
+        number: [m] int64 group in the log; user: [m] int32; t_ms: [m] int64.
+        relevant: [m, len(LISTS)] int32, relevant items by list; 0 = the group does not count in that list.
+        reachable: [m, len(LISTS)] int32, how many of them are candidates at all.
+        cold_user: [m] bool, at most 5 earlier events or 3 earlier groups.
+        gap_ms: [m] int64, since the user's positive group before, -1 = there was none.
+    """
+
+    number: Int64
+    user: Int32
+    t_ms: Int64
+    relevant: Int32
+    reachable: Int32
+    cold_user: NDArray[np.bool_]
+    gap_ms: Int64
+
+    @property
+    def follow_up(self) -> NDArray[np.bool_]:
+        """[m] bool: the user's group before was at most 72 minutes earlier."""
+        return (self.gap_ms >= 0) & (self.gap_ms <= FOLLOW_UP_MS)
+
+
+@dataclass(frozen=True, slots=True)
+class ArmResult:
+    """What one arm did.
+
+    Attributes:
+        values: [m, len(LISTS), len(METRICS)] float64, NaN where a group does not count in a list.
+        train_cpu_s, score_cpu_s: CPU seconds in `learn` (and lazy refits) and in `score`.
+        trained_share: as the arm says.
+        note: what a reader of the report should know of how the arm ran, "" = nothing.
+    """
+
+    values: NDArray[np.float64]
+    train_cpu_s: float
+    score_cpu_s: float
+    trained_share: float
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """Results of one pass: shared facts, one result an arm, and the pass's own cost."""
+
+    split_ms: int
+    facts: Facts
+    arms: dict[str, ArmResult]
+    events: int
+    seconds: float
+
+
+@dataclass(slots=True)
+class _User:
+    touched: Int32
+    events: int = 0
+    groups: int = 0
+    last_ms: int | None = None
+
+
+def questions(log: EventLog) -> Iterator[tuple[Request, Arrival, int | None]]:
+    """Every group of a log as (request, arrival, time of the user's positive group before)."""
+    by_user = np.argsort(log.user[log.group_rows], kind="stable")
+    rows_by_user = log.group_rows[by_user]
+    start = np.searchsorted(log.user[rows_by_user], np.arange(len(log.user_ids)))
+    users: dict[int, _User] = {}
+    for number in range(log.groups):
+        user = int(log.group_user[number])
+        state = users.setdefault(user, _User(NO_ITEMS))
+        group, rows = log.group(number), log.rows_of(number)
+        request = Request(
+            number=number,
+            user=user,
+            user_id=group.user_id,
+            t_ms=group.t_ms,
+            pool=int(log.pool[number]),
+            touched=state.touched,
+            history=rows_by_user[start[user] : start[user] + state.events],
+            events=state.events,
+            groups=state.groups,
+            log=log,
+        )
+        yield request, Arrival(number, user, group, rows, int(log.pool[number + 1]), log), state.last_ms
+        state.events += len(rows)
+        if group.positive.any():
+            state.groups += 1
+            state.last_ms = group.t_ms
+        state.touched = np.union1d(state.touched, group.items[group.weight > 0])
+
+
+def run(
+    log: EventLog,
+    arms: Sequence[Arm],
+    split_ms: int,
+    progress: Callable[[int, int], None] | None = None,
+    worth_of: Callable[[Arrival], Floats] | None = None,
+) -> Pass:
+    """Drive arms over a log.
+
+    Args:
+        log: the log.
+        arms: arms with distinct names.
+        split_ms: groups of this time and later are scored; all are learnt.
+        progress: called with (groups done, groups in total) now and then.
+        worth_of: what each item is worth to the business in this group, by dense index [arrival.pool]; None = no goals.
+
+    Raises:
+        InputError: no group with a positive row lies at or past the split.
+    """
+    scored = scored_groups(log, split_ms)
+    m = len(scored)
+    relevant, reachable = np.zeros((m, len(LISTS)), np.int32), np.zeros((m, len(LISTS)), np.int32)
+    cold_user, gap_ms = np.zeros(m, np.bool_), np.full(m, -1, np.int64)
+    values = {arm.name: np.full((m, len(LISTS), len(METRICS)), np.nan) for arm in arms}
+    clocks = {arm.name: [0.0, 0.0] for arm in arms}
+    started, row = time.perf_counter(), 0
+    for request, arrival, last_ms in questions(log):
+        if row < m and scored[row] == request.number:
+            if row == 0:
+                for arm in arms:
+                    arm.start(split_ms)
+            lists = list(_lists(request, arrival))
+            worth = None if worth_of is None else worth_of(arrival)
+            relevant[row] = [len(items) for _, items in lists]
+            reachable[row] = [_reachable(candidate, items) for candidate, items in lists]
+            cold_user[row] = request.events <= COLD_EVENTS or request.groups <= COLD_GROUPS
+            gap_ms[row] = -1 if last_ms is None else request.t_ms - last_ms
+            for arm in arms:
+                before = time.process_time()
+                slate = arm.score(request)
+                clocks[arm.name][1] += time.process_time() - before
+                for i, (ranking, (candidate, items)) in enumerate(zip(rankings(slate), lists, strict=True)):
+                    if len(items):
+                        price = None if worth is None else worth[items]
+                        values[arm.name][row, i] = rank_list(ranking, candidate, items, price)
+            row += 1
+        spent: dict[int, float] = {}
+        for arm in arms:
+            before = time.process_time()
+            arm.learn(request, arrival)
+            shared = id(_shared(arm))
+            spent[shared] = spent.get(shared, 0.0) + time.process_time() - before
+        for arm in arms:
+            clocks[arm.name][0] += spent[id(_shared(arm))]
+        if request.number % TRIM_GROUPS == 0:
+            return_freed_memory()
+        if progress is not None and (request.number % 64 == 0 or request.number == log.groups - 1):
+            progress(request.number + 1, log.groups)
+    facts = Facts(scored, log.group_user[scored], log.group_t_ms[scored], relevant, reachable, cold_user, gap_ms)
+    results = {
+        arm.name: ArmResult(
+            values[arm.name],
+            clocks[arm.name][0] + arm.refresh_cpu_s - getattr(arm, "others_cpu_s", 0.0),
+            clocks[arm.name][1] - arm.refresh_cpu_s,
+            arm.trained_share,
+            getattr(arm, "note", ""),
+        )
+        for arm in arms
+    }
+    return Pass(split_ms, facts, results, len(log), time.perf_counter() - started)
+
+
+def _shared(arm: Arm) -> object:
+    """What an arm trains together with others; that each is charged all of it makes their order irrelevant."""
+    return getattr(arm, "shared", None) or arm
+
+
+def rankings(slate: Slate) -> tuple[Ranking, ...]:
+    """The ranking that answers each of LISTS."""
+    first = slate.overall
+    return first, slate.novel or first, slate.repeat or first, first, first
+
+
+def scored_groups(log: EventLog, split_ms: int) -> Int64:
+    """Numbers of the groups with a positive row at or past the split. Raises InputError if there is none."""
+    answers = np.zeros(log.groups, np.bool_)
+    answers[log.group_of[log.positive]] = True
+    scored = np.flatnonzero(answers & (log.group_t_ms >= split_ms))
+    if len(scored) == 0:
+        raise InputError(
+            f"no group of {log.groups} is left to score at or past split_ms {split_ms}; choose a smaller --split"
+        )
+    return scored
+
+
+def _lists(request: Request, arrival: Arrival) -> Iterator[tuple[NDArray[np.bool_], Int32]]:
+    """(candidate mask [pool], relevant items) for each of LISTS."""
+    wanted = np.unique(arrival.group.items[arrival.group.positive])
+    everything = np.ones(request.pool, np.bool_)
+    own = np.zeros(request.pool, np.bool_)
+    own[request.touched] = True
+    known = wanted[wanted < request.pool]
+    repeated = known[own[known]]
+    yield everything, wanted
+    yield ~own, np.setdiff1d(wanted, repeated, assume_unique=True) if request.groups else NO_ITEMS
+    yield own, repeated
+    yield everything, known[request.log.entered_ms[known] >= request.t_ms - COLD_ITEM_MS]
+    yield everything, known[request.log.held_out[known]]
+
+
+def _reachable(candidate: NDArray[np.bool_], items: Int32) -> int:
+    return int(candidate[items[items < len(candidate)]].sum())

@@ -1,0 +1,355 @@
+"""`report.html`: one self-contained page from `metrics.json`, for a person who judges arms and data."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+import plotly.graph_objects as go
+import plotly.io
+
+from driftline.stream.replay.audit import AUDITS
+
+LISTS = {"overall": "everything", "novel": "new to the user", "repeat": "taken before"}
+METRIC = "ndcg@10"
+COLORS = ("#2f5d8c", "#c8553d", "#3f8f6b", "#8a6bb1", "#c79a2b", "#4aa3b5", "#a34b78", "#6b7280", "#1f2937", "#93a84a")
+FAMILIES = {
+    "headline": "The engine against the best simple arm",
+    "backbones": "The engine against its lone parts and its frozen self",
+    "parts": "What single parts add",
+    "simple": "The best simple arm against the others",
+}
+DETAILS = {
+    "with follow-ups": ("overall", METRIC),
+    "without follow-ups": ("overall", "without_follow_ups", METRIC),
+    "cold users": ("cold_users", METRIC),
+    "cold items": ("cold_items", METRIC),
+    "held-out items": ("held_out_items", METRIC),
+    "weighted": ("overall", f"{METRIC}_weighted"),
+    "weighted, new": ("novel", f"{METRIC}_weighted"),
+    "weighted, before": ("repeat", f"{METRIC}_weighted"),
+    "pool recall": ("overall", "pool_recall"),
+    "pool recall, new": ("novel", "pool_recall"),
+    "pool recall, before": ("repeat", "pool_recall"),
+}
+"""Where the columns of the second table stand in an arm's entry."""
+PROFILES = {"file": "had a profile of the file", "template": "one of the template", "none": "none"}
+STYLE = """
+body{margin:0;background:#f7f6f2;color:#22262b;font:16px/1.55 Georgia,'Times New Roman',serif}
+main{max-width:1080px;margin:0 auto;padding:44px 24px 80px}
+h1{font-size:36px;font-weight:400;margin:0} h2{font-size:23px;font-weight:400;margin:52px 0 4px}
+p{max-width:46em;margin:4px 0 14px} .quiet{color:#6b7280} code{font-size:13px;overflow-wrap:anywhere}
+.cards{display:flex;flex-wrap:wrap;gap:12px;margin:26px 0}
+.card{background:#fff;padding:12px 18px;min-width:120px;border:1px solid #e7e4dc}
+.card b{display:block;font-size:23px;font-weight:400} .card span{color:#6b7280;font-size:13px}
+table{border-collapse:collapse;width:100%;background:#fff;border:1px solid #e7e4dc;
+ font:14px/1.45 -apple-system,'Segoe UI',Helvetica,Arial,sans-serif;font-variant-numeric:tabular-nums}
+th,td{padding:7px 12px;text-align:right;border-bottom:1px solid #efece5} th{font-weight:600;color:#4b5563}
+th small{font-weight:400;color:#8b9099}
+th:first-child,td:first-child{text-align:left} td small{color:#8b9099;margin-left:6px}
+td.best{background:#eaf3ec} .pass{color:#2f7d4f} .fail{color:#b3261e}
+.plot{background:#fff;border:1px solid #e7e4dc;margin:12px 0}
+"""
+
+
+def write_report(path: Path, metrics: Mapping[str, Any]) -> None:
+    """Write the page."""
+    parts = [
+        _head(metrics),
+        _section(
+            "Arms", "NDCG@10 with its 95% interval over users; the best of each column is shaded.", _arms(metrics)
+        ),
+        _section(
+            "Parts of the arms' figures",
+            "NDCG@10, over everything where no list is named. A follow-up comes within 72 minutes of the user's group "
+            "before; a hit is weighted by what it is worth (<code>goals</code>); pool recall is the share of the "
+            "wanted items that are among an arm's candidates.",
+            _details(metrics),
+        ),
+        _section(
+            "Week by week",
+            "Each list by window. An arm that learns holds its level while a frozen one sinks with the drift.",
+            *(_plot(_windows(metrics, which, title)) for which, title in LISTS.items()),
+        ),
+        *_comparisons(metrics),
+        _section(
+            "Freshness",
+            "NDCG@10 over everything, by the time since the user was last seen.",
+            _plot(_freshness(metrics)),
+        ),
+        _section(
+            "Drift of the data",
+            "Each week's items against the four weeks before (Jensen-Shannon divergence), and the share of rows on "
+            "items at most 30 days old.",
+            _plot(_drift(metrics)),
+        ),
+        _section("Cost", "CPU seconds of training over the whole log against quality.", _plot(_cost(metrics))),
+        _section("How it was run", "", _protocol(metrics)),
+    ]
+    script = plotly.offline.get_plotlyjs()
+    page = (
+        "<!doctype html><html lang='en'><head><meta charset='utf-8'><title>driftline replay</title>"
+        "<meta name='viewport' content='width=device-width,initial-scale=1'>"
+        f"<style>{STYLE}</style><script>{script}</script></head><body><main>{''.join(parts)}</main></body></html>"
+    )
+    path.write_text(page, "utf-8")
+
+
+def _section(title: str, text: str, *blocks: str) -> str:
+    lead = f"<p class='quiet'>{text}</p>" if text else ""
+    return f"<h2>{title}</h2>{lead}{''.join(blocks)}"
+
+
+def _day(t_ms: int) -> str:
+    return datetime.fromtimestamp(t_ms / 1000, UTC).strftime("%-d %b %Y")
+
+
+def _head(metrics: Mapping[str, Any]) -> str:
+    data, protocol, audit = metrics["data"], metrics["protocol"], metrics["leak_audit"]
+    passed = all(audit[name] == "pass" for name in AUDITS)
+    run = not all(audit[name].startswith("not run") for name in AUDITS)
+    verdict = "passed" if passed else "failed" if run else "not run"
+    cards = {
+        "events": f"{data['events']:,}",
+        "users": f"{data['users']:,}",
+        "items": f"{data['items']:,}",
+        "scored groups": f"{protocol['groups']:,}",
+        "events a second": f"{metrics['events_per_second']:,.0f}",
+        "leak audit": f"<span class='{'pass' if passed else 'fail'}' style='font-size:23px'>{verdict}</span>",
+    }
+    shown = "".join(f"<div class='card'><b>{value}</b><span>{label}</span></div>" for label, value in cards.items())
+    return (
+        "<h1>driftline replay</h1>"
+        f"<p class='quiet'>{_day(data['first_ms'])} to {_day(data['last_ms'])}; predict, then learn; scored from "
+        f"{_day(protocol['split_ms'])} on (split {protocol['split']:g}).</p><div class='cards'>{shown}</div>"
+    )
+
+
+def _arms(metrics: Mapping[str, Any]) -> str:
+    arms = metrics["arms"]
+    best = {which: max((arm[which][METRIC] or 0.0) for arm in arms.values()) for which in LISTS}
+    rows = []
+    for name, arm in arms.items():
+        cells = [f"<td>{html.escape(name)}</td>"]
+        for which in LISTS:
+            value, ci = arm[which][METRIC], arm[which].get(f"{METRIC}_ci")
+            mark = " class='best'" if value is not None and value == best[which] else ""
+            spread = f"<small>{ci[0]:.3f} to {ci[1]:.3f}</small>" if ci else ""
+            cells.append(f"<td{mark}>{_number(value)}{spread}</td>")
+        cells.append(f"<td>{_number(arm['overall']['recall@20'])}</td><td>{_number(arm['overall']['mrr'])}</td>")
+        cells.append(f"<td>{arm['train_cpu_s']:,.1f}</td>")
+        rows.append(f"<tr>{''.join(cells)}</tr>")
+    heads = "".join(f"<th>{title}</th>" for title in LISTS.values())
+    return (
+        f"<table><tr><th>arm</th>{heads}<th>recall@20</th><th>MRR</th><th>training, CPU s</th></tr>"
+        f"{''.join(rows)}</table>"
+    )
+
+
+def _details(metrics: Mapping[str, Any]) -> str:
+    """One row an arm; a column that no arm has is left out."""
+    heads, columns = "", []
+    for title, path in DETAILS.items():
+        entries = [reduce(lambda entry, key: entry.get(key, {}), path[:-1], arm) for arm in metrics["arms"].values()]
+        column = [entry.get(path[-1]) for entry in entries]
+        if any(value is not None for value in column):
+            heads += f"<th>{title}<br><small>{entries[0]['n']:,} groups</small></th>"
+            columns.append([f"<td>{_number(value)}</td>" for value in column])
+    rows = zip(metrics["arms"], zip(*columns, strict=True), strict=True)
+    body = "".join(f"<tr><td>{html.escape(name)}</td>{''.join(cells)}</tr>" for name, cells in rows)
+    return f"<table><tr><th>arm</th>{heads}</tr>{body}</table>"
+
+
+def _number(value: float | None) -> str:
+    return "none" if value is None else f"{value:.4f}"
+
+
+def _color(metrics: Mapping[str, Any], arm: str) -> str:
+    return COLORS[list(metrics["arms"]).index(arm) % len(COLORS)]
+
+
+def _windows(metrics: Mapping[str, Any], which: str, title: str) -> go.Figure:
+    figure = go.Figure()
+    for name, arm in metrics["arms"].items():
+        windows = [window if which == "overall" else window | window[which] for window in arm["windows"]]
+        figure.add_scatter(
+            x=[_stamp(window["from_ms"]) for window in windows],
+            y=[window[METRIC] for window in windows],
+            customdata=[window["n"] for window in windows],
+            hovertemplate="%{y:.4f} over %{customdata} groups",
+            name=name,
+            mode="lines+markers",
+            line={"color": _color(metrics, name), "width": 2},
+            marker={"size": 5},
+        )
+    return _styled(figure, f"NDCG@10, {title}", 330)
+
+
+def _stamp(t_ms: int) -> str:
+    return datetime.fromtimestamp(t_ms / 1000, UTC).isoformat()
+
+
+def _comparisons(metrics: Mapping[str, Any]) -> list[str]:
+    sections = []
+    for family, title in FAMILIES.items():
+        found = [one for one in metrics["comparisons"] if one["family"] == family]
+        if found:
+            text = (
+                "Relative lift in NDCG@10 with 95% intervals, users drawn with replacement; p after Holm's correction."
+            )
+            sections.append(_section(title, text, _plot(_forest(found))))
+    return sections
+
+
+def _forest(found: Sequence[Mapping[str, Any]]) -> go.Figure:
+    figure = go.Figure()
+    for which, title in LISTS.items():
+        rows = [one for one in found if one["list"] == which]
+        figure.add_scatter(
+            x=[100 * one["lift"] for one in rows],
+            y=[f"{one['a']} over {one['b']}, {title}" for one in rows],
+            error_x={
+                "type": "data",
+                "symmetric": False,
+                "array": [100 * (one["ci"][1] - one["lift"]) for one in rows],
+                "arrayminus": [100 * (one["lift"] - one["ci"][0]) for one in rows],
+                "thickness": 1.4,
+                "width": 0,
+            },
+            customdata=[one["p_holm"] for one in rows],
+            hovertemplate="%{x:+.1f}%, p %{customdata:.3g}",
+            name=title,
+            mode="markers",
+            marker={"size": 9, "color": COLORS[list(LISTS).index(which)]},
+        )
+    figure.add_vline(x=0, line={"color": "#9ca3af", "width": 1})
+    figure.update_yaxes(autorange="reversed")
+    figure.update_xaxes(ticksuffix="%")
+    return _styled(figure, "", 120 + 24 * len(found))
+
+
+def _freshness(metrics: Mapping[str, Any]) -> go.Figure:
+    figure = go.Figure()
+    for name, bins in metrics["freshness"].items():
+        figure.add_scatter(
+            x=[f"{one['since']}<br>{one['n']} groups" for one in bins],
+            y=[one[METRIC] for one in bins],
+            name=name,
+            mode="lines+markers",
+            line={"color": _color(metrics, name), "width": 2},
+        )
+    return _styled(figure, "", 340)
+
+
+def _drift(metrics: Mapping[str, Any]) -> go.Figure:
+    weeks = metrics["drift"]
+    x = [_stamp(week["from_ms"]) for week in weeks]
+    figure = go.Figure()
+    figure.add_bar(x=x, y=[week["new_item_share"] for week in weeks], name="new items", marker={"color": "#d8cfae"})
+    figure.add_scatter(
+        x=x,
+        y=[week["divergence"] for week in weeks],
+        name="divergence",
+        mode="lines+markers",
+        line={"color": COLORS[1], "width": 2},
+    )
+    return _styled(figure, "", 300)
+
+
+def _cost(metrics: Mapping[str, Any]) -> go.Figure:
+    figure = go.Figure()
+    for name, arm in metrics["arms"].items():
+        figure.add_scatter(
+            x=[max(0.01, arm["train_cpu_s"])],
+            y=[arm["overall"][METRIC]],
+            text=[name],
+            textposition="top center",
+            mode="markers+text",
+            name=name,
+            marker={"size": 11, "color": _color(metrics, name)},
+            showlegend=False,
+        )
+    figure.update_xaxes(type="log", title="training, CPU seconds")
+    figure.update_yaxes(title="NDCG@10, everything", rangemode="tozero")
+    return _styled(figure, "", 380)
+
+
+def _protocol(metrics: Mapping[str, Any]) -> str:
+    rows = {
+        "data sha256": metrics["data"]["sha256"],
+        "candidates": metrics["protocol"]["candidates"],
+        "seeds": ", ".join(str(seed) for seed in metrics["protocol"]["seeds"]),
+        "profiles": profiles_line(metrics["protocol"]["profiles"]),
+        "configuration sha256": metrics["protocol"]["config_sha256"],
+        "state sha256": metrics["state_sha256"],
+        "permutation audit": metrics["leak_audit"]["permutation"],
+        "future-deletion audit": metrics["leak_audit"]["future_deletion"],
+        "audited": audit_line(metrics["leak_audit"]),
+        "seconds": seconds_line(metrics),
+    }
+    rows |= {name: arm["note"] for name, arm in metrics["arms"].items() if arm.get("note")}
+    if "reachable" in metrics:
+        rows["reachable"] = reachable_line(metrics)
+    cells = (f"<tr><td>{name}</td><td><code>{html.escape(str(value))}</code></td></tr>" for name, value in rows.items())
+    return f"<table>{''.join(cells)}</table>"
+
+
+def profiles_line(profiles: str | Mapping[str, Any]) -> str:
+    """Whose profiles the scored groups had, for arms that read them; older reports name the file alone."""
+    if isinstance(profiles, str):
+        return profiles
+    groups = profiles["groups"]
+    read = ", ".join(f"{groups[source]:,} {words}" for source, words in PROFILES.items())
+    return f"{profiles['file'] or 'no file'}; of {sum(groups.values()):,} scored groups {read}"
+
+
+def reachable_line(metrics: Mapping[str, Any]) -> str:
+    """How far the arms are from what the true probabilities of a made stream reach, for people."""
+    found = metrics["reachable"]
+    best, blind = found["optimum"], found["impersonal"]
+    shares = (f"{name} {arm['overall'][METRIC] / best[METRIC]:.0%}" for name, arm in metrics["arms"].items())
+    return (
+        f"NDCG@10 {best[METRIC]:.4f} and HR@10 {best['hr@10']:.4f} by who knows all probabilities, {blind[METRIC]:.4f} "
+        f"and {blind['hr@10']:.4f} without the user; of that NDCG have {', '.join(shares)}"
+    )
+
+
+def seconds_line(metrics: Mapping[str, Any]) -> str:
+    """How long it took, for people; older reports know the last run alone."""
+    line = f"{metrics['seconds']:,.1f}"
+    if "compute_seconds" not in metrics:
+        return line
+    wall, cpu = metrics["compute_seconds"]["wall"], metrics["compute_seconds"]["cpu"]
+    return f"{line}; all passes that made the arms {wall:,.1f}, of CPUs {cpu:,.1f}"
+
+
+def audit_line(audit: Mapping[str, Any]) -> str:
+    """What the leak audit looked at, for people; older reports do not say."""
+    if "groups" not in audit:
+        return "not told"
+    return (
+        f"{audit['rows']:,} rows of {audit['users']:,} users; changed from {audit['groups']} groups on, "
+        f"{audit['from_file']} of them with a profile of the file; {audit['compared']:,} groups compared"
+    )
+
+
+def _styled(figure: go.Figure, title: str, height: int) -> go.Figure:
+    figure.update_layout(
+        template="plotly_white",
+        title={"text": title, "font": {"size": 15}},
+        height=height,
+        margin={"l": 60, "r": 20, "t": 48 if title else 20, "b": 50},
+        font={"family": "-apple-system, 'Segoe UI', Helvetica, Arial, sans-serif", "size": 13, "color": "#374151"},
+        hovermode="closest",
+    )
+    figure.update_yaxes(automargin=True)
+    return figure
+
+
+def _plot(figure: go.Figure) -> str:
+    inner = plotly.io.to_html(figure, include_plotlyjs=False, full_html=False, config={"displayModeBar": False})
+    return f"<div class='plot'>{inner}</div>"

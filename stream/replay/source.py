@@ -1,0 +1,171 @@
+"""What a replay is asked for and what it reads: files in, a log with its split, its candidates and its set-ups out."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from driftline.configs.errors import InputError
+from driftline.configs.settings import Settings
+from driftline.stream.events.columns import Columns, without_duplicates
+from driftline.stream.events.files import read_columns, read_items
+from driftline.stream.events.ids import Join
+from driftline.stream.events.records import Record
+from driftline.stream.events.schema import Item
+from driftline.stream.replay.arms import Setup
+from driftline.stream.replay.log import EventLog
+
+LOG = logging.getLogger(__name__)
+KEPT = ("texts", "encoder", "written")
+"""What arms of one replay share over all passes: text vectors and written profiles depend on no log and no seed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What `driftline replay` was asked for.
+
+    Attributes:
+        events, items: files in the event and item schema.
+        out: folder for the report; created.
+        arms: names, empty = the default ones.
+        split: share of the positive rows that only warm up.
+        candidates: "seen", or "items" = all available items whose valid_from_ms is not later, too.
+        seeds: one run each for arms in which something is random.
+        limit: first rows of the file to read.
+        resume: take over results that lie in `out` for the same data, protocol and configuration.
+        hold_out_items: share of items whose rows before the split are taken out, reported as `held_out_items`.
+        profiles: file of profiles, valid from their time plus a fixed delay; None = the template.
+        audit_rows: rows of the leak audit's short log, about; None = in proportion to the log, 0 = no audit.
+        state_only: only the state of the log is wanted: no arm runs.
+        adoptions: file of adoptions of graph versions (stream/replay/adoptions.py); the state follows them.
+        records: the log that the adoptions belong to; None = the events file, a row's number is its offset.
+    """
+
+    events: Path
+    out: Path
+    items: Path | None = None
+    arms: Sequence[str] = ()
+    split: float = 0.85
+    candidates: str = "seen"
+    seeds: Sequence[int] = (0,)
+    limit: int | None = None
+    resume: bool = False
+    hold_out_items: float = 0.0
+    profiles: Path | None = None
+    audit_rows: int | None = None
+    state_only: bool = False
+    adoptions: Path | None = None
+    records: Sequence[Record] | None = None
+
+    @property
+    def usable_profiles(self) -> Path | None:
+        """The profile file, None where it was written from rows that are held out."""
+        return None if self.hold_out_items else self.profiles
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """What was read.
+
+    Attributes:
+        columns: rows that are learnt: those of held-out items before the split are taken out.
+        log: the same as a log.
+        items: what the items file says, by id.
+        split_ms: where the warm-up ends.
+        sha256: of the events file.
+        duplicates: rows of it that have the event_id of an earlier one.
+        log_of: a log of other rows by the same rules.
+        kept: see KEPT.
+    """
+
+    columns: Columns
+    log: EventLog
+    items: Mapping[str, Item]
+    split_ms: int
+    sha256: str
+    duplicates: int
+    log_of: Callable[[Columns], EventLog]
+    kept: dict[str, Any] = field(default_factory=dict)
+
+    def setup(
+        self,
+        log: EventLog,
+        settings: Settings,
+        seed: int,
+        profiles: Path | None,
+        say: Callable[[str, int, int], None] = lambda what, done, total: None,
+    ) -> Setup:
+        """A fresh set-up for one pass."""
+        return Setup(log, settings, seed, self.items, profiles, dict(self.kept), say)
+
+    def keep(self, setup: Setup) -> None:
+        """Hand on to later passes what they may share."""
+        self.kept.update({name: setup.shared[name] for name in KEPT if name in setup.shared})
+
+
+def read(options: Options, settings: Settings) -> Input:
+    """Reads the files.
+
+    Raises:
+        InputError: a file or the split is wrong, or candidates are to come from an items file that is not given.
+    """
+    if options.candidates == "items" and options.items is None:
+        raise InputError(
+            "candidates are to be those of an items file and none is given; add --items FILE, or take --candidates seen"
+        )
+    columns, duplicates = without_duplicates(read_columns(options.events, options.limit), settings.state.dedupe_ids)
+    items = read_items(options.items) if options.items else {}
+    if options.items is not None:
+        _warn_of_items(options, columns, items)
+    log = EventLog(columns, settings.action)
+    split_ms = log.split_ms(options.split)
+    held_out: set[str] = set()
+    if options.hold_out_items:
+        rng = np.random.default_rng(options.seeds[0])
+        chosen = rng.permutation(len(log.item_ids))[: round(options.hold_out_items * len(log.item_ids))]
+        held_out = {log.item_ids[i] for i in chosen}
+        columns = columns.take(np.flatnonzero(~(np.isin(log.item, chosen) & (log.t_ms < split_ms))))
+    valid_from = dict.fromkeys(sorted(held_out), split_ms)
+    if options.candidates == "items":
+        valid_from |= {
+            name: item.valid_from_ms
+            for name, item in items.items()
+            if item.valid_from_ms is not None and item.available and name not in held_out
+        }
+
+    def log_of(columns: Columns) -> EventLog:
+        return EventLog(columns, settings.action, valid_from or None, held_out)
+
+    sha = hashlib.sha256(options.events.read_bytes())
+    return Input(columns, log_of(columns), items, split_ms, sha.hexdigest(), duplicates, log_of)
+
+
+def _warn_of_items(options: Options, columns: Columns, items: Mapping[str, Item]) -> None:
+    """Tells of an items file that does not belong to the events."""
+    codes, names = columns.item_id
+    rows = np.bincount(codes, minlength=len(names)).tolist()
+    if problem := Join.of(dict(zip(names, rows, strict=True)), items).problem():
+        LOG.warning("%s with %s: %s", options.events, options.items, problem)
+
+
+def make_folder(out: Path) -> None:
+    """Makes the folder of the results, before the work that they take.
+
+    Raises:
+        InputError: it can't be made, or nothing can be written there.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        raise InputError(
+            f"{out}: can't be made or written: {error.strerror}; expected a folder for results, choose another --out"
+        ) from error

@@ -1,0 +1,270 @@
+"""A whole system on one machine under one command: `driftline up`, and what `status`, `down` and `reset` know of it.
+
+    state.root/up.lock   held by the process that runs the system, dropped by the kernel when it dies
+    state.root/up.json   that process, its children, where they answer: read by the others, and by the next start
+
+The children end with the process that started them, also when it is killed; what the next start still finds of them
+it ends.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+import msgspec
+import psutil
+
+from driftline.configs.addresses import free_port, joined, reachable
+from driftline.configs.errors import LockedError
+from driftline.configs.settings import Settings
+from driftline.stream.durable import try_lock, write_durably
+from driftline.stream.kafka.broker import EmbeddedBroker
+from driftline.stream.learn import checkpoint
+from driftline.stream.ops.scrape import series
+from driftline.stream.ops.supervisor import ONE_BLAS_THREAD, Child, cli, services, worker
+from driftline.stream.state import lock
+from driftline.stream.state.store import state_directories
+
+PARTS = ("worker", "trainer", "profiler", "serve")
+STOP_S = 60.0
+"""How long the parts may take to end in order."""
+
+
+class Process(msgspec.Struct, frozen=True):
+    """A process, told from a later one with the same number by its start time."""
+
+    name: str
+    pid: int
+    created: float
+
+    def find(self) -> psutil.Process | None:
+        """The process, None when it is gone."""
+        with suppress(psutil.NoSuchProcess):
+            process = psutil.Process(self.pid)
+            if abs(process.create_time() - self.created) < 1.0 and process.status() != psutil.STATUS_ZOMBIE:
+                return process
+        return None
+
+
+class Note(msgspec.Struct):
+    """A running system, as `up.json` tells it.
+
+    Attributes:
+        owner: the process that runs it.
+        children: its parts.
+        bootstrap: where its broker answers.
+        address: of the gRPC service.
+        ports: metrics by part.
+    """
+
+    owner: Process
+    bootstrap: str
+    address: str
+    ports: dict[str, int]
+    children: list[Process] = msgspec.field(default_factory=list)
+
+
+class Standing(msgspec.Struct):
+    """How far a system is.
+
+    Attributes:
+        applied: events in the state since the worker began; None where no worker answers.
+        state_behind: records that the state lacks; None where no worker answers.
+        opening: partitions that no worker of this system has open yet.
+        model_behind: records that the trainer has not taken in; None where no trainer answers.
+        snapshot_age_s: of the newest snapshot; None before the first.
+        model_sequence: number of the snapshot that serves; None where no service answers.
+    """
+
+    applied: int | None = None
+    state_behind: int | None = None
+    opening: int = 0
+    model_behind: int | None = None
+    snapshot_age_s: float | None = None
+    model_sequence: int | None = None
+
+    def sentence(self) -> str:
+        """One line for people."""
+        said = [
+            "no worker answers yet"
+            if self.state_behind is None
+            else f"state: {self.applied:,} events applied"
+            + (f", {self.state_behind:,} behind" if self.state_behind else ", nothing behind")
+            + (f", {self.opening} partitions not open yet" if self.opening else ""),
+            "no trainer answers yet"
+            if self.model_behind is None
+            else "model: " + (f"{self.model_behind:,} events behind" if self.model_behind else "nothing behind"),
+        ]
+        if self.snapshot_age_s is not None:
+            said.append(f"newest snapshot {self.snapshot_age_s:.0f} s old")
+        if self.model_sequence is not None:
+            said.append(f"model {self.model_sequence} serves" if self.model_sequence else "no model serves yet")
+        return " · ".join(said)
+
+
+@contextmanager
+def claimed(settings: Settings) -> Iterator[Callable[[Note], None]]:
+    """The right to run a system on `state.root`; gives the function that writes its note.
+
+    Raises:
+        LockedError: one runs.
+    """
+    root = settings.state.root
+    root.mkdir(parents=True, exist_ok=True)
+    with (root / "up.lock").open("a") as file:
+        if not try_lock(file):
+            found = read_note(settings)
+            whose = f"process {found.owner.pid}" if found else "another process"
+            raise LockedError(
+                f"a system runs on state.root {root.absolute()} already, {whose}: `driftline status` says how it is, "
+                "`driftline down` ends it"
+            )
+        try:
+            yield lambda note: write_durably(root / "up.json", msgspec.json.encode(note))
+        finally:
+            (root / "up.json").unlink(missing_ok=True)
+
+
+def read_note(settings: Settings) -> Note | None:
+    """What was written of the system on `state.root`, whether it runs or was killed; None = nothing."""
+    with suppress(OSError, msgspec.MsgspecError):
+        return msgspec.json.decode((settings.state.root / "up.json").read_bytes(), type=Note)
+    return None
+
+
+def running(settings: Settings) -> Note | None:
+    """The system that runs on `state.root`, None if none does."""
+    note = read_note(settings)
+    return note if note is not None and note.owner.find() is not None else None
+
+
+def end_left_over(settings: Settings) -> list[Process]:
+    """Ends the parts of a system that was killed; those that still ran. They commit what they have taken on."""
+    note = read_note(settings)
+    left = [(child, found) for child in (note.children if note else []) if (found := child.find()) is not None]
+    for _, process in left:
+        with suppress(psutil.NoSuchProcess):
+            process.terminate()
+    _, alive = psutil.wait_procs([process for _, process in left], timeout=STOP_S)
+    for process in alive:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    return [child for child, _ in left]
+
+
+def with_ports(settings: Settings) -> Settings:
+    """The same settings with a free port for the metrics of each part that has none."""
+    kept = {name: port or free_port() for name, port in settings.metrics.model_dump().items() if name.endswith("_port")}
+    return settings.model_copy(update={"metrics": settings.metrics.model_copy(update=kept)})
+
+
+def children_of(
+    settings: Settings,
+    bootstrap: str,
+    config: str | None,
+    parts: Sequence[str] = PARTS,
+    environment: Mapping[str, str] | None = None,
+    tell: Callable[[str, str], None] | None = None,
+) -> list[Child]:
+    """The processes of a system.
+
+    Args:
+        settings: what the parts run with; ports are passed on to them.
+        bootstrap: where their broker answers.
+        config: what they load the other settings from.
+        parts: which of `PARTS`.
+        environment: of all of them, beside this process's own.
+        tell: gets (part, line) of what they write.
+    """
+    ports = {f"DRIFTLINE__METRICS__{part.upper()}_PORT": str(port) for part, port in ports_of(settings).items()}
+    common = {
+        **ONE_BLAS_THREAD, **(environment or {}), **ports, "DRIFTLINE__BROKER__BOOTSTRAP": bootstrap,
+        "PYTHONUNBUFFERED": "1",
+    }  # fmt: skip
+
+    def teller(part: str) -> Callable[[str], None] | None:
+        return None if tell is None else lambda line: tell(part, line)
+
+    found: list[Child] = []
+    for part in parts:
+        if part == "serve":
+            found += services(settings, common, config, teller(part))
+        else:
+            command = worker(config) if part == "worker" else cli(part, config)
+            found.append(Child(part, command, common, teller(part)))
+    return found
+
+
+def ports_of(settings: Settings) -> dict[str, int]:
+    """Ports of metrics by part, as the settings name them."""
+    metrics = settings.metrics
+    return {
+        "worker": metrics.worker_port,
+        "trainer": metrics.trainer_port,
+        "profiler": metrics.profiler_port,
+        "serving": metrics.serving_port,
+    }
+
+
+def note_of(settings: Settings, bootstrap: str, children: Sequence[Child]) -> Note:
+    """The note of a system whose children run in this process."""
+    address = joined(reachable(settings.serving.host), settings.serving.port)
+    found = [_process(child.name, child.pid) for child in children if child.pid is not None]
+    me = _process("up", os.getpid())
+    assert me is not None
+    return Note(me, bootstrap, address, ports_of(settings), [child for child in found if child is not None])
+
+
+def standing(settings: Settings, ports: Mapping[str, int]) -> Standing:
+    """How far a system is, from what its parts count."""
+    found = Standing()
+    if applied := series(ports["worker"]):
+        found.applied = int(applied.get('driftline_events_total{outcome="applied"}', 0))
+        found.state_behind = int(sum(v for name, v in applied.items() if name.startswith("driftline_lag{")))
+        found.opening = int(sum(v for name, v in applied.items() if name.startswith("driftline_partitions_waiting{")))
+    if learnt := series(ports["trainer"]):
+        found.model_behind = int(learnt.get("driftline_trainer_lag", 0))
+    if served := series(ports["serving"]):
+        found.model_sequence = int(served.get("driftline_serving_model_sequence", 0))
+    with suppress(OSError):
+        found.snapshot_age_s = time.time() - (settings.serving.snapshots / "CURRENT").stat().st_mtime
+    return found
+
+
+def places(settings: Settings) -> dict[str, Path]:
+    """Where a system keeps what it makes, by setting; the embedded broker's log is part of it."""
+    found = {
+        "state.root": settings.state.root,
+        "trainer.root": settings.trainer.root,
+        "serving.snapshots": settings.serving.snapshots,
+    }
+    return found if settings.broker.bootstrap else {**found, "broker.embedded_dir": settings.broker.embedded_dir}
+
+
+def check_unused(settings: Settings) -> None:
+    """That no process works on what this host keeps.
+
+    Raises:
+        LockedError: one does.
+    """
+    if note := running(settings):
+        raise LockedError(f"a system runs here, process {note.owner.pid}: end it with `driftline down` first")
+    with ExitStack() as stack:
+        for path in state_directories(settings.state.root):
+            stack.enter_context(lock.locked(path))
+        if settings.trainer.root.exists():
+            stack.enter_context(checkpoint.locked(settings.trainer.root, 0.0))
+    if not settings.broker.bootstrap and (found := EmbeddedBroker(settings.broker).running()):
+        raise LockedError(
+            f"the embedded broker runs, process {found.pid}: end the commands that use it, or `driftline down`"
+        )
+
+
+def _process(name: str, pid: int) -> Process | None:
+    with suppress(psutil.NoSuchProcess):
+        return Process(name, pid, psutil.Process(pid).create_time())
+    return None

@@ -1,0 +1,126 @@
+"""Search by codes against all dot products, on vectors with and without structure; rows change in place."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from driftline.graph.codes import Codes, _reached
+from driftline.graph.codes_kernel import dots, half_dots, half_rows
+
+N, K = 20_000, 150
+
+
+def unit(vectors):
+    return (vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)).astype(np.float32)
+
+
+def vectors_of(kind, n, dim, seed=0):
+    random = np.random.default_rng(seed)
+    noise = random.standard_normal((n, dim))
+    if kind == "clustered":
+        noise = 0.6 * noise + np.random.default_rng(9).standard_normal((50, dim))[random.integers(0, 50, n)]
+    return unit(noise)
+
+
+def coded(vectors):
+    codes = Codes(vectors.shape[1])
+    for at in range(0, len(vectors), 999):  # in pieces that end within a block
+        part = np.arange(at, min(len(vectors), at + 999))
+        codes.set(part, vectors[part])
+    return codes
+
+
+def best(codes, vectors, query, n, k=K):
+    rows, scores = codes.best(query, n, k, lambda rows: vectors[rows] @ query)
+    return rows[np.argsort(-scores, kind="stable")[:k]]
+
+
+@pytest.mark.parametrize("kind", ["random", "clustered", "lengths"])
+@pytest.mark.parametrize("dim", [32, 64, 384])
+def test_the_best_by_codes_are_those_by_all_dot_products(kind, dim):
+    vectors = vectors_of(kind, N, dim)
+    if kind == "lengths":
+        vectors *= np.exp(np.random.default_rng(2).standard_normal((N, 1)) / 2).astype(np.float32)
+    codes, found, least_work = coded(vectors), [], []
+    queries = np.concatenate(
+        (vectors_of(kind, 10, dim, 1), vectors[:5], unit(vectors[5:25].reshape(10, 2, dim).sum(1)))
+    )
+    for query in queries:
+        exact = np.argsort(-(vectors @ query), kind="stable")[:K]
+        rows, scores = codes.best(query, N, K, lambda rows, query=query: vectors[rows] @ query)
+        assert len(np.unique(rows)) == len(rows)
+        np.testing.assert_allclose(scores, vectors[rows] @ query, atol=1e-6)
+        found.append(len(np.intersect1d(rows[np.argsort(-scores)[:K]], exact)) / K)
+        least_work.append(len(rows))
+    assert np.mean(found) >= 0.96
+    assert min(found) >= 0.85
+    assert max(least_work) <= N / 4 + 2 * K
+    if kind == "clustered":
+        assert np.median(least_work) < N / 8
+
+
+def test_a_changed_row_is_found_where_it_is_now_and_other_rows_keep_their_codes():
+    vectors = vectors_of("random", 3000, 64)
+    codes, query = coded(vectors), vectors_of("random", 1, 64, 3)[0]
+    before = codes.copy()
+    changed = np.array([5, 64, 2999])
+    vectors[changed] = unit(query + 0.1 * vectors[changed])
+    codes.set(changed, vectors[changed])
+    assert set(best(codes, vectors, query, 3000, 3).tolist()) == set(changed.tolist())
+    assert not set(changed.tolist()) & set(
+        before.best(query, 3000, 3, lambda rows: vectors_of("random", 3000, 64)[rows] @ query)[0]
+    )
+    others = np.delete(np.arange(3000), changed)
+    assert np.array_equal(codes.codes[others // 64, :, others % 64], before.codes[others // 64, :, others % 64])
+
+
+def test_rows_of_zeros_rows_past_the_end_and_a_query_of_zeros_bring_nothing():
+    vectors = vectors_of("random", 500, 64)
+    vectors[100:400] = 0
+    codes, query = coded(vectors), vectors_of("random", 1, 64, 3)[0]
+    rows, _ = codes.best(query, 450, 400, lambda rows: vectors[rows] @ query)
+    assert set(rows.tolist()) == {*range(100), *range(400, 450)}
+    rows, _ = codes.best(query, 10_000, 400, lambda rows: vectors[rows] @ query)  # items that have no row yet
+    assert set(rows.tolist()) == {*range(100), *range(400, 500)}
+    assert len(codes.best(np.zeros(64, np.float32), 500, 10, lambda rows: vectors[rows] @ query)[0]) == 0
+    assert len(Codes(64).best(query, 500, 10, lambda rows: vectors[rows] @ query)[0]) == 0
+
+
+def test_equal_rows_do_not_make_everything_exact():
+    vectors = np.tile(vectors_of("random", 1, 64), (N, 1))
+    rows, _ = coded(vectors).best(vectors[0], N, K, lambda rows: vectors[rows] @ vectors[0])
+    assert K <= len(rows) <= N
+
+
+def test_codes_that_were_kept_are_those_that_were_made():
+    vectors = vectors_of("random", 1000, 64)
+    codes, query = coded(vectors), vectors_of("random", 1, 64, 3)[0]
+    kept = Codes.from_arrays(64, codes.arrays("x", 1000), "x")
+    assert np.array_equal(best(kept, vectors, query, 1000), best(codes, vectors, query, 1000))
+    assert Codes.from_arrays(64, {}, "x") is None
+
+
+def test_dot_products_of_float16_are_those_of_its_values():
+    random = np.random.default_rng(0)
+    vectors = (random.standard_normal((200, 48)) * 10.0 ** random.integers(-8, 3, (200, 48))).astype(np.float16)
+    vectors[0], vectors[1] = 0, np.float16(6e-8)  # nothing, and the smallest numbers that it has
+    query, rows = random.standard_normal(48).astype(np.float32), random.permutation(200).astype(np.int32)
+    halves, wholes = np.empty(200, np.float32), np.empty(200, np.float32)
+    half_dots(vectors.view(np.uint16), rows, query, halves)
+    dots(vectors.astype(np.float32), rows, query, wholes)
+    read = np.empty((200, 48), np.float32)
+    half_rows(vectors.view(np.uint16), rows.astype(np.int64), read)
+    assert np.array_equal(read, vectors[rows].astype(np.float32))
+    expected = vectors[rows].astype(np.float64) @ query
+    size = np.abs(vectors[rows].astype(np.float64)) @ np.abs(query)
+    assert (np.abs(halves - expected) <= 2e-6 * size + 1e-12).all()
+    assert (np.abs(wholes - expected) <= 2e-6 * size + 1e-12).all()
+
+
+@pytest.mark.parametrize("count", [1, 10, 500, 5000])
+def test_the_bound_of_the_best_is_reached_by_about_as_many_as_asked(count):
+    values = np.random.default_rng(count).standard_normal(1000).astype(np.float32) / 4
+    values[::10] = -np.inf
+    reached = int((values >= _reached(values, 1.5, 1)(count)).sum())
+    assert min(count, 900) <= reached <= min(count, 900) + 20

@@ -1,0 +1,69 @@
+"""`driftline replay` as a command: what it takes, what it refuses before the work."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+from tests.stream.cli.outcome import Run, refused
+from typer.testing import CliRunner
+
+from driftline.configs.errors import InputError
+from driftline.stream.cli import app
+from driftline.stream.cli.evaluate import topic_file
+from driftline.stream.process.processor import Processor
+from driftline.stream.replay.adoptions import write_adoptions
+from driftline.stream.state.store import MemoryStore
+
+
+def test_a_file_of_no_profiles_is_refused_before_the_replay(driftline: Run, tmp_path: Path) -> None:
+    path = tmp_path / "items.csv"
+    path.write_text("item_id\na\n")
+    given = ("--arms", "popularity", "--limit", "100", "--out", str(tmp_path / "out"))
+    refused(driftline("replay", "--profiles", str(path), *given), 65, "expected a JSON object with format")
+
+
+def test_a_replay_of_a_few_rows_ends_well(driftline: Run, tmp_path: Path) -> None:
+    result = driftline("replay", "--limit", "5", "--arms", "popularity", "--out", str(tmp_path / "out"), "--json")
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["leak_audit"]["permutation"].startswith(("pass", "not run: "))
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (("--items", "items.csv"), "--items needs --events"),
+        (("--events", "events.csv", "--from-kafka", "interactions"), "expected one of them"),
+        (("--seed=-1",), "got '-1'; expected whole numbers from 0"),
+        (("--seed", "18446744073709551616"), "got '18446744073709551616'"),
+    ],
+)
+def test_options_of_replay_that_make_no_sense_are_refused(tmp_path: Path, given: tuple[str, ...], words: str) -> None:
+    result = CliRunner().invoke(app, ["replay", "--out", str(tmp_path / "out"), *given], terminal_width=200)
+    assert result.exit_code == 2
+    assert words in result.output
+
+
+def test_replay_of_a_topic_takes_the_events_that_a_worker_takes(world: Any, tmp_path: Path) -> None:
+    event = {"user_id": "u1", "item_id": "i1", "timestamp_ms": 1_600_000_000_000}
+    good, ahead = orjson.dumps(event), orjson.dumps(event | {"timestamp_ms": 4_000_000_000_000})
+    world.produce([(b"u1", good), (b"u2", good), (b"u1", ahead), (b"u1", b"{"), (None, good)])
+    changes = Processor(world.settings, MemoryStore()).apply(world.log())
+    assert (changes.applied, changes.dead) == (3, 2)
+    path = topic_file(world.settings, "interactions", tmp_path / "events.jsonl")
+    assert [orjson.loads(line)["timestamp_ms"] for line in path.read_bytes().splitlines()] == [1_600_000_000_000] * 3
+
+
+def test_a_file_of_adoptions_that_can_not_be_written_is_one_message(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"adoptions\.jsonl: can't be written: No such file.*choose another --out"):
+        write_adoptions(tmp_path / "missing" / "adoptions.jsonl", [])
+
+
+@pytest.mark.parametrize("place", ["file", "file/below", "/proc/x"])
+def test_a_folder_that_can_not_be_made_is_refused_before_the_work(driftline: Run, tmp_path: Path, place: str) -> None:
+    (tmp_path / "file").write_text("")
+    result = driftline("replay", "--events", "nowhere.csv", "--out", str(tmp_path / place))
+    refused(result, 65, "choose another --out")

@@ -1,0 +1,220 @@
+"""Files as others ship them, from the command line to files in the schema: nothing is lost without a word."""
+
+import gzip
+import json
+import random
+from datetime import UTC, datetime
+from pathlib import Path
+from zoneinfo import ZoneInfo
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import CliRunner
+
+from driftline.configs.errors import InputError
+from driftline.configs.load import load_settings
+from driftline.stream.cli import app
+from driftline.stream.events.files import read_items, validate, validate_items
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory):
+    """20,000 ratings sorted by user, times in seconds, and titles with commas."""
+    folder, rng = tmp_path_factory.mktemp("films"), random.Random(0)
+    lines = ["userId,movieId,rating,timestamp"]
+    for user in range(1, 201):
+        second = rng.randrange(900_000_000, 1_500_000_000)
+        lines += [f"{user},{rng.randrange(1, 400)},{rng.randrange(1, 11) / 2},{second + 30 * n}" for n in range(100)]
+    (folder / "ratings.csv").write_text("\n".join(lines) + "\n")
+    titles = [f'{n},"Film, The {n} (1999)",Drama|War' for n in range(1, 390)]
+    (folder / "movies.csv").write_text("\n".join(["movieId,title,genres", *titles]) + "\n")
+    return folder
+
+
+def written(folder):
+    return pq.read_table(folder / "events.parquet").to_pylist()
+
+
+def test_ratings_sorted_by_user_become_events_in_order_of_time(films, tmp_path):
+    result = run("import", films / "ratings.csv", "--items", films / "movies.csv", "--action", "rate", "-c", "media",
+                 "--out", tmp_path)  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert "of 20,000 would have come too late" in result.stdout
+    assert "10 ids with" in result.stdout
+    rows = written(tmp_path)
+    source = [line.split(",") for line in (films / "ratings.csv").read_text().splitlines()[1:]]
+    expected = sorted(source, key=lambda row: int(row[3]))
+    assert [(r["user_id"], r["item_id"], r["value"], r["timestamp_ms"] // 1000) for r in rows] == [
+        (user, item, float(value), int(second)) for user, item, value, second in expected
+    ]
+    assert {row["action"] for row in rows} == {"rate"}
+    settings = load_settings(tmp_path / "driftline.yaml")
+    assert settings.action("rate").positive_from == 4
+    assert settings.event_files.map == {
+        "user_id": "userId", "item_id": "movieId", "timestamp_ms": "timestamp", "value": "rating"
+    }  # fmt: skip
+    assert (settings.event_files.time, settings.event_files.action) == ("s", "rate")
+    report = validate(tmp_path / "events.parquet", settings.actions)
+    assert report.ok
+    assert not report.counts
+    assert validate_items(tmp_path / "items.parquet").rows == 389
+    assert read_items(tmp_path / "items.parquet")["7"].title == "Film, The 7 (1999)"
+    assert read_items(tmp_path / "items.parquet")["7"].categories == ["Drama", "War"]
+
+
+def test_ratings_without_an_action_are_refused_before_low_ones_count_as_wanted(films, tmp_path):
+    result = run("import", films / "ratings.csv", "--out", tmp_path / "out")
+    assert isinstance(result.exception, InputError)
+    for words in ("'rating' is taken as value (0.5 to 5", "every row counts as wanted", "--action rate",
+                  "with -c media, weight 1, counts as wanted from 4 on, ", "--action interact"):  # fmt: skip
+        assert words in str(result.exception)
+    assert not (tmp_path / "out").exists()
+    assert run("import", films / "ratings.csv", "--action", "interact", "--out", tmp_path / "out").exit_code == 0
+    told = run("import", films / "ratings.csv", "--action", "rate", "--out", tmp_path / "other")
+    assert "counts as wanted whatever its value under configuration 'default'" in told.stderr
+
+
+def test_validate_takes_the_same_file_and_says_that_most_of_it_would_come_too_late(films):
+    result = run("validate", films / "ratings.csv", "--items", films / "movies.csv", "--action", "rate")
+    assert result.exit_code == 0, result.output
+    assert "would come more than state.late_ms, 60 min, too late" in result.stdout
+    assert "ok, but out of order" in result.stdout
+    assert "│ user_id      │ userId" in result.stderr
+
+
+def test_replay_takes_ratings_as_they_are_shipped(films, tmp_path):
+    result = run("replay", "--events", films / "ratings.csv", "--items", films / "movies.csv", "--action", "rate",
+                 "-c", "media", "--out", tmp_path, "--arms", "popularity", "--no-audit", "--json")  # fmt: skip
+    assert result.exit_code == 0, result.output
+    metrics = json.loads(result.stdout)
+    assert metrics["data"]["events"] == 20_000
+    assert pq.read_metadata(tmp_path / "files" / "events.parquet").num_rows == 20_000
+
+
+def test_a_shops_export_with_semicolons_decimal_commas_and_german_dates(tmp_path):
+    zone, rng = ZoneInfo("Europe/Berlin"), random.Random(1)
+    start = datetime(2024, 1, 1, tzinfo=zone)
+    lines = ["Kundennummer;Datum;Artikelnr;Bezeichnung;Menge;Einzelpreis;Bestellnummer"]
+    times = []
+    for customer in range(50):
+        for order in range(4):
+            day = start.replace(month=rng.randrange(1, 13), day=rng.randrange(1, 29), hour=rng.randrange(24))
+            times.append(int(day.timestamp() * 1000))
+            price = "1.234,50" if order == 0 else "2,5"
+            lines.append(f"K{customer};{day:%d.%m.%Y %H:%M};A{order};Löffel, groß {order};2;{price};{customer}-{order}")
+    source = tmp_path / "export.csv"
+    source.write_bytes("\r\n".join(lines).encode("cp1252"))
+    refused = run("import", source, "--zone", "Europe/Berlin", "--out", tmp_path / "out")
+    assert isinstance(refused.exception, InputError)
+    assert "--encoding cp1252" in str(refused.exception)
+    result = run("import", source, "--zone", "Europe/Berlin", "--encoding", "cp1252", "--action", "purchase",
+                 "-c", "ecommerce", "--out", tmp_path / "out")  # fmt: skip
+    assert result.exit_code == 0, result.output
+    rows = written(tmp_path / "out")
+    assert [row["timestamp_ms"] for row in rows] == sorted(times)
+    assert {row["price"] for row in rows} == {1234.5, 2.5}
+    assert {row["group_id"] for row in rows} == {f"{c}-{o}" for c in range(50) for o in range(4)}
+    assert read_items(tmp_path / "out" / "items.parquet")["A3"].title == "Löffel, groß 3", "titles of the export itself"
+    kept = load_settings(tmp_path / "out" / "driftline.yaml").event_files
+    assert (kept.decimal, kept.time, kept.zone, kept.encoding) == (",", "dmy", "Europe/Berlin", "cp1252")
+    again = run("validate", source, "-c", tmp_path / "out" / "driftline.yaml")
+    assert again.exit_code == 0, again.output
+
+
+def test_a_podcasts_jsonl_with_nested_context_and_iso_times_in_parts(tmp_path):
+    parts = tmp_path / "plays"
+    (parts / "country=DE").mkdir(parents=True)
+    (parts / "_SUCCESS").touch()
+    for number in (0, 1):
+        rows = [
+            {
+                "event": "play" if n % 2 else "skip",
+                "at": f"2024-03-{1 + (n * 7 + number) % 28:02}T10:00:00.500{'+02:00' if number else 'Z'}",
+                "context": {"listener": {"id": n % 5}, "device": "phone", "seconds_listened": 30 * n},
+                "episode": {"id": f"e{n % 7}", "title": f"Episode {n % 7}"},
+            }
+            for n in range(40)
+        ]
+        text = "\n".join(map(json.dumps, rows)).encode()
+        (parts / "country=DE" / f"part-{number}.jsonl.gz").write_bytes(gzip.compress(text))
+    result = run("import", parts, "--map", "item_id=episode.id", "-c", "media", "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    rows = written(tmp_path / "out")
+    assert len(rows) == 80
+    assert {row["domain"] for row in rows} == {"DE"}
+    assert {row["user_id"] for row in rows} == set("01234")
+    assert {row["action"] for row in rows} == {"play", "skip"}
+    assert "context.device" in result.stderr
+    first = datetime.fromtimestamp(rows[0]["timestamp_ms"] / 1000, UTC)
+    assert first.isoformat() == "2024-03-01T10:00:00.500000+00:00"
+    assert (np.diff([row["timestamp_ms"] for row in rows]) >= 0).all()
+
+
+def test_bad_rows_are_counted_by_reason_and_put_aside_with_their_place(tmp_path):
+    source, bad = tmp_path / "orders.csv", tmp_path / "bad.jsonl"
+    good = [f"u{n},a,2024-01-{1 + n % 28:02}" for n in range(100)]
+    source.write_text("\n".join(["customer,sku,ordered_at", *good, ",a,2024-01-01", "u,b,tomorrow", "u,c"]))
+    refused = run("import", source, "--out", tmp_path / "out")
+    for words in ("3 of 103 rows are not right", "1 missing in 'customer'", "1 not a time in 'ordered_at'",
+                  "1 wrong number of fields", "the first: row 101", "--bad FILE"):  # fmt: skip
+        assert words in str(refused.exception)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == []
+    result = run("import", source, "--out", tmp_path / "out", "--bad", bad)
+    assert result.exit_code == 0, result.output
+    assert "3 rows put aside in" in result.stdout
+    lines = [json.loads(line) for line in bad.read_text().splitlines()]
+    assert {(line["row"], line["problems"][0]["kind"]) for line in lines} == {
+        (101, "missing"), (102, "not a time"), (103, "wrong number of fields")
+    }  # fmt: skip
+    assert next(line for line in lines if line["row"] == 102)["read"]["ordered_at"] == "tomorrow"
+    assert len(written(tmp_path / "out")) == 100
+
+
+def test_an_import_into_the_same_folder_keeps_settings_that_were_changed(films, tmp_path):
+    def again(*more):
+        return run("import", films / "ratings.csv", "--action", "rate", "--out", tmp_path, *more)
+
+    assert again("-c", "media").exit_code == 0
+    config: Path = tmp_path / "driftline.yaml"
+    config.write_text(config.read_text() + "state: {history: 64}\n")
+    assert again("-c", config).exit_code == 0
+    assert load_settings(config).state.history == 64
+    assert again("-c", "media").exit_code == 0
+    assert "history: 64" in config.with_name("driftline.yaml.old").read_text()
+
+
+def test_a_shops_order_lines_say_what_is_suspicious_in_them(tmp_path):
+    lines = ["Invoice,StockCode,Description,Quantity,InvoiceDate,Price,Customer ID,Country"]
+    lines += [
+        f"53{n},8{n % 4}A,LAMP {n % 4},{-1 if n == 5 else 6},12/{1 + n}/2009 7:45,2.55,178{n}.0,UK" for n in range(20)
+    ]
+    lines.append("999,80A,LAMP 0,1,12/24/2099 7:45,2.55,1.0,UK")
+    (tmp_path / "lines.csv").write_text("\n".join(lines))
+    result = run("import", tmp_path / "lines.csv", "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert "negative ones, such as returns, are as wanted as the others" in result.stderr
+    assert "in the future" in result.stdout
+    assert "all ids end in .0" in result.stdout
+    assert written(tmp_path / "out")[0]["group_id"] == "530"
+    assert read_items(tmp_path / "out" / "items.parquet")["83A"].text == "LAMP 3"
+
+
+def test_what_users_write_of_themselves_and_of_items_does_not_become_items(tmp_path):
+    review = {
+        "reviewerID": "u",
+        "asin": "a",
+        "overall": 5,
+        "unixReviewTime": 1_600_000_000,
+        "summary": "I",
+        "name": "Jo",
+    }
+    (tmp_path / "reviews.json").write_text(json.dumps(review))
+    result = run("import", tmp_path / "reviews.json", "--action", "rate", "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert "left out: summary, name" in result.stderr
+    assert not (tmp_path / "out" / "items.parquet").exists()

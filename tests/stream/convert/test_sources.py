@@ -1,0 +1,190 @@
+"""Where rows come from: formats, packings and dialects give the same events; folders, queries, files that are ready."""
+
+import bz2
+import gzip
+import json
+import lzma
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from driftline.configs.errors import InputError
+from driftline.configs.settings import EventFiles, ItemFiles, Settings
+from driftline.stream.bundled import EVENTS as BUNDLED_EVENTS
+from driftline.stream.bundled import ITEMS as BUNDLED_ITEMS
+from driftline.stream.convert.guess import EVENTS, ITEMS
+from driftline.stream.convert.run import Plan, is_ready, write_events
+from driftline.stream.events import sort
+from driftline.stream.events.chunks import Form
+from driftline.stream.events.files import raw_chunks
+
+ROWS = [{"user": f"u{n % 3}", "sku": f"ü;{n}", "ts": 1_600_000_000 + (n * 7) % 10, "qty": n} for n in range(10)]
+EXPECTED = [(r["user"], r["sku"], r["ts"] * 1000, float(r["qty"])) for r in sorted(ROWS, key=lambda row: row["ts"])]
+
+
+def text(delimiter, quote='"'):
+    def cell(value):
+        return f"{quote}{value}{quote}" if delimiter in str(value) else str(value)
+
+    return "\n".join([delimiter.join(ROWS[0]), *(delimiter.join(map(cell, row.values())) for row in ROWS)]) + "\n"
+
+
+def arrow(opener):
+    table = pa.Table.from_pylist(ROWS)
+    sink = pa.BufferOutputStream()
+    with opener(sink, table.schema) as writer:
+        writer.write_table(table, 4)
+    return sink.getvalue().to_pybytes()
+
+
+def parquet():
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(ROWS), sink)
+    return sink.getvalue().to_pybytes()
+
+
+JSONL = "\n".join(map(json.dumps, ROWS)).encode()
+
+
+def converted(tmp_path: Path, source: str | Path, **reading: object) -> list[tuple[object, ...]]:
+    plan = Plan.of(EVENTS, str(source), EventFiles(**reading))  # type: ignore[arg-type]
+    write_events(plan, tmp_path / "out.parquet", Settings())
+    rows = pq.read_table(tmp_path / "out.parquet").to_pylist()
+    return [(row["user_id"], row["item_id"], row["timestamp_ms"], row["value"]) for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.csv", text(",").encode()),
+        ("a.csv", text(";").encode()),
+        ("a.csv", text(";", "'").encode()),
+        ("a.csv", text("|").replace("\n", "\r\n").encode("utf-8-sig")),
+        ("a.dat", text("::").encode()),
+        ("a.tsv", text("\t").encode()),
+        ("a.csv.gz", gzip.compress(text(",").encode())),
+        ("a.tsv.bz2", bz2.compress(text("\t").encode())),
+        ("a.csv.xz", lzma.compress(text(",").encode())),
+        ("a.csv.zst", pa.compress(text(",").encode(), "zstd", asbytes=True)),
+        ("a.jsonl", JSONL),
+        ("a.json", JSONL),
+        ("a.log.gz", gzip.compress(JSONL)),
+        ("a.parquet", parquet()),
+        ("a", parquet()),
+        ("a.arrow", arrow(pa.ipc.new_file)),
+        ("a.feather", arrow(pa.ipc.new_file)),
+        ("a.arrow", arrow(pa.ipc.new_stream)),
+    ],
+)
+def test_every_format_packing_and_dialect_gives_the_same_events(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    assert converted(tmp_path, tmp_path / name) == EXPECTED
+
+
+def test_text_in_other_encodings_and_without_a_header(tmp_path):
+    (tmp_path / "a.csv").write_bytes(text(",").encode("utf-16"))
+    assert converted(tmp_path, tmp_path / "a.csv", encoding="utf-16") == EXPECTED
+    with pytest.raises(InputError, match="--encoding utf-16"):
+        Plan.of(EVENTS, str(tmp_path / "a.csv"), EventFiles())
+    (tmp_path / "b.csv").write_bytes(text(";").encode("latin-1"))
+    assert converted(tmp_path, tmp_path / "b.csv", encoding="latin-1") == EXPECTED
+    (tmp_path / "c.data").write_text(text("::").split("\n", 1)[1])
+    assert converted(tmp_path, tmp_path / "c.data", header=("user", "sku", "ts", "qty")) == EXPECTED
+    with pytest.raises(InputError, match="got 3 names for rows of 4 fields"):
+        Plan.of(EVENTS, str(tmp_path / "c.data"), EventFiles(header=("user", "sku", "ts")))
+
+
+def test_the_parts_of_a_folder_are_read_by_name_and_a_part_that_differs_is_named(tmp_path):
+    folder = tmp_path / "parts"
+    for number in (0, 1):
+        (folder / "land=AT").mkdir(parents=True, exist_ok=True)
+        half = pa.Table.from_pylist(ROWS[5 * number : 5 * number + 5])
+        pq.write_table(half, folder / "land=AT" / f"part-{number}.parquet")
+    (folder / ".part-0.parquet.crc").write_bytes(b"x")
+    assert converted(tmp_path, folder) == EXPECTED
+    assert set(pq.read_table(tmp_path / "out.parquet")["domain"].to_pylist()) == {"AT"}
+    pq.write_table(pa.table({"user": ["u"], "sku": ["a"]}), folder / "part-2.parquet")
+    with pytest.raises(InputError, match=r"part part-2.parquet has no column 'ts', which others have"):
+        converted(tmp_path, folder)
+    (folder / "more.csv").write_text("a,b\n")
+    with pytest.raises(InputError, match="several formats, csv and parquet"):
+        converted(tmp_path, folder)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="holds no file"):
+        converted(tmp_path, tmp_path / "empty")
+
+
+def test_a_query_is_a_source(tmp_path):
+    duckdb = pytest.importorskip("duckdb")
+    (tmp_path / "a.parquet").write_bytes(parquet())
+    query = f"SELECT user, sku, make_timestamp(ts * 1000000) AS at, qty FROM '{tmp_path}/a.parquet'"
+    assert converted(tmp_path, query) == EXPECTED
+    with duckdb.connect(str(tmp_path / "shop.db")) as shop:
+        shop.execute(f"CREATE TABLE sales AS {query}")
+    assert converted(tmp_path, f"ATTACH '{tmp_path}/shop.db' AS shop; FROM shop.sales") == EXPECTED
+    with pytest.raises(InputError, match=r"DuckDB does not answer the query: .*nowhere"):
+        converted(tmp_path, "SELECT * FROM nowhere")
+
+
+def test_a_file_without_a_single_good_row_says_why(tmp_path):
+    (tmp_path / "a.json").write_text(json.dumps(ROWS))
+    with pytest.raises(InputError, match="one array of them is no such file, write its objects one a line"):
+        converted(tmp_path, tmp_path / "a.json")
+    (tmp_path / "a.csv").write_text("user,sku,ts\n")
+    with pytest.raises(InputError, match="got 0 rows; expected a header and rows"):
+        converted(tmp_path, tmp_path / "a.csv")
+    (tmp_path / "a.zip").write_bytes(b"PK\x03\x04...")
+    with pytest.raises(InputError, match="got a ZIP file or a spreadsheet"):
+        converted(tmp_path, tmp_path / "a.zip")
+
+
+def test_runs_on_disk_give_the_same_file_as_memory(tmp_path, monkeypatch):
+    (tmp_path / "a.csv").write_text(text(","))
+    monkeypatch.setattr("driftline.stream.events.chunks.CHUNK_ROWS", 2)
+    monkeypatch.setattr(sort, "RUN_BYTES", 1)
+    assert converted(tmp_path, tmp_path / "a.csv") == EXPECTED
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.csv", "out.parquet"]
+
+
+def test_files_in_the_schema_are_read_as_they_are_and_converted_ones_under_any_settings(tmp_path):
+    assert is_ready(str(BUNDLED_EVENTS), EVENTS, EventFiles())
+    assert is_ready(str(BUNDLED_ITEMS), ITEMS, ItemFiles())
+    (tmp_path / "a.csv").write_text(text(","))
+    converted(tmp_path, tmp_path / "a.csv")
+    told = EventFiles(map={"user_id": "user"}, time="s")
+    assert is_ready(str(tmp_path / "out.parquet"), EVENTS, told)
+    assert not is_ready(str(BUNDLED_EVENTS), EVENTS, told)
+    assert not is_ready(str(tmp_path / "a.csv"), EVENTS, EventFiles())
+    assert is_ready(str(tmp_path / "nowhere.csv"), EVENTS, EventFiles()), "its reader says what is wrong"
+    items = tmp_path / "items.csv"
+    items.write_text("item_id,title,shelf\na,Lamp,3\n")
+    assert is_ready(str(items), ITEMS, ItemFiles())
+    items.write_text("item_id,name\na,Lamp\n")
+    assert not is_ready(str(items), ITEMS, ItemFiles()), "names would be lost"
+
+
+def test_columns_that_are_not_wanted_are_named_and_not_read(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(JSONL)
+    (chunk,) = raw_chunks(tmp_path / "a.jsonl", {"sku": ""}, (), Form(keeps=False))
+    assert (list(chunk.columns), chunk.unknown, chunk.extra) == (["sku"], ["user", "ts", "qty"], None)
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl"])
+def test_dates_and_times_are_joined_and_what_says_nothing_is_nothing(tmp_path, form):
+    rows = [
+        {"user": "u", "sku": "a", "day": "2024-01-02", "clock": "10:30", "qty": "\\N", "price": "NA"},
+        {"user": "NULL", "sku": "b", "day": "2024-01-01", "clock": "10:30", "qty": "1", "price": "2"},
+        {"user": "u", "sku": "NA", "day": "2024-01-01", "clock": "11:00", "qty": "2", "price": "-"},
+    ]
+    lines = [",".join(rows[0]), *(",".join(row.values()) for row in rows)] if form == "csv" else map(json.dumps, rows)
+    (tmp_path / f"a.{form}").write_text("\n".join(lines))
+    reading = EventFiles(map={"timestamp_ms": "day+clock"})
+    plan = Plan.of(EVENTS, str(tmp_path / f"a.{form}"), reading)
+    with pytest.raises(InputError, match=r"1 of 3 rows are not right \(1 missing in 'user'\)"):
+        write_events(plan, tmp_path / "out.parquet", Settings())
+    assert write_events(plan, tmp_path / "out.parquet", Settings(), tmp_path / "bad").bad == 1
+    found = pq.read_table(tmp_path / "out.parquet").to_pylist()
+    assert [(row["item_id"], row["value"], row["price"]) for row in found] == [("NA", 2.0, None), ("a", None, None)]
+    assert found[0]["timestamp_ms"] == 1_704_106_800_000

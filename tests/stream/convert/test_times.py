@@ -1,0 +1,94 @@
+"""Units, notations and zones of times."""
+
+from datetime import UTC, date, datetime
+from zoneinfo import ZoneInfo
+
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from driftline.stream.convert.times import Clock, guess_clock
+from driftline.stream.events.schema import EARLIEST_MS, MAX_TIMESTAMP_MS
+
+MS = 1_705_314_645_250
+WHEN = datetime.fromtimestamp(MS / 1000, UTC)
+BERLIN = ZoneInfo("Europe/Berlin")
+SPRING = datetime(2024, 3, 31, 3, 30, tzinfo=BERLIN)
+
+
+@pytest.mark.parametrize(
+    ("cell", "how", "expected"),
+    [
+        (MS // 1000, "s", MS - 250),
+        (MS / 1000, "s", MS),
+        (f"{MS / 1000}", "s", MS),
+        (MS, "ms", MS),
+        (str(MS), "ms", MS),
+        (MS * 1000, "us", MS),
+        (MS * 1_000_000 + 999_999, "ns", MS),
+        ("2024-01-15T10:30:45.250Z", "iso", MS),
+        ("2024-01-15 10:30:45.250 UTC", "iso", MS),
+        ("2024-01-15T11:30:45.250+01:00", "iso", MS),
+        ("2024-01-15 11:30:45.250 +0100", "iso", MS),
+        ("2024-01-15 10:30:45.250000000", "iso", MS - 3_600_000),
+        ("2024/01/15 11:30:45.250", "iso", MS),
+        ("15.01.2024 11:30:45,25", "dmy", MS),
+        ("15.1.24, 11:30 Uhr", "dmy", MS - 45_250),
+        ("15/01/2024 11:30:45", "dmy", MS - 250),
+        ("01/15/2024 11:30:45 AM", "mdy", MS - 250),
+        ("1/15/2024 12:30 p.m.", "mdy", MS - 45_250 + 3_600_000),
+        ("20240115", "%Y%m%d", 1_705_273_200_000),
+        (20240115113045, "%Y%m%d%H%M%S", MS - 250),
+        (date(2024, 1, 15), "iso", 1_705_273_200_000),
+        (WHEN, "iso", MS),
+    ],
+)
+def test_a_notation_is_found_and_read_one_by_one_and_as_a_column(cell, how, expected):
+    clock, _ = guess_clock([cell], "Europe/Berlin")
+    assert clock == Clock(how, "Europe/Berlin")
+    assert clock.ms(cell) == expected
+    times, wrong = clock.read([cell, None])
+    assert (times.to_pylist(), wrong) == ([expected, None], [])
+
+
+@pytest.mark.parametrize("sample", [["3.5", "4.0"], ["Toy Story"], [12, 13], ["1", "2"], [True], [["2024"]], ["2024"]])
+def test_what_is_no_time_is_none(sample):
+    assert guess_clock(sample, "UTC") == (None, "")
+
+
+def test_day_and_month_are_not_guessed_where_nothing_tells_them_apart():
+    assert guess_clock(["01/02/2024", "03/04/2024"], "UTC") == (None, "day and month can't be told apart")
+    assert guess_clock(["01/02/2024", "13/04/2024"], "UTC")[0] == Clock("dmy")
+    assert guess_clock(["01/02/2024", "03/14/2024"], "UTC")[0] == Clock("mdy")
+    assert guess_clock(["01.02.2024", "03.04.2024"], "UTC")[0] == Clock("dmy"), "with points the day comes first"
+
+
+def test_cells_that_are_no_time_are_named_and_the_others_read():
+    times, wrong = Clock("s").read(pa.array(["1705314645", "soon", "", None, "1705314646.5"]))
+    assert times.to_pylist() == [1_705_314_645_000, None, None, None, 1_705_314_646_500]
+    assert wrong == [1]
+    assert Clock("iso").read(["2024-02-30", {"a": 1}, 5, "2024-02-29"])[1] == [0, 1, 2]
+
+
+def test_types_for_times_need_no_notation_and_take_the_zone_where_they_have_none():
+    naive = pa.array([WHEN.replace(tzinfo=None)], pa.timestamp("ns"))
+    assert Clock("iso", "Europe/Berlin").read(naive)[0].to_pylist() == [MS - 3_600_000]
+    assert Clock("s", "Europe/Berlin").read(naive.cast(pa.timestamp("ns", "UTC")))[0].to_pylist() == [MS]
+    assert Clock("iso").read(pa.array([date(2024, 1, 15)]))[0].to_pylist() == [1_705_276_800_000]
+
+
+def test_summer_time_is_that_of_the_zone():
+    (text,) = {f"{SPRING:%d.%m.%Y %H:%M}"}
+    assert Clock("dmy", "Europe/Berlin").ms(text) == int(SPRING.timestamp() * 1000)
+    assert Clock("iso", "Europe/Berlin").read(pa.array(["2024-03-31 03:30"]))[0][0].as_py() == SPRING.timestamp() * 1000
+
+
+@given(st.integers(EARLIEST_MS, MAX_TIMESTAMP_MS), st.sampled_from(["s", "ms", "us", "ns"]))
+def test_every_unit_is_found_by_its_size_and_read_exactly(ms, unit):
+    number = {"s": ms // 1000, "ms": ms, "us": ms * 1000, "ns": ms * 1_000_000}[unit]
+    expected = ms // 1000 * 1000 if unit == "s" else ms
+    clock, _ = guess_clock([number], "UTC")
+    assert clock in (Clock(unit), Clock("%Y%m%d"), Clock("%Y%m%d%H%M%S"))
+    assert Clock(unit).read(pa.array([number]))[0].to_pylist() == [expected]
+    assert Clock(unit).read(pa.array([str(number)]))[0].to_pylist() == [expected]

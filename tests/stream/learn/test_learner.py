@@ -1,0 +1,183 @@
+"""The stream learner and the trainer around it: predict before learn, restore to the bit, one state for all drivers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from driftline.configs.errors import SnapshotError
+from driftline.configs.settings import Graph, Model, Profiles, Ranker, Settings, Trainer
+from driftline.graph.rows import Event
+from driftline.stream.events.schema import encode_event
+from driftline.stream.learn.checkpoint import read_checkpoint, write_checkpoint
+from driftline.stream.learn.learner import StreamLearner, group_of, learning_sha256
+from driftline.stream.learn.trainer import Trainer as TrainerLoop
+from driftline.stream.process.processor import Outgoing, Processor, Record
+from driftline.stream.state.store import MemoryStore, state_sha256
+
+
+@pytest.fixture
+def settings(tmp_path) -> Settings:
+    return Settings(
+        model=Model(dim=16, blocks=1, max_len=20, step_groups=4, batch=8),
+        graph=Graph(memory_dim=8, message_dim=8, time_dim=4, embed_dim=8, neighbors=5, publish_groups=40),
+        ranker=Ranker(members=1, hidden=8, sampled=20, recall=20, pool=60, text_dim=4),
+        trainer=Trainer(root=tmp_path / "trainer", publish_s=1000, publish_events=10**9),
+    ).model_copy(update={"serving": Settings().serving.model_copy(update={"snapshots": tmp_path / "snapshots"})})
+
+
+def baskets(n: int = 120, seed: int = 0) -> list[list[Event]]:
+    rng = np.random.default_rng(seed)
+    out, now, offset = [], 1_600_000_000_000, 0
+    for g in range(n):
+        now += int(rng.integers(60_000, 3_600_000))
+        user = f"u{rng.integers(12)}"
+        items = rng.choice(40, int(rng.integers(1, 6)), replace=False)
+        basket = [Event(user, f"i{i}", now, "purchase", None, 1.0, 2.0, f"g{g}") for i in items]
+        for event in basket:
+            event.offset = offset
+            offset += 1
+        out.append(basket)
+    return out
+
+
+def drive(learner: StreamLearner, groups: list[list[Event]], settings: Settings) -> list[np.ndarray]:
+    scores = []
+    for events in groups:
+        view = learner.view(events[0].user_id, events[0].timestamp_ms)
+        slate = learner.slate(view, events[0].timestamp_ms)
+        scores.append(slate.scores)
+        learner.add_items([event.item_id for event in events])
+        learner.learn(group_of(events, learner.table, settings), events, view, slate)
+    return scores
+
+
+def test_a_restored_learner_scores_and_learns_on_to_the_bit(settings, tmp_path) -> None:
+    groups = baskets()
+    whole = StreamLearner(settings)
+    expected = drive(whole, groups, settings)
+    first = StreamLearner(settings)
+    drive(first, groups[:70], settings)
+    write_checkpoint(tmp_path / "c.pt", {"learner": first.state_dict(), "settings": learning_sha256(settings)})
+    state = read_checkpoint(tmp_path / "c.pt", learning_sha256(settings))
+    assert state is not None
+    second = StreamLearner(settings)
+    second.load_state_dict(state["learner"])
+    got = drive(second, groups[70:], settings)
+    for ours, theirs in zip(got, expected[70:], strict=True):
+        assert ours.tobytes() == theirs.tobytes()
+    assert state_sha256([second.processor.store]) == state_sha256([whole.processor.store])
+
+
+def test_scores_of_a_group_do_not_depend_on_the_group_or_on_anything_later(settings) -> None:
+    groups = baskets()
+    expected = drive(StreamLearner(settings), groups, settings)
+    changed = [*groups[:60], *baskets(60, seed=9)]
+    for n, events in enumerate(changed[60:], 60):
+        for event in events:
+            event.timestamp_ms += groups[60][0].timestamp_ms - changed[60][0].timestamp_ms if n == 60 else 0
+    same_question = [*groups[:60], [Event(groups[60][0].user_id, "another", groups[60][0].timestamp_ms, offset=10**6)]]
+    got = drive(StreamLearner(settings), same_question, settings)
+    assert got[60].tobytes() == expected[60].tobytes()
+
+
+def test_a_learner_ends_in_the_state_of_a_plain_processor_that_adopts_the_same_versions(settings) -> None:
+    groups = baskets()
+    learner = StreamLearner(settings)
+    drive(learner, groups, settings)
+    assert len(learner.adoptions) == 3
+    plain = Processor(settings, MemoryStore())
+    adoptions = {offset: model for model, offset in learner.adoptions}
+    for record in [Record(event.offset, event) for events in groups for event in events]:
+        if record.offset in adoptions:
+            plain.commit(plain.adopt(adoptions[record.offset]))
+        plain.commit(plain.apply([record]))
+    assert state_sha256([plain.store]) == state_sha256([learner.processor.store])
+
+
+def records_of(groups: list[list[Event]]) -> list[Record]:
+    events = [event for group in groups for event in group]
+    return [Record(n, encode_event(event), event.user_id.encode(), -1) for n, event in enumerate(events)]
+
+
+def feed(trainer: TrainerLoop, records: list[Record]) -> None:
+    for record in records:
+        trainer.take(0, record)
+    flush(trainer)
+
+
+def flush(trainer: TrainerLoop) -> None:
+    """As if the topic had been silent for long."""
+    for number, events in trainer._open.idle(range(trainer.partitions), float("inf")):
+        trainer._learn(number, events)
+
+
+def test_a_trainer_that_starts_again_from_its_checkpoint_publishes_the_same_snapshot(settings, tmp_path) -> None:
+    log = records_of(baskets())
+    sent: list[Outgoing] = []
+    whole = TrainerLoop(settings, 1, sent.extend, None)
+    feed(whole, log)
+    assert any(out.topic == "graph-versions" for out in sent)
+    root = settings.trainer.model_copy(update={"root": tmp_path / "second"})
+    other = settings.model_copy(update={"trainer": root})
+    first = TrainerLoop(other, 1, sent.extend, None)
+    middle = sum(len(group) for group in baskets()[:70])
+    feed(first, log[:middle])
+    first.checkpoint()
+    second = TrainerLoop(other, 1, sent.extend, None)
+    assert second.offsets == {0: middle}
+    feed(second, log)  # the broker may send again what was learnt
+    theirs, ours = whole.learner.parts(), second.learner.parts()
+    for part, arrays in theirs.items():
+        for name, array in arrays.items():
+            assert ours[part][name].tobytes() == array.tobytes(), (part, name)
+
+
+def test_how_fast_and_where_a_process_works_voids_no_checkpoint(settings, tmp_path) -> None:
+    state = {"root": tmp_path, "sync": False, "epoch_ms": 7, "epoch_events": 9, "lock_wait_s": 1.0}
+    profiles = {"max_per_minute": 7, "queue": 9, "batch": 3}
+    changed = settings.model_copy(
+        update={
+            "state": settings.state.model_copy(update=state),
+            "profiles": settings.profiles.model_copy(update=profiles),
+        }
+    )
+    assert learning_sha256(changed) == learning_sha256(settings)
+    late = settings.state.model_copy(update={"late_ms": 5})
+    assert learning_sha256(settings.model_copy(update={"state": late})) != learning_sha256(settings)
+
+
+def test_a_poison_record_does_not_stop_the_trainer(settings) -> None:
+    log = records_of(baskets(10))
+    poison = Record(len(log), b"\xff{", b"x")
+    trainer = TrainerLoop(settings, 1, lambda outgoing: None, None)
+    feed(trainer, [*log, poison])
+    assert trainer.offsets[0] == len(log) + 1
+
+
+def test_a_snapshot_says_where_it_comes_from(settings) -> None:
+    from driftline.serving.snapshot import open_snapshot
+
+    log = records_of(baskets(30))
+    trainer = TrainerLoop(settings, 1, lambda outgoing: None, None)
+    feed(trainer, log)
+    version = trainer.publish()
+    snapshot = open_snapshot(settings.serving.snapshots)
+    assert snapshot.version == version
+    assert snapshot.meta.offsets == {"interactions:0": len(log)}
+    assert snapshot.meta.metrics["groups"] == 30
+    assert snapshot.meta.extra["plugs"] == ["hstu", "graph", "fused"]
+
+
+def test_a_server_with_other_settings_refuses_a_snapshot_and_says_so(settings) -> None:
+    from driftline.serving.engine_scorer import engine_builder
+    from driftline.serving.snapshot import open_snapshot
+
+    trainer = TrainerLoop(settings, 1, lambda outgoing: None, None)
+    feed(trainer, records_of(baskets(30)))
+    trainer.publish()
+    snapshot = open_snapshot(settings.serving.snapshots)
+    engine_builder(settings.model_copy(update={"name": "elsewhere", "profiles": Profiles(queue=3)}))(snapshot)
+    other = settings.model_copy(update={"signals": settings.signals.model_copy(update={"half_lives_days": (3.0, 9.0)})})
+    with pytest.raises(SnapshotError, match=r"trained with other settings.* Start trainer and serve with the same"):
+        engine_builder(other)(snapshot)

@@ -1,0 +1,358 @@
+"""Forgetting a user: at the offset of the request, whatever the cuts, the restarts and who comes late."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import orjson
+import pytest
+from tests.stream.conftest import T0_MS, feed, flush, start
+from tests.stream.process.test_processor import SETTINGS, records, run, shop_log
+from typer.testing import CliRunner
+
+from driftline.configs.errors import LockedError
+from driftline.configs.settings import Settings, State
+from driftline.graph.rows import Event, decode_item, key64
+from driftline.llm.clients import make_client
+from driftline.llm.generator import ProfileGenerator
+from driftline.serving.forget import Forgetter
+from driftline.serving.owner import partition_of
+from driftline.stream.cli import app
+from driftline.stream.events.schema import encode_event
+from driftline.stream.process.forget import Forgotten, encode_forget, forgotten_user, without_forgotten
+from driftline.stream.process.processor import Processor, Record
+from driftline.stream.profile.profiler import Profiler
+from driftline.stream.replay.adoptions import follow
+from driftline.stream.replay.rebuild import rebuild
+from driftline.stream.replay.without import Log
+from driftline.stream.state.layout import hold_to_layout
+from driftline.stream.state.live import has_user, read_live_state
+from driftline.stream.state.store import MemoryStore, RocksStore, partition_path, state_sha256
+
+
+def log_with(users: dict[int, str], groups: int = 120) -> list[Record]:
+    """The shop's log with requests to forget users, each put in after so many events."""
+    out: list[Record] = []
+    for number, record in enumerate(records(shop_log(groups))):
+        if number in users:
+            key, value = encode_forget(users[number])
+            out.append(Record(len(out), value, key))
+        out.append(Record(len(out), record.value, record.key))
+    return out
+
+
+def state_of(log: list[Record], settings: Settings = SETTINGS) -> Processor:
+    processor = Processor(settings, MemoryStore())
+    processor.commit(processor.apply(log))
+    return processor
+
+
+def traces(store: Any, user_id: str) -> list[bytes]:
+    """Keys of a store whose key or value names a user, or an item row's ring has the user's key."""
+    key, name = key64(user_id).to_bytes(8, "little"), user_id.encode()
+    found = []
+    for at, value in store.scan(b""):
+        in_ring = at.startswith(b"i:") and key in bytes(decode_item(value).ring)
+        if in_ring or name in at or (name in value and not at.startswith(b"o:")):
+            found.append(at)
+    return found
+
+
+def renamed(log: list[Record], user_id: str, name: str) -> list[Record]:
+    """The log with a user of a name that is part of nothing else."""
+    out = []
+    for record in log:
+        value = record.value.replace(b'"%s"' % user_id.encode(), b'"%s"' % name.encode())
+        key = name.encode() if record.key == user_id.encode() else record.key
+        out.append(Record(record.offset, value, key))
+    return out
+
+
+def test_a_forgotten_user_leaves_no_row_no_event_and_no_place_in_a_ring() -> None:
+    log = renamed(log_with({700: "u7"}), "u7", "Zoë Forget")[:701]
+    assert forgotten_user(log[-1]) == "Zoë Forget"
+    before = state_of(log[:-1])
+    assert len(traces(before.store, "Zoë Forget")) > 5
+    after = state_of(log)
+    assert traces(after.store, "Zoë Forget") == []
+    assert after.user("Zoë Forget") is None
+    assert before.user("u8") is not None
+    others = [(k, v) for k, v in before.store.scan(b"u:") if k != b"u:" + "Zoë Forget".encode()]
+    assert list(after.store.scan(b"u:")) == others
+
+
+def test_where_a_log_with_requests_is_cut_or_the_processor_reopened_changes_nothing(tmp_path) -> None:
+    log = log_with({100: "u3", 101: "u3", 350: "u9", 600: "u3", 640: "nobody"})
+    whole = run(log, [])
+    rng = np.random.default_rng(1)
+    assert run(log, [100, 101, 102, 103]) == whole
+    for _ in range(3):
+        assert run(log, rng.choice(np.arange(1, len(log)), 20, replace=False).tolist()) == whole
+    cuts = [0, *sorted(rng.choice(np.arange(1, len(log)), 15, replace=False).tolist()), 100, 352, len(log)]
+    for start_at, end in itertools.pairwise(sorted(cuts)):
+        store = RocksStore(tmp_path / "partition-0", sync=False)
+        processor = Processor(SETTINGS, store)
+        processor.commit(processor.apply(log[start_at:end]))
+        digest = state_sha256([store])
+        store.close()
+    assert digest == whole
+
+
+def test_a_late_event_of_another_brings_nothing_of_a_forgotten_user_back() -> None:
+    log = log_with({700: "u7"})[:701]
+    last = orjson.loads(log[699].value)["timestamp_ms"]
+    for cut in ([], [650], [699], [700]):
+        store = MemoryStore()
+        run(log, cut, store)
+        processor = Processor(SETTINGS, store)
+        late = Event("u8", "i3", last - 1, "purchase")
+        processor.commit(processor.apply([Record(701, encode_event(late), b"u8")]))
+        assert processor.user("u7") is None
+        assert not dict(store.scan(b"u:u7"))
+        in_rings = [bytes(decode_item(value).ring) for _, value in store.scan(b"i:")]
+        assert not any(key64("u7").to_bytes(8, "little") in ring for ring in in_rings)
+
+
+def test_a_user_who_comes_back_is_new() -> None:
+    shop = records(shop_log())
+    back = min({r.key for r in shop[:400]} & {r.key for r in shop[400:]}).decode()
+    log = log_with({400: back})
+    row = state_of(log).user(back)
+    later = [r for r in log[401:] if r.key == back.encode()]
+    assert any(r.key == back.encode() for r in log[:400])
+    assert row is not None
+    assert row.events == len(later) > 0
+    assert row.first_ms == orjson.loads(later[0].value)["timestamp_ms"]
+    assert [e["t"] for e in row.events_array()] == [orjson.loads(r.value)["timestamp_ms"] for r in later]
+
+
+def test_the_worker_sends_tombstones_after_what_it_asked_for_and_again_after_a_crash() -> None:
+    log = log_with({700: "u7"})[:701]
+    store = MemoryStore()
+    processor = Processor(SETTINGS, store)
+    changes = processor.apply(log)
+    processor.commit(changes)
+    mine = [(out.topic, out.value is None) for out in changes.outgoing if out.key == b"u7"]
+    assert mine[-2:] == [("profile-requests", True), ("profiles", True)]
+    assert not any(gone for _, gone in mine[:-2])
+    again = Processor(SETTINGS, store).unsent
+    assert [(out.topic, out.value is None) for out in again if out.key == b"u7"] == mine
+    assert changes.forgotten == 1
+    assert changes.dead == 0
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        (b"u1", b'{"forget_user_id": "u1", "more": 1}'),
+        (b"u1", b'{"forget_user_id": 7}'),
+        (b"u1", b'{"forget_user_id": ""}'),
+        (b"u1", b'{"forget_user_id": "u1"'),
+        (b"u1", b'[{"forget_user_id": "u1"}]'),
+        (b"x" * 300, b'{"forget_user_id": "%s"}' % (b"x" * 300)),
+    ],
+)
+def test_what_is_no_whole_request_is_a_dead_letter(key: bytes, value: bytes) -> None:
+    processor = Processor(SETTINGS, MemoryStore())
+    processor.commit(processor.apply([Record(0, encode_event(Event("u1", "i1", T0_MS, "view")), b"u1")]))
+    changes = processor.apply([Record(1, value, key)])
+    assert (changes.forgotten, changes.dead) == (0, 1)
+    assert processor.user("u1") is not None
+
+
+def test_a_request_in_another_partition_goes_on_to_the_owner_of_the_user_once() -> None:
+    user = next(f"u{n}" for n in range(99) if partition_of(f"u{n}", 4) == 2)
+    key, value = encode_forget(user)
+    foreign = Processor(SETTINGS, MemoryStore(), partition=1, partitions=4)
+    changes = foreign.apply([Record(7, value, b"any key")])
+    (copy,) = changes.outgoing
+    assert (copy.topic, copy.partition, changes.forwarded, changes.forgotten) == ("interactions", 2, 1, 0)
+    owner = Processor(SETTINGS, MemoryStore(), partition=2, partitions=4)
+    owner.commit(owner.apply([Record(0, encode_event(Event(user, "i1", T0_MS, "view")), key)]))
+    twice = [Record(1 + n, copy.value, copy.key, -1, copy.headers) for n in range(2)]
+    first = owner.apply(twice)
+    assert (first.forgotten, first.duplicates) == (1, 1)
+    assert owner.user(user) is None
+
+
+def test_a_log_of_several_partitions_leaves_out_what_was_taken_before_the_request() -> None:
+    def event(at: int, taken_ms: int) -> Record:
+        return Record(at, encode_event(Event("u7", "i1", T0_MS, "view")), b"u7", taken_ms)
+
+    request = Record(5, encode_forget("u7")[1], b"u7", 100)
+    forgotten = Forgotten([(0, event(4, 90)), (0, request), (1, event(9, 99)), (1, event(10, 101))])
+    gone = [forgotten.has(*place) for place in ((0, event(4, 90)), (0, request), (0, event(6, 90)), (1, event(9, 99)))]
+    assert gone == [True, True, False, True]
+    assert not forgotten.has(1, event(10, 101))
+
+
+def test_an_event_that_carries_the_field_is_an_event() -> None:
+    value = encode_event(Event("u1", "i1", T0_MS, "view", extra={"forget_user_id": "u1"}))
+    assert state_of([Record(0, value, b"u1")]).user("u1") is not None
+
+
+def test_with_several_partitions_rows_of_users_are_those_of_a_log_without_the_forgotten() -> None:
+    log = log_with({500: "u3", 700: "u7"})
+
+    def rows(records: list[Record]) -> dict[bytes, bytes]:
+        processor = Processor(SETTINGS, MemoryStore(), partitions=4)
+        processor.commit(processor.apply(records))
+        return dict(processor.store.scan(b"u:"))
+
+    assert rows(log) == rows(without_forgotten(log))
+
+
+def test_a_rebuilt_state_is_that_of_a_log_without_the_forgotten_and_the_worker_goes_on(tmp_path) -> None:
+    settings = Settings(state=State(root=tmp_path / "state", sync=False, lock_wait_s=0.1))
+    hold_to_layout(settings, 1)
+    log = log_with({500: "u3", 700: "u7"})
+    path = partition_path(settings.state.root, 0)
+    store = RocksStore(path, sync=False)
+    dirty = run(log, [300, 650], store, settings)
+    with pytest.raises(LockedError):
+        rebuild(settings, Log({0: log}))
+    store.close()
+    assert read_live_state(settings.state.root).state_sha256 == dirty
+    done = rebuild(settings, Log({0: log}))
+    named = {b"u3": 500, b"u7": 701}
+    by_hand = [r for r in log if forgotten_user(r) is None and r.offset >= named.get(r.key, -1)]
+    expected = run(by_hand, [77])
+    assert done.state_sha256 == done.log_sha256 == expected != dirty
+    assert read_live_state(settings.state.root).state_sha256 == expected
+    assert done.left_out == len(log) - len(by_hand)
+    assert [folder.name for folder in settings.state.root.glob("partition*")] == ["partition-0"]
+    more = [Record(len(log) + n, r.value, r.key) for n, r in enumerate(records(shop_log(150))[len(log) :])]
+    store = RocksStore(path, sync=False)
+    processor = Processor(settings, store)
+    assert processor.next_offset == len(log)
+    assert processor.unsent  # of the last epoch, of which nobody knows whether it was sent
+    assert not [out for out in processor.unsent if out.key == b"u7" and out.value is not None]
+    processor.commit(processor.apply(more))
+    store.close()
+    assert read_live_state(settings.state.root).state_sha256 == run([*by_hand, *more], [])
+
+
+def test_a_trainer_keeps_no_row_history_sample_or_open_group_of_a_forgotten_user(
+    settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("driftline.stream.learn.trainer.SOON_S", 0.0)
+    settings = settings.model_copy(update={"signals": settings.signals.model_copy(update={"refresh_ms": 1})})
+    log = log_with({400: "u7"}, groups=100)
+    log = renamed([r for r in log if r.offset <= 400], "u7", "ZoeForget")
+    trainer = feed(start(settings), [r for r in log if forgotten_user(r) is None])
+    flush(trainer)
+    trainer.checkpoint()
+    name = "ZoeForget"
+
+    def kept() -> bool:
+        return name.encode() in (settings.trainer.root / "checkpoint.pt").read_bytes()
+
+    hidden = key64(name).to_bytes(8, "little")
+
+    def served() -> list[str]:
+        folder = settings.serving.snapshots / trainer.publish()
+        return [path.name for path in folder.rglob("*") if path.is_file() and hidden in path.read_bytes()]
+
+    assert kept()
+    assert served()
+    last = orjson.loads(log[399].value)
+    trainer.take(0, Record(400, encode_event(Event(name, "i1", last["timestamp_ms"] + 5, "purchase")), name.encode()))
+    assert trainer.open_groups == 1
+    key, value = encode_forget(name)
+    trainer.take(0, Record(401, value, key))
+    assert trainer.open_groups == 0
+    assert trainer.learner.processor.user(name) is None
+    trainer.checkpoint_if_due()
+    assert not kept()
+    assert hidden not in (settings.trainer.root / "checkpoint.pt").read_bytes()
+    assert trainer.publish_news() is not None  # the snapshot that has the user's vector is replaced
+    assert served() == []
+    flush(feed(trainer, [Record(402 + n, r.value, r.key) for n, r in enumerate(records(shop_log(160))[500:700])]))
+    trainer.publish()
+    second = start(settings)
+    assert second.offsets[0] == 402
+
+
+@pytest.mark.parametrize(
+    ("seen", "code", "words"),
+    [
+        ([True, True, False], 0, "row: gone"),
+        ([False, False], 65, "check the id"),
+        ([True, True], 75, "still there"),
+        ([None, None], 69, "no state on this host"),
+    ],
+)
+def test_forget_ends_with_0_only_where_a_row_was_and_is_gone(
+    world: Any, monkeypatch: pytest.MonkeyPatch, seen: list[bool | None], code: int, words: str
+) -> None:
+    answers = iter(seen)
+    monkeypatch.setattr("driftline.stream.state.live.has_user", lambda *_: next(answers))
+    wait_s = "0" if code == 75 else "5"
+    result = CliRunner().invoke(app, ["forget", "u7", "--wait", wait_s, "--config", str(world.config)])
+    assert result.exit_code == code, result.output
+    assert words in result.stdout
+    assert "the request to forget u7 is in the topic" in result.stdout
+
+
+def test_forget_on_a_running_worker_takes_the_row_within_seconds_and_rebuild_proves_it(world: Any, wait: Any) -> None:
+    log = [(r.key, r.value) for r in records(shop_log(60))]
+    world.produce(log)
+    config = str(world.config)
+
+    def command(*arguments: str) -> Any:
+        result = CliRunner().invoke(app, ["forget", "u7", "--json", "--config", config, *arguments])
+        assert result.exit_code == 0, result.output
+        return orjson.loads(result.stdout)
+
+    with world.worker() as worker:
+        wait(lambda: worker.applied() == len(log), what="everything is applied")
+        assert has_user(world.settings.state.root, "u7")
+        said = command()
+        assert (said["row"], said["rebuilt"]) == ("gone", None)
+        assert not has_user(world.settings.state.root, "u7")
+        nobody = CliRunner().invoke(app, ["forget", "U00002", "--config", config])
+        assert (nobody.exit_code, "check the id" in nobody.stdout) == (65, True), nobody.output
+        world.produce([(b"u8", encode_event(Event("u8", "i1", 1_700_000_000_000, "view")))])
+        wait(lambda: worker.applied() == len(log) + 3, what="the worker goes on")
+        assert CliRunner().invoke(app, ["forget", "u7", "--rebuild", "--config", config]).exit_code != 0
+        worker.stop()
+    done = command("--rebuild")["rebuilt"]
+    without = [r for r in world.log() if r.key not in (b"u7", b"U00002")]
+    expected, _ = follow(without, [], world.settings)
+    assert done["state_sha256"] == done["log_sha256"] == expected
+    assert read_live_state(world.settings.state.root).state_sha256 == expected
+    misspelt = CliRunner().invoke(app, ["forget", "U7", "--rebuild", "--config", config])
+    assert (misspelt.exit_code, "check the id" in misspelt.stdout) == (65, True), misspelt.output
+
+
+def test_a_request_over_grpc_is_the_record_that_the_worker_reads(world: Any) -> None:
+    world.create_topics()
+    forgetter = Forgetter(world.settings.broker, world.bootstrap)
+    assert forgetter.forget("u7") == (0, 0)
+    assert forgetter.forget("Zoë Forget") == (0, 1)
+    forgetter.close()
+    assert [forgotten_user(record) for record in world.log()] == ["u7", "Zoë Forget"]
+
+
+def test_a_profile_that_was_being_written_when_its_user_was_forgotten_is_taken_back(settings) -> None:
+    sent: list[Any] = []
+    processor = Processor(settings, MemoryStore())
+    requests = [
+        out.value
+        for record in records(shop_log())
+        for out in processor.apply([record]).outgoing
+        if out.topic == "profile-requests" and out.value
+    ]
+    generator = ProfileGenerator(make_client(settings.llm.model_copy(update={"client": "template"})), settings.profiles)
+    profiler = Profiler(settings, generator, sent.extend)
+    for request in requests:
+        profiler.take_request(request)
+    (first, *_) = [profile.user_id for profile in profiler.write()]
+    sent.clear()
+    profiler.forget("somebody else")
+    assert sent == []
+    profiler.forget(first)
+    assert [(out.topic, out.key, out.value) for out in sent] == [("profiles", first.encode(), None)]
+    assert first not in [profile.user_id for profile in profiler.write()]

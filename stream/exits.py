@@ -7,17 +7,28 @@ import sys
 import traceback
 from typing import NoReturn
 
-from driftline.configs.errors import UNEXPECTED_EXIT_CODE, DriftlineError
+from driftline.configs.errors import UNEXPECTED_EXIT_CODE, BrokerError, DriftlineError
 
 
 def report(error: BaseException) -> int:
     """Writes an error to stderr; returns the exit code that goes with it."""
+    if _broker_is_gone(error):
+        error = BrokerError(f"the broker can't be reached: {error!r:.300}; check it and try again")
     if isinstance(error, DriftlineError):
         print(f"driftline: {error}", file=sys.stderr, flush=True)
         return error.exit_code
     traceback.print_exception(error, file=sys.stderr)
     print("driftline: ends on an unexpected error", file=sys.stderr, flush=True)
     return UNEXPECTED_EXIT_CODE
+
+
+def _broker_is_gone(error: BaseException) -> bool:
+    """Whether a Kafka client, wherever it is used, found no broker: each of them has an error of its own."""
+    from aiokafka import errors as of_aiokafka
+    from kafka import errors as of_kafka
+
+    gone = (of_kafka.KafkaConnectionError, of_kafka.KafkaTimeoutError)
+    return isinstance(error, (*gone, of_aiokafka.KafkaConnectionError, of_aiokafka.KafkaTimeoutError))
 
 
 def end_process(error: BaseException) -> NoReturn:

@@ -16,7 +16,11 @@ from driftline.stream.exits import report
 
 def by_aiokafka(address: str) -> None:
     async def started() -> None:
-        await AIOKafkaConsumer(bootstrap_servers=address).start()
+        consumer = AIOKafkaConsumer(bootstrap_servers=address)
+        try:
+            await consumer.start()
+        finally:
+            await consumer.stop()
 
     asyncio.run(started())
 

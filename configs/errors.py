@@ -28,9 +28,22 @@ class DriftlineError(Exception):
 
 
 class ConfigError(DriftlineError):
-    """A setting is unknown, out of range or can't be read."""
+    """A setting is unknown, out of range or can't be read.
+
+    Args:
+        faults: a sentence for each mistake, in the order in which they stand.
+    """
 
     exit_code = 64
+
+    def __init__(self, *faults: str) -> None:
+        super().__init__(*faults)
+        self.faults = faults
+
+    def __str__(self) -> str:
+        if len(self.faults) == 1:
+            return self.faults[0]
+        return "\n  ".join((f"{len(self.faults)} mistakes in the settings:", *self.faults))
 
 
 class InputError(DriftlineError):

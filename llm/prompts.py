@@ -135,7 +135,7 @@ def load_prompts(name: str) -> Prompts:
             "or a path to a YAML file"
         )
     node = compose(path, yaml.BaseLoader)  # every scalar is text: "on" and "no" are words here
-    tree = None if node is None else yaml.BaseLoader("").construct_document(node)  # type: ignore[no-untyped-call]
+    tree = None if node is None else yaml.BaseLoader("").construct_document(node)
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: got {quoted(tree)}; expected the keys of {PROMPTS / 'ecommerce.yaml'}")
     faults = list(faults_in(tree))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
+from inspect import cleandoc
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +13,7 @@ from rich.table import Table
 
 from driftline.configs.settings import UNKNOWN_ACTION, Settings
 from driftline.stream.bundled import EVENTS, ITEMS, PROFILES
+from driftline.stream.cli.arms import print_arms
 from driftline.stream.cli.common import AsJson, Config, err, out, print_json, settings_of, when
 from driftline.stream.cli.own import (
     SOURCES,
@@ -29,6 +31,7 @@ from driftline.stream.cli.own import (
     checked_items,
     own_files,
 )
+from driftline.stream.replay.named import help_of_arms
 from driftline.stream.replay.progress import progress_bars
 
 if TYPE_CHECKING:
@@ -38,7 +41,7 @@ if TYPE_CHECKING:
 
 def register(app: typer.Typer) -> None:
     """Adds the commands of this file."""
-    app.command()(replay)
+    app.command(help=f"{cleandoc(replay.__doc__ or '')}\n\n{help_of_arms()}")(replay)
     app.command()(validate)
 
 
@@ -49,7 +52,7 @@ def replay(
     from_kafka: Annotated[
         str | None, typer.Option(help="Read this topic instead of a file, named with or without broker.prefix.")
     ] = None,
-    arms: Annotated[str, typer.Option(help="Comma-separated; default: the simple ones and the engine.")] = "",
+    arms: Annotated[str, typer.Option(help="Comma-separated, those listed above; default: those with a star.")] = "",
     split: Annotated[float, typer.Option(min=0.01, max=0.99, help="Share of the rows that only warm up.")] = 0.85,
     candidates: Annotated[str, typer.Option(help="seen, or items = those of the items file.")] = "seen",
     seeds: Annotated[str, typer.Option("--seed", "--seeds", help="One, or several with commas.")] = "0",
@@ -121,24 +124,8 @@ def replay(
         out.print(f"state_sha256 {metrics['state_sha256']} after {rows:,} events, {rate:,.0f} events/s", soft_wrap=True)
         out.print(f"{to / 'metrics.json'}")
     else:
-        _print_arms(metrics)
+        print_arms(metrics)
         out.print(f"{to / 'metrics.json'}, {to / 'report.html'}")
-
-
-def _print_arms(metrics: dict[str, Any]) -> None:
-    """The table of the arms, and what a reader of it should know."""
-    from driftline.stream.replay.audit import AUDITS
-    from driftline.stream.replay.report import profiles_line, reachable_line
-
-    out.print(arms_table(metrics))
-    for name, arm in metrics["arms"].items():
-        if "note" in arm:
-            out.print(f"{name}: {arm['note']}", soft_wrap=True)
-    out.print(f"profiles: {profiles_line(metrics['protocol']['profiles'])}", soft_wrap=True)
-    if "reachable" in metrics:
-        out.print(f"reachable: {reachable_line(metrics)}", soft_wrap=True)
-    found = {metrics["leak_audit"][name] for name in AUDITS}
-    out.print(f"leak audit: {'; '.join(sorted(found))}", soft_wrap=True)
 
 
 def _numbers(seeds: str) -> list[int]:
@@ -208,19 +195,6 @@ def without_prefix(settings: Settings, topic: str) -> str:
     from driftline.stream.events.topics import TOPICS
 
     return topic if topic in {known.name for known in TOPICS} else topic.removeprefix(settings.broker.prefix)
-
-
-def arms_table(metrics: dict[str, Any]) -> Table:
-    """NDCG@10 of each arm by list, and the CPU time that it took to learn and to score."""
-    table = Table("arm", "novel", "repeat", "overall", "CPU", title="NDCG@10", title_justify="left")
-    for name, arm in metrics["arms"].items():
-        cells = [_cell(arm.get(which, {})) for which in ("novel", "repeat", "overall")]
-        table.add_row(name, *cells, f"{arm.get('train_cpu_s', 0) + arm.get('score_cpu_s', 0):,.0f} s")
-    return table
-
-
-def _cell(values: dict[str, Any]) -> str:
-    return "" if values.get("ndcg@10") is None else f"{values['ndcg@10']:.4f}"
 
 
 def validate(

@@ -1,4 +1,4 @@
-"""What a replay shows on stderr while it runs: one bar for each of its steps."""
+"""What long work shows on stderr: a bar for each step with rate and time left; lines where it is no terminal."""
 
 from __future__ import annotations
 
@@ -6,39 +6,30 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, Progress, Task, TaskID, TextColumn, TimeRemainingColumn
 
 LINE_S = 60.0
+Show = Callable[[str, int, int | None], None]
+"""(step, done, total); None = nobody knows how much there is."""
 
 
 @contextmanager
-def progress_bars() -> Iterator[Callable[[str, int, int], None]]:
-    """Gives the function (step, done, total) that `stream.replay.replay` calls."""
-    columns = (
-        TextColumn("{task.description:<28}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
+def progress_bars() -> Iterator[Show]:
+    """Gives the function that work calls: it shows bars on a terminal, else a line a minute."""
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield progress_lines()
+        lines = ProgressLines()
+        yield lines
+        lines.end()
         return
+    columns = (TextColumn("{task.description:<28}"), BarColumn(), _Told(""), TimeRemainingColumn())
     with Progress(*columns, console=console) as bars:
         tasks: dict[str, TaskID] = {}
 
-        def show(step: str, done: int, total: int) -> None:
+        def show(step: str, done: int, total: int | None) -> None:
             if step not in tasks:
                 tasks[step] = bars.add_task(step, total=total)
             bars.update(tasks[step], completed=done, total=total)
@@ -46,27 +37,75 @@ def progress_bars() -> Iterator[Callable[[str, int, int], None]]:
         yield show
 
 
-def progress_lines(now_s: Callable[[], float] = time.monotonic) -> Callable[[str, int, int], None]:
+class _Told(TextColumn):
+    """How many of how many, and how fast."""
+
+    def render(self, task: Task) -> str:  # type: ignore[override]
+        """The cell."""
+        total = None if task.total is None else int(task.total)
+        return f"{_of(int(task.completed), total)}{_rate(int(task.completed), task.elapsed or 0.0)}"
+
+
+@dataclass(slots=True)
+class _Step:
+    start_s: float
+    start: int
+    told_s: float
+    done: int
+    total: int | None
+    ended: bool = False
+
+
+class ProgressLines:
     """The same for a log: of each step a line a minute, and one at its end.
 
     Args:
         now_s: the clock.
     """
-    begun: dict[str, tuple[float, int]] = {}
-    told: dict[str, float] = {}
 
-    def show(step: str, done: int, total: int) -> None:
-        now = now_s()
-        start_s, start = begun.setdefault(step, (now, done))
-        ended = done >= total
-        if now - told.setdefault(step, start_s) < LINE_S and not ended:
-            return
-        told[step] = now
-        rest = f"; {_minutes((now - start_s) / (done - start) * (total - done))} left" if done > start else ""
-        word = f" in {_minutes(now - start_s)}" if ended else rest
-        print(f"{step}: {done:,} of {total:,}{word}", file=sys.stderr, flush=True)
+    def __init__(self, now_s: Callable[[], float] = time.monotonic) -> None:
+        self._now_s = now_s
+        self._steps: dict[str, _Step] = {}
 
-    return show
+    def __call__(self, step: str, done: int, total: int | None) -> None:
+        """A step has come so far."""
+        now = self._now_s()
+        one = self._steps.get(step)
+        if one is None or (one.ended and done < one.done):  # or it begins again
+            one = self._steps[step] = _Step(now, done, now, done, total)
+        one.done, one.total = done, total
+        if total is not None and done >= total:
+            self._end(step, one, now)
+        elif now - one.told_s >= LINE_S:
+            one.told_s = now
+            rate = _rate(done - one.start, now - one.start_s)
+            left = ""
+            if total is not None and done > one.start:
+                left = f"; {_minutes((now - one.start_s) / (done - one.start) * (total - done))} left"
+            print(f"{step}: {_of(done, total)}{rate}{left}", file=sys.stderr, flush=True)
+
+    def end(self) -> None:
+        """The last line of steps whose end nobody knew."""
+        for step, one in self._steps.items():
+            if not one.ended:
+                self._end(step, one, self._now_s())
+
+    def _end(self, step: str, one: _Step, now: float) -> None:
+        one.ended, one.told_s = True, now
+        took = now - one.start_s
+        rate = _rate(one.done - one.start, took)
+        print(f"{step}: {_of(one.done, one.total)} in {_minutes(took)}{rate}", file=sys.stderr, flush=True)
+
+
+def _of(done: int, total: int | None) -> str:
+    return f"{done:,}" if total is None else f"{done:,} of {total:,}"
+
+
+def _rate(done: int, seconds: float) -> str:
+    """ ", 8,242/s", or a minute where that says more; "" as long as it would be a guess."""
+    if seconds < 0.2 or done <= 0:
+        return ""
+    return f", {done / seconds:,.0f}/s" if done >= seconds else f", {60 * done / seconds:,.1f}/min"
 
 
 def _minutes(seconds: float) -> str:

@@ -19,6 +19,23 @@ from __future__ import annotations
 
 UNEXPECTED_EXIT_CODE = 70
 """A worker ends with this code on an unexpected error; its supervisor restarts it."""
+INTERRUPTED_EXIT_CODE = 130
+EXIT_CODES = {
+    0: "done",
+    1: "failed",
+    2: "usage",
+    64: "settings",
+    65: "input",
+    66: "model files missing",
+    69: "broker or endpoint",
+    UNEXPECTED_EXIT_CODE: "unexpected",
+    73: "state",
+    74: "snapshot",
+    75: "locked",
+    76: "serving not reachable",
+    INTERRUPTED_EXIT_CODE: "interrupted",
+}
+"""Every code that a command ends with, in a word; docs/exit-codes.md says what to do."""
 
 
 class DriftlineError(Exception):

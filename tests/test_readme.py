@@ -72,6 +72,7 @@ def test_every_driftline_command_exists_with_its_options(page, line):
         assert command is not COMMANDS, f"{page}: no command `driftline {line}`"
         return
     known = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
+    known |= set(command.make_context(command.name, [], resilient_parsing=True).help_option_names)
     for word in words:
         if word.startswith("-") and not word.lstrip("-").isdigit():
             assert word.split("=")[0] in known, f"{page}: `driftline {line}` has no option {word}"
@@ -244,7 +245,7 @@ def test_settings_that_the_docs_name_exist():
 
 def test_the_page_of_exit_codes_says_each_code_its_word_and_its_exceptions_and_no_other():
     rows = re.findall(
-        r"^\| (\d+) \| ([^|]+) \| ([^|]*) \|", (ROOT / "docs/exit-codes.md").read_text("utf-8"), re.MULTILINE
+        r"^\| (\d+) \| ([^|]+) \| ([^|]*)\|", (ROOT / "docs/exit-codes.md").read_text("utf-8"), re.MULTILINE
     )
     assert {int(code): word for code, word, _ in rows} == errors.EXIT_CODES
     named = {name: int(code) for code, _, raised in rows for name in re.findall(r"`(\w+)`", raised)}

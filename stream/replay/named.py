@@ -9,7 +9,7 @@ SIMPLE = {
     "recent_popularity": "what is taken most lately, counts halve in 30 days",
     "personal_recency": "what this user took often and lately, then what is popular",
     "item_knn": "items bought with those of the user's history, by cosine over baskets",
-    "item_knn_recent": "the same with weights that halve in 7 days along the history",
+    "item_knn_recent": "as item_knn, what lies further back in the history counting less, half in 7 days",
     "user_knn_recent": "what the 100 most similar users took, newer purchases counting more",
     "ease_recent": "EASE, a linear item-item model in closed form, on baskets that fade, fitted anew each day",
 }

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import logging.config
 from typing import Any
 
 FORMAT = "%(asctime)s %(levelname)s %(message)s"
+
+
+class NoServices(logging.Filter):
+    """Leaves out that a service of Faust starts or stops, which it logs under the name of our own class."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """False for such a line."""
+        return record.levelno > logging.INFO or not record.getMessage().startswith("[^")
 
 
 def logging_config() -> dict[str, Any]:
@@ -14,7 +23,8 @@ def logging_config() -> dict[str, Any]:
         "version": 1,
         "disable_existing_loggers": False,
         "formatters": {"default": {"format": FORMAT}},
-        "handlers": {"default": {"class": "logging.StreamHandler", "formatter": "default"}},
+        "filters": {"no_services": {"()": NoServices}},
+        "handlers": {"default": {"class": "logging.StreamHandler", "formatter": "default", "filters": ["no_services"]}},
         "root": {"level": "WARNING", "handlers": ["default"]},
         "loggers": {"driftline": {"level": "INFO"}},
     }

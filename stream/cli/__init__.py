@@ -36,6 +36,7 @@ from driftline.stream.cli import (  # noqa: E402
     withdraw,
 )
 from driftline.stream.exits import report  # noqa: E402
+from driftline.stream.kafka.quiet import quiet_clients  # noqa: E402
 
 app = typer.Typer(
     name="driftline",
@@ -76,6 +77,7 @@ def before_any_command(show_version: Version = False) -> None:
 def main() -> None:
     """Entry point of the `driftline` command."""
     streams.prepare()
+    quiet_clients()
     try:
         try:
             app()

@@ -17,7 +17,7 @@ from rich.console import Console
 from driftline.configs.environment import strays
 from driftline.configs.load import load_settings
 from driftline.configs.settings import Settings
-from driftline.stream.replay.progress import progress_bars
+from driftline.stream.ops.progress import progress_bars
 
 Config = Annotated[
     str | None,

@@ -31,8 +31,8 @@ from driftline.stream.cli.own import (
     checked_items,
     own_files,
 )
+from driftline.stream.ops.progress import progress_bars
 from driftline.stream.replay.named import help_of_arms
-from driftline.stream.replay.progress import progress_bars
 
 if TYPE_CHECKING:
     from driftline.stream.events.checks import Report

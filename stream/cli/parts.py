@@ -36,7 +36,7 @@ from driftline.stream.cli.own import (
     Zone,
     own_files,
 )
-from driftline.stream.replay.progress import progress_bars
+from driftline.stream.ops.progress import progress_bars
 
 Once = Annotated[bool, typer.Option("--until-caught-up", help="End when everything in the topics is processed.")]
 

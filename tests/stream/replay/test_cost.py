@@ -22,6 +22,7 @@ from driftline.model.engine import Engine
 from driftline.stream.bundled import EVENTS, ITEMS
 from driftline.stream.cli import app
 from driftline.stream.events.files import read_columns, read_items
+from driftline.stream.ops.progress import ProgressLines
 from driftline.stream.process.processor import Processor, Record
 from driftline.stream.replay import aside, baselines, run
 from driftline.stream.replay.arms import Setup
@@ -29,7 +30,6 @@ from driftline.stream.replay.audit import AUDITS
 from driftline.stream.replay.counters import nearest
 from driftline.stream.replay.inputs import ReplayProfiles, profile_sources, replay_profiles, replay_texts
 from driftline.stream.replay.log import EventLog
-from driftline.stream.replay.progress import ProgressLines
 from driftline.stream.replay.protocol import run as drive
 from driftline.stream.replay.registry import build_arm
 from driftline.stream.replay.run import replay

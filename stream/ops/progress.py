@@ -61,10 +61,11 @@ class ProgressLines:
 
     Args:
         now_s: the clock.
+        tell: what is done with a line.
     """
 
-    def __init__(self, now_s: Callable[[], float] = time.monotonic) -> None:
-        self._now_s = now_s
+    def __init__(self, now_s: Callable[[], float] = time.monotonic, tell: Callable[[str], None] | None = None) -> None:
+        self._now_s, self._tell = now_s, tell or _to_stderr
         self._steps: dict[str, _Step] = {}
 
     def __call__(self, step: str, done: int, total: int | None) -> None:
@@ -82,7 +83,7 @@ class ProgressLines:
             left = ""
             if total is not None and done > one.start:
                 left = f"; {_minutes((now - one.start_s) / (done - one.start) * (total - done))} left"
-            print(f"{step}: {_of(done, total)}{rate}{left}", file=sys.stderr, flush=True)
+            self._tell(f"{step}: {_of(done, total)}{rate}{left}")
 
     def end(self) -> None:
         """The last line of steps whose end nobody knew."""
@@ -94,7 +95,11 @@ class ProgressLines:
         one.ended, one.told_s = True, now
         took = now - one.start_s
         rate = _rate(one.done - one.start, took)
-        print(f"{step}: {_of(one.done, one.total)} in {_minutes(took)}{rate}", file=sys.stderr, flush=True)
+        self._tell(f"{step}: {_of(one.done, one.total)} in {_minutes(took)}{rate}")
+
+
+def _to_stderr(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def _of(done: int, total: int | None) -> str:

@@ -60,4 +60,4 @@ def _more(one: Mapping[str, Any] | None) -> str:
         return "where nothing was hit by"
     lift, low, high = (100 * value for value in (one["lift"], *one["ci"]))
     sure = "" if _sure(one) else ", which may be chance,"
-    return f"{lift:.1f}% [{low:.1f}, {high:.1f}]{sure} over"
+    return f"{lift:.1f}% (95% interval {low:.1f} to {high:.1f}){sure} over"

@@ -34,18 +34,19 @@ def metrics(names: list[str], *compared: tuple[str, str, float | None, float | N
     [
         (
             metrics(list(LEVELS), (*NEXT, 0.1, 0.05, 0.15), SIMPLE),
-            "incremental wins, NDCG@10 0.3300 over everything: 10.0% [5.0, 15.0] over ranker, the next best, and "
-            "65.0% [50.0, 80.0] over ease_recent, the best simple arm.",
+            "incremental wins, NDCG@10 0.3300 over everything: 10.0% (95% interval 5.0 to 15.0) over ranker, "
+            "the next best, and 65.0% (95% interval 50.0 to 80.0) over ease_recent, the best simple arm.",
         ),
         (
             metrics(list(LEVELS), (*NEXT, 0.1, -0.01, 0.2), SIMPLE),
-            "Not sure which arm wins: incremental is ahead, NDCG@10 0.3300 over everything, 10.0% [-1.0, 20.0], which "
-            "may be chance, over ranker, the next best, and 65.0% [50.0, 80.0] over ease_recent, the best simple arm.",
+            "Not sure which arm wins: incremental is ahead, NDCG@10 0.3300 over everything, 10.0% (95% interval "
+            "-1.0 to 20.0), which may be chance, over ranker, the next best, and 65.0% (95% interval 50.0 to 80.0) "
+            "over ease_recent, the best simple arm.",
         ),
         (
             metrics(["popularity", "ease_recent"], ("ease_recent", "popularity", 1.0, 0.0, 2.0)),
-            "Not sure which arm wins: ease_recent is ahead, NDCG@10 0.2000 over everything, 100.0% [0.0, 200.0], which "
-            "may be chance, over popularity, the next best.",
+            "Not sure which arm wins: ease_recent is ahead, NDCG@10 0.2000 over everything, 100.0% (95% interval "
+            "0.0 to 200.0), which may be chance, over popularity, the next best.",
         ),
         (
             metrics(["popularity"]),

@@ -23,6 +23,8 @@ OTHERS = {
     "DRIFTLINE_CLIENT_KEY": "its key",
 }
 """Variables that are no settings, by name."""
+BETWEEN_PROCESSES = ("DRIFTLINE_SUPERVISOR_PIPE", "DRIFTLINE_CHAOS_POINT", "DRIFTLINE_TEST_")
+"""How names begin that processes of driftline hand to each other."""
 SERVICE = ("_SERVICE_HOST", "_SERVICE_PORT", "_PORT", "_TCP", "_UDP", "_ADDR", "_PROTO")
 """How names end that an orchestrator makes of a service called driftline-something."""
 
@@ -50,7 +52,7 @@ def strays(environment: Mapping[str, str]) -> list[str]:
     for name in sorted(environment):
         start = name.upper().split("__")[0] + "__"
         ours = name.upper().startswith("DRIFTLINE_") and not name.upper().startswith(PREFIX)
-        if ours and name not in OTHERS and not _of_a_service(name, environment[name]):
+        if ours and name not in OTHERS and not _passed_over(name, environment[name]):
             hint = did_you_mean(name, OTHERS, 0.8)
             found.append(f"environment {name} is read by nothing; settings are {PREFIX}SECTION__KEY{hint}")
         elif start != PREFIX and "__" in name and difflib.SequenceMatcher(None, start, PREFIX).ratio() > 0.85:
@@ -59,8 +61,9 @@ def strays(environment: Mapping[str, str]) -> list[str]:
     return found
 
 
-def _of_a_service(name: str, text: str) -> bool:
-    return name.startswith("DRIFTLINE_TEST_") or text.startswith("tcp://") or name.upper().endswith(SERVICE)
+def _passed_over(name: str, text: str) -> bool:
+    known = name.startswith(BETWEEN_PROCESSES) or name.upper().endswith(SERVICE)
+    return known or text.startswith("tcp://")
 
 
 def _with_two_underscores(name: str, text: str) -> str:

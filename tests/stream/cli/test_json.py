@@ -11,6 +11,7 @@ import pytest
 import typer.main
 from typer.testing import CliRunner
 
+from driftline.configs.environment import OTHERS
 from driftline.configs.settings import Settings
 from driftline.stream.bundled import EVENTS
 from driftline.stream.cli import app
@@ -108,3 +109,9 @@ def test_a_simple_arm_of_each_name_can_be_built() -> None:
     settings = Settings()
     setup = Setup(EventLog(read_columns(EVENTS, 200), settings.action), settings)
     assert [build_arm(name, setup)[0].name for name in SIMPLE] == list(SIMPLE)
+
+
+def test_every_variable_that_an_option_reads_is_known_not_to_be_a_setting() -> None:
+    read = {str(option.envvar) for command in commands().values() for option in command.params if option.envvar}
+    assert read
+    assert read <= set(OTHERS)

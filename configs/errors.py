@@ -19,6 +19,23 @@ from __future__ import annotations
 
 UNEXPECTED_EXIT_CODE = 70
 """A worker ends with this code on an unexpected error; its supervisor restarts it."""
+INTERRUPTED_EXIT_CODE = 130
+EXIT_CODES = {
+    0: "done",
+    1: "failed",
+    2: "usage",
+    64: "settings",
+    65: "input",
+    66: "model files missing",
+    69: "broker or endpoint",
+    UNEXPECTED_EXIT_CODE: "unexpected",
+    73: "state",
+    74: "snapshot",
+    75: "locked",
+    76: "serving not reachable",
+    INTERRUPTED_EXIT_CODE: "interrupted",
+}
+"""Every code that a command ends with, in a word; docs/exit-codes.md says what to do."""
 
 
 class DriftlineError(Exception):
@@ -28,9 +45,22 @@ class DriftlineError(Exception):
 
 
 class ConfigError(DriftlineError):
-    """A setting is unknown, out of range or can't be read."""
+    """A setting is unknown, out of range or can't be read.
+
+    Args:
+        faults: a sentence for each mistake, in the order in which they stand.
+    """
 
     exit_code = 64
+
+    def __init__(self, *faults: str) -> None:
+        super().__init__(*faults)
+        self.faults = faults
+
+    def __str__(self) -> str:
+        if len(self.faults) == 1:
+            return self.faults[0]
+        return "\n  ".join((f"{len(self.faults)} mistakes in the settings:", *self.faults))
 
 
 class InputError(DriftlineError):

@@ -7,16 +7,18 @@ categories. Its sha256 is stamped on every profile.
 from __future__ import annotations
 
 import hashlib
-import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from driftline.configs.errors import ConfigError
+from driftline.configs.explain import quoted
+from driftline.configs.files import compose
 from driftline.graph.view import FACETS
+from driftline.llm.prompt_file import faults_in, faults_of, told
 from driftline.llm.request import ProfileRequest
 
 PROMPTS = Path(__file__).resolve().parents[1] / "configs" / "prompts"
@@ -83,28 +85,6 @@ class Prompts(_Data):
     examples: tuple[Example, ...]
     sha256: str
 
-    @model_validator(mode="after")
-    def _can_be_used(self) -> Self:
-        if set(self.cues) != set(FACETS):
-            raise ValueError(f"cues: got {', '.join(self.cues)}; expected {', '.join(FACETS)}")
-        for pattern in self.ignore_titles:
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise ValueError(f"ignore_titles: {pattern!r} is no regular expression: {error}") from None
-        try:
-            record_text(self, (), "", "")
-            for facets in (
-                {},
-                {"categories": "x"},
-                {"brands": "x"},
-                {"interests": "x", "categories": "x", "brands": "x"},
-            ):
-                sentences(self, dict.fromkeys(FACETS, "") | facets, "x")
-        except (LookupError, ValueError, AttributeError) as error:
-            raise ValueError(f"record or sentences: what stands in braces can't be filled in: {error!r}") from None
-        return self
-
 
 @dataclass(frozen=True, slots=True)
 class Question:
@@ -135,31 +115,37 @@ class ProfilePrompt:
     questions: tuple[Question, ...]
 
 
+def path_of(name: str) -> Path:
+    """The file of a name in configs/prompts, or the path itself."""
+    return Path(name) if name.endswith((".yaml", ".yml")) else PROMPTS / f"{name}.yaml"
+
+
 def load_prompts(name: str) -> Prompts:
     """The prompt file of that name in configs/prompts, or at that path.
 
     Raises:
-        ConfigError: there is none, it is not YAML, or a key is missing, unknown or of the wrong kind.
+        ConfigError: there is none, it is not YAML, a key is missing, unknown or of the wrong kind, or a text lacks a
+            placeholder or has one that nothing is filled into; with a sentence for each.
     """
-    path = Path(name) if name.endswith((".yaml", ".yml")) else PROMPTS / f"{name}.yaml"
-    try:
-        data = path.read_bytes()
-        tree = yaml.load(data, Loader=yaml.BaseLoader)  # every scalar is text: "on" and "no" are words here
-        return Prompts(**tree, sha256=hashlib.sha256(data).hexdigest())
-    except OSError as error:
+    path = path_of(name)
+    if not path.is_file():
         known = ", ".join(sorted(p.stem for p in PROMPTS.glob("*.yaml")))
         raise ConfigError(
-            f"profiles.prompts is {name!r}, but {path} can't be read ({error.strerror}); give one of {known}, "
+            f"profiles.prompts is {name!r}, but {path} can't be read (there is no such file); give one of {known}, "
             "or a path to a YAML file"
-        ) from None
+        )
+    node = compose(path, yaml.BaseLoader)  # every scalar is text: "on" and "no" are words here
+    tree = None if node is None else yaml.BaseLoader("").construct_document(node)
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: got {quoted(tree)}; expected the keys of {PROMPTS / 'ecommerce.yaml'}")
+    faults = list(faults_in(tree))
+    try:
+        prompts = Prompts(**tree | {"sha256": hashlib.sha256(path.read_bytes()).hexdigest()})
     except ValidationError as error:
-        fault = error.errors()[0]
-        place = ".".join(map(str, fault["loc"]))
-        told = f"{place}: {fault['msg']}" if place else fault["msg"].removeprefix("Value error, ")
-        raise ConfigError(f"{path}: {told}; compare it with {PROMPTS / 'ecommerce.yaml'}") from None
-    except (yaml.YAMLError, TypeError, UnicodeDecodeError) as error:
-        first = str(error).replace("\n", " ")[:300]
-        raise ConfigError(f"{path}: {first}; compare it with {PROMPTS / 'ecommerce.yaml'}") from None
+        faults += faults_of(error, Prompts)
+    if faults:
+        raise ConfigError(*told(path, faults))
+    return prompts
 
 
 def record_text(prompts: Prompts, titles: tuple[str, ...], domain: str, level: str) -> str:

@@ -21,6 +21,7 @@ from prometheus_client import start_http_server
 
 from driftline.configs.addresses import joined
 from driftline.configs.errors import ConfigError
+from driftline.configs.logs import log_to_stderr
 from driftline.configs.settings import Metrics, Serving, Settings
 from driftline.configs.signals import stop_on_signals
 from driftline.graph.rows import action_code
@@ -191,7 +192,7 @@ def run_server(settings: Settings) -> None:
     Raises:
         ConfigError: a port is taken, or the TLS files can't be read.
     """
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    log_to_stderr()
     logging.getLogger("kafka").setLevel(logging.ERROR)
     stopping = stop_on_signals()
     for sentence in exposure(settings.serving):

@@ -212,7 +212,7 @@ class WorkerApp(faust.App):  # type: ignore[misc]
         if start < end:
             self.metrics.gap_offsets.inc(end - start)
             LOG.log(
-                logging.INFO if tp in self._gaps else logging.WARNING,
+                logging.DEBUG if tp in self._gaps else logging.WARNING,
                 "partition %d of %s: offsets %d to %d hold no records, as after a transaction or in a compacted topic; "
                 "they are passed over",
                 tp.partition, tp.topic, start, end - 1,

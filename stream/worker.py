@@ -16,6 +16,7 @@ import faust
 import torch
 
 from driftline.configs.load import load_settings
+from driftline.configs.logs import log_to_stderr, logging_config
 from driftline.configs.settings import Settings
 from driftline.stream.app import INTERACTIONS, create_app, group_of
 from driftline.stream.events.topics import create_topics, partitions_of
@@ -56,6 +57,7 @@ def run_worker(settings: Settings, bootstrap: str) -> None:
     Raises:
         DriftlineError: what a user can mend, before the application starts.
     """
+    log_to_stderr()
     torch.set_num_threads(1)
     read_as_parsed()
     create_topics(settings.broker, bootstrap)
@@ -67,7 +69,7 @@ def run_worker(settings: Settings, bootstrap: str) -> None:
     serve_metrics(app.metrics.registry, settings.metrics, "worker_port")
     logging.getLogger("aiokafka").setLevel(logging.WARNING)  # Faust filters at the handler: each line would be made
     quiet_clients()
-    worker = Worker(app, loglevel="WARN", redirect_stdouts=False, quiet=True)
+    worker = Worker(app, loglevel="WARN", logging_config=logging_config(), redirect_stdouts=False, quiet=True)
     worker.spinner = None  # it writes codes that hide the cursor, also to files
     try:
         worker.execute_from_commandline()

@@ -14,10 +14,11 @@ import pytest
 import typer
 import yaml
 
+from driftline.client import errors as client_errors
 from driftline.configs import errors
 from driftline.configs.addresses import free_port
 from driftline.configs.load import load
-from driftline.stream.cli import app
+from driftline.stream.cli import app, command
 from driftline.stream.events.topics import TOPICS
 from driftline.stream.ops import doctor
 
@@ -71,6 +72,7 @@ def test_every_driftline_command_exists_with_its_options(page, line):
         assert command is not COMMANDS, f"{page}: no command `driftline {line}`"
         return
     known = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
+    known |= set(command.make_context(command.name, [], resilient_parsing=True).help_option_names)
     for word in words:
         if word.startswith("-") and not word.lstrip("-").isdigit():
             assert word.split("=")[0] in known, f"{page}: `driftline {line}` has no option {word}"
@@ -241,11 +243,19 @@ def test_settings_that_the_docs_name_exist():
                 assert name in known, f"{ids(page)}: no setting {name}"
 
 
-def test_operations_lists_every_exit_code_and_every_topic_with_its_policy():
+def test_the_page_of_exit_codes_says_each_code_its_word_and_its_exceptions_and_no_other():
+    rows = re.findall(
+        r"^\| (\d+) \| ([^|]+) \| ([^|]*)\|", (ROOT / "docs/exit-codes.md").read_text("utf-8"), re.MULTILINE
+    )
+    assert {int(code): word for code, word, _ in rows} == errors.EXIT_CODES
+    named = {name: int(code) for code, _, raised in rows for name in re.findall(r"`(\w+)`", raised)}
+    kinds = [kind for module in (errors, client_errors) for kind in vars(module).values() if isinstance(kind, type)]
+    assert named == {kind.__name__: kind.exit_code for kind in kinds if hasattr(kind, "exit_code")}
+    assert command.INTERRUPTED_EXIT_CODE == errors.INTERRUPTED_EXIT_CODE
+
+
+def test_operations_lists_every_topic_with_its_policy():
     text = (ROOT / "docs" / "operations.md").read_text("utf-8")
-    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, Exception)]
-    for code in {kind.exit_code for kind in kinds if hasattr(kind, "exit_code")} | {errors.UNEXPECTED_EXIT_CODE}:
-        assert f"| {code} |" in text
     for topic in TOPICS:
         assert re.search(rf"\| `{re.escape(topic.name)}` \| .* \| {'compact' if topic.compact else 'delete'} \|", text)
 

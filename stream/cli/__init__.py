@@ -17,7 +17,7 @@ for library in ("OMP", "OPENBLAS", "MKL"):  # before numpy loads: the parts run 
     os.environ.setdefault(f"{library}_NUM_THREADS", "1")
 
 from driftline.client import ClientError  # noqa: E402
-from driftline.configs.errors import InputError  # noqa: E402
+from driftline.configs.errors import EXIT_CODES, InputError  # noqa: E402
 from driftline.stream.cli import (  # noqa: E402
     bench,
     chaos,
@@ -36,12 +36,12 @@ from driftline.stream.cli import (  # noqa: E402
     withdraw,
 )
 from driftline.stream.exits import report  # noqa: E402
+from driftline.stream.kafka.quiet import quiet_clients  # noqa: E402
 
 app = typer.Typer(
     name="driftline",
     help="A streaming recommendation engine: Kafka events in, a dynamic graph and HSTU in between, gRPC answers out.",
-    epilog="Exit codes: 0 done, 1 failed, 2 usage, 64 settings, 65 input, 66 model files missing, 69 broker, "
-    "70 unexpected, 73 state, 74 snapshot, 75 partition locked, 76 serving not reachable.",
+    epilog=f"Exit codes: {', '.join(f'{code} {word}' for code, word in EXIT_CODES.items())}.",
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
@@ -77,6 +77,7 @@ def before_any_command(show_version: Version = False) -> None:
 def main() -> None:
     """Entry point of the `driftline` command."""
     streams.prepare()
+    quiet_clients()
     try:
         try:
             app()

@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 
-INTERRUPTED_EXIT_CODE = 130
+INTERRUPTED_EXIT_CODE = 130  # that of configs/errors.py, which is not loaded yet
 
 
 def main() -> None:

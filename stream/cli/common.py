@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,10 +13,11 @@ from typing import Annotated, Any
 import orjson
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from driftline.configs.environment import strays
 from driftline.configs.load import load_settings
 from driftline.configs.settings import Settings
+from driftline.stream.ops.progress import progress_bars
 
 Config = Annotated[
     str | None,
@@ -29,11 +31,13 @@ err = Console(stderr=True, highlight=False, markup=False, emoji=False)
 
 
 def settings_of(config: str | None) -> Settings:
-    """The settings that a command runs with.
+    """The settings that a command runs with; variables that look like settings and are none are noted on stderr.
 
     Raises:
         ConfigError: a key or a value is wrong.
     """
+    for stray in strays(os.environ):
+        err.print(f"note: {stray}", soft_wrap=True)
     return load_settings(config)
 
 
@@ -65,19 +69,9 @@ def when(t_ms: int) -> str:
 
 @contextmanager
 def progress(total: int | None, what: str) -> Iterator[Callable[[int], None]]:
-    """A progress bar with a rate on stderr; gives the function that takes the number done."""
-    count = TextColumn("{task.completed}") if total is None else MofNCompleteColumn()
-    columns = (
-        TextColumn("{task.description}"), BarColumn(), count, TextColumn("{task.fields[rate]}"), TimeElapsedColumn(),
-    )  # fmt: skip
-    with Progress(*columns, console=err) as bar:
-        task = bar.add_task(what, total=total, rate="")
-
-        def update(done: int) -> None:
-            elapsed = bar.tasks[task].elapsed or 0
-            bar.update(task, completed=done, rate=f"{done / elapsed:,.0f}/s" if elapsed > 0.2 else "")
-
-        yield update
+    """A bar with rate and time left on stderr, or a line a minute; gives the function that takes the number done."""
+    with progress_bars() as show:
+        yield lambda done: show(what, done, total)
 
 
 def parse_time(text: str) -> int:

@@ -63,14 +63,17 @@ def show(
     offset: Annotated[int, typer.Argument(help="As `dlq list` names it.")],
     raw: Annotated[bool, typer.Option("--raw", help="Only the original bytes, unchanged.")] = False,
     config: Config = None,
+    as_json: AsJson = False,
 ) -> None:
-    """One dead letter with its original bytes.
+    """One dead letter with its original bytes, as JSON with --json or without.
 
     Example: `driftline dlq show 3 --raw > record.bin`
     """
     from driftline.stream.events.dlq import find, read_dlq
     from driftline.stream.kafka.broker import broker
 
+    if raw and as_json:
+        raise typer.BadParameter("got --raw and --json; expected one of them")
     settings = settings_of(config)
     with broker(settings.broker) as bootstrap:
         letter = find(read_dlq(settings.broker, bootstrap, offset), offset)
@@ -97,6 +100,7 @@ def replay(
     offset: Annotated[list[int] | None, typer.Option(help="Only this one; may be given several times.")] = None,
     everything: Annotated[bool, typer.Option("--all", help="All of them.")] = False,
     config: Config = None,
+    as_json: AsJson = False,
 ) -> None:
     """Send dead letters to `interactions` again, byte for byte, for instance after a release that accepts them.
 
@@ -128,13 +132,14 @@ def replay(
         early = sorted(due for x in letters if (due := due_ms(x, settings.state.future_ms)) > now_ms)
         ready = [x for x in letters if due_ms(x, settings.state.future_ms) <= now_ms]
         sent = resend(to_kafka, ready)
-        stay = len(ready) - sent
+    stay = len(ready) - sent
+    if as_json:
+        return print_json({"sent": sent, "stay": stay, "early": len(early), "due_ms": early[0] if early else None})
+    out.print(f"sent {sent:,} records to interactions again" + (f"; {stay:,} shortened or foreign stay" * bool(stay)))
+    if early:
         out.print(
-            f"sent {sent:,} records to interactions again" + (f"; {stay:,} shortened or foreign stay" * bool(stay))
+            f"{len(early):,} of the future stay, they would be refused again: the first may be sent from "
+            f"{when(early[0])} UTC on, the last from {when(early[-1])} UTC on",
+            soft_wrap=True,
         )
-        if early:
-            out.print(
-                f"{len(early):,} of the future stay, they would be refused again: the first may be sent from "
-                f"{when(early[0])} UTC on, the last from {when(early[-1])} UTC on",
-                soft_wrap=True,
-            )
+    return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
+from inspect import cleandoc
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,7 +13,8 @@ from rich.table import Table
 
 from driftline.configs.settings import UNKNOWN_ACTION, Settings
 from driftline.stream.bundled import EVENTS, ITEMS, PROFILES
-from driftline.stream.cli.common import AsJson, Config, err, out, print_json, settings_of, when
+from driftline.stream.cli.arms import print_arms
+from driftline.stream.cli.common import AsJson, Config, out, print_json, settings_of, when
 from driftline.stream.cli.own import (
     SOURCES,
     ActionName,
@@ -29,7 +31,9 @@ from driftline.stream.cli.own import (
     checked_items,
     own_files,
 )
-from driftline.stream.replay.progress import progress_bars
+from driftline.stream.cli.topic import topic_file, without_prefix
+from driftline.stream.ops.progress import progress_bars
+from driftline.stream.replay.named import help_of_arms
 
 if TYPE_CHECKING:
     from driftline.stream.events.checks import Report
@@ -38,7 +42,7 @@ if TYPE_CHECKING:
 
 def register(app: typer.Typer) -> None:
     """Adds the commands of this file."""
-    app.command()(replay)
+    app.command(help=f"{cleandoc(replay.__doc__ or '')}\n\n{help_of_arms()}")(replay)
     app.command()(validate)
 
 
@@ -49,7 +53,7 @@ def replay(
     from_kafka: Annotated[
         str | None, typer.Option(help="Read this topic instead of a file, named with or without broker.prefix.")
     ] = None,
-    arms: Annotated[str, typer.Option(help="Comma-separated; default: the simple ones and the engine.")] = "",
+    arms: Annotated[str, typer.Option(help="Comma-separated, those listed above; default: those with a star.")] = "",
     split: Annotated[float, typer.Option(min=0.01, max=0.99, help="Share of the rows that only warm up.")] = 0.85,
     candidates: Annotated[str, typer.Option(help="seen, or items = those of the items file.")] = "seen",
     seeds: Annotated[str, typer.Option("--seed", "--seeds", help="One, or several with commas.")] = "0",
@@ -121,24 +125,8 @@ def replay(
         out.print(f"state_sha256 {metrics['state_sha256']} after {rows:,} events, {rate:,.0f} events/s", soft_wrap=True)
         out.print(f"{to / 'metrics.json'}")
     else:
-        _print_arms(metrics)
+        print_arms(metrics)
         out.print(f"{to / 'metrics.json'}, {to / 'report.html'}")
-
-
-def _print_arms(metrics: dict[str, Any]) -> None:
-    """The table of the arms, and what a reader of it should know."""
-    from driftline.stream.replay.audit import AUDITS
-    from driftline.stream.replay.report import profiles_line, reachable_line
-
-    out.print(arms_table(metrics))
-    for name, arm in metrics["arms"].items():
-        if "note" in arm:
-            out.print(f"{name}: {arm['note']}", soft_wrap=True)
-    out.print(f"profiles: {profiles_line(metrics['protocol']['profiles'])}", soft_wrap=True)
-    if "reachable" in metrics:
-        out.print(f"reachable: {reachable_line(metrics)}", soft_wrap=True)
-    found = {metrics["leak_audit"][name] for name in AUDITS}
-    out.print(f"leak audit: {'; '.join(sorted(found))}", soft_wrap=True)
 
 
 def _numbers(seeds: str) -> list[int]:
@@ -148,79 +136,6 @@ def _numbers(seeds: str) -> list[int]:
             f"got {seeds!r}; expected whole numbers from 0 to 999999999 with commas", param_hint="--seeds"
         )
     return [int(seed) for seed in parts]
-
-
-def topic_file(
-    settings: Settings, topic: str, path: Path, records: list[Record] | None = None, limit: int | None = None
-) -> Path:
-    """The events of a topic that a worker accepts as a JSONL file; the others are counted on stderr.
-
-    Those of users who were forgotten later are not among them.
-
-    Args:
-        records: gets every record as a worker sees it, valid or not.
-        limit: events to read at most.
-
-    Raises:
-        InputError: the topic holds no event, or several partitions whose records were asked for.
-    """
-    from driftline.configs.errors import InputError
-    from driftline.stream.events.records import record_of
-    from driftline.stream.events.schema import InvalidEvent, encode_event
-    from driftline.stream.kafka.broker import broker
-    from driftline.stream.kafka.reading import read_all
-    from driftline.stream.process.forget import Forgotten
-    from driftline.stream.process.intake import is_copy
-    from driftline.stream.process.processor import Processor
-    from driftline.stream.state.store import MemoryStore
-
-    validated = Processor(settings, MemoryStore()).validated
-    written = invalid = 0
-    with broker(settings.broker) as bootstrap, path.open("wb") as file:
-        noted = ((received.partition, record_of(received)) for received in read_all(settings.broker, bootstrap, topic))
-        forgotten = Forgotten(noted)
-        for received in read_all(settings.broker, bootstrap, topic):
-            if written == limit:
-                break
-            record = record_of(received)
-            if forgotten.has(received.partition, record):
-                continue
-            if records is not None:
-                if received.partition:
-                    raise InputError(f"topic {topic!r} has several partitions; --adoptions follows a log of one")
-                records.append(record)
-            if is_copy(record):
-                continue
-            try:
-                file.write(encode_event(validated(record)) + b"\n")
-                written += 1
-            except InvalidEvent:
-                invalid += 1
-    if invalid:
-        err.print(f"{invalid:,} records of {topic} are not events and are left out")
-    if not written:
-        raise InputError(f"topic {topic!r} holds no event; check --from-kafka and broker.prefix")
-    return path
-
-
-def without_prefix(settings: Settings, topic: str) -> str:
-    """The name of a topic as driftline's code has it, whether it was given with `broker.prefix` or without."""
-    from driftline.stream.events.topics import TOPICS
-
-    return topic if topic in {known.name for known in TOPICS} else topic.removeprefix(settings.broker.prefix)
-
-
-def arms_table(metrics: dict[str, Any]) -> Table:
-    """NDCG@10 of each arm by list, and the CPU time that it took to learn and to score."""
-    table = Table("arm", "novel", "repeat", "overall", "CPU", title="NDCG@10", title_justify="left")
-    for name, arm in metrics["arms"].items():
-        cells = [_cell(arm.get(which, {})) for which in ("novel", "repeat", "overall")]
-        table.add_row(name, *cells, f"{arm.get('train_cpu_s', 0) + arm.get('score_cpu_s', 0):,.0f} s")
-    return table
-
-
-def _cell(values: dict[str, Any]) -> str:
-    return "" if values.get("ndcg@10") is None else f"{values['ndcg@10']:.4f}"
 
 
 def validate(

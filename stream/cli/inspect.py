@@ -1,15 +1,19 @@
-"""`driftline doctor`, `config show`, `profile show`."""
+"""`driftline doctor`, `config show|validate`, `profile show|try`."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 from rich.text import Text
 
+from driftline.stream.bundled import EVENTS, ITEMS
 from driftline.stream.cli.common import AsJson, Config, err, out, print_json, settings_of, when
+from driftline.stream.cli.own import SOURCES, Told, own_files
 
 if TYPE_CHECKING:
     from driftline.graph.profile import Profile
@@ -71,6 +75,50 @@ def show(
     return None
 
 
+@config_app.command()
+def validate(config: Config = None, as_json: AsJson = False) -> None:
+    """What is wrong with settings, their prompt file and the files that they name. Exit code 64 if anything is.
+
+    Reads what the environment adds, too, and notes what can hardly be meant: a request that nothing can answer, two
+    parts on one port, variables that look like settings and are none.
+
+    Example: `driftline config validate -c garden.yaml`
+    """
+    from driftline.configs.environment import strays
+    from driftline.configs.errors import ConfigError
+    from driftline.configs.explain import sentences
+    from driftline.configs.load import load
+    from driftline.configs.meaning import doubts, missing_files
+    from driftline.llm.prompts import load_prompts, path_of
+
+    faults, notes, prompts = list[str](), strays(os.environ), None
+    try:
+        loaded = load(config)
+    except ConfigError as error:
+        faults += error.faults
+    else:
+        settings, places = loaded.settings, list(loaded.origins.values())
+        prompts = path_of(settings.profiles.prompts)
+        faults += sentences(missing_files(settings, loaded.origins), places)
+        notes = sentences(doubts(settings, loaded.origins), places) + notes
+        try:
+            load_prompts(settings.profiles.prompts)
+        except ConfigError as error:
+            faults += error.faults
+    if as_json:
+        read = None if prompts is None else str(prompts)
+        print_json({"ok": not faults, "mistakes": faults, "notes": notes, "prompts": read})
+    else:
+        for note in notes:
+            out.print(f"note: {note}", soft_wrap=True)
+        for fault in faults:
+            out.print(fault, soft_wrap=True)
+        ok = f"ok: {config or 'default'}, prompts of {prompts}"
+        out.print(f"{len(faults)} {'mistake' if len(faults) == 1 else 'mistakes'}" if faults else ok, soft_wrap=True)
+    if faults:
+        raise typer.Exit(ConfigError.exit_code)
+
+
 @profile_app.command("show")
 def profile_show(
     user_id: Annotated[str, typer.Argument(help="Whose profile.")], config: Config = None, as_json: AsJson = False
@@ -100,6 +148,48 @@ def profile_show(
             if text:
                 out.print(f"  {name}: {text}")
     return None
+
+
+@profile_app.command("try")
+def profile_try(
+    users: Annotated[int, typer.Option(min=1, max=1000, help="Users whose profile is written.")] = 3,
+    events: Annotated[str | None, typer.Option(help=f"Events: {SOURCES}; default: the bundled shop.")] = None,
+    items: Annotated[str | None, typer.Option(help="Items, in the same formats.")] = None,
+    model: Annotated[
+        bool, typer.Option("--model", help="Ask the model of the settings; else the template answers, at no cost.")
+    ] = False,
+    config: Config = None,
+    as_json: AsJson = False,
+) -> None:
+    """What a prompt file makes of some users: what is asked, what may be answered, the answer and what stands of it.
+
+    No broker and, without --model, no language model: the way to write prompts of your own.
+
+    Example: `driftline profile try -c ecommerce --users 1`
+    """
+    from driftline.stream.profile.trial import trials
+
+    settings = settings_of(config or "ecommerce")
+    if (events is None) != (items is None):
+        raise typer.BadParameter("expected --events and --items together: a prompt is made of the items' titles")
+    with own_files(events or str(EVENTS), items or str(ITEMS), settings, Told()) as (event_file, item_file):
+        made = trials(settings, Path(str(event_file)), Path(str(item_file)), users, model)
+    if as_json:
+        return print_json(made)
+    for user in made["users"]:
+        out.print(Text(f"user {user['user_id']}", "bold"))
+        out.print(user["record"], soft_wrap=True)
+        for facet, answers in user["may_be_answered"].items():
+            counted = ", ".join(f"{text} ({n})" for text, n in answers.items())
+            out.print(f"  {facet}: {counted or 'nothing is supported'}", soft_wrap=True)
+        read = f"an endpoint reads about {user['prompt_chars'] // 4:,} tokens"
+        out.print(f"answer of {made['source']} ({read}):", soft_wrap=True)
+        out.print("\n".join(f"  {line}" for line in user["answer"].splitlines()), soft_wrap=True)
+        out.print(f"profile: {user['text']}\n", soft_wrap=True)
+    return out.print(
+        f"the first {made['events']:,} events ask for {made['requests']:,} profiles of {made['users_due']:,} users",
+        soft_wrap=True,
+    )
 
 
 def written_profiles(records: Iterable[bytes]) -> tuple[list[Profile], int]:

@@ -36,6 +36,7 @@ from driftline.stream.cli.own import (
     Zone,
     own_files,
 )
+from driftline.stream.ops.progress import progress_bars
 
 Once = Annotated[bool, typer.Option("--until-caught-up", help="End when everything in the topics is processed.")]
 
@@ -175,6 +176,7 @@ def profiler(
     most: Annotated[int | None, typer.Option(min=1, help="Profiles in the file at most.")] = None,
     until_caught_up: Once = False,
     config: Config = None,
+    as_json: AsJson = False,
 ) -> None:
     """Answer profile requests from Kafka until Ctrl-C, or write a profile file for replay.
 
@@ -192,14 +194,18 @@ def profiler(
 
         if items is None or to is None:
             raise typer.BadParameter("--events needs --items and --out")
-        with progress(most, "profiles") as update:
-            n = write_profile_file(settings, events, items, to, most, update)
-        out.print(f"{to} holds {n:,} profiles")
-        return
+        with progress_bars() as show:
+            n = write_profile_file(settings, events, items, to, most, lambda done, total: show("profiles", done, total))
+        if as_json:
+            return print_json({"file": str(to), "profiles": n})
+        return out.print(f"{to} holds {n:,} profiles", soft_wrap=True)
+    if as_json:
+        raise typer.BadParameter("--json needs --events: without it the profiler runs until Ctrl-C")
     with broker(settings.broker) as bootstrap:
         create_topics(settings.broker, bootstrap)
         err.print("profiler: starting; Ctrl-C ends it")
         run_profiler(settings, bootstrap, until_caught_up)
+    return None
 
 
 def serve(config: Config = None) -> None:

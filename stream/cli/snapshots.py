@@ -51,8 +51,8 @@ def list_them(config: Config = None, as_json: AsJson = False) -> None:
 
 
 @app.command()
-def show(version: Version, config: Config = None) -> None:
-    """One snapshot's manifest, after checking every sum.
+def show(version: Version, config: Config = None, as_json: AsJson = False) -> None:
+    """One snapshot's manifest as JSON, with --json or without, after checking every sum.
 
     Example: `driftline snapshot show 12`
     """
@@ -75,7 +75,7 @@ def show(version: Version, config: Config = None) -> None:
 
 
 @app.command()
-def rollback(version: Version, config: Config = None) -> None:
+def rollback(version: Version, config: Config = None, as_json: AsJson = False) -> None:
     """Serve an older snapshot and hold it: new ones are published, but do not serve until `snapshot release`.
 
     Example: `driftline snapshot rollback 12`
@@ -85,18 +85,21 @@ def rollback(version: Version, config: Config = None) -> None:
     root = settings_of(config).serving.snapshots
     version = _full(root, version)
     roll_back(root, version)
-    out.print(f"{version} serves and is held; `driftline snapshot release` ends the hold")
+    if as_json:
+        return print_json({"serves": version, "held": True})
+    return out.print(f"{version} serves and is held; `driftline snapshot release` ends the hold")
 
 
 @app.command()
-def release(config: Config = None) -> None:
+def release(config: Config = None, as_json: AsJson = False) -> None:
     """End a hold: the newest snapshot that may serve serves again.
 
     Example: `driftline snapshot release`
     """
     from driftline.serving.publish import release as let_go
 
-    out.print(f"{let_go(settings_of(config).serving.snapshots)} serves")
+    version = let_go(settings_of(config).serving.snapshots)
+    return print_json({"serves": version, "held": False}) if as_json else out.print(f"{version} serves")
 
 
 def _full(root: object, version: str) -> str:

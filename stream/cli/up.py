@@ -123,7 +123,7 @@ def status(config: Config = None, as_json: AsJson = False) -> None:
     return None
 
 
-def down(config: Config = None) -> None:
+def down(config: Config = None, as_json: AsJson = False) -> None:
     """End a system that `driftline up` runs, in order; and what one that was killed has left.
 
     Example: `driftline down`
@@ -146,7 +146,9 @@ def down(config: Config = None) -> None:
     left = end_left_over(settings)
     if not settings.broker.bootstrap:
         EmbeddedBroker(settings.broker).stop_unused()
-    if note is not None:
+    if as_json:
+        print_json({"was_running": note is not None, "ended": [{"name": p.name, "pid": p.pid} for p in left]})
+    elif note is not None:
         out.print("everything has ended")
     elif left:
         out.print(f"ended {', '.join(f'{p.name} {p.pid}' for p in left)}, left by a system that was killed")
@@ -154,7 +156,11 @@ def down(config: Config = None) -> None:
         out.print(f"nothing ran on state.root {settings.state.root.absolute()}", soft_wrap=True)
 
 
-def reset(yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False, config: Config = None) -> None:
+def reset(
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    config: Config = None,
+    as_json: AsJson = False,
+) -> None:
     """Delete state, models and snapshots of this host, and the embedded broker's data: lists them first, then asks.
 
     A broker of your own keeps its topics: the next start reads them from the beginning.
@@ -169,8 +175,7 @@ def reset(yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] 
     check_unused(settings)
     found = {name: path.absolute() for name, path in places(settings).items() if path.exists()}
     if not found:
-        out.print("there is nothing to delete")
-        return
+        return print_json({"deleted": []}) if as_json else out.print("there is nothing to delete")
     for name, path in found.items():
         if path == Path.home() or path == Path.cwd() or path in Path.cwd().parents or (path / ".git").exists():
             raise InputError(
@@ -186,7 +191,7 @@ def reset(yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] 
         raise typer.Exit(1)
     for path in found.values():
         shutil.rmtree(path)
-    out.print("deleted")
+    return print_json({"deleted": [str(path) for path in found.values()]}) if as_json else out.print("deleted")
 
 
 class _View:

@@ -18,6 +18,7 @@ import torch
 from kafka import TopicPartition
 
 from driftline.configs.errors import BrokerError
+from driftline.configs.logs import log_to_stderr
 from driftline.configs.settings import Settings
 from driftline.configs.signals import stop_on_signals
 from driftline.llm.encoder import TextEncoder
@@ -49,8 +50,7 @@ def run_trainer(settings: Settings, bootstrap: str, until_caught_up: bool = Fals
         BrokerError: the broker does not answer, or does not take a record.
     """
     torch.set_num_threads(settings.trainer.threads)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", force=True)
-    logging.getLogger("kafka").setLevel(logging.WARNING)
+    log_to_stderr()
     quiet_clients()
     stopping = stop_on_signals()
     with locked(settings.trainer.root, settings.state.lock_wait_s):

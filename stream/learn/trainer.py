@@ -44,6 +44,7 @@ from driftline.stream.learn.profiles import StreamProfiles
 from driftline.stream.learn.publishing import Publishing
 from driftline.stream.ops.backlog import write_standing
 from driftline.stream.ops.metrics import TrainerMetrics
+from driftline.stream.ops.progress import ProgressLines
 from driftline.stream.ops.revision import git_revision
 from driftline.stream.owned.partitions import check_partitions
 from driftline.stream.owned.versions import encode_version
@@ -56,7 +57,7 @@ LOG = logging.getLogger(__name__)
 
 METRIC_GROUPS = 500
 """Scored groups that a snapshot's prequential metrics are the mean of."""
-TEXTS_AT_ONCE = 4096
+TEXTS_AT_ONCE = 1024
 """Item texts whose vectors are in memory while they are encoded; afterwards the encoder's cache on disk has them."""
 MANY_TEXTS = 200
 """Item texts that take seconds to encode."""
@@ -172,13 +173,17 @@ class Trainer:
         if self._encoder is None or not changed:
             return
         said = [item_id for item_id, text in changed.items() if text]
-        if len(said) > MANY_TEXTS:
+        show = ProgressLines(tell=LOG.info) if len(said) > MANY_TEXTS else None
+        if show is not None:
             LOG.info("encoding the texts of %d items", len(said))
+            show("item texts encoded", 0, len(said))
         for at in range(0, len(said), TEXTS_AT_ONCE):
             some = said[at : at + TEXTS_AT_ONCE]
             vectors = self._encoder.encode([changed[item_id] for item_id in some])
             for item_id, vector in zip(some, vectors, strict=True):
                 self.learner.set_text(item_id, vector)
+            if show is not None:
+                show("item texts encoded", at + len(some), len(said))
         nothing = np.zeros(self.settings.ranker.text_dim, np.float32)
         for item_id in (item_id for item_id, text in changed.items() if not text):
             self.learner.set_text(item_id, nothing)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-import sys
 import threading
 import time
 from collections.abc import Iterable, Mapping
@@ -158,4 +157,4 @@ class Holding:
 
 def say(what: str) -> None:
     """A line for people."""
-    print(f"worker: {what}", file=sys.stderr, flush=True)
+    LOG.info("%s", what)

@@ -101,7 +101,7 @@ class Standing:
             try:
                 found = await asyncio.to_thread(self._identities.of, list(asked), asked.values())
             except BrokerError as error:
-                LOG.info("%s", error)
+                LOG.debug("%s", error)
                 return
         check_partitions(self._app.prefix, self._identities.partitions, self._app.open.count)
         for (name, partition), known_one in asked.items():

@@ -25,10 +25,13 @@ def write_profile_file(
     items: Path,
     out: Path,
     most: int | None,
-    on_progress: Callable[[int], None],
+    on_progress: Callable[[int, int], None],
     split: float = 0.7,
 ) -> int:
     """Writes profiles, resumable; those that are valid past `split` of the events come first.
+
+    Args:
+        on_progress: called with (profiles in the file, those that there will be).
 
     Returns:
         Profiles in the file.
@@ -42,4 +45,7 @@ def write_profile_file(
     requests = requests_of_log(log_events(log), catalogue, settings)
     planned = plan(requests, log.split_ms(split), ACTIVE_DAYS * MS_PER_DAY)
     generator = ProfileGenerator(make_client(settings.llm), settings.profiles)
-    return generate_file(planned, out, generator, settings.profiles.batch, most=most, on_progress=on_progress)
+    total = min(len(planned), most or len(planned))
+    return generate_file(
+        planned, out, generator, settings.profiles.batch, most=most, on_progress=lambda done: on_progress(done, total)
+    )

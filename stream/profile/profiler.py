@@ -19,6 +19,7 @@ from typing import Any
 import orjson
 
 from driftline.configs.errors import InputError
+from driftline.configs.logs import log_to_stderr
 from driftline.configs.settings import Settings
 from driftline.configs.signals import stop_on_signals
 from driftline.graph.profile import Profile, parse_profile
@@ -121,6 +122,7 @@ def run_profiler(settings: Settings, bootstrap: str, until_caught_up: bool = Fal
     Raises:
         BrokerError: the broker does not answer, or does not take a profile.
     """
+    log_to_stderr()
     stopping = stop_on_signals()
     os.nice(NICE)
     generator = ProfileGenerator(make_client(settings.llm), settings.profiles, TextEncoder(settings.encoder))

@@ -198,12 +198,11 @@ class Family:
     """Arms that are made alike.
 
     Attributes:
-        names: arms to choose from; default: those that run when none are named.
+        names: arms to choose from.
         build: the arm of a name, None if the name is not of this family (composed names are allowed).
         random: results depend on the seed.
     """
 
     names: Sequence[str]
-    default: Sequence[str]
     build: Callable[[str, Setup], Arm | None]
     random: bool = True

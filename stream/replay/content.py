@@ -24,8 +24,9 @@ from driftline.stream.replay.summary import (
     intervals_of,
     table,
 )
+from driftline.stream.replay.verdict import verdict
 
-LEFT_OUT = "not run: it was left out on request"
+LEFT_OUT = "not run: left out with --no-audit"
 """What stands in place of an audit that nobody wanted."""
 
 
@@ -85,6 +86,7 @@ def content_of(
         metrics["arms"][name]["note"] = note
     if (reachable := reachable_of(data, options)) is not None:
         metrics["reachable"] = reachable
+    metrics = {"verdict": verdict(metrics, SIMPLE.names)} | metrics
     claim = incremental_claim(joined)
     if claim is not None:
         metrics["incremental_learning"] = claim

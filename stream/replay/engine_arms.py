@@ -26,7 +26,7 @@ from driftline.model.plugs import wanted_history
 from driftline.model.ranker import HEADS
 from driftline.model.sequence import SequenceLearner
 from driftline.stream.learn.learner import StreamLearner
-from driftline.stream.replay.arms import Arm, Arrival, Family, Ranking, Request, Setup, Slate
+from driftline.stream.replay.arms import Arm, Arrival, Ranking, Request, Setup, Slate
 from driftline.stream.replay.inputs import replay_profiles, replay_texts
 from driftline.stream.state.store import state_sha256
 
@@ -367,14 +367,3 @@ def build(name: str, setup: Setup) -> Arm | None:
     arm = MAIN if whole and not signed else name
     shared.add(arm, blocks)
     return EngineArm(name, shared, arm)
-
-
-ENGINE = Family(
-    names=(
-        "hstu", "sasrec", "graph", "ranker", "ranker+hstu", "ranker+graph", "ranker+profiles",
-        "incremental-hstu", "incremental-graph", "incremental-profiles", "incremental:graph=random",
-        "incremental:graph=off", "frozen", "retrain", "incremental",
-    ),
-    default=("hstu", "ranker", "frozen", "incremental"),
-    build=build,
-)  # fmt: skip

@@ -19,9 +19,9 @@ import typer
 
 from driftline.configs.load import load_settings
 from driftline.stream.bundled import EVENTS, ITEMS, PROFILES
+from driftline.stream.ops.progress import progress_bars
 from driftline.stream.ops.revision import git_revision
 from driftline.stream.replay.baselines import SIMPLE_ARMS
-from driftline.stream.replay.progress import progress_bars
 from driftline.stream.replay.run import replay
 from driftline.stream.replay.source import Options
 

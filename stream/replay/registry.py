@@ -7,7 +7,9 @@ import difflib
 from driftline.configs.errors import InputError
 from driftline.stream.replay.arms import Arm, Family, Setup
 from driftline.stream.replay.baselines import SIMPLE_ARMS
-from driftline.stream.replay.engine_arms import ENGINE
+from driftline.stream.replay.engine_arms import build as build_engine_arm
+from driftline.stream.replay.named import DEFAULT, ENGINE
+from driftline.stream.replay.named import SIMPLE as SIMPLE_NAMES
 
 
 def _simple(name: str, setup: Setup) -> Arm | None:
@@ -15,15 +17,15 @@ def _simple(name: str, setup: Setup) -> Arm | None:
     return None if make is None else make()
 
 
-SIMPLE = Family(tuple(SIMPLE_ARMS), tuple(SIMPLE_ARMS), _simple, random=False)
+SIMPLE = Family(tuple(SIMPLE_NAMES), _simple, random=False)
 
-FAMILIES = (SIMPLE, ENGINE)
+FAMILIES = (SIMPLE, Family(tuple(ENGINE), build_engine_arm))
 """In the order in which arms appear in reports."""
 
 
 def default_arms() -> list[str]:
     """The arms that run when none are named."""
-    return [name for family in FAMILIES for name in family.default]
+    return list(DEFAULT)
 
 
 def build_arm(name: str, setup: Setup) -> tuple[Arm, Family]:

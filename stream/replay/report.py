@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import reduce
 from pathlib import Path
 from typing import Any
 
-import plotly.graph_objects as go
-import plotly.io
+import plotly.offline
 
 from driftline.stream.replay.audit import AUDITS
+from driftline.stream.replay.charts import LISTS, METRIC, cost, drift, forest, freshness, plot, windows
+from driftline.stream.replay.named import about
 
-LISTS = {"overall": "everything", "novel": "new to the user", "repeat": "taken before"}
-METRIC = "ndcg@10"
-COLORS = ("#2f5d8c", "#c8553d", "#3f8f6b", "#8a6bb1", "#c79a2b", "#4aa3b5", "#a34b78", "#6b7280", "#1f2937", "#93a84a")
 FAMILIES = {
     "headline": "The engine against the best simple arm",
     "backbones": "The engine against its lone parts and its frozen self",
@@ -52,6 +50,7 @@ th,td{padding:7px 12px;text-align:right;border-bottom:1px solid #efece5} th{font
 th small{font-weight:400;color:#8b9099}
 th:first-child,td:first-child{text-align:left} td small{color:#8b9099;margin-left:6px}
 td.best{background:#eaf3ec} .pass{color:#2f7d4f} .fail{color:#b3261e}
+.verdict{font-size:20px;margin:14px 0 8px} td .about{margin:0;max-width:22em;color:#8b9099;font-size:12px}
 .plot{background:#fff;border:1px solid #e7e4dc;margin:12px 0}
 """
 
@@ -73,21 +72,21 @@ def write_report(path: Path, metrics: Mapping[str, Any]) -> None:
         _section(
             "Week by week",
             "Each list by window. An arm that learns holds its level while a frozen one sinks with the drift.",
-            *(_plot(_windows(metrics, which, title)) for which, title in LISTS.items()),
+            *(plot(windows(metrics, which, title)) for which, title in LISTS.items()),
         ),
         *_comparisons(metrics),
         _section(
             "Freshness",
             "NDCG@10 over everything, by the time since the user was last seen.",
-            _plot(_freshness(metrics)),
+            plot(freshness(metrics)),
         ),
         _section(
             "Drift of the data",
             "Each week's items against the four weeks before (Jensen-Shannon divergence), and the share of rows on "
             "items at most 30 days old.",
-            _plot(_drift(metrics)),
+            plot(drift(metrics)),
         ),
-        _section("Cost", "CPU seconds of training over the whole log against quality.", _plot(_cost(metrics))),
+        _section("Cost", "CPU seconds of training over the whole log against quality.", plot(cost(metrics))),
         _section("How it was run", "", _protocol(metrics)),
     ]
     script = plotly.offline.get_plotlyjs()
@@ -100,6 +99,9 @@ def write_report(path: Path, metrics: Mapping[str, Any]) -> None:
 
 
 def _section(title: str, text: str, *blocks: str) -> str:
+    """A heading, a sentence and blocks; nothing at all where no block has anything to show."""
+    if not any(blocks):
+        return ""
     lead = f"<p class='quiet'>{text}</p>" if text else ""
     return f"<h2>{title}</h2>{lead}{''.join(blocks)}"
 
@@ -122,10 +124,12 @@ def _head(metrics: Mapping[str, Any]) -> str:
         "leak audit": f"<span class='{'pass' if passed else 'fail'}' style='font-size:23px'>{verdict}</span>",
     }
     shown = "".join(f"<div class='card'><b>{value}</b><span>{label}</span></div>" for label, value in cards.items())
+    lead = metrics.get("verdict", "")
+    left_out = "" if run else f" Leak audit {html.escape(audit[AUDITS[0]])}: nothing here proves that no arm knew more."
     return (
-        "<h1>driftline replay</h1>"
+        f"<h1>driftline replay</h1><p class='verdict'>{html.escape(lead)}</p>"
         f"<p class='quiet'>{_day(data['first_ms'])} to {_day(data['last_ms'])}; predict, then learn; scored from "
-        f"{_day(protocol['split_ms'])} on (split {protocol['split']:g}).</p><div class='cards'>{shown}</div>"
+        f"{_day(protocol['split_ms'])} on (split {protocol['split']:g}).{left_out}</p><div class='cards'>{shown}</div>"
     )
 
 
@@ -134,7 +138,7 @@ def _arms(metrics: Mapping[str, Any]) -> str:
     best = {which: max((arm[which][METRIC] or 0.0) for arm in arms.values()) for which in LISTS}
     rows = []
     for name, arm in arms.items():
-        cells = [f"<td>{html.escape(name)}</td>"]
+        cells = [f"<td>{html.escape(name)}<p class='about'>{html.escape(about(name))}</p></td>"]
         for which in LISTS:
             value, ci = arm[which][METRIC], arm[which].get(f"{METRIC}_ci")
             mark = " class='best'" if value is not None and value == best[which] else ""
@@ -168,31 +172,6 @@ def _number(value: float | None) -> str:
     return "none" if value is None else f"{value:.4f}"
 
 
-def _color(metrics: Mapping[str, Any], arm: str) -> str:
-    return COLORS[list(metrics["arms"]).index(arm) % len(COLORS)]
-
-
-def _windows(metrics: Mapping[str, Any], which: str, title: str) -> go.Figure:
-    figure = go.Figure()
-    for name, arm in metrics["arms"].items():
-        windows = [window if which == "overall" else window | window[which] for window in arm["windows"]]
-        figure.add_scatter(
-            x=[_stamp(window["from_ms"]) for window in windows],
-            y=[window[METRIC] for window in windows],
-            customdata=[window["n"] for window in windows],
-            hovertemplate="%{y:.4f} over %{customdata} groups",
-            name=name,
-            mode="lines+markers",
-            line={"color": _color(metrics, name), "width": 2},
-            marker={"size": 5},
-        )
-    return _styled(figure, f"NDCG@10, {title}", 330)
-
-
-def _stamp(t_ms: int) -> str:
-    return datetime.fromtimestamp(t_ms / 1000, UTC).isoformat()
-
-
 def _comparisons(metrics: Mapping[str, Any]) -> list[str]:
     sections = []
     for family, title in FAMILIES.items():
@@ -201,81 +180,8 @@ def _comparisons(metrics: Mapping[str, Any]) -> list[str]:
             text = (
                 "Relative lift in NDCG@10 with 95% intervals, users drawn with replacement; p after Holm's correction."
             )
-            sections.append(_section(title, text, _plot(_forest(found))))
+            sections.append(_section(title, text, plot(forest(found))))
     return sections
-
-
-def _forest(found: Sequence[Mapping[str, Any]]) -> go.Figure:
-    figure = go.Figure()
-    for which, title in LISTS.items():
-        rows = [one for one in found if one["list"] == which]
-        figure.add_scatter(
-            x=[100 * one["lift"] for one in rows],
-            y=[f"{one['a']} over {one['b']}, {title}" for one in rows],
-            error_x={
-                "type": "data",
-                "symmetric": False,
-                "array": [100 * (one["ci"][1] - one["lift"]) for one in rows],
-                "arrayminus": [100 * (one["lift"] - one["ci"][0]) for one in rows],
-                "thickness": 1.4,
-                "width": 0,
-            },
-            customdata=[one["p_holm"] for one in rows],
-            hovertemplate="%{x:+.1f}%, p %{customdata:.3g}",
-            name=title,
-            mode="markers",
-            marker={"size": 9, "color": COLORS[list(LISTS).index(which)]},
-        )
-    figure.add_vline(x=0, line={"color": "#9ca3af", "width": 1})
-    figure.update_yaxes(autorange="reversed")
-    figure.update_xaxes(ticksuffix="%")
-    return _styled(figure, "", 120 + 24 * len(found))
-
-
-def _freshness(metrics: Mapping[str, Any]) -> go.Figure:
-    figure = go.Figure()
-    for name, bins in metrics["freshness"].items():
-        figure.add_scatter(
-            x=[f"{one['since']}<br>{one['n']} groups" for one in bins],
-            y=[one[METRIC] for one in bins],
-            name=name,
-            mode="lines+markers",
-            line={"color": _color(metrics, name), "width": 2},
-        )
-    return _styled(figure, "", 340)
-
-
-def _drift(metrics: Mapping[str, Any]) -> go.Figure:
-    weeks = metrics["drift"]
-    x = [_stamp(week["from_ms"]) for week in weeks]
-    figure = go.Figure()
-    figure.add_bar(x=x, y=[week["new_item_share"] for week in weeks], name="new items", marker={"color": "#d8cfae"})
-    figure.add_scatter(
-        x=x,
-        y=[week["divergence"] for week in weeks],
-        name="divergence",
-        mode="lines+markers",
-        line={"color": COLORS[1], "width": 2},
-    )
-    return _styled(figure, "", 300)
-
-
-def _cost(metrics: Mapping[str, Any]) -> go.Figure:
-    figure = go.Figure()
-    for name, arm in metrics["arms"].items():
-        figure.add_scatter(
-            x=[max(0.01, arm["train_cpu_s"])],
-            y=[arm["overall"][METRIC]],
-            text=[name],
-            textposition="top center",
-            mode="markers+text",
-            name=name,
-            marker={"size": 11, "color": _color(metrics, name)},
-            showlegend=False,
-        )
-    figure.update_xaxes(type="log", title="training, CPU seconds")
-    figure.update_yaxes(title="NDCG@10, everything", rangemode="tozero")
-    return _styled(figure, "", 380)
 
 
 def _protocol(metrics: Mapping[str, Any]) -> str:
@@ -335,21 +241,3 @@ def audit_line(audit: Mapping[str, Any]) -> str:
         f"{audit['rows']:,} rows of {audit['users']:,} users; changed from {audit['groups']} groups on, "
         f"{audit['from_file']} of them with a profile of the file; {audit['compared']:,} groups compared"
     )
-
-
-def _styled(figure: go.Figure, title: str, height: int) -> go.Figure:
-    figure.update_layout(
-        template="plotly_white",
-        title={"text": title, "font": {"size": 15}},
-        height=height,
-        margin={"l": 60, "r": 20, "t": 48 if title else 20, "b": 50},
-        font={"family": "-apple-system, 'Segoe UI', Helvetica, Arial, sans-serif", "size": 13, "color": "#374151"},
-        hovermode="closest",
-    )
-    figure.update_yaxes(automargin=True)
-    return figure
-
-
-def _plot(figure: go.Figure) -> str:
-    inner = plotly.io.to_html(figure, include_plotlyjs=False, full_html=False, config={"displayModeBar": False})
-    return f"<div class='plot'>{inner}</div>"

@@ -21,6 +21,7 @@ from driftline.stream.replay.log import NEVER_MS, EventLog
 from driftline.stream.replay.metrics import METRICS
 from driftline.stream.replay.protocol import LISTS, Facts
 from driftline.stream.replay.results import Saved
+from driftline.stream.replay.verdict import FAMILY, first_and_next
 
 WEEK_MS = 7 * 86_400_000
 NEW_ITEM_MS = 30 * 86_400_000
@@ -197,12 +198,18 @@ def claims(data: Table, simple: Sequence[str]) -> list[tuple[str, str, str, str]
 
     Families: `headline` = the whole engine against the best simple arm of each list and against ease_recent;
     `backbones` = the engine against lone arms; `parts` = what one part adds or its loss costs; `simple` = the best
-    simple arm of a list against the others.
+    simple arm of a list against the others; `first` = the best arm over everything against the next, and against the
+    best simple one.
     """
     arms = list(data.values)
+    means = (
+        {arm: float(np.nanmean(data.column(arm, "overall"))) for arm in arms} if data.counts("overall").any() else {}
+    )
+    order = first_and_next(means)
     baseline = [arm for arm in arms if arm in simple]
     engines = [arm for arm in ("incremental", "frozen", "retrain", "ranker", "hstu", "sasrec", "graph") if arm in arms]
-    found: list[tuple[str, str, str, str]] = []
+    rivals = dict.fromkeys(order[1:2] + [arm for arm in order[1:] if arm in simple and order[0] not in simple][:1])
+    found = [(FAMILY, order[0], arm, "overall") for arm in rivals]
     for which in COMPARED:
         if not data.counts(which).any():
             continue

@@ -2,6 +2,7 @@
 
 import pytest
 
+from driftline.configs.environment import strays
 from driftline.configs.errors import ConfigError
 from driftline.configs.load import config_sha256, leaves, load, load_settings, presets, shown
 from driftline.configs.security import client_options
@@ -253,8 +254,72 @@ def test_a_wrong_value_is_told_in_plain_words(tmp_path, text, expected):
     assert expected in found
 
 
-def test_several_faults_are_counted(tmp_path):
-    assert message(write(tmp_path, "serving: {port: -1, threads: 0}\n")).endswith("(1 more like this)")
+def test_all_mistakes_are_said_at_once_in_the_order_in_which_they_stand(tmp_path):
+    base = write(tmp_path, "state: {history: 1}\n", "base.yaml")
+    text = """\
+extends: base.yaml
+goals:
+  action_weights: {purchas: 1}
+model:
+  backbone: hstuu
+  dim: 8
+  dim: 9
+actions:
+  purchase: {wieght: 1}
+  refund: {weight: -1}
+serving: {port: -1, prot: 7}
+broker:
+  prefix: !!python/object/apply:os.getcwd []
+"""
+    path = write(tmp_path, text)
+    environment = {"DRIFTLINE__SERVING__PROCESES": "2", "DRIFTLINE_STATE_ROOT": "x"}
+    with pytest.raises(ConfigError) as caught:
+        load(path, environment)
+    expected = [
+        (f"{base}:1: state.history: got 1", "at least 8"),
+        (f"{path}:3: goals.action_weights.purchas: got an action that neither", "did you mean 'purchase'?"),
+        (f"{path}:5: model.backbone: got 'hstuu'; expected 'hstu', 'sasrec' or 'off'", "did you mean 'hstu'?"),
+        (f"{path}:7: model.dim stands there twice", "keep one"),
+        (f"{path}:9: unknown key 'actions.purchase.wieght'", "did you mean 'actions.purchase.weight'?"),
+        (f"{path}:10: actions.refund: got weight -1 with positive true", "expected positive: false"),
+        (f"{path}:11: serving.port: got -1", "at least 0"),
+        (f"{path}:11: unknown key 'serving.prot'", "did you mean 'serving.port'?"),
+        (f"{path}:13: got a value of type ", "expected plain YAML"),
+        ("environment DRIFTLINE_STATE_ROOT: expected two underscores", "DRIFTLINE__STATE__ROOT"),
+        ("DRIFTLINE__SERVING__PROCESES: unknown key", "did you mean 'serving.processes'?"),
+    ]
+    for fault, (start, words) in zip(caught.value.faults, expected, strict=True):
+        assert fault.startswith(start)
+        assert words in fault
+    told = str(caught.value).splitlines()
+    assert told[0] == "11 mistakes in the settings:"
+    assert [line.strip() for line in told[1:]] == list(caught.value.faults)
+
+
+def test_a_goal_may_name_an_action_of_a_preset_and_no_other(tmp_path):
+    text = "actions: {sale: {weight: 1}}\ngoals: {action_weights: {sale: 1, like: 1, sael: 2}}\n"
+    told = message(write(tmp_path, text))
+    assert "own.yaml:2: goals.action_weights.sael: got an action that neither" in told
+    assert told.endswith("did you mean 'sale'?")
+    assert load(write(tmp_path, text.replace(", sael: 2", "")), {}).settings.goals.action_weights["like"] == 1
+
+
+def test_variables_that_look_like_settings_and_are_none_are_told():
+    environment = {
+        "DRIFTLINE_CONFG": "x",
+        "DRIFTLINE_CONFIG": "ecommerce",
+        "DRIFTLNE__SERVING__PORT": "1",
+        "DRIFTLINE_SERVING_SERVICE_HOST": "10.0.0.1",
+        "DRIFTLINE_BROKER_PORT_9092_TCP_ADDR": "10.0.0.2",
+        "DRIFTLINE_SERVING_PORT": "tcp://10.0.0.1:50551",
+        "PYTEST__X": "",
+        "PATH": "/bin",
+    }
+    assert strays(environment) == [
+        "environment DRIFTLINE_CONFG is read by nothing; settings are DRIFTLINE__SECTION__KEY; "
+        "did you mean 'DRIFTLINE_CONFIG'?",
+        "environment DRIFTLNE__SERVING__PORT is read by nothing; did you mean 'DRIFTLINE__SERVING__PORT'?",
+    ]
 
 
 def test_a_missing_file_names_the_presets():

@@ -1,5 +1,7 @@
 """Prompts, the template's answers, and the check of what a model may state."""
 
+import re
+
 import pytest
 import yaml
 from tests.llm.conftest import CATALOGUE, NOW_MS, shop_request
@@ -154,18 +156,46 @@ def test_an_unknown_prompt_file_and_a_broken_one_are_one_clear_message(tmp_path)
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"cues": {"crowd": "Customer:"}}, "cues: got crowd; expected crowd, interests, categories, brands"),
-        ({"record": "Bought: {titels}"}, r"what stands in braces can't be filled in: KeyError\('titels'\); compare"),
-        ({"record": "Bought: {titles.name}"}, "what stands in braces can't be filled in: AttributeError"),
-        ({"interests": "verbs"}, "interests: Input should be 'kinds' or 'titles'; compare it with"),
-        ({"ignore_titles": ["(open"]}, r"'\(open' is no regular expression"),
+        ({"cues": {"crowd": "Customer:"}}, "cues: has no interests; expected what its line begins with"),
+        ({"record": "Bought: {titels}"}, "record: {titels} is no placeholder here; .*did you mean 'titles'"),
+        ({"record": "Bought: {titles.name}"}, "record: {titles.name} is no placeholder here"),
+        ({"record": "From {domain}."}, "record: got 'From {domain}.'; expected {titles} in it"),
+        ({"record": "{titles!r} {"}, "record: .*write {{ and }} for braces that are text"),
+        ({"record": "{titles:>9}"}, "record: {titles} has a format; expected the name alone"),
+        ({"neutral": "Bought: {titles}."}, "neutral: {titles} is no placeholder here; nothing is filled in here"),
+        ({"interests": "verbs"}, "interests: got 'verbs'; input should be 'kinds' or 'titles'"),
+        ({"ignore_titles": ["(open"]}, r"ignore_titles.0: '\(open' is no regular expression"),
+        (
+            {"value_levels": [{"below": 9, "words": ""}, {"below": 3, "words": ""}]},
+            "value_levels.1: below is 3 after 9",
+        ),
+        ({"insruction": "x"}, "insruction: is no key of a prompt file; did you mean 'instruction'"),
+        ({"crowd": {"home decorater": {"categorys": []}}}, "did you mean 'categories'"),
+        ({"crowd": {"home decorater": {}}}, "examples.0.crowd: 'home decorator' is not under `crowd`; did you mean"),
+        ({"sentences": None}, "sentences"),
     ],
 )
 def test_a_prompt_file_that_would_fail_at_a_profile_is_refused_when_it_is_read(tmp_path, change, words):
     path = tmp_path / "mine.yaml"
     path.write_text(yaml.safe_dump(yaml.safe_load((PROMPTS / "ecommerce.yaml").read_text()) | change))
-    with pytest.raises(ConfigError, match=words):
+    with pytest.raises(ConfigError, match=words.replace("{", r"\{").replace("}", r"\}")) as caught:
         load_prompts(str(path))
+    assert all(re.match(rf"{re.escape(str(path))}:\d+: ", fault) for fault in caught.value.faults)
+
+
+def test_all_mistakes_of_a_prompt_file_are_said_in_their_order(tmp_path):
+    path = tmp_path / "mine.yaml"
+    text = (PROMPTS / "ecommerce.yaml").read_text()
+    text = text.replace("{domain}. {level}", "{domian}.", 1)
+    text = text.replace('  brands: "Product lines:"', '  lines: "Product lines:"').replace("neutral:", "neutrl:")
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load_prompts(str(path))
+    lines = [int(fault.removeprefix(f"{path}:").split(":")[0]) for fault in caught.value.faults]
+    assert lines == sorted(lines)
+    told = " | ".join(caught.value.faults)
+    for words in ("did you mean 'domain'?", "did you mean 'neutral'?", "neutral: is missing", "cues: has no brands"):
+        assert words in told
 
 
 @pytest.mark.parametrize("record", [b"", b"[]", b"{}", b'{"user_id": "u", "as_of_ms": "x", "events": 1, "items": []}'])

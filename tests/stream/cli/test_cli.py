@@ -124,7 +124,7 @@ def test_a_time_that_is_none_is_refused_by_the_name_of_its_option(driftline: Run
     assert "2010-11-25T08:00" in result.stderr
 
 
-@pytest.mark.parametrize(("total", "count"), [(None, " 7 "), (9, " 7/9 ")])
+@pytest.mark.parametrize(("total", "count"), [(None, "events: 7 in "), (9, "events: 7 of 9 in ")])
 def test_progress_shows_the_total_only_if_it_is_known(
     total: int | None, count: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -158,3 +158,52 @@ def test_an_event_of_the_future_is_due_once_the_clock_has_come_near_enough() -> 
     for other in (letter("not_json", b'{"timestamp_ms": 2000000}'), letter("from_the_future", b"[]")):
         assert due_ms(other, 300_000) == 0
     assert due_ms(letter("from_the_future", None), 300_000) == 0
+
+
+def test_config_validate_says_all_mistakes_of_settings_prompts_and_files_and_what_can_hardly_be_meant(
+    driftline: Run, tmp_path: Path
+) -> None:
+    good = json.loads(driftline("config", "validate", "-c", "media", "--json").stdout)
+    assert (good["ok"], good["mistakes"], good["notes"]) == (True, [], [])
+    assert good["prompts"].endswith("media.yaml")
+    prompts, mine = tmp_path / "prompts.yaml", tmp_path / "mine.yaml"
+    prompts.write_text("record: 'Bought {tiles}'\n")
+    mine.write_text(
+        f"extends: ecommerce\nprofiles: {{prompts: {prompts}}}\nserving: {{token_file: no.yaml}}\n"
+        "state: {history: 50}\nmetrics: {worker_port: 9101, trainer_port: 9101}\n"
+    )
+    result = driftline("config", "validate", "-c", str(mine), "--json", DRIFTLINE_CONFG="x")
+    found = json.loads(result.stdout)
+    assert (result.returncode, found["ok"]) == (64, False)
+    assert found["mistakes"][0] == f"{mine}:3: serving.token_file: got 'no.yaml', which is no file; check the path"
+    assert any(f"{prompts}:1: record: {{tiles}} is no placeholder here" in one for one in found["mistakes"])
+    assert any("instruction: is missing" in one for one in found["mistakes"])
+    told = " | ".join(found["notes"])
+    assert "model.max_len is 100 and state.history is 50" in told
+    assert f"{mine}:5: metrics.trainer_port is 9101, as metrics.worker_port is" in told
+    assert "did you mean 'DRIFTLINE_CONFIG'?" in told
+    mine.write_text("serving: {prot: 1}\ngoals: {action_weights: {purchas: 1}}\n")
+    result = driftline("config", "validate", "-c", str(mine))
+    lines = result.stdout.splitlines()
+    assert (result.returncode, lines[-1]) == (64, "2 mistakes")
+    assert [line.split(": ")[0] for line in lines[:2]] == [f"{mine}:1", f"{mine}:2"]
+
+
+def test_profile_try_shows_what_is_asked_and_what_stands_of_the_answer(driftline: Run, tmp_path: Path) -> None:
+    events = [f"u{n % 2},i{n % 4},{1_600_000_000_000 + n}" for n in range(30)]
+    (tmp_path / "events.csv").write_text("\n".join(["user_id,item_id,timestamp_ms", *events]))
+    titles = ("herb pots", "tomato seeds", "garden lantern", "brass lantern")
+    (tmp_path / "items.csv").write_text("item_id,title\n" + "".join(f"i{n},{t}\n" for n, t in enumerate(titles)))
+    files = ("--events", str(tmp_path / "events.csv"), "--items", str(tmp_path / "items.csv"))
+    made = json.loads(driftline("profile", "try", *files, "--json").stdout)
+    assert (made["source"], made["users_due"]) == ("template", 2)
+    of = {user["user_id"]: user for user in made["users"]}
+    assert "herb pots" in of["u0"]["record"]
+    assert "tomato seeds" not in of["u0"]["record"]
+    assert of["u0"]["facets"]["categories"] in of["u0"]["answer"]
+    assert "garden" in of["u0"]["may_be_answered"]["categories"]
+    printed = driftline("profile", "try", "--users", "1", *files).stdout
+    assert printed.count("profile: ") == 1
+    refused(
+        driftline("profile", "try", *files, DRIFTLINE__PROFILES__FIRST_EVENTS="99"), 65, "set profiles.first_events"
+    )

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from driftline.configs.errors import InputError
 from driftline.stream.cli import app
-from driftline.stream.cli.evaluate import topic_file
+from driftline.stream.cli.topic import topic_file
 from driftline.stream.process.processor import Processor
 from driftline.stream.replay.adoptions import write_adoptions
 from driftline.stream.state.store import MemoryStore

@@ -15,7 +15,7 @@ from kafka.admin import NewTopic
 from driftline.graph.rows import Event
 from driftline.serving.owner import partition_of
 from driftline.serving.state_reader import StateReader
-from driftline.stream.cli.evaluate import topic_file
+from driftline.stream.cli.topic import topic_file
 from driftline.stream.events.dlq import read_dlq
 from driftline.stream.events.schema import encode_event
 from driftline.stream.kafka.broker import admin

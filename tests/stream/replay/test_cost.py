@@ -22,6 +22,7 @@ from driftline.model.engine import Engine
 from driftline.stream.bundled import EVENTS, ITEMS
 from driftline.stream.cli import app
 from driftline.stream.events.files import read_columns, read_items
+from driftline.stream.ops.progress import ProgressLines
 from driftline.stream.process.processor import Processor, Record
 from driftline.stream.replay import aside, baselines, run
 from driftline.stream.replay.arms import Setup
@@ -29,7 +30,6 @@ from driftline.stream.replay.audit import AUDITS
 from driftline.stream.replay.counters import nearest
 from driftline.stream.replay.inputs import ReplayProfiles, profile_sources, replay_profiles, replay_texts
 from driftline.stream.replay.log import EventLog
-from driftline.stream.replay.progress import progress_lines
 from driftline.stream.replay.protocol import run as drive
 from driftline.stream.replay.registry import build_arm
 from driftline.stream.replay.run import replay
@@ -231,10 +231,10 @@ def test_the_audit_is_in_proportion_to_the_log_and_left_out_with_a_word(tmp_path
     call = ("replay", "--limit", "1500", "--arms", "popularity", "--no-audit", "--out", str(tmp_path / "none"))
     told = CliRunner().invoke(app, call)
     assert told.exit_code == 0, told.output
-    assert "leak audit: not run: it was left out on request" in told.stdout
+    assert "leak audit: not run: left out with --no-audit" in told.stdout
     page = (tmp_path / "none" / "report.html").read_text()
     assert ">not run</span>" in page
-    assert "it was left out on request" in page
+    assert "left out with --no-audit" in page
 
 
 def test_the_state_alone_is_that_of_a_replay_with_arms(tmp_path: Path) -> None:
@@ -252,15 +252,20 @@ def test_the_state_alone_is_that_of_a_replay_with_arms(tmp_path: Path) -> None:
 
 def test_a_log_gets_a_line_a_minute_and_one_at_the_end_of_each_step(capsys: pytest.CaptureFixture[str]) -> None:
     now = [0.0]
-    show = progress_lines(lambda: now[0])
+    show = ProgressLines(lambda: now[0])
     for done in range(1001):
         now[0] = done * 0.25
         show("arms", done, 1000)
     show("audit", 9, 9)
+    show("rows", 0, None)
+    now[0] += 600
+    show("rows", 30, None)
+    show.end()
     lines = capsys.readouterr().err.splitlines()
-    assert lines[0] == "arms: 240 of 1,000; 3 min left"
-    assert lines[3] == "arms: 960 of 1,000; 10 s left"
-    assert lines[4:] == ["arms: 1,000 of 1,000 in 4 min", "audit: 9 of 9 in 0 s"]
+    assert lines[0] == "arms: 240 of 1,000, 4/s; 3 min left"
+    assert lines[3] == "arms: 960 of 1,000, 4/s; 10 s left"
+    assert lines[4:6] == ["arms: 1,000 of 1,000 in 4 min, 4/s", "audit: 9 of 9 in 0 s"]
+    assert lines[6:] == ["rows: 30, 3.0/min", "rows: 30 in 10 min, 3.0/min"]
 
 
 def without_clocks(metrics: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,145 @@
+"""YAML files of settings as leaves with their lines, files that they extend first."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from driftline.configs.errors import ConfigError
+from driftline.configs.explain import Fault, quoted
+from driftline.configs.keys import KeyPath
+
+PRESETS = Path(__file__).parent
+Leaf = tuple[KeyPath, Any, str]
+"""(key path, value, origin)"""
+
+
+def presets() -> list[str]:
+    """Names that `load_settings` and `extends` take in place of a path."""
+    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
+
+
+def find(source: str | Path, what: str, beside: Path | None = None) -> Path:
+    """The file of a preset's name or of a path.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if isinstance(source, str) and source in presets():
+        return PRESETS / f"{source}.yaml"
+    path = (beside / source) if beside else Path(source)
+    if path.is_file():
+        return path
+    names = ", ".join(presets())
+    near = difflib.get_close_matches(str(source), presets(), 1)
+    hint = f"did you mean {near[0]!r}?" if near else "check the name or the path"
+    raise ConfigError(f"{what}: got {str(source)!r}; expected a preset ({names}) or the path of a YAML file; {hint}")
+
+
+def read(path: Path, faults: list[Fault], seen: tuple[Path, ...] = ()) -> Iterator[Leaf]:
+    """The leaves of the file that a file extends, then its own; what is wrong in it goes to `faults`.
+
+    Raises:
+        ConfigError: a file can't be read, is not YAML, extends itself, or what it extends is not there.
+    """
+    if path.resolve() in seen:
+        chain = " -> ".join(p.name for p in (*seen, path))
+        raise ConfigError(f"{path}: extends itself: {chain}; take out one `extends`")
+    own = list(_walk(compose(path, Loader), (), path, faults))
+    for key, base, origin in own:
+        if key == ("extends",):
+            if not isinstance(base, str):
+                raise ConfigError(f"{origin}: extends: got {quoted(base)}; expected a preset or a path")
+            yield from read(find(base, f"{origin}: extends", path.parent), faults, (*seen, path.resolve()))
+    yield from (leaf for leaf in own if leaf[0] != ("extends",))
+
+
+class Loader(yaml.SafeLoader):
+    """YAML in which only true and false are booleans: `off` is a word, and a name of some settings."""
+
+
+Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in found if not tag.endswith(":bool") or first in "tTfF"]
+    for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
+def compose(path: Path, loader: Any) -> yaml.Node | None:
+    """The nodes of a file, with their lines.
+
+    Raises:
+        ConfigError: it can't be read or is not YAML.
+    """
+    try:
+        return yaml.compose(path.read_text("utf-8"), loader)
+    except OSError as error:
+        raise ConfigError(f"{path}: can't be read: {error.strerror}; check its permissions") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: is not UTF-8 at byte {error.start}; expected a YAML file") from error
+    except yaml.MarkedYAMLError as error:
+        line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise ConfigError(f"{path}{line}: is not YAML: {error.problem}; mend that line") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: is not YAML: {' '.join(str(error).split())}") from error
+
+
+def line_of(node: yaml.Node | None, path: tuple[str | int, ...]) -> int:
+    """The line of what stands at a path below a node, or of the last of it that is there; from 1."""
+    line = 1
+    for part in path:
+        if isinstance(node, yaml.MappingNode):
+            pair = next((pair for pair in node.value if pair[0].value == str(part)), None)
+            if pair is None:
+                break
+            line, node = pair[0].start_mark.line + 1, pair[1]
+        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+            node = node.value[part]
+            line = node.start_mark.line + 1
+        else:
+            break
+    return line
+
+
+def _walk(node: yaml.Node | None, path: KeyPath, file: Path, faults: list[Fault]) -> Iterator[Leaf]:
+    """The leaves below a node with their lines."""
+    if node is None:
+        return
+    origin = f"{file}:{node.start_mark.line + 1}"
+    if not isinstance(node, yaml.MappingNode):
+        if not path:
+            raise ConfigError(f"{origin}: got {quoted(_plain(node, file))}; expected sections of settings")
+        try:
+            value = _plain(node, file)
+        except ConfigError as error:
+            faults.append((origin, str(error).removeprefix(f"{origin}: ")))
+            return
+        yield path, value, origin
+        return
+    if path and not node.value:
+        yield path, {}, origin
+    names: set[str] = set()
+    for key_node, value_node in node.value:
+        key = str(_plain(key_node, file))
+        if key in names:
+            twice = f"{file}:{key_node.start_mark.line + 1}"
+            faults.append((twice, f"{'.'.join((*path, key))} stands there twice; keep one"))
+            continue
+        names.add(key)
+        empty = isinstance(value_node, yaml.ScalarNode) and value_node.tag.endswith(":null") and not value_node.value
+        if not empty:  # a section with nothing below it but comments
+            yield from _walk(value_node, (*path, key), file, faults)
+
+
+def _plain(node: yaml.Node, file: Path) -> Any:
+    loader = Loader("")
+    try:
+        return loader.construct_object(node, deep=True)
+    except yaml.YAMLError as error:
+        line = node.start_mark.line + 1
+        raise ConfigError(f"{file}:{line}: got a value of type {node.tag!r}; expected plain YAML") from error
+    finally:
+        loader.dispose()

@@ -1,0 +1,72 @@
+"""A topic as a file of events, for `driftline replay --from-kafka`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from driftline.configs.settings import Settings
+from driftline.stream.cli.common import err
+
+if TYPE_CHECKING:
+    from driftline.stream.process.processor import Record
+
+
+def topic_file(
+    settings: Settings, topic: str, path: Path, records: list[Record] | None = None, limit: int | None = None
+) -> Path:
+    """The events of a topic that a worker accepts as a JSONL file; the others are counted on stderr.
+
+    Those of users who were forgotten later are not among them.
+
+    Args:
+        records: gets every record as a worker sees it, valid or not.
+        limit: events to read at most.
+
+    Raises:
+        InputError: the topic holds no event, or several partitions whose records were asked for.
+    """
+    from driftline.configs.errors import InputError
+    from driftline.stream.events.records import record_of
+    from driftline.stream.events.schema import InvalidEvent, encode_event
+    from driftline.stream.kafka.broker import broker
+    from driftline.stream.kafka.reading import read_all
+    from driftline.stream.process.forget import Forgotten
+    from driftline.stream.process.intake import is_copy
+    from driftline.stream.process.processor import Processor
+    from driftline.stream.state.store import MemoryStore
+
+    validated = Processor(settings, MemoryStore()).validated
+    written = invalid = 0
+    with broker(settings.broker) as bootstrap, path.open("wb") as file:
+        noted = ((received.partition, record_of(received)) for received in read_all(settings.broker, bootstrap, topic))
+        forgotten = Forgotten(noted)
+        for received in read_all(settings.broker, bootstrap, topic):
+            if written == limit:
+                break
+            record = record_of(received)
+            if forgotten.has(received.partition, record):
+                continue
+            if records is not None:
+                if received.partition:
+                    raise InputError(f"topic {topic!r} has several partitions; --adoptions follows a log of one")
+                records.append(record)
+            if is_copy(record):
+                continue
+            try:
+                file.write(encode_event(validated(record)) + b"\n")
+                written += 1
+            except InvalidEvent:
+                invalid += 1
+    if invalid:
+        err.print(f"{invalid:,} records of {topic} are not events and are left out")
+    if not written:
+        raise InputError(f"topic {topic!r} holds no event; check --from-kafka and broker.prefix")
+    return path
+
+
+def without_prefix(settings: Settings, topic: str) -> str:
+    """The name of a topic as driftline's code has it, whether it was given with `broker.prefix` or without."""
+    from driftline.stream.events.topics import TOPICS
+
+    return topic if topic in {known.name for known in TOPICS} else topic.removeprefix(settings.broker.prefix)

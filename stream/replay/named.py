@@ -1,0 +1,56 @@
+"""The arms that can be named, with a line on each: what `replay --help`, reports and the registry read."""
+
+from __future__ import annotations
+
+import re
+
+SIMPLE = {
+    "popularity": "what is taken most, over all time",
+    "recent_popularity": "what is taken most lately, counts halve in 30 days",
+    "personal_recency": "what this user took often and lately, then what is popular",
+    "item_knn": "items bought with those of the user's history, by cosine over baskets",
+    "item_knn_recent": "as item_knn, what lies further back in the history counting less, half in 7 days",
+    "user_knn_recent": "what the 100 most similar users took, newer purchases counting more",
+    "ease_recent": "EASE, a linear item-item model in closed form, on baskets that fade, fitted anew each day",
+}
+"""Without learning on the stream, but for counts; all run where no arm is named."""
+ENGINE = {
+    "hstu": "the HSTU sequence model alone, with the popularity in its softmax",
+    "sasrec": "a SASRec transformer alone, in HSTU's place",
+    "graph": "the link scores of the trained graph memory alone",
+    "ranker": "the engine without HSTU, graph memory and profiles: counters and a small ranker",
+    "ranker+hstu": "the ranker with HSTU",
+    "ranker+graph": "the ranker with graph memory",
+    "ranker+profiles": "the ranker with the users' profiles",
+    "incremental-hstu": "the whole engine without HSTU",
+    "incremental-graph": "the whole engine without graph memory",
+    "incremental-profiles": "the whole engine without profiles",
+    "incremental:graph=random": "the whole engine over a graph that is not trained",
+    "incremental:graph=off": "the whole engine without graph memory anywhere",
+    "frozen": "the whole engine, its weights fixed at the split",
+    "retrain": "the whole engine, trained from scratch every week",
+    "incremental": "the whole engine, learning as it runs live",
+}
+"""The engine and its parts; `ranker` and `incremental` take any of their parts, as in ranker+hstu+graph."""
+DEFAULT = (*SIMPLE, "hstu", "ranker", "frozen", "incremental")
+"""Those that run where none are named."""
+
+
+def about(name: str) -> str:
+    """A line on an arm, also on one that is composed."""
+    known = SIMPLE | ENGINE
+    if name in known:
+        return known[name]
+    base = re.split(r"[+:-]", name)[0]
+    parts = re.findall(r"([+-])(\w+)", name)
+    graph = re.search(r":graph=(\w+)", name)
+    words = [known.get(base, base), *(("with " if sign == "+" else "without ") + part for sign, part in parts)]
+    return ", ".join(words + ([f"over graph weights {graph[1]}"] if graph else []))
+
+
+def help_of_arms() -> str:
+    """The arms as a list in Markdown, those that run by default with a star."""
+    lines = (
+        f"- `{name}`{' *' if name in DEFAULT else ''}: {text}" for of in (SIMPLE, ENGINE) for name, text in of.items()
+    )
+    return "\n".join(("Arms; those with a star run where none are named:", "", *lines))

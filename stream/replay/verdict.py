@@ -1,0 +1,63 @@
+"""The sentence that a report begins with: which arm wins, by how much, and how sure that is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+METRIC = "ndcg@10"
+FAMILY = "first"
+"""The comparison of the best arm with the next one, whichever they are."""
+
+
+def first_and_next(overall: Mapping[str, float | None]) -> list[str]:
+    """The arms from best to worst, without those that scored nothing."""
+    scored = {name: value for name, value in overall.items() if value is not None and not math.isnan(value)}
+    return sorted(scored, key=lambda name: -scored[name])
+
+
+def verdict(metrics: Mapping[str, Any], simple: Sequence[str]) -> str:
+    """One sentence.
+
+    Args:
+        metrics: with `arms` and `comparisons`.
+        simple: names of simple arms.
+    """
+    overall = {name: arm["overall"][METRIC] for name, arm in metrics["arms"].items()}
+    order = first_and_next(overall)
+    if not order:
+        return "No group was scored, so no arm wins."
+    best, level = order[0], f"NDCG@10 {overall[order[0]]:.4f} over everything"
+    if len(order) == 1:
+        return f"Only {best} ran, {level}: there is nothing to compare it with."
+    rivals = {order[1]: "the next best"}
+    for arm in order[1:]:
+        if arm in simple and best not in simple:
+            rivals[arm] = "the next best, a simple arm" if arm == order[1] else "the best simple arm"
+            break
+    found = {arm: _compared(metrics["comparisons"], best, arm) for arm in rivals}
+    tails = [f"{_more(found[arm])} {arm}, {what}" for arm, what in rivals.items()]
+    if _sure(found[order[1]]):
+        return f"{best} wins, {level}: {', and '.join(tails)}."
+    return f"Not sure which arm wins: {best} is ahead, {level}, {', and '.join(tails)}."
+
+
+def _compared(comparisons: Sequence[Mapping[str, Any]], a: str, b: str) -> Mapping[str, Any] | None:
+    """The paired comparison of two arms over everything; None where none was made."""
+    return next((one for one in comparisons if (one["a"], one["b"], one["list"]) == (a, b, "overall")), None)
+
+
+def _sure(one: Mapping[str, Any] | None) -> bool:
+    """Whether the interval leaves no room for 0."""
+    return one is not None and None not in one["ci"] and min(one["ci"]) > 0
+
+
+def _more(one: Mapping[str, Any] | None) -> str:
+    if one is None:
+        return "not compared with"
+    if one["lift"] is None or not math.isfinite(one["lift"]):
+        return "where nothing was hit by"
+    lift, low, high = (100 * value for value in (one["lift"], *one["ci"]))
+    sure = "" if _sure(one) else ", which may be chance,"
+    return f"{lift:.1f}% (95% interval {low:.1f} to {high:.1f}){sure} over"

@@ -28,7 +28,7 @@ from driftline.v1 import recommendation_pb2 as pb
 from driftline.v1 import recommendation_pb2_grpc as pb_grpc
 
 if TYPE_CHECKING:
-    from typing_extensions import Unpack
+    from typing import Unpack  # of Python 3.11; under 3.10 no annotation is looked at while it runs
 
 Which = Literal["overall", "novel", "repeat"]
 PemFile = str | os.PathLike[str]

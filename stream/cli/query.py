@@ -84,7 +84,7 @@ def user(
 ) -> None:
     """The state of a user as the stream left it: history, counters, profile, freshness.
 
-    Examples: `driftline query user 13085`, `driftline query user 13085 --watch --json`
+    Example: `driftline query user 13085`, `driftline query user 13085 --watch --json`
     """
     with service:
         answers = service.watch(user_id, history) if watch else [service.user_state(user_id, history, at_ms(at))]
@@ -148,7 +148,7 @@ def recommend(
 ) -> None:
     """What users should see next, with reasons.
 
-    Examples: `driftline recommend 13085 -k 5 --list novel`,
+    Example: `driftline recommend 13085 -k 5 --list novel`,
     `driftline recommend 13085 13089 --category "gift bags" --max-price 5 --exclude 84991 --diversity 0.4 --json`
     """
     chosen = list_of(which)
@@ -174,7 +174,7 @@ def similar(
 ) -> None:
     """Items that go best with one item.
 
-    Examples: `driftline similar 85123A`, `driftline similar 85123A --exclude-brand Acme --min-price 2 --json`
+    Example: `driftline similar 85123A`, `driftline similar 85123A --exclude-brand Acme --min-price 2 --json`
     """
     with service:
         answer = service.similar(item_id, k, **steering)

@@ -413,6 +413,12 @@ class Serving(Section):
     sequence_warm_ms: float = Field(
         100.0, ge=0, description="before a new model answers, HSTU reads again those who ask most, for so long at most"
     )
+    diversity: float = Field(
+        0.0, ge=0, le=1, description="how far apart items of a list are, unless a request says; 0 = by score alone"
+    )
+    follow_ends: bool = Field(
+        True, description="ask the broker where `interactions` ends: answers say how many events they are behind"
+    )
     follow_profiles: bool = Field(True, description="read the topic `profiles`; off = answers without profiles")
     follow_items: bool = Field(
         True,

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from weakref import ref
 
 import numpy as np
 import torch
@@ -90,8 +91,8 @@ class GraphLearner:
         }
         self._stale: set[int] = set()
         self._query = QueryReader(self.reader)
-        self._asked: tuple[UserView, int, Float32] | None = None
-        """The last query, which two plugs ask for; None once anything has changed."""
+        self._asked: tuple[ref[UserView], int, Float32] | None = None
+        """The last query, which two plugs ask for; None once anything has changed, or nobody has the view any more."""
         self._changed: set[int] = set()  # since the last step
         self._codes: Codes | None = None
         self._touched = Touched()  # rows of "vector"
@@ -103,7 +104,7 @@ class GraphLearner:
     def user_vector(self, view: UserView, now_ms: int) -> Float32:
         """[D] float32: the query of one user at a request time, without its profile."""
         asked = self._asked
-        if asked is not None and asked[0] is view and asked[1] == now_ms:
+        if asked is not None and asked[0]() is view and asked[1] == now_ms:
             return asked[2]
         last = np.flatnonzero(view.items >= 0)[-self.settings.neighbors :]
         memory = view.memory if len(view.memory) else np.zeros(self.settings.memory_dim, np.float32)
@@ -114,8 +115,13 @@ class GraphLearner:
             ((now_ms - view.t_ms[last]) / MS_PER_DAY).astype(np.float32),
             edge_features(view.weight[last], view.value[last], view.price[last]),
         )
-        self._asked = view, now_ms, query
+        self._asked = ref(view, self._let_go), now_ms, query
         return query
+
+    def _let_go(self, view: ref[UserView]) -> None:
+        asked = self._asked
+        if asked is not None and asked[0] is view:
+            self._asked = None
 
     def fused_vector(self, query: Float32, facets: Float32) -> Float32:
         """[D] float32: a query joined with profile facets [4, X]."""

@@ -69,7 +69,7 @@ class ProfileVectors:
     source: str = "template"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class UserView:
     """One user at one request time. All arrays are in (time, offset) order, the newest last.
 

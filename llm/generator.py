@@ -33,7 +33,8 @@ class ProfileGenerator:
 
     Attributes:
         counts: "profiles", "llm" and "template" (profiles by source), "ungrounded" (phrases left out),
-            "fallback.<facet>" (facets that took the template's answer).
+            "fallback.<facet>" (facets that took the template's answer), "without_text" (requests that the client was
+            not asked for: nothing is known in words of what the user wanted).
     """
 
     def __init__(self, client: LLMClient, settings: Profiles, encoder: TextEncoder | None = None) -> None:
@@ -55,10 +56,20 @@ class ProfileGenerator:
             make_prompt(request, evidence, self.prompts, self._lexicon, self._settings)
             for request, evidence in zip(requests, found, strict=True)
         ]
-        answers = self._client.generate(prompts)
-        templates = answers if isinstance(self._client, TemplateClient) else self._template.generate(prompts)
+        templates = self._template.generate(prompts)
+        answers = templates if isinstance(self._client, TemplateClient) else self._asked(prompts, templates)
         profiles = [self._join(*parts) for parts in zip(prompts, found, answers, templates, strict=True)]
         return with_vectors(profiles, self._encoder) if self._encoder else profiles
+
+    def _asked(self, prompts: Sequence[ProfilePrompt], templates: Sequence[str]) -> list[str]:
+        """The client's answers; of requests without text the template's, which costs nothing and says as much."""
+        worded = [prompt for prompt in prompts if prompt.request.has_text]
+        self.counts["without_text"] += len(prompts) - len(worded)
+        answers = iter(self._client.generate(worded) if worded else ())
+        return [
+            next(answers) if prompt.request.has_text else template
+            for prompt, template in zip(prompts, templates, strict=True)
+        ]
 
     def _join(self, prompt: ProfilePrompt, found: Evidence, answer: str, template: str) -> Profile:
         request = prompt.request

@@ -66,6 +66,11 @@ class ProfileRequest:
     mean_value: float | None = None
     price_ratio: float | None = None
 
+    @property
+    def has_text(self) -> bool:
+        """Whether the catalogue says anything of what the user wanted: without, a model has nothing to read."""
+        return bool(self.titles or self.categories or self.brands)
+
 
 def read_request(
     record: bytes | Mapping[str, Any], catalogue: Mapping[str, CatalogueItem], settings: Profiles

@@ -20,7 +20,13 @@ if TYPE_CHECKING:
 
 STRONG_RANK = 50
 """A recaller's opinion is a reason down to this rank."""
-_TABLES = {"basket_history": "basket", "basket_last": "basket", "following": "following", "onward": "onward"}
+_TABLES = {
+    "basket_history": "basket",
+    "basket_last": "basket",
+    "basket_fresh": "basket_fresh",
+    "following": "following",
+    "onward": "onward",
+}
 """The table of Signals behind a recaller."""
 _BITS = [(name, int(BIT[name])) for name in SCORED]
 
@@ -85,9 +91,11 @@ def _novel(
         if other >= 0:
             kind, words = ("bought_with", "often taken with") if "basket" in best else ("next_after", "often follows")
             return Reason(kind, f"{words} {table.ids[other]}", other)
-    if best == "user_knn":
+    if best in ("user_knn", "user_knn_fresh"):
         return Reason("similar_users", "liked by people with a history like yours")
-    return Reason("similar_text", "described like what you took before")
+    if best in ("text_history", "text_last"):
+        return Reason("similar_text", "described like what you took before")
+    return _listed(bits)
 
 
 def _listed(bits: int) -> Reason:

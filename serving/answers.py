@@ -22,8 +22,10 @@ def provenance(
     request_time_ms: int,
     served_from: pb.ServedFrom,
     reasons: Sequence[str] = (),
+    pending: int = -1,
+    model_pending: int = -1,
 ) -> pb.Provenance:
-    """Where an answer comes from."""
+    """Where an answer comes from, and how many records state and model are behind."""
     return pb.Provenance(
         model_version=served.snapshot.version if served else "",
         model_sequence=served.snapshot.sequence if served else 0,
@@ -34,6 +36,8 @@ def provenance(
         request_time_ms=request_time_ms,
         profile_version=profile.vectors.version if profile else 0,
         model_watermark_ms=served.snapshot.meta.watermark_ms if served else -1,
+        pending_events=pending,
+        model_pending_events=model_pending,
     )
 
 

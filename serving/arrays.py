@@ -45,26 +45,68 @@ def unpack_strings(arrays: Mapping[str, Array], name: str) -> list[str]:
     return [data[start:end].decode() for start, end in itertools.pairwise(ends)]
 
 
+class Labels:
+    """Packs a column of which each row is a set of names: every name once, every row the codes of its names."""
+
+    def __init__(self) -> None:
+        self._codes: dict[str, int] = {}
+        self._rows: dict[tuple[str, ...], bytes] = {}
+
+    def row(self, names: Iterable[str]) -> bytes:
+        """The codes of a row; names that were never seen get the next ones."""
+        key = tuple(names)
+        row = self._rows.get(key)
+        if row is None:
+            codes = [self._codes.setdefault(name, len(self._codes)) for name in dict.fromkeys(key) if name]
+            row = self._rows[key] = np.array(codes, "<i4").tobytes()
+        return row
+
+    def pack(self, name: str, rows: Sequence[bytes]) -> dict[str, Array]:
+        """The column's arrays: codes of all rows, [n + 1] int64 ends, and the names by code."""
+        ends = np.zeros(len(rows) + 1, np.int64)
+        np.cumsum(np.fromiter(map(len, rows), np.int64, len(rows)) // 4, out=ends[1:])
+        codes = np.frombuffer(b"".join(rows), "<i4")
+        return {f"{name}.codes": codes, f"{name}.ends": ends, **pack_strings(f"{name}.names", self._codes)}
+
+
 def item_part(
-    ids: Sequence[str], titles: Sequence[str] = (), domains: Sequence[str] = (), available: Sequence[bool] = ()
+    ids: Sequence[str],
+    titles: Sequence[str] = (),
+    domains: Sequence[str] = (),
+    available: Sequence[bool] = (),
+    *,
+    categories: Sequence[Sequence[str]] = (),
+    brands: Sequence[str] = (),
+    prices: Sequence[float] = (),
 ) -> dict[str, Array]:
     """The part "items".
 
     Args:
         ids: in order of their dense indices.
-        titles, domains: of equal length, "" = none; or empty.
+        titles, domains, brands: of equal length, "" = none; or empty.
         available: False = may not be recommended; empty = all may.
+        categories: names of each; or empty.
+        prices: NaN = none; or empty.
 
     Raises:
         SnapshotError: the columns differ in length.
     """
-    columns = {"id": ids, "title": titles or [""] * len(ids), "domain": domains or [""] * len(ids)}
-    flags = np.array(available if len(available) else [True] * len(ids), np.bool_)
-    for name, rows in [("available", len(flags)), *((name, len(column)) for name, column in columns.items())]:
-        if rows != len(ids):
-            raise SnapshotError(f"item column {name!r} has {rows} rows, expected {len(ids)}.")
+    n = len(ids)
+    columns = {"id": ids, "title": titles or [""] * n, "domain": domains or [""] * n}
+    labels: dict[str, Sequence[Sequence[str]]] = {
+        "category": categories or [()] * n,
+        "brand": [[brand] for brand in brands] or [()] * n,
+    }
+    flags = np.array(available if len(available) else [True] * n, np.bool_)
+    priced = np.array(prices if len(prices) else [np.nan] * n, np.float32)
+    for name, column in {"available": flags, "price": priced, **columns, **labels}.items():
+        if len(column) != n:
+            raise SnapshotError(f"item column {name!r} has {len(column)} rows, expected {n}.")
     packed = {key: array for name, column in columns.items() for key, array in pack_strings(name, column).items()}
-    return {**packed, "available": flags}
+    for name, rows in labels.items():
+        one = Labels()
+        packed |= one.pack(name, [one.row(row) for row in rows])
+    return {**packed, "available": flags, "price": priced}
 
 
 def write_arrays(file: Path, arrays: Mapping[str, Array], room: bool = False) -> None:

@@ -139,6 +139,7 @@ def _own(settings: Settings, directory: Path) -> Settings:
         "cache_users": 0,
         "follow_profiles": False,
         "follow_items": False,
+        "follow_ends": False,
         "tokens": (),
         "tls_certificate": None,
         "tls_key": None,

@@ -18,8 +18,7 @@ from driftline.model import engine as engine_module
 from driftline.model.plugs import GraphPlug, SequencePlug
 from driftline.model.ranker import Ranker
 from driftline.model.standardiser import Standardiser
-from driftline.serving import answers, engine_scorer
-from driftline.serving import recommender as recommender_module
+from driftline.serving import answers, engine_scorer, fill
 from driftline.serving.bench_world import World
 from driftline.serving.checks import Checks
 from driftline.serving.engine_scorer import EngineScorer, engine_builder
@@ -44,7 +43,7 @@ _WATCHED: tuple[tuple[Any, str, str], ...] = (
     (engine_module, "features", "features"),
     (Standardiser, "apply", "standardiser"),
     (Ranker, "score", "ranker"),
-    (recommender_module, "choose", "choice"),
+    (fill, "choose", "choice"),
     (engine_scorer, "explain", "reasons"),
     (answers, "slate", "message: slate"),
     (answers, "provenance", "message: provenance"),

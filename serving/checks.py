@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from driftline.graph.rows import MAX_NUMBER
 from driftline.serving.errors import InvalidRequest
+from driftline.serving.filters import EVERYTHING, Filter
 from driftline.serving.scorer import NOVEL, OVERALL, REPEAT
 from driftline.serving.sizes import share_bytes
 from driftline.v1 import recommendation_pb2 as pb
@@ -17,6 +20,8 @@ MAX_USERS = 256
 MAX_BATCH_ITEMS = 25_600
 """Users times k of one batch: so many items fit into an answer, at 160 bytes each with title and reason."""
 MAX_SCORED = 1000
+MAX_NAMES, MAX_NAME_BYTES = 100, 1024
+"""Names of one list of a filter, and bytes of one."""
 MAX_HISTORY = 65_536
 LATEST_MS = 32_503_680_000_000
 """The year 3000: a larger time is a unit error (micro- or nanoseconds)."""
@@ -31,17 +36,24 @@ _LISTS: dict[int, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """SlateOptions after the checks, with defaults filled in."""
+    """What is asked of a list after the checks, with defaults filled in: a slate, or the items that go with one."""
 
-    request_time_ms: int
     k: int
-    which: str
     excluded: tuple[str, ...]
     domain: str
     min_model_sequence: int
-    min_user_state_version: int
-    item_reasons: bool
+    asked: Filter
+    diversity: float
     most_bytes: int
+    request_time_ms: int = 0
+    which: str = OVERALL
+    min_user_state_version: int = 0
+    item_reasons: bool = True
+
+    @property
+    def steered(self) -> bool:
+        """Whether items are left out that an answer would have without these options."""
+        return bool(self.asked or self.excluded or self.domain)
 
 
 class Checks:
@@ -106,24 +118,80 @@ class Checks:
                 f"{MAX_BATCH_ITEMS // users}, or ask for {max(1, MAX_BATCH_ITEMS // k)} users at a time",
             )
 
-    def options(self, message: pb.SlateOptions) -> Options:
-        """All fields of SlateOptions."""
-        return Options(
+    def options(self, message: pb.SlateOptions, diversity: float = 0.0) -> Options:
+        """All fields of SlateOptions; `diversity` where it has none."""
+        return replace(
+            self.steering("options.", message, diversity),
             request_time_ms=self.time_ms("options.request_time_ms", message.request_time_ms),
-            k=self.within("options.k", message.k, 0, MAX_K) or 10,
             which=self.which("options.list", message.list),
-            excluded=self.identifiers("options.excluded_item_ids", message.excluded_item_ids, 0, MAX_EXCLUDED),
-            domain=self.domain("options.domain", message.domain),
-            min_model_sequence=self.within("options.min_model_sequence", message.min_model_sequence, 0, 2**62),
             min_user_state_version=self.version("options.min_user_state_version", message.min_user_state_version),
             item_reasons=not message.omit_item_reasons,
+        )
+
+    def steering(self, field: str, message: pb.SlateOptions | pb.SimilarItemsRequest, diversity: float) -> Options:
+        """The fields that every list has.
+
+        Args:
+            field: what stands before their names.
+            message: that has them.
+            diversity: where the message has none.
+        """
+        if message.HasField("diversity"):
+            diversity = message.diversity
+            if not 0 <= diversity <= 1:
+                self._add(f"{field}diversity", f"got {diversity:g}, expected 0 to 1; leave it out for the default")
+        return Options(
+            k=self.within(f"{field}k", message.k, 0, MAX_K) or 10,
+            excluded=self.identifiers(f"{field}excluded_item_ids", message.excluded_item_ids, 0, MAX_EXCLUDED),
+            domain=self.domain(f"{field}domain", message.domain),
+            min_model_sequence=self.within(f"{field}min_model_sequence", message.min_model_sequence, 0, 2**62),
+            asked=self.filter(f"{field}filter", message.filter) if message.HasField("filter") else EVERYTHING,
+            diversity=diversity,
             most_bytes=share_bytes(),
         )
 
-    def _text(self, field: str, value: str, low: int) -> str:
+    def filter(self, field: str, message: pb.ItemFilter) -> Filter:
+        """All fields of ItemFilter, and that they can hold together."""
+        for one in ("categories", "brands"):
+            both = sorted(set(getattr(message, one)) & set(getattr(message, f"excluded_{one}")))
+            if both:
+                self._add(
+                    f"{field}.excluded_{one}",
+                    f"got {both[0]!r:.100}, which {one} has, too; expected it in one of them: take it out of the other",
+                )
+        low = self._price(f"{field}.min_price", message.min_price) if message.HasField("min_price") else -math.inf
+        high = self._price(f"{field}.max_price", message.max_price) if message.HasField("max_price") else math.inf
+        if low > high:
+            self._add(
+                f"{field}.min_price",
+                f"got {low:g}, and max_price {high:g}; expected min_price <= max_price: swap them, or leave one out",
+            )
+        return Filter(
+            categories=self._names(f"{field}.categories", message.categories),
+            excluded_categories=self._names(f"{field}.excluded_categories", message.excluded_categories),
+            brands=self._names(f"{field}.brands", message.brands),
+            excluded_brands=self._names(f"{field}.excluded_brands", message.excluded_brands),
+            domains=self._names(f"{field}.domains", message.domains),
+            min_price=low,
+            max_price=high,
+        )
+
+    def _names(self, field: str, values: Sequence[str]) -> tuple[str, ...]:
+        if len(values) > MAX_NAMES:
+            self._add(field, f"got {len(values)} names, expected {MAX_NAMES} at most: ask with fewer, or several times")
+        for place, value in enumerate(values[:MAX_NAMES]):
+            self._text(f"{field}[{place}]", value, 1, MAX_NAME_BYTES)
+        return tuple(sorted(set(values)))
+
+    def _price(self, field: str, value: float) -> float:
+        if not 0 <= value <= MAX_NUMBER:
+            self._add(field, f"got {value:g}, expected 0 to {MAX_NUMBER:g}; leave it out for no bound")
+        return value
+
+    def _text(self, field: str, value: str, low: int, high: int = MAX_ID_BYTES) -> str:
         size = len(value.encode())
-        if not low <= size <= MAX_ID_BYTES:
-            self._add(field, f"got {size} bytes, expected {low} to {MAX_ID_BYTES} bytes of UTF-8")
+        if not low <= size <= high:
+            self._add(field, f"got {size} bytes, expected {low} to {high} bytes of UTF-8")
         return value
 
     def _add(self, field: str, text: str) -> None:

@@ -110,6 +110,26 @@ class EngineScorer:
 
         return ScoredCandidates(best, {OVERALL: best_scores}, reasons)
 
+    def popular(self, items: Int32, k: int) -> Int32:
+        """See Scorer."""
+        signals = self.engine.signals
+        touches = signals.popularity.count[items, signals.reference]
+        largest = np.argpartition(-touches, k)[:k] if k < len(items) else np.arange(len(items))
+        return items[largest[np.lexsort((items[largest], -touches[largest]))]]
+
+    def vectors(self, items: Int32) -> Float32:
+        """See Scorer: of the texts; where no item has one, those of a model."""
+        text = self.engine.text[items]
+        if text.any():
+            return text
+        for plug in self.engine.plugs.values():
+            matrix = plug.item_matrix()
+            out = np.zeros((len(items), matrix.shape[1]), np.float32)
+            known = items < len(matrix)
+            out[known] = matrix[items[known]]
+            return out
+        return text
+
     def warm(self) -> None:
         """See Scorer."""
         for plug in self.engine.plugs.values():

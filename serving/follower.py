@@ -16,10 +16,10 @@ from driftline.serving.header_names import escape_header_names
 from driftline.serving.partitions import take_in_added
 
 LOG = logging.getLogger(__name__)
-_RETRY_S = 1.0
+RETRY_S = 1.0
 _PAUSE_S = 0.1
 _PROBE_S = 2.0
-_BOOTSTRAP_MS = 5000
+BOOTSTRAP_MS = 5000
 _ASK_S = 5.0
 """How often the broker is asked whether it is still there: reading alone does not tell."""
 
@@ -77,16 +77,16 @@ class Follower:
                 log("topic %s can't be read, trying again; what was read of it holds: %r", self._topic, error)
             self.follows = False
             self._told.set()
-            self._stop.wait(_RETRY_S)
+            self._stop.wait(RETRY_S)
 
     def _read_until_error(self) -> None:
         from kafka import KafkaConsumer, TopicPartition
 
         escape_header_names()
-        _check_one_listens(self._bootstrap)
+        check_one_listens(self._bootstrap)
         consumer = KafkaConsumer(
             **self._options,
-            bootstrap_timeout_ms=_BOOTSTRAP_MS,
+            bootstrap_timeout_ms=BOOTSTRAP_MS,
         )
         try:
             partitions = consumer.partitions_for_topic(self._topic)
@@ -124,7 +124,7 @@ class Follower:
                 take_in_added(consumer, assigned)
 
 
-def _check_one_listens(bootstrap: str) -> None:
+def check_one_listens(bootstrap: str) -> None:
     """A broker that is away is found out at once, not after a client has tried for a while.
 
     Raises:

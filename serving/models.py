@@ -23,12 +23,15 @@ from driftline.graph.arrays import Int32
 from driftline.graph.view import UserView, view_of
 from driftline.serving.arrays import unpack_strings
 from driftline.serving.delta import Verified
+from driftline.serving.filters import EVERYTHING, Attributes, Filter
 from driftline.serving.metrics import ServingMetrics
 from driftline.serving.scorer import Scorer
 from driftline.serving.sizes import short_title
 from driftline.serving.snapshot import LEVEL, Pointer, Snapshot, current, gate, list_snapshots, open_snapshot
 
 LOG = logging.getLogger(__name__)
+EVENT_PRICES = "signals.item.price"
+"""Price of each item's newest event, in the part "engine"."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,19 +46,33 @@ class Served:
     domain_codes: Int32
     """[items] index into `domains` of each item, 0 = belongs to none."""
     domains: dict[str, int]
+    attributes: Attributes | None = None
+    """What filters go by; None = nothing is known of the items."""
     adopted_ms: int = field(default_factory=lambda: time.time_ns() // 1_000_000)
 
     def title(self, index: int) -> str:
         """Title of an item by dense index, "" if none is known."""
         return self.titles[index] if 0 <= index < len(self.titles) else ""
 
-    def allowed(self, items: Int32, domain: str) -> NDArray[np.bool_]:
-        """Which of some items [n] may be recommended in a domain: available ones that belong to it or to none."""
+    def allowed(self, items: Int32, domain: str, asked: Filter = EVERYTHING) -> NDArray[np.bool_]:
+        """Which of some items [n] may be recommended in a domain: available ones that belong to it or to none.
+
+        Args:
+            items: dense indices.
+            domain: "" = any.
+            asked: what they must pass, too; nothing does where nothing is known of the items.
+        """
         offered = self.offered[items]
         if domain and self.domains:
             codes = self.domain_codes[items]
             offered &= (codes == 0) | (codes == self.domains.get(domain, -1))
+        if asked:
+            offered &= self.attributes.passing(asked).mask[items] if self.attributes is not None else False
         return offered
+
+    def reasons(self, asked: Filter) -> tuple[str, ...]:
+        """Codes of what is special about a filter."""
+        return self.attributes.passing(asked).reasons if asked and self.attributes is not None else ()
 
 
 BuildScorer = Callable[[Snapshot], Scorer]
@@ -172,7 +189,9 @@ class ModelSlot:
         domain_codes[: len(domains)] = [codes.get(domain, 0) for domain in domains[:n]]
         offered = np.array(items.get("available", np.ones(n)), np.bool_)[:n]
         titles = list(map(short_title, unpack_strings(items, "title")))
-        return Served(snapshot, scorer, titles, offered, domain_codes, codes)
+        event_prices = snapshot.parts.get("engine", {}).get(EVENT_PRICES, np.zeros(0, np.float32))
+        attributes = Attributes(items, event_prices, domain_codes, codes, n)
+        return Served(snapshot, scorer, titles, offered, domain_codes, codes, attributes)
 
     def _serve_an_older_one(self) -> None:
         try:

@@ -22,12 +22,15 @@ from driftline.serving import answers
 from driftline.serving.availability import Availability
 from driftline.serving.cache import RecentRankings
 from driftline.serving.checks import Options
+from driftline.serving.ends import Ends
 from driftline.serving.errors import NotReady, UnknownItem
+from driftline.serving.fill import chosen, unfiltered
 from driftline.serving.models import ModelSlot, Served
 from driftline.serving.popular import Popular
 from driftline.serving.profiles import ProfileStore, StoredProfile
-from driftline.serving.scorer import NOVEL, OVERALL, ScoredCandidates, choose
-from driftline.serving.sizes import SHORTENED, fit_slate, fit_state, share_bytes
+from driftline.serving.scorer import NOVEL, OVERALL, ScoredCandidates
+from driftline.serving.sizes import SHORTENED, fit_slate, fit_state
+from driftline.serving.spread import looked_at
 from driftline.serving.state_reader import StateReader, StoredUser
 from driftline.v1 import recommendation_pb2 as pb
 
@@ -37,6 +40,10 @@ TOGETHER = 16
 """Users of a batch that are ranked in one pass."""
 WITHDRAWN = "withdrawn"
 """Reason of an answer about an item that may not be recommended."""
+FEW_MATCH = "few_match"
+"""Reason of a list that its filter left shorter than it was to be."""
+UNKNOWN_ITEMS = "unknown_items"
+"""Reason of scores of which some are missing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +87,8 @@ class Reading:
 class Recommender:
     """Answers from a state reader, a feature store and a model slot; owns none of them.
 
-    A row whose last event is more than `ttl_ms` before the time of a request is none; 0 = rows do not end.
+    A row whose last event is more than `ttl_ms` before the time of a request is none; 0 = rows do not end. `ends` says
+    how far state and model are behind.
     """
 
     def __init__(
@@ -92,12 +100,15 @@ class Recommender:
         messages: answers.StateMessages,
         availability: Availability | None = None,
         ttl_ms: int = 0,
+        ends: Ends | None = None,
     ) -> None:
         self._state, self._profiles, self._models, self._messages = state, profiles, models, messages
         self._availability = availability or Availability()
         self._poll_ms, self._ttl_ms = settings.state_poll_ms, ttl_ms
         self._rankings = RecentRankings(settings.cache_users, settings.cache_ms)
+        profiles.on_forget.append(self._rankings.forget)
         self._popularity = Popular(lambda: state.popular())
+        self._ends = ends or Ends()
 
     def model(self, min_sequence: int) -> Served | None:
         """The serving model, with the items that may be recommended now.
@@ -136,7 +147,7 @@ class Recommender:
         if stored.store_offset < min_version:
             text = (
                 f"the state of user {user_id!r} in partition {stored.partition} is applied up to offset "
-                f"{stored.store_offset}, asked for {min_version}"
+                f"{stored.store_offset}, asked for {min_version}{self._behind(stored)}"
             )
             raise NotReady(text, self._poll_ms)
         newest_ms = stored.row.last_update_ms if stored.row else -1
@@ -154,7 +165,7 @@ class Recommender:
         message = self._messages.user_state(reading.user_id, stored, served, reading.profile, reading.now_ms, limit)
         if fit_state(message):
             reasons.append(SHORTENED)
-        return answers.provenance(served, stored, reading.profile, reading.now_ms, origin, reasons), message
+        return self._provenance(served, reading, origin, reasons), message
 
     def recommend(self, user_id: str, options: Options, served: Served | None) -> tuple[pb.Provenance, pb.Slate]:
         """The best items of a user by one model; by popularity if it is None, fails, or knows nothing new.
@@ -194,7 +205,7 @@ class Recommender:
                 origin = pb.SERVED_FROM_MODEL
                 if ranking is None:
                     ranking, origin = self._rank(reading, served, view, options.domain)
-                slate = self._slate(served, ranking, options, view)
+                slate = self._slate(served, ranking, options, view, reading.now_ms)
             except Exception:
                 LOG.exception("model %s failed on user %r", served.snapshot.version, reading.user_id)
                 reasons.append("model_error")
@@ -206,48 +217,49 @@ class Recommender:
                     reasons.append("nothing_new")
         if slate is None:
             model, slate, origin = None, self._popular_slate(reading, options, served), pb.SERVED_FROM_FALLBACK
+        reasons += _of_filter(served, slate, options)
         if fit_slate(slate, options.most_bytes):
             reasons.append(SHORTENED)
-        return answers.provenance(model, reading.stored, reading.profile, reading.now_ms, origin, reasons), slate
+        return self._provenance(model, reading, origin, reasons), slate
 
     def score(
         self, user_id: str, item_ids: Sequence[str], time_ms: int, which: str, served: Served, min_version: int = 0
-    ) -> tuple[pb.Provenance, list[float]]:
-        """Scores of given items, parallel to their ids.
+    ) -> tuple[pb.Provenance, list[float], list[str]]:
+        """Scores of given items, parallel to their ids, NaN for those that the model does not know; and these.
 
         Raises:
-            UnknownItem: the model does not know one of them.
             NotReady: the user's state is older than asked for.
         """
-        items = np.array([_known(served, item_id) for item_id in item_ids], np.int32)
+        items = np.array([served.scorer.table.find(item_id) for item_id in item_ids], np.int32)
+        known = items >= 0
         reading = self.read(user_id, time_ms, min_version)
-        scores = served.scorer.score(reading.view(served), reading.now_ms, items)[which]
-        reasons = reading.reasons if served.offered[items].all() else [*reading.reasons, WITHDRAWN]
-        origin = answers.provenance(
-            served, reading.stored, reading.profile, reading.now_ms, pb.SERVED_FROM_MODEL, reasons
-        )
-        return origin, scores.tolist()
+        scores = np.full(len(items), np.nan, np.float32)
+        if known.any():
+            scores[known] = served.scorer.score(reading.view(served), reading.now_ms, items[known])[which]
+        unknown = list(dict.fromkeys(item_id for item_id, there in zip(item_ids, known, strict=True) if not there))
+        reasons = reading.reasons if served.offered[items[known]].all() else [*reading.reasons, WITHDRAWN]
+        reasons += [UNKNOWN_ITEMS] if unknown else []
+        return self._provenance(served, reading, pb.SERVED_FROM_MODEL, reasons), scores.tolist(), unknown
 
-    def similar(
-        self, item_id: str, k: int, left_out: Sequence[str], domain: str, served: Served
-    ) -> tuple[pb.Provenance, pb.Slate]:
+    def similar(self, item_id: str, options: Options, served: Served) -> tuple[pb.Provenance, pb.Slate]:
         """The items that go with one item.
 
         Raises:
             UnknownItem: the model does not know it.
         """
         table, item = served.scorer.table, _known(served, item_id)
-        excluded = {table.find(other) for other in left_out} | {item}
-        wanted = 2 * (k + len(excluded))
+        excluded = {table.find(other) for other in options.excluded} | {item}
+        wanted = 2 * (looked_at(options.k) if options.diversity else options.k) + 2 * len(excluded)
         ranking = served.scorer.similar(item, wanted)
-        places = choose(ranking, OVERALL, k, ranking.items[:0], excluded, served.allowed(ranking.items, domain))
-        if len(places) < k and len(ranking.items) == wanted:  # most of them may not be shown: all items, then
+        shown = set(ranking.items[served.allowed(ranking.items, options.domain, options.asked)].tolist()) - excluded
+        if len(shown) < options.k and len(ranking.items) == wanted:  # most of them may not be shown: all items, then
             ranking = served.scorer.similar(item, len(table))
-            places = choose(ranking, OVERALL, k, ranking.items[:0], excluded, served.allowed(ranking.items, domain))
+        nobody, of_filling = ranking.items[:0], lambda more: {OVERALL: np.zeros(len(more), np.float32)}
+        ranking, places = chosen(served, ranking, options, nobody, excluded, of_filling)
         scores = ranking.scores[OVERALL][places].tolist()
         slate = answers.slate(served, ranking, scores, places.tolist(), reasons=True)
-        reasons = [] if served.offered[item] else [WITHDRAWN]
-        if fit_slate(slate, share_bytes()):
+        reasons = ([] if served.offered[item] else [WITHDRAWN]) + _of_filter(served, slate, options)
+        if fit_slate(slate, options.most_bytes):
             reasons.append(SHORTENED)
         return self._about(served, reasons), slate
 
@@ -260,7 +272,29 @@ class Recommender:
         now_ms = time.time_ns() // 1_000_000
         if served is None:
             return answers.provenance(None, StoredUser(None), None, now_ms, pb.SERVED_FROM_FALLBACK, ["no_snapshot"])
-        return answers.provenance(served, StoredUser(None), None, now_ms, pb.SERVED_FROM_MODEL, reasons)
+        behind = self._model_pending(served)
+        return answers.provenance(
+            served, StoredUser(None), None, now_ms, pb.SERVED_FROM_MODEL, reasons, model_pending=behind
+        )
+
+    def _provenance(
+        self, served: Served | None, reading: Reading, origin: pb.ServedFrom, reasons: Sequence[str]
+    ) -> pb.Provenance:
+        pending, behind = self._ends.pending(reading.stored), self._model_pending(served)
+        return answers.provenance(
+            served, reading.stored, reading.profile, reading.now_ms, origin, reasons, pending, behind
+        )
+
+    def _model_pending(self, served: Served | None) -> int:
+        """Records that a model has not read, -1 = not known."""
+        if served is None:
+            return -1
+        return self._ends.after({int(of.rpartition(":")[2]): at for of, at in served.snapshot.meta.offsets.items()})
+
+    def _behind(self, stored: StoredUser) -> str:
+        """How far the state is behind, as the end of a sentence; "" if it is not, or that is not known."""
+        pending = self._ends.pending(stored)
+        return f"; {pending:,} events are not applied yet" if pending > 0 else ""
 
     def _ranked_together(
         self, readings: Sequence[Reading], options: Options, served: Served | None
@@ -295,39 +329,51 @@ class Recommender:
         self._rankings.put(reading.user_id, version, key, reading.now_ms, ranking)
         return ranking, pb.SERVED_FROM_MODEL
 
-    def _slate(self, served: Served, ranking: ScoredCandidates, options: Options, view: UserView) -> pb.Slate:
+    def _slate(
+        self, served: Served, ranking: ScoredCandidates, options: Options, view: UserView, now_ms: int
+    ) -> pb.Slate:
         table = served.scorer.table
         excluded = {table.find(item_id) for item_id in options.excluded}
         if options.which == NOVEL:
             excluded |= set(view.items[view.weight < 0].tolist())  # only returned or disliked: nothing to show as new
         own = view.items[view.weight > 0]
-        places = choose(ranking, options.which, options.k, own, excluded, served.allowed(ranking.items, options.domain))
+        ranking, places = chosen(
+            served, ranking, options, own, excluded, lambda more: served.scorer.score(view, now_ms, more)
+        )
         scores = ranking.scores[options.which][places].tolist()
         return answers.slate(served, ranking, scores, places.tolist(), options.item_reasons)
 
     def _popular_slate(
         self, reading: Reading, options: Options, served: Served | None, known: Served | None = None
     ) -> pb.Slate:
-        """By popularity; of the items that a model knows only those that it may recommend, or none of `known`."""
-        by = self._popular()
+        """By popularity; of the items that a model knows only those that it may recommend, or none of `known`.
+
+        Raises:
+            NotReady: there is no popularity, or a filter and no model to know what passes it.
+        """
+        if options.asked and served is None:
+            why = self._models.refused or "no snapshot serves yet"
+            raise NotReady(f"{why}, and without one nothing is known of the items that a filter goes by", RETRY_MS)
+        by = self._popular(reading)
         if served is not None:
             places = np.array([served.scorer.table.find(item_id) for item_id in by.scorer.table.ids], np.int32)
-            by = replace(by, offered=by.offered & ((places < 0) | served.allowed(places, options.domain)))
+            allowed = served.allowed(places, options.domain, options.asked)
+            by = replace(by, offered=by.offered & np.where(places < 0, not options.asked, allowed))
         if known is not None:
             find = known.scorer.table.find
             by = replace(by, offered=by.offered & [find(item_id) < 0 for item_id in by.scorer.table.ids])
         view = reading.view(by)
-        return self._slate(by, by.scorer.rank(view, reading.now_ms), options, view)
+        return self._slate(by, by.scorer.rank(view, reading.now_ms), unfiltered(options), view, reading.now_ms)
 
     def _unknown_slate(self, served: Served, reading: Reading, options: Options) -> pb.Slate | None:
         """By popularity what a young model does not know yet, where it has nothing left for a novel list."""
-        if options.which != NOVEL or options.domain or options.excluded:
+        if options.which != NOVEL or options.steered:
             return None
         with suppress(NotReady):
             return self._popular_slate(reading, options, None, known=served)
         return None
 
-    def _popular(self) -> Served:
+    def _popular(self, reading: Reading) -> Served:
         """Popularity from the state store.
 
         Raises:
@@ -336,11 +382,21 @@ class Recommender:
         served = self._popularity.served()
         if not len(served.scorer.table):
             raise NotReady(
-                self._models.refused
-                or "neither a snapshot nor any item popularity exists yet: worker and trainer make them from events",
+                (
+                    self._models.refused
+                    or "neither a snapshot nor any item popularity exists yet: worker and trainer make them from events"
+                )
+                + self._behind(reading.stored),
                 RETRY_MS,
             )
         return self._availability.over(served)
+
+
+def _of_filter(served: Served | None, slate: pb.Slate, options: Options) -> list[str]:
+    """Codes of what a filter did to a list."""
+    if not options.asked or served is None:
+        return []
+    return [*served.reasons(options.asked), *([FEW_MATCH] if len(slate.item_ids) < options.k else [])]
 
 
 def _known(served: Served, item_id: str) -> int:

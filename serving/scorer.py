@@ -19,6 +19,7 @@ OVERALL, NOVEL, REPEAT = "overall", "novel", "repeat"
 """Names of the lists, as the ranker names its heads."""
 
 
+Places = NDArray[np.intp]
 Reasons = Callable[[Sequence[int]], list[tuple[str, ...]]]
 """Readable reasons of the candidates at some places, the strongest first; computed only for those that are shown."""
 
@@ -56,6 +57,12 @@ class Scorer(Protocol):
 
     def similar(self, item: int, k: int) -> ScoredCandidates:
         """At most k items that go with an item, best first, with scores "overall"."""
+
+    def popular(self, items: Int32, k: int) -> Int32:
+        """The k most popular of some items, the most popular first."""
+
+    def vectors(self, items: Int32) -> Float32:
+        """Vectors [m, d] of some items that lie near each other where the items are alike; d may be 0."""
 
     def warm(self) -> None:
         """Once it is sure to serve: brings up to date what is kept of users for the model before."""
@@ -96,6 +103,14 @@ class PopularityScorer:
         """See Scorer; popularity knows no similarity."""
         return ScoredCandidates(np.zeros(0, np.int32), {OVERALL: np.zeros(0, np.float32)}, lambda places: [])
 
+    def popular(self, items: Int32, k: int) -> Int32:
+        """See Scorer."""
+        return np.sort(items)[:k]
+
+    def vectors(self, items: Int32) -> Float32:
+        """See Scorer; popularity knows of no likeness."""
+        return np.zeros((len(items), 0), np.float32)
+
     def warm(self) -> None:
         """See Scorer; nothing is kept."""
 
@@ -107,7 +122,7 @@ def choose(
     own: Int32,
     excluded: Collection[int] = (),
     allowed: NDArray[np.bool_] | None = None,
-) -> NDArray[np.intp]:
+) -> Places:
     """Places in a ranking of the best k items that qualify, best first; ties by place.
 
     Args:

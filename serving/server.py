@@ -28,6 +28,7 @@ from driftline.graph.rows import action_code
 from driftline.serving.access import Access, exposure
 from driftline.serving.answers import StateMessages
 from driftline.serving.availability import Availability
+from driftline.serving.ends import Ends, EndsFollower
 from driftline.serving.engine_scorer import engine_builder
 from driftline.serving.follower import Follower
 from driftline.serving.forget import Forgetter
@@ -87,6 +88,8 @@ class Server:
         follows, topic = serving.follow_items, settings.broker.prefix + "items"
         self.availability = Availability(topic, WithdrawnFile(serving.snapshots) if follows else None)
         self._items = Follower(self.availability, settings.broker, _bootstrap(settings), "items") if follows else None
+        self._ends = Ends()
+        self._asks = EndsFollower(self._ends, settings.broker, _bootstrap(settings)) if serving.follow_ends else None
         self.models = ModelSlot(
             serving.snapshots,
             build or engine_builder(settings, self.profiles.on_forget),
@@ -115,6 +118,7 @@ class Server:
             StateMessages(names, self.state.item_id),
             self.availability,
             settings.state.ttl_ms,
+            self._ends,
         )
         self._forgetter = Forgetter(settings.broker, _bootstrap(settings))
         self._service = RecommendationService(serving, recommender, self.state, self.metrics, self._forgetter.forget)
@@ -154,6 +158,8 @@ class Server:
             self._follower.close()
         if self._items is not None:
             self._items.close()
+        if self._asks is not None:
+            self._asks.close()
         self.state.close()
 
     def _wait_for_items(self, most_s: float) -> None:

@@ -11,7 +11,7 @@ from typing import NoReturn, TypeVar
 import grpc
 
 from driftline.configs.settings import Serving
-from driftline.serving.checks import MAX_EXCLUDED, MAX_HISTORY, MAX_K, MAX_SCORED, MAX_USERS, Checks
+from driftline.serving.checks import MAX_HISTORY, MAX_SCORED, MAX_USERS, Checks
 from driftline.serving.errors import DeadlinePassed, Overloaded, code_name, to_status
 from driftline.serving.metrics import ServingMetrics
 from driftline.serving.recommender import RETRY_MS, Reading, Recommender
@@ -103,7 +103,7 @@ class RecommendationService(pb_grpc.RecommendationServiceServicer):
         def answer() -> pb.RecommendResponse:
             checks = Checks()
             checks.identifier("user_id", request.user_id)
-            options = checks.options(request.options)
+            options = checks.options(request.options, self._settings.diversity)
             checks.done()
             served = self._recommender.model(options.min_model_sequence)
             origin, slate = self._recommender.recommend(request.user_id, options, served)
@@ -120,7 +120,7 @@ class RecommendationService(pb_grpc.RecommendationServiceServicer):
         def answer() -> pb.RecommendBatchResponse:
             checks = Checks()
             users = checks.identifiers("user_ids", request.user_ids, 1, MAX_USERS)
-            options = checks.options(request.options)
+            options = checks.options(request.options, self._settings.diversity)
             checks.batch(len(users), options.k)
             checks.done()
             options = replace(options, most_bytes=share_bytes(len(users)))
@@ -148,9 +148,9 @@ class RecommendationService(pb_grpc.RecommendationServiceServicer):
             version = checks.version("min_user_state_version", request.min_user_state_version)
             checks.done()
             served = self._recommender.required_model(request.min_model_sequence)
-            origin, scores = self._recommender.score(user_id, item_ids, time_ms, which, served, version)
+            origin, scores, unknown = self._recommender.score(user_id, item_ids, time_ms, which, served, version)
             self._count("ScoreItems", origin)
-            return pb.ScoreItemsResponse(provenance=origin, scores=scores)
+            return pb.ScoreItemsResponse(provenance=origin, scores=scores, unknown_item_ids=unknown)
 
         return self._answer("ScoreItems", context, answer)
 
@@ -160,12 +160,10 @@ class RecommendationService(pb_grpc.RecommendationServiceServicer):
         def answer() -> pb.SimilarItemsResponse:
             checks = Checks()
             item_id = checks.identifier("item_id", request.item_id)
-            k = checks.within("k", request.k, 0, MAX_K) or 10
-            left_out = checks.identifiers("excluded_item_ids", request.excluded_item_ids, 0, MAX_EXCLUDED)
-            domain = checks.domain("domain", request.domain)
+            options = checks.steering("", request, self._settings.diversity)
             checks.done()
-            served = self._recommender.required_model(request.min_model_sequence)
-            origin, slate = self._recommender.similar(item_id, k, left_out, domain, served)
+            served = self._recommender.required_model(options.min_model_sequence)
+            origin, slate = self._recommender.similar(item_id, options, served)
             self._count("SimilarItems", origin)
             return pb.SimilarItemsResponse(provenance=origin, slate=slate)
 

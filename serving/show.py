@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from rich.console import Group, RenderableType
@@ -18,9 +19,12 @@ def user_state(answer: pb.GetUserStateResponse | pb.WatchUserStateResponse, even
     """Who a user is to the engine: counters, freshness, profile, memory and the newest events."""
     state = answer.user_state
     if not state.known:
-        note = "no state directory can be read yet" if "no_state" in answer.provenance.reasons else "no event yet"
-        return Text(f"user {state.user_id}: {note}; recommendations are for a new user", style="yellow")
-    parts: list[RenderableType] = [_summary(answer)]
+        origin = answer.provenance
+        note = "no event applied yet" if origin.pending_events > 0 else "no event yet"
+        note = "no state directory can be read yet" if "no_state" in origin.reasons else note
+        said = Text(f"user {state.user_id}: {note}; recommendations are for a new user", style="yellow")
+        return Group(said, *_behind(origin))
+    parts: list[RenderableType] = [_summary(answer), *_behind(answer.provenance)]
     if state.HasField("profile"):
         parts.append(_profile(state.profile))
     parts.append(_history(state.history, events))
@@ -32,7 +36,8 @@ def slate(
 ) -> RenderableType:
     """Ranked items with their reasons, and where they come from."""
     if not answer.slate.item_ids:
-        return Group(Text(f"{title}: nothing to show", style="yellow"), _origin(answer.provenance))
+        nothing = Text(f"{title}: nothing to show", style="yellow")
+        return Group(nothing, _origin(answer.provenance), *_behind(answer.provenance))
     table = Table(title=title, title_justify="left", header_style="bold")
     table.add_column("#", justify="right")
     table.add_column("item")
@@ -45,7 +50,20 @@ def slate(
     for place, (item, name, score) in enumerate(rows):
         cells = [str(place + 1), item, name, f"{score:.3f}"]
         table.add_row(*cells, *([reasons[place]] if any(reasons) else []))
-    return Group(table, _origin(answer.provenance))
+    return Group(table, _origin(answer.provenance), *_behind(answer.provenance))
+
+
+def scores(answer: pb.ScoreItemsResponse, item_ids: Sequence[str], title: str) -> RenderableType:
+    """Scores of some items, the best first, and which of them the model does not know."""
+    table = Table(title=title, title_justify="left", header_style="bold")
+    table.add_column("item")
+    table.add_column("score", justify="right")
+    known = [pair for pair in zip(answer.scores, item_ids, strict=True) if not math.isnan(pair[0])]
+    for value, item in sorted(known, key=lambda pair: -pair[0]):
+        table.add_row(item, f"{value:.3f}")
+    unknown = [Text(f"not known to the model: {', '.join(answer.unknown_item_ids)}", style="yellow")]
+    rest = [*unknown[: len(answer.unknown_item_ids)], _origin(answer.provenance), *_behind(answer.provenance)]
+    return Group(*([table] if known else []), *rest)
 
 
 def model_info(info: pb.GetModelInfoResponse) -> RenderableType:
@@ -61,6 +79,8 @@ def model_info(info: pb.GetModelInfoResponse) -> RenderableType:
         table.add_row("events learnt up to", _time(info.provenance.model_watermark_ms))
         table.add_row("items", f"{info.items:,}")
         table.add_row("offsets", ", ".join(f"{s.topic}[{s.partition}] {s.offset:,}" for s in info.source_offsets))
+        if info.provenance.model_pending_events >= 0:
+            table.add_row("events not read yet", f"{info.provenance.model_pending_events:,}")
         table.add_row("prequential", ", ".join(f"{one.name} {_metric(one.value)}" for one in info.metrics) or "-")
         table.add_row("code, settings", f"{info.git_revision or '-'}, {info.config_sha256[:12] or '-'}")
     table.add_row("on disk", ", ".join(one.model_version for one in info.available_versions) or "nothing")
@@ -125,6 +145,18 @@ def _origin(origin: pb.Provenance) -> Text:
         parts.append(f"user state {origin.user_state_version:,}")
     parts += [reason.replace("_", " ") for reason in origin.reasons]
     return Text(", ".join(parts), style="dim" if origin.served_from != pb.SERVED_FROM_FALLBACK else "yellow")
+
+
+def _behind(origin: pb.Provenance) -> list[Text]:
+    """How far an answer is behind the stream, where it is."""
+    said = []
+    if origin.pending_events > 0:
+        as_of = f"as of {_time(origin.watermark_ms)}" if origin.watermark_ms >= 0 else "without any event"
+        said.append(Text(f"{origin.pending_events:,} events are not applied yet; the answer is {as_of}", "yellow"))
+    if origin.model_pending_events > 0:
+        until = f", its last one is of {_time(origin.model_watermark_ms)}" if origin.model_watermark_ms >= 0 else ""
+        said.append(Text(f"the model has not read {origin.model_pending_events:,} events yet{until}", "dim"))
+    return said
 
 
 def _bars(values: list[float]) -> str:

@@ -24,6 +24,8 @@ NOT_RUN = {
     "profiler -c": "runs until Ctrl-C",
     "query": "asks a running service",
     "recommend": "asks a running service",
+    "similar": "asks a running service",
+    "score": "asks a running service",
     "withdraw": "needs the record of an item in a topic",
     "dlq show": "needs a dead letter",
     "snapshot rollback": "needs a snapshot",

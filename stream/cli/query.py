@@ -1,4 +1,4 @@
-"""`driftline query user|model`, `recommend`, `similar`: clients of the gRPC service."""
+"""`driftline query user|model|health|forget`, `recommend`, `similar`, `score`: every RPC from the command line."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from typing import Annotated, cast
 
 import typer
 
-from driftline.client import Client, Which, as_dict
+from driftline.client import Client, Steering, Which, as_dict
 from driftline.serving import show
 from driftline.serving.local import client_of
 from driftline.stream.cli.common import AsJson, Config, out, parse_time, print_json, settings_of
+from driftline.stream.cli.composed import Maker, composed
 
 Address = Annotated[str | None, typer.Option(help="host:port of the service; default from the settings.")]
 Token = Annotated[str, typer.Option(envvar="DRIFTLINE_TOKEN", help="Bearer token.")]
@@ -36,36 +37,56 @@ At = Annotated[
 ]
 K = Annotated[int, typer.Option("-k", min=1, max=1000, help="Items wanted.")]
 LISTS = ("overall", "novel", "repeat")
+List = Annotated[str, typer.Option("--list", help="overall, novel (nothing that the user had) or repeat.")]
+NOT_SERVING_EXIT = 76
+Excluded = Annotated[
+    list[str] | None, typer.Option("--exclude", help="Id of an item never to return; may be given several times.")
+]
+Category = Annotated[
+    list[str] | None, typer.Option("--category", help="Only items in this category; may be given several times.")
+]
+NoCategory = Annotated[
+    list[str] | None, typer.Option("--exclude-category", help="No items in this category; may be given several times.")
+]
+Brand = Annotated[
+    list[str] | None, typer.Option("--brand", help="Only items of this brand; may be given several times.")
+]
+NoBrand = Annotated[
+    list[str] | None, typer.Option("--exclude-brand", help="No items of this brand; may be given several times.")
+]
+Domain = Annotated[
+    list[str] | None,
+    typer.Option("--domain", help="Only items of this market, scene or shop; may be given several times."),
+]
 
 
 def register(app: typer.Typer) -> None:
     """Adds the commands of this file."""
+    makers: dict[str, Maker] = {"service": client, "steering": steering}
+    of_queries: tuple[Maker, ...] = (user, model, health, forget)
+    of_app: tuple[Maker, ...] = (recommend, similar, score)
     queries = typer.Typer(no_args_is_help=True, help="What the service knows.")
-    queries.command("user")(user)
-    queries.command("model")(model)
+    for command in of_queries:
+        queries.command(command.__name__)(composed(command, makers))
     app.add_typer(queries, name="query")
-    app.command()(recommend)
-    app.command()(similar)
+    for command in of_app:
+        app.command()(composed(command, makers))
 
 
 def user(
     user_id: Annotated[str, typer.Argument(help="Whose state.")],
+    *,
     at: At = None,
     history: Annotated[int, typer.Option(min=1, max=65536, help="Newest events to show.")] = 10,
     watch: Annotated[bool, typer.Option("--watch", help="Again after each change, until Ctrl-C.")] = False,
-    address: Address = None,
-    token: Token = "",
-    certificate: Trusted = None,
-    client_certificate: Own = None,
-    client_key: OwnKey = None,
-    config: Config = None,
+    service: Client,
     as_json: AsJson = False,
 ) -> None:
     """The state of a user as the stream left it: history, counters, profile, freshness.
 
-    Example: `driftline query user 13085`
+    Example: `driftline query user 13085`, `driftline query user 13085 --watch --json`
     """
-    with client(config, address, token, certificate, client_certificate, client_key) as service:
+    with service:
         answers = service.watch(user_id, history) if watch else [service.user_state(user_id, history, at_ms(at))]
         for answer in answers:
             if as_json:
@@ -74,75 +95,117 @@ def user(
                 out.print(show.user_state(answer, history))
 
 
-def model(
-    address: Address = None,
-    token: Token = "",
-    certificate: Trusted = None,
-    client_certificate: Own = None,
-    client_key: OwnKey = None,
-    config: Config = None,
-    as_json: AsJson = False,
-) -> None:
-    """Which model serves, what it has learnt from and how good it was.
+def model(service: Client, as_json: AsJson = False) -> None:
+    """Which model serves, what it has learnt from, how good it was, and how far behind it is.
 
     Example: `driftline query model --json`
     """
-    with client(config, address, token, certificate, client_certificate, client_key) as service:
+    with service:
         answer = service.model_info()
     return print_json(as_dict(answer)) if as_json else out.print(show.model_info(answer))
 
 
+def health(service: Client, as_json: AsJson = False) -> None:
+    """Whether the service has anything to answer from; exit code 76 if not.
+
+    Example: `driftline query health --address 127.0.0.1:50551`
+    """
+    with service:
+        status = service.health()
+    print_json({"status": status}) if as_json else out.print(status)
+    if status != "SERVING":
+        raise typer.Exit(NOT_SERVING_EXIT)
+
+
+def forget(
+    user_id: Annotated[str, typer.Argument(help="Who is to be forgotten.")], service: Client, as_json: AsJson = False
+) -> None:
+    """Ask the service to forget a user, with a token of scope admin. `driftline forget` asks the broker, and waits.
+
+    Example: `driftline query forget 13085 --token "$ADMIN_TOKEN"`
+    """
+    with service:
+        answer = service.forget(user_id)
+    if as_json:
+        print_json({"user_id": user_id, **as_dict(answer)})
+    else:
+        out.print(
+            f"the request to forget {user_id} is in partition {answer.partition} at offset {answer.offset:,}; "
+            "the user's state goes when a worker reads it",
+            soft_wrap=True,
+        )
+
+
 def recommend(
-    user_id: Annotated[str, typer.Argument(help="For whom.")],
+    user_ids: Annotated[list[str], typer.Argument(metavar="USER_ID...", help="For whom; several in one call.")],
+    *,
     k: K = 10,
     at: At = None,
-    which: Annotated[str, typer.Option("--list", help="overall, novel or repeat.")] = "overall",
-    address: Address = None,
-    token: Token = "",
-    certificate: Trusted = None,
-    client_certificate: Own = None,
-    client_key: OwnKey = None,
-    config: Config = None,
+    which: List = "overall",
+    steering: Steering,
+    service: Client,
     as_json: AsJson = False,
 ) -> None:
-    """What a user should see next, with reasons.
+    """What users should see next, with reasons.
 
-    Example: `driftline recommend 13085 -k 5 --list novel`
+    Example: `driftline recommend 13085 -k 5 --list novel`,
+    `driftline recommend 13085 13089 --category "gift bags" --max-price 5 --exclude 84991 --diversity 0.4 --json`
     """
-    if which not in LISTS:
-        raise typer.BadParameter(f"got {which!r}; expected {', '.join(LISTS)}", param_hint="--list")
-    with client(config, address, token, certificate, client_certificate, client_key) as service:
-        answer = service.recommend(user_id, k, cast("Which", which), at_ms(at))
-    return print_json(as_dict(answer)) if as_json else out.print(show.slate(answer, f"for user {user_id}"))
+    chosen = list_of(which)
+    with service:
+        if len(user_ids) == 1:
+            one = service.recommend(user_ids[0], k, chosen, at_ms(at), **steering)
+            return print_json(as_dict(one)) if as_json else out.print(show.slate(one, f"for user {user_ids[0]}"))
+        batch = service.recommend_batch(user_ids, k, at_ms(at), chosen, **steering)
+    if as_json:
+        return print_json(as_dict(batch))
+    for slate in batch.user_slates:
+        out.print(show.slate(slate, f"for user {slate.user_id}"))
+    return None
 
 
 def similar(
     item_id: Annotated[str, typer.Argument(help="Similar to which item.")],
+    *,
     k: K = 10,
+    steering: Steering,
+    service: Client,
+    as_json: AsJson = False,
+) -> None:
+    """Items that go best with one item.
+
+    Example: `driftline similar 85123A`, `driftline similar 85123A --exclude-brand Acme --min-price 2 --json`
+    """
+    with service:
+        answer = service.similar(item_id, k, **steering)
+    return print_json(as_dict(answer)) if as_json else out.print(show.slate(answer, f"with item {item_id}"))
+
+
+def score(
+    user_id: Annotated[str, typer.Argument(help="For whom.")],
+    item_ids: Annotated[list[str], typer.Argument(metavar="ITEM_ID...", help="Which items.")],
+    *,
+    at: At = None,
+    which: List = "overall",
+    service: Client,
+    as_json: AsJson = False,
+) -> None:
+    """Scores of items that you choose, the best first; those that the model does not know are named.
+
+    Example: `driftline score 13085 84991 21212 no-such-item --json`
+    """
+    with service:
+        answer = service.score(user_id, item_ids, at_ms(at), which=list_of(which))
+    return print_json(as_dict(answer)) if as_json else out.print(show.scores(answer, item_ids, f"for user {user_id}"))
+
+
+def client(
     address: Address = None,
     token: Token = "",
     certificate: Trusted = None,
     client_certificate: Own = None,
     client_key: OwnKey = None,
     config: Config = None,
-    as_json: AsJson = False,
-) -> None:
-    """Items that go best with one item.
-
-    Example: `driftline similar 85123A`
-    """
-    with client(config, address, token, certificate, client_certificate, client_key) as service:
-        answer = service.similar(item_id, k)
-    return print_json(as_dict(answer)) if as_json else out.print(show.slate(answer, f"with item {item_id}"))
-
-
-def client(
-    config: str | None,
-    address: str | None,
-    token: str,
-    certificate: Path | None,
-    client_certificate: Path | None,
-    client_key: Path | None,
 ) -> Client:
     """The client of the service at an address, else of the one that the settings start here."""
     serving = settings_of(config).serving
@@ -150,6 +213,44 @@ def client(
         return client_of(serving, token, certificate, client_certificate, client_key)
     trusted = certificate or serving.tls_certificate
     return Client(address, token, trusted, client_certificate=client_certificate, client_key=client_key)
+
+
+def steering(
+    exclude: Excluded = None,
+    category: Category = None,
+    exclude_category: NoCategory = None,
+    brand: Brand = None,
+    exclude_brand: NoBrand = None,
+    domain: Domain = None,
+    min_price: Annotated[float | None, typer.Option(help="Only items of at least this price.")] = None,
+    max_price: Annotated[float | None, typer.Option(help="Only items of at most this price.")] = None,
+    diversity: Annotated[
+        float | None, typer.Option(help="How far apart the items are to be, 0 to 1; default: as the service has it.")
+    ] = None,
+) -> Steering:
+    """What is asked of a list."""
+    return Steering(
+        excluded=exclude or (),
+        categories=category or (),
+        excluded_categories=exclude_category or (),
+        brands=brand or (),
+        excluded_brands=exclude_brand or (),
+        domains=domain or (),
+        min_price=min_price,
+        max_price=max_price,
+        diversity=diversity,
+    )
+
+
+def list_of(which: str) -> Which:
+    """The list of this name.
+
+    Raises:
+        typer.BadParameter: there is none.
+    """
+    if which not in LISTS:
+        raise typer.BadParameter(f"got {which!r}; expected {', '.join(LISTS)}", param_hint="--list")
+    return cast("Which", which)
 
 
 def at_ms(given: int | None) -> int:

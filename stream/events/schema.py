@@ -54,7 +54,7 @@ class Item:
         item_id: 1..256 bytes of UTF-8.
         title, text: what the item says of itself.
         categories, brand, domain: where it belongs.
-        price: current price, None = not given; kept, not read.
+        price: current price, None = not given; for filters of requests.
         available: False takes it out of recommendations.
         valid_from_ms: when it may first be recommended, for replay; None = from its first event, as always live.
     """

@@ -9,6 +9,7 @@ is noticed.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -134,7 +135,10 @@ class Catalogue:
 
     def _row(self, item_id: str) -> ItemRow:
         item, place = self.items.get(item_id) or Item(item_id), self._listing.get(item_id, (-1, -1))
-        return (item_id, item.title or item.text, item.domain, self.may_recommend(item_id), *place)
+        brand = (item.brand,) if item.brand else ()
+        price = math.nan if item.price is None else item.price
+        says = (item.title or item.text, item.domain, tuple(item.categories), brand)
+        return (item_id, *says, self.may_recommend(item_id), price, *place)
 
     def state_dict(self) -> dict[str, Any]:
         """What outlives the topic, for a checkpoint."""

@@ -7,11 +7,13 @@ from collections.abc import Mapping
 import numpy as np
 
 from driftline.graph.arrays import grown
-from driftline.serving.arrays import Array
+from driftline.serving.arrays import Array, Labels
 
-ItemRow = tuple[str, str, str, bool, int, int]
-"""What a snapshot says of one item: id, title, domain, whether it may be recommended, partition and offset of its
-record in the topic `items`, -1 = it has none. A plain tuple, which the garbage collector leaves alone."""
+ItemRow = tuple[str, str, str, tuple[str, ...], tuple[str, ...], bool, float, int, int]
+"""What a snapshot says of one item: id, title, domain, categories, brand (one or none), whether it may be recommended,
+its price (NaN = none), partition and offset of its record in the topic `items`, -1 = it has none. A plain tuple, which
+the garbage collector leaves alone."""
+_TEXTS = ("id", "title", "domain")
 
 
 class ItemColumns:
@@ -19,9 +21,11 @@ class ItemColumns:
 
     def __init__(self) -> None:
         self._n = 0
-        self._strings: dict[str, list[bytes]] = {"id": [], "title": [], "domain": []}
+        self._labels = {"category": Labels(), "brand": Labels()}
+        self._ragged: dict[str, list[bytes]] = {name: [] for name in (*_TEXTS, *self._labels)}
         self._arrays: dict[str, Array] = {
             "available": np.zeros(0, np.bool_),
+            "price": np.zeros(0, np.float32),
             "listed_partition": np.zeros(0, np.int32),
             "listed_offset": np.zeros(0, np.int64),
         }
@@ -31,10 +35,12 @@ class ItemColumns:
         """The arrays after some rows changed; new ones must close up with those that are there."""
         if not rows and self._out:
             return self._out
-        stale = {name for name in self._strings if not self._out}
+        stale = set() if self._out else set(self._ragged)
         for index, row in sorted(rows.items()):
-            for name, text in zip(self._strings, row[:3], strict=True):
-                values, value = self._strings[name], text.encode()
+            cells = [text.encode() for text in row[:3]]
+            cells += [labels.row(names) for labels, names in zip(self._labels.values(), row[3:5], strict=True)]
+            for name, value in zip(self._ragged, cells, strict=True):
+                values = self._ragged[name]
                 if index == len(values):
                     values.append(value)
                 elif values[index] != value:
@@ -42,15 +48,18 @@ class ItemColumns:
                 else:
                     continue
                 stale.add(name)
-        self._n = len(self._strings["id"])
-        for name, column in self._arrays.items():
+        self._n = len(self._ragged["id"])
+        for at, (name, column) in enumerate(self._arrays.items(), len(self._ragged)):
             column = self._arrays[name] = grown(column, self._n)
-            at = 3 + list(self._arrays).index(name)
             column[list(rows)] = [row[at] for row in rows.values()]
             self._out = self._out | {name: column[: self._n].copy()}
         for name in stale:
-            values = self._strings[name]
-            ends = np.zeros(self._n + 1, np.int64)
-            np.cumsum(np.fromiter(map(len, values), np.int64, self._n), out=ends[1:])
-            self._out = self._out | {f"{name}.utf8": np.frombuffer(b"".join(values), np.uint8), f"{name}.ends": ends}
+            self._out = self._out | self._packed(name, self._ragged[name])
         return self._out
+
+    def _packed(self, name: str, values: list[bytes]) -> dict[str, Array]:
+        if name in self._labels:
+            return self._labels[name].pack(name, values)
+        ends = np.zeros(self._n + 1, np.int64)
+        np.cumsum(np.fromiter(map(len, values), np.int64, self._n), out=ends[1:])
+        return {f"{name}.utf8": np.frombuffer(b"".join(values), np.uint8), f"{name}.ends": ends}

@@ -174,6 +174,11 @@ class ProfilerMetrics:
         self.registry = CollectorRegistry()
         self.profiles = Counter("driftline_profiles", "Profiles written by source", ["source"], registry=self.registry)
         self.waiting = Gauge("driftline_profile_requests_waiting", "Requests that wait", registry=self.registry)
+        self.without_text = Counter(
+            "driftline_profile_requests_without_text",
+            "Requests left out: nothing is known in words of the user's items, and a profile that says so is there",
+            registry=self.registry,
+        )
         self.seconds = Histogram("driftline_profile_seconds", "Time of one profile", registry=self.registry)
 
     def serve(self, settings: Metrics) -> None:

@@ -11,6 +11,7 @@ each user and what was answered is in `profiles`. The process gives way to all o
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -35,6 +36,7 @@ from driftline.stream.kafka.reading import consumer, places, polled
 from driftline.stream.ops.metrics import ProfilerMetrics
 from driftline.stream.process.processor import Outgoing
 
+LOG = logging.getLogger(__name__)
 NICE = 19
 """Profiles are written in the processor time that the stream and the trainer leave over."""
 TOPICS_S = 3.0
@@ -55,7 +57,7 @@ class Profiler:
         self.queue: RequestQueue[ProfileRequest] = RequestQueue(settings.profiles)
         self.catalogue: dict[str, CatalogueItem] = {}
         self.watermark_ms = -1
-        self.invalid = self.written = 0
+        self.invalid = self.written = self.without_text = 0
         self.metrics = ProfilerMetrics()
         self._answered: dict[str, int] = {}
         self._last: set[str] = set()
@@ -84,8 +86,21 @@ class Profiler:
             self.invalid += 1
             return
         self.watermark_ms = max(self.watermark_ms, request.as_of_ms)
-        if request.version > self._answered.get(request.user_id, 0):
+        answered = self._answered.get(request.user_id, 0)
+        if answered and not request.has_text:
+            self._note_without_text()
+        elif request.version > answered:
             self.queue.offer(request)
+
+    def _note_without_text(self) -> None:
+        """A further profile of somebody whose items have no words would say what the first one says."""
+        if not self.without_text:
+            LOG.warning(
+                "no item of a user has a title, text, category or brand: who has such a history gets one profile from "
+                "the template and no further one; driftline_profile_requests_without_text counts what is left out"
+            )
+        self.without_text += 1
+        self.metrics.without_text.inc()
 
     def forget(self, user_id: str) -> None:
         """A tombstone of `profiles` or `profile-requests`: no request of the user waits, and versions start anew."""

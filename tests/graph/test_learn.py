@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import weakref
 from itertools import count
 
 import numpy as np
@@ -172,6 +173,20 @@ def test_a_query_is_asked_anew_once_anything_was_learnt():
         made.graph._asked = None
         np.testing.assert_array_equal(made.graph.user_vector(view, events[0].timestamp_ms), after)
     assert not np.array_equal(after, before)
+
+
+def test_nothing_of_who_asked_is_kept_past_the_request():
+    made = learner()
+    for events in baskets(5):
+        feed(made, events)
+    for user_id in ("u1", "u2"):
+        view = made.view(user_id, 1_700_000_000_000)
+        vector = made.graph.user_vector(view, 1_700_000_000_000)
+        assert made.graph.user_vector(view, 1_700_000_000_000) is vector
+        kept = weakref.ref(view)
+        del view
+        assert kept() is None
+        assert made.graph._asked is None
 
 
 def test_vectors_of_a_large_catalogue_follow_in_turns_and_do_not_depend_on_who_asked_or_stopped(monkeypatch):

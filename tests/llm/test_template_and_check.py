@@ -102,6 +102,28 @@ def test_categories_and_brands_of_the_catalogue_come_before_the_lexicon():
     assert profile.facets["brands"] == "Fleet"
 
 
+def test_a_model_is_not_asked_about_users_of_whose_items_nothing_is_known_in_words():
+    class Counts(Says):
+        asked = 0
+
+        def generate(self, prompts):
+            self.asked += len(prompts)
+            return super().generate(prompts)
+
+    client = Counts("Interests: cake cases")
+    generator = ProfileGenerator(client, Profiles())
+    requests = [shop_request(items=items) for items in ("", "12345", "XYZ")]
+    assert [request.has_text for request in requests] == [False, True, False]
+    profiles = generator.generate(requests)
+    template = ProfileGenerator(TemplateClient(), Profiles()).generate(requests)
+    assert client.asked == 1
+    assert generator.counts["without_text"] == 2
+    assert [profile.source for profile in profiles] == ["template", "llm:fixed", "template"]
+    assert [profiles[n].to_json() for n in (0, 2)] == [template[n].to_json() for n in (0, 2)]
+    generator.generate([requests[0]])
+    assert client.asked == 1
+
+
 def test_markdown_and_case_of_an_answer_do_not_matter():
     prompts = load_prompts("ecommerce")
     parsed = parse_answer(prompts, "- **Customer:** gardener.\n* interests: 'pots', seeds, pots\nInterests: more")

@@ -232,6 +232,17 @@ def test_reasons_speak_of_rhythm_and_of_companions():
     }
 
 
+def test_no_reason_speaks_of_descriptions_where_items_have_none():
+    engine = Engine(SETTINGS, TABLE)
+    kinds = set()
+    for group, before in stream(120):
+        slate = engine.slate(before, group.t_ms)
+        kinds |= {reason.kind for reason in reasons(engine, slate, slate.candidates.tolist())}
+        engine.learn(group, before, slate)
+    assert {"bought_with", "similar_users", "repeat"} <= kinds
+    assert "similar_text" not in kinds
+
+
 def test_personal_columns_tell_touched_items_and_are_zero_elsewhere():
     engine = taught()
     slate = engine.slate(view("u", HISTORY), NOW)

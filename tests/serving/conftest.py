@@ -35,7 +35,7 @@ USERS, ITEMS, GROUPS = 20, 60, 160
 
 def small_settings(root: Path, **serving: object) -> Settings:
     """Settings whose directories lie under `root` and whose models are small."""
-    follow = {"follow_profiles": False, "follow_items": False}
+    follow = {"follow_profiles": False, "follow_items": False, "follow_ends": False}
     base = {"port": 0, "snapshots": root / "snapshots", "poll_s": 0.05, "state_poll_ms": 10, **follow}
     return Settings.model_validate(
         {

@@ -9,6 +9,7 @@ import weakref
 import pytest
 from tests.serving.test_models import wait_for
 
+from driftline.model.history_cache import FORGOTTEN_S
 from driftline.serving.cache import RecentRankings
 from driftline.serving.publish import publish
 from driftline.v1 import recommendation_pb2 as pb
@@ -43,6 +44,29 @@ def test_old_rankings_go_when_another_comes(clock):
     clock[0] += 60
     kept.put("d", "m", "key", 0, "ranking")
     assert list(kept._kept) == ["d"]
+
+
+def test_a_forgotten_user_s_ranking_goes_and_a_request_in_flight_brings_none_back(clock):
+    kept = RecentRankings(users=10, close_ms=1000)
+    for user in ("a", "b"):
+        kept.put(user, "m", "key", 0, "ranking")
+    kept.forget("a")
+    assert list(kept._kept) == ["b"]
+    kept.put("a", "m", "key", 0, "ranking")
+    assert kept.get("a", "m", "key", 0) is None
+    clock[0] += FORGOTTEN_S + 1
+    kept.put("a", "m", "key", 0, "ranking")
+    assert kept.get("a", "m", "key", 0) == "ranking"
+    assert not kept._forgotten_s
+
+
+def test_the_tombstone_of_a_user_s_profile_drops_the_user_s_ranking(running):
+    rankings = running.server._service._recommender._rankings
+    for user in ("user-1", "user-2"):
+        running.stub.Recommend(pb.RecommendRequest(user_id=user))
+    assert list(rankings._kept) == ["user-1", "user-2"]
+    assert running.server.profiles.put(b"user-1", None)
+    assert list(rankings._kept) == ["user-2"]
 
 
 def test_the_engine_of_a_model_that_was_replaced_is_freed(running, settings, learnt):

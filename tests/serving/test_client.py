@@ -13,6 +13,7 @@ from driftline.client import CertificateError, Client, ClientError, InvalidReque
 from driftline.configs.addresses import free_port
 from driftline.serving import show
 from driftline.stream.cli.common import out
+from driftline.v1 import recommendation_pb2 as pb
 
 
 @pytest.fixture
@@ -34,6 +35,7 @@ def test_each_call_of_the_client_answers(client, worker):
     assert len(client.score("user-3", ["item-1", "item-2"]).scores) == 2
     assert client.similar("item-5", k=2).slate.item_ids
     assert client.model_info().items == 60
+    assert (client.health(), client.health("")) == ("SERVING", "SERVING")
     assert next(client.watch("user-3")).user_state.user_id == "user-3"
 
 
@@ -96,6 +98,40 @@ def test_answers_become_json_with_numbers_as_numbers(client):
     assert isinstance(slate["slate"]["scores"][0], float)
 
 
+def test_options_of_a_list_are_keyword_arguments_of_each_call(client, monkeypatch):
+    asked = []
+    monkeypatch.setattr(client, "_call", lambda request, kind: asked.append(request))
+    steering = {
+        "excluded": ["a", "b"],
+        "domain": "home",
+        "categories": ["lamps"],
+        "excluded_categories": ["mugs"],
+        "brands": ["Acme"],
+        "excluded_brands": ["Zest"],
+        "domains": ["garden"],
+        "min_price": 0,
+        "max_price": 9.5,
+        "diversity": 0.5,
+        "min_model_sequence": 1,
+    }
+    client.recommend("u", k=3, **steering)
+    client.recommend_batch(["u"], k=3, **steering)
+    client.similar("i", k=3, **steering)
+    asked_filter = pb.ItemFilter(
+        categories=["lamps"], excluded_categories=["mugs"], brands=["Acme"], excluded_brands=["Zest"],
+        domains=["garden"], min_price=0, max_price=9.5,
+    )  # fmt: skip
+    for message in (asked[0].options, asked[1].options, asked[2]):
+        assert message.filter == asked_filter
+        assert (list(message.excluded_item_ids), message.domain) == (["a", "b"], "home")
+        assert (message.k, message.diversity, message.min_model_sequence) == (3, 0.5, 1)
+    client.similar("i")
+    assert not asked[3].HasField("filter")
+    assert not asked[3].HasField("diversity")
+    with pytest.raises(TypeError, match="categoriez"):
+        client.similar("i", categoriez=["lamps"])
+
+
 def test_errors_say_what_to_do(client, running, tmp_path):
     with pytest.raises(InvalidRequest, match="user_id: got 0 bytes, expected 1 to 256"):
         client.recommend("")
@@ -129,6 +165,9 @@ def test_a_list_that_there_is_not_is_refused_in_words(client):
         (lambda c: c.recommend("\udfff"), "user_id .* is not UTF-8"),
         (lambda c: c.recommend("u", excluded=["ok", "\ud800"]), r"excluded_item_ids '\\ud800' is not UTF-8"),
         (lambda c: c.recommend("u", domain="\ud800"), "domain .* is not UTF-8"),
+        (lambda c: c.recommend("u", categories="lamps"), r"categories is 'lamps' \(str\); expected a list of text"),
+        (lambda c: c.similar("u", min_price="cheap"), r"min_price is 'cheap' \(str\); expected number"),
+        (lambda c: c.similar("u", min_price=5, max_price=3), "filter.min_price: got 5, and max_price 3; expected"),
         (lambda c: c.recommend_batch(["u", "\ud800"]), "user_ids .* is not UTF-8"),
         (lambda c: c.score("u", ["\ud800"]), "item_ids .* is not UTF-8"),
         (lambda c: c.similar("\ud800"), "item_id .* is not UTF-8"),

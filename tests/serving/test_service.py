@@ -338,14 +338,26 @@ def test_of_many_violations_the_first_are_told_and_the_others_counted(running):
 
 
 def test_an_unknown_item_is_not_found_by_name(running):
-    for call in (
-        lambda: running.stub.SimilarItems(pb.SimilarItemsRequest(item_id="no-such")),
-        lambda: running.stub.ScoreItems(pb.ScoreItemsRequest(user_id="user-1", item_ids=["item-1", "no-such"])),
-    ):
-        with pytest.raises(grpc.RpcError) as caught:
-            call()
-        assert caught.value.code() == grpc.StatusCode.NOT_FOUND
-        assert detail(caught.value, error_details_pb2.ResourceInfo).resource_name == "no-such"
+    with pytest.raises(grpc.RpcError) as caught:
+        running.stub.SimilarItems(pb.SimilarItemsRequest(item_id="no-such"))
+    assert caught.value.code() == grpc.StatusCode.NOT_FOUND
+    assert detail(caught.value, error_details_pb2.ResourceInfo).resource_name == "no-such"
+
+
+def test_scores_of_known_items_are_given_and_the_unknown_ones_named(running):
+    def ask(*item_ids):
+        return running.stub.ScoreItems(pb.ScoreItemsRequest(user_id="user-1", item_ids=item_ids))
+
+    mixed, known = ask("no-such", "item-1", "nor-this", "item-2", "no-such"), ask("item-1", "item-2")
+    assert list(mixed.unknown_item_ids) == ["no-such", "nor-this"]
+    assert [math.isnan(score) for score in mixed.scores] == [True, False, True, False, True]
+    assert [mixed.scores[1], mixed.scores[3]] == pytest.approx(list(known.scores), abs=1e-5)
+    assert "unknown_items" in mixed.provenance.reasons
+    assert not known.unknown_item_ids
+    assert not known.provenance.reasons
+    nothing = ask("no-such")
+    assert list(nothing.unknown_item_ids) == ["no-such"]
+    assert [math.isnan(score) for score in nothing.scores] == [True]
 
 
 def test_a_model_that_is_not_there_yet_is_unavailable_with_retry_info(running):

@@ -2,5 +2,6 @@
 
 from driftline.client.client import Client, Which, as_dict
 from driftline.client.errors import CertificateError, ClientError, InvalidRequest
+from driftline.client.steering import Steering
 
-__all__ = ["CertificateError", "Client", "ClientError", "InvalidRequest", "Which", "as_dict"]
+__all__ = ["CertificateError", "Client", "ClientError", "InvalidRequest", "Steering", "Which", "as_dict"]

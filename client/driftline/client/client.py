@@ -2,7 +2,7 @@
 
 with Client("127.0.0.1:50551") as client:
     state = client.user_state("17850").user_state
-    slate = client.recommend("17850", k=5, which="novel").slate
+    slate = client.recommend("17850", k=5, which="novel", categories=["lamps"], max_price=20).slate
 """
 
 from __future__ import annotations
@@ -12,18 +12,23 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import grpc
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
+from google.protobuf.wrappers_pb2 import Int32Value, StringValue
 
 from driftline.client.address import checked
 from driftline.client.errors import CertificateError, ClientError, InvalidRequest
 from driftline.client.requests import checked_token, made
+from driftline.client.steering import Steering, steered
 from driftline.client.tls import speaks_tls
 from driftline.v1 import recommendation_pb2 as pb
 from driftline.v1 import recommendation_pb2_grpc as pb_grpc
+
+if TYPE_CHECKING:
+    from typing import Unpack  # of Python 3.11; under 3.10 no annotation is looked at while it runs
 
 Which = Literal["overall", "novel", "repeat"]
 PemFile = str | os.PathLike[str]
@@ -33,11 +38,13 @@ _LISTS: dict[Which, pb.SlateList] = {
     "novel": pb.SLATE_LIST_NOVEL,
     "repeat": pb.SLATE_LIST_REPEAT,
 }
+SERVICE = pb.DESCRIPTOR.services_by_name["RecommendationService"].full_name
+_HEALTH = ("UNKNOWN", "SERVING", "NOT_SERVING", "SERVICE_UNKNOWN")
 _SERVICE_CONFIG = json.dumps(
     {
         "methodConfig": [
             {
-                "name": [{"service": pb.DESCRIPTOR.services_by_name["RecommendationService"].full_name}],
+                "name": [{"service": SERVICE}],
                 "retryPolicy": {
                     "maxAttempts": 3,
                     "initialBackoff": "0.1s",
@@ -149,47 +156,61 @@ class Client:
         k: int = 10,
         which: Which = "overall",
         at_ms: int = 0,
-        excluded: Sequence[str] = (),
-        domain: str = "",
-        min_model_sequence: int = 0,
         min_user_state_version: int = 0,
+        **steering: Unpack[Steering],
     ) -> pb.RecommendResponse:
-        """The best items for a user; what each argument means is said in SlateOptions."""
-        if not isinstance(which, str) or which not in _LISTS:
-            raise InvalidRequest(f"list {which!r}; expected {', '.join(_LISTS)}")
-        options = made(
-            pb.SlateOptions,
-            k=k,
-            list=_LISTS[which],
-            request_time_ms=at_ms,
-            excluded_item_ids=excluded,
-            domain=domain,
-            min_model_sequence=min_model_sequence,
-            min_user_state_version=min_user_state_version,
-        )
+        """The best items for a user.
+
+        client.recommend("17850", k=5, categories=["lamps"], max_price=20, excluded=["84991"], diversity=0.3)
+
+        Args:
+            user_id: for whom; one never seen gets a cold-start answer.
+            k: items wanted, 1 to 1000.
+            which: "overall", "novel" (nothing that the user had) or "repeat" (only what the user had).
+            at_ms: time for which to recommend, unix milliseconds; 0 = now.
+            min_user_state_version: offset up to which the user's partition must be applied; 0 = any.
+            **steering: which items, and how far apart: see Steering.
+        """
+        options = _options(k, which, at_ms, min_user_state_version, steering)
         return self._call(made(pb.RecommendRequest, user_id=user_id, options=options), pb.RecommendResponse)
 
-    def recommend_batch(self, user_ids: Sequence[str], k: int = 10, at_ms: int = 0) -> pb.RecommendBatchResponse:
-        """The best items for several users under one model."""
-        options = made(pb.SlateOptions, k=k, request_time_ms=at_ms)
+    def recommend_batch(
+        self,
+        user_ids: Sequence[str],
+        k: int = 10,
+        at_ms: int = 0,
+        which: Which = "overall",
+        min_user_state_version: int = 0,
+        **steering: Unpack[Steering],
+    ) -> pb.RecommendBatchResponse:
+        """The best items for 1 to 256 users under one model, users times k at most 25,600; the rest as `recommend`."""
+        options = _options(k, which, at_ms, min_user_state_version, steering)
         return self._call(made(pb.RecommendBatchRequest, user_ids=user_ids, options=options), pb.RecommendBatchResponse)
 
     def score(
-        self, user_id: str, item_ids: Sequence[str], at_ms: int = 0, min_user_state_version: int = 0
+        self,
+        user_id: str,
+        item_ids: Sequence[str],
+        at_ms: int = 0,
+        min_user_state_version: int = 0,
+        which: Which = "overall",
     ) -> pb.ScoreItemsResponse:
-        """Scores of given items, parallel to their ids."""
+        """Scores of 1 to 1000 items, parallel to their ids; NaN for those that `unknown_item_ids` names."""
         request = made(
             pb.ScoreItemsRequest,
             user_id=user_id,
             item_ids=item_ids,
+            list=_list(which),
             request_time_ms=at_ms,
             min_user_state_version=min_user_state_version,
         )
         return self._call(request, pb.ScoreItemsResponse)
 
-    def similar(self, item_id: str, k: int = 10) -> pb.SimilarItemsResponse:
-        """The items that go with one item."""
-        return self._call(made(pb.SimilarItemsRequest, item_id=item_id, k=k), pb.SimilarItemsResponse)
+    def similar(self, item_id: str, k: int = 10, **steering: Unpack[Steering]) -> pb.SimilarItemsResponse:
+        """The items that go with one item, 1 to 1000; `steering` says which of them, see Steering."""
+        return self._call(
+            made(pb.SimilarItemsRequest, item_id=item_id, k=k, **steered(**steering)), pb.SimilarItemsResponse
+        )
 
     def model_info(self) -> pb.GetModelInfoResponse:
         """Which model serves."""
@@ -198,6 +219,20 @@ class Client:
     def forget(self, user_id: str) -> pb.ForgetUserResponse:
         """Asks to forget a user, with a token of scope admin; the answer says where the request lies in the stream."""
         return self._call(made(pb.ForgetUserRequest, user_id=user_id), pb.ForgetUserResponse)
+
+    def health(self, service: str = SERVICE) -> str:
+        """SERVING or NOT_SERVING; of the process as a whole with service "", which serves while it lives."""
+        # the messages of grpc.health.v1 have one field each, as these have, and no package of theirs is needed
+        check = self._channel.unary_unary(
+            "/grpc.health.v1.Health/Check",
+            request_serializer=StringValue.SerializeToString,
+            response_deserializer=Int32Value.FromString,
+        )
+        try:
+            status = check(StringValue(value=service), timeout=self._timeout_s, metadata=self._metadata).value
+        except grpc.RpcError as error:
+            raise self._explained(error) from None
+        return _HEALTH[status] if status < len(_HEALTH) else _HEALTH[0]
 
     def _call(self, request: Message, kind: type[Answer]) -> Answer:
         method = getattr(self._stub, request.DESCRIPTOR.name.removesuffix("Request"))
@@ -213,6 +248,23 @@ class Client:
         if is_unavailable and self._is_plain and "try again in" not in error.details() and speaks_tls(self.target):
             return _no_tls(self.target, "it speaks TLS, the client has no certificate to trust")
         return _explained(error, self.target)
+
+
+def _list(which: Which) -> pb.SlateList:
+    if not isinstance(which, str) or which not in _LISTS:
+        raise InvalidRequest(f"list {which!r}; expected {', '.join(_LISTS)}")
+    return _LISTS[which]
+
+
+def _options(k: int, which: Which, at_ms: int, min_user_state_version: int, steering: Steering) -> pb.SlateOptions:
+    return made(
+        pb.SlateOptions,
+        k=k,
+        list=_list(which),
+        request_time_ms=at_ms,
+        min_user_state_version=min_user_state_version,
+        **steered(**steering),
+    )
 
 
 def as_dict(message: Message) -> dict[str, Any]:

@@ -30,7 +30,7 @@ SLATE_LIST_NOVEL: SlateList
 SLATE_LIST_REPEAT: SlateList
 
 class Provenance(_message.Message):
-    __slots__ = ("model_version", "model_sequence", "user_state_version", "watermark_ms", "served_from", "reasons", "request_time_ms", "profile_version", "model_watermark_ms")
+    __slots__ = ("model_version", "model_sequence", "user_state_version", "watermark_ms", "served_from", "reasons", "request_time_ms", "profile_version", "model_watermark_ms", "pending_events", "model_pending_events")
     MODEL_VERSION_FIELD_NUMBER: _ClassVar[int]
     MODEL_SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     USER_STATE_VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -40,6 +40,8 @@ class Provenance(_message.Message):
     REQUEST_TIME_MS_FIELD_NUMBER: _ClassVar[int]
     PROFILE_VERSION_FIELD_NUMBER: _ClassVar[int]
     MODEL_WATERMARK_MS_FIELD_NUMBER: _ClassVar[int]
+    PENDING_EVENTS_FIELD_NUMBER: _ClassVar[int]
+    MODEL_PENDING_EVENTS_FIELD_NUMBER: _ClassVar[int]
     model_version: str
     model_sequence: int
     user_state_version: int
@@ -49,7 +51,9 @@ class Provenance(_message.Message):
     request_time_ms: int
     profile_version: int
     model_watermark_ms: int
-    def __init__(self, model_version: _Optional[str] = ..., model_sequence: _Optional[int] = ..., user_state_version: _Optional[int] = ..., watermark_ms: _Optional[int] = ..., served_from: _Optional[_Union[ServedFrom, str]] = ..., reasons: _Optional[_Iterable[str]] = ..., request_time_ms: _Optional[int] = ..., profile_version: _Optional[int] = ..., model_watermark_ms: _Optional[int] = ...) -> None: ...
+    pending_events: int
+    model_pending_events: int
+    def __init__(self, model_version: _Optional[str] = ..., model_sequence: _Optional[int] = ..., user_state_version: _Optional[int] = ..., watermark_ms: _Optional[int] = ..., served_from: _Optional[_Union[ServedFrom, str]] = ..., reasons: _Optional[_Iterable[str]] = ..., request_time_ms: _Optional[int] = ..., profile_version: _Optional[int] = ..., model_watermark_ms: _Optional[int] = ..., pending_events: _Optional[int] = ..., model_pending_events: _Optional[int] = ...) -> None: ...
 
 class History(_message.Message):
     __slots__ = ("item_ids", "titles", "event_times_ms", "actions", "values", "prices", "action_weights", "group_keys")
@@ -171,8 +175,26 @@ class Slate(_message.Message):
     item_reasons: _containers.RepeatedCompositeFieldContainer[ItemReasons]
     def __init__(self, item_ids: _Optional[_Iterable[str]] = ..., scores: _Optional[_Iterable[float]] = ..., titles: _Optional[_Iterable[str]] = ..., item_reasons: _Optional[_Iterable[_Union[ItemReasons, _Mapping]]] = ...) -> None: ...
 
+class ItemFilter(_message.Message):
+    __slots__ = ("categories", "excluded_categories", "brands", "excluded_brands", "domains", "min_price", "max_price")
+    CATEGORIES_FIELD_NUMBER: _ClassVar[int]
+    EXCLUDED_CATEGORIES_FIELD_NUMBER: _ClassVar[int]
+    BRANDS_FIELD_NUMBER: _ClassVar[int]
+    EXCLUDED_BRANDS_FIELD_NUMBER: _ClassVar[int]
+    DOMAINS_FIELD_NUMBER: _ClassVar[int]
+    MIN_PRICE_FIELD_NUMBER: _ClassVar[int]
+    MAX_PRICE_FIELD_NUMBER: _ClassVar[int]
+    categories: _containers.RepeatedScalarFieldContainer[str]
+    excluded_categories: _containers.RepeatedScalarFieldContainer[str]
+    brands: _containers.RepeatedScalarFieldContainer[str]
+    excluded_brands: _containers.RepeatedScalarFieldContainer[str]
+    domains: _containers.RepeatedScalarFieldContainer[str]
+    min_price: float
+    max_price: float
+    def __init__(self, categories: _Optional[_Iterable[str]] = ..., excluded_categories: _Optional[_Iterable[str]] = ..., brands: _Optional[_Iterable[str]] = ..., excluded_brands: _Optional[_Iterable[str]] = ..., domains: _Optional[_Iterable[str]] = ..., min_price: _Optional[float] = ..., max_price: _Optional[float] = ...) -> None: ...
+
 class SlateOptions(_message.Message):
-    __slots__ = ("request_time_ms", "k", "list", "excluded_item_ids", "domain", "min_model_sequence", "omit_item_reasons", "min_user_state_version")
+    __slots__ = ("request_time_ms", "k", "list", "excluded_item_ids", "domain", "min_model_sequence", "omit_item_reasons", "min_user_state_version", "filter", "diversity")
     REQUEST_TIME_MS_FIELD_NUMBER: _ClassVar[int]
     K_FIELD_NUMBER: _ClassVar[int]
     LIST_FIELD_NUMBER: _ClassVar[int]
@@ -181,6 +203,8 @@ class SlateOptions(_message.Message):
     MIN_MODEL_SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     OMIT_ITEM_REASONS_FIELD_NUMBER: _ClassVar[int]
     MIN_USER_STATE_VERSION_FIELD_NUMBER: _ClassVar[int]
+    FILTER_FIELD_NUMBER: _ClassVar[int]
+    DIVERSITY_FIELD_NUMBER: _ClassVar[int]
     request_time_ms: int
     k: int
     list: SlateList
@@ -189,7 +213,9 @@ class SlateOptions(_message.Message):
     min_model_sequence: int
     omit_item_reasons: bool
     min_user_state_version: int
-    def __init__(self, request_time_ms: _Optional[int] = ..., k: _Optional[int] = ..., list: _Optional[_Union[SlateList, str]] = ..., excluded_item_ids: _Optional[_Iterable[str]] = ..., domain: _Optional[str] = ..., min_model_sequence: _Optional[int] = ..., omit_item_reasons: _Optional[bool] = ..., min_user_state_version: _Optional[int] = ...) -> None: ...
+    filter: ItemFilter
+    diversity: float
+    def __init__(self, request_time_ms: _Optional[int] = ..., k: _Optional[int] = ..., list: _Optional[_Union[SlateList, str]] = ..., excluded_item_ids: _Optional[_Iterable[str]] = ..., domain: _Optional[str] = ..., min_model_sequence: _Optional[int] = ..., omit_item_reasons: _Optional[bool] = ..., min_user_state_version: _Optional[int] = ..., filter: _Optional[_Union[ItemFilter, _Mapping]] = ..., diversity: _Optional[float] = ...) -> None: ...
 
 class GetUserStateRequest(_message.Message):
     __slots__ = ("user_id", "request_time_ms", "history_limit", "min_user_state_version")
@@ -288,26 +314,32 @@ class ScoreItemsRequest(_message.Message):
     def __init__(self, user_id: _Optional[str] = ..., item_ids: _Optional[_Iterable[str]] = ..., request_time_ms: _Optional[int] = ..., list: _Optional[_Union[SlateList, str]] = ..., min_model_sequence: _Optional[int] = ..., min_user_state_version: _Optional[int] = ...) -> None: ...
 
 class ScoreItemsResponse(_message.Message):
-    __slots__ = ("provenance", "scores")
+    __slots__ = ("provenance", "scores", "unknown_item_ids")
     PROVENANCE_FIELD_NUMBER: _ClassVar[int]
     SCORES_FIELD_NUMBER: _ClassVar[int]
+    UNKNOWN_ITEM_IDS_FIELD_NUMBER: _ClassVar[int]
     provenance: Provenance
     scores: _containers.RepeatedScalarFieldContainer[float]
-    def __init__(self, provenance: _Optional[_Union[Provenance, _Mapping]] = ..., scores: _Optional[_Iterable[float]] = ...) -> None: ...
+    unknown_item_ids: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, provenance: _Optional[_Union[Provenance, _Mapping]] = ..., scores: _Optional[_Iterable[float]] = ..., unknown_item_ids: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class SimilarItemsRequest(_message.Message):
-    __slots__ = ("item_id", "k", "excluded_item_ids", "domain", "min_model_sequence")
+    __slots__ = ("item_id", "k", "excluded_item_ids", "domain", "min_model_sequence", "filter", "diversity")
     ITEM_ID_FIELD_NUMBER: _ClassVar[int]
     K_FIELD_NUMBER: _ClassVar[int]
     EXCLUDED_ITEM_IDS_FIELD_NUMBER: _ClassVar[int]
     DOMAIN_FIELD_NUMBER: _ClassVar[int]
     MIN_MODEL_SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    FILTER_FIELD_NUMBER: _ClassVar[int]
+    DIVERSITY_FIELD_NUMBER: _ClassVar[int]
     item_id: str
     k: int
     excluded_item_ids: _containers.RepeatedScalarFieldContainer[str]
     domain: str
     min_model_sequence: int
-    def __init__(self, item_id: _Optional[str] = ..., k: _Optional[int] = ..., excluded_item_ids: _Optional[_Iterable[str]] = ..., domain: _Optional[str] = ..., min_model_sequence: _Optional[int] = ...) -> None: ...
+    filter: ItemFilter
+    diversity: float
+    def __init__(self, item_id: _Optional[str] = ..., k: _Optional[int] = ..., excluded_item_ids: _Optional[_Iterable[str]] = ..., domain: _Optional[str] = ..., min_model_sequence: _Optional[int] = ..., filter: _Optional[_Union[ItemFilter, _Mapping]] = ..., diversity: _Optional[float] = ...) -> None: ...
 
 class SimilarItemsResponse(_message.Message):
     __slots__ = ("provenance", "slate")

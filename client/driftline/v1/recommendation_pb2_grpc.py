@@ -28,9 +28,9 @@ if _version_not_supported:
 class RecommendationServiceStub:
     """Reads user state and recommends items. All methods but WatchUserState are unary and may be retried.
 
-    Errors: INVALID_ARGUMENT with google.rpc.BadRequest field violations; NOT_FOUND with google.rpc.ResourceInfo for an
-    item that the model does not know; UNAVAILABLE with google.rpc.RetryInfo while there is nothing to answer from;
-    RESOURCE_EXHAUSTED with google.rpc.RetryInfo when load is shed; UNAUTHENTICATED without a valid bearer token;
+    Errors: INVALID_ARGUMENT with google.rpc.BadRequest field violations; NOT_FOUND with google.rpc.ResourceInfo for
+    SimilarItems of an item that the model does not know; UNAVAILABLE with google.rpc.RetryInfo while there is nothing to
+    answer from; RESOURCE_EXHAUSTED with google.rpc.RetryInfo when load is shed; UNAUTHENTICATED without a valid bearer token;
     DEADLINE_EXCEEDED when the caller's deadline has passed. An unknown user is never an error.
     """
 
@@ -85,9 +85,9 @@ class RecommendationServiceStub:
 class RecommendationServiceServicer:
     """Reads user state and recommends items. All methods but WatchUserState are unary and may be retried.
 
-    Errors: INVALID_ARGUMENT with google.rpc.BadRequest field violations; NOT_FOUND with google.rpc.ResourceInfo for an
-    item that the model does not know; UNAVAILABLE with google.rpc.RetryInfo while there is nothing to answer from;
-    RESOURCE_EXHAUSTED with google.rpc.RetryInfo when load is shed; UNAUTHENTICATED without a valid bearer token;
+    Errors: INVALID_ARGUMENT with google.rpc.BadRequest field violations; NOT_FOUND with google.rpc.ResourceInfo for
+    SimilarItems of an item that the model does not know; UNAVAILABLE with google.rpc.RetryInfo while there is nothing to
+    answer from; RESOURCE_EXHAUSTED with google.rpc.RetryInfo when load is shed; UNAUTHENTICATED without a valid bearer token;
     DEADLINE_EXCEEDED when the caller's deadline has passed. An unknown user is never an error.
     """
 
@@ -202,9 +202,9 @@ def add_RecommendationServiceServicer_to_server(servicer, server):
 class RecommendationService:
     """Reads user state and recommends items. All methods but WatchUserState are unary and may be retried.
 
-    Errors: INVALID_ARGUMENT with google.rpc.BadRequest field violations; NOT_FOUND with google.rpc.ResourceInfo for an
-    item that the model does not know; UNAVAILABLE with google.rpc.RetryInfo while there is nothing to answer from;
-    RESOURCE_EXHAUSTED with google.rpc.RetryInfo when load is shed; UNAUTHENTICATED without a valid bearer token;
+    Errors: INVALID_ARGUMENT with google.rpc.BadRequest field violations; NOT_FOUND with google.rpc.ResourceInfo for
+    SimilarItems of an item that the model does not know; UNAVAILABLE with google.rpc.RetryInfo while there is nothing to
+    answer from; RESOURCE_EXHAUSTED with google.rpc.RetryInfo when load is shed; UNAUTHENTICATED without a valid bearer token;
     DEADLINE_EXCEEDED when the caller's deadline has passed. An unknown user is never an error.
     """
 

@@ -39,9 +39,9 @@ GRPC_VERSION: str
 class RecommendationServiceStub:
     """Reads user state and recommends items. All methods but WatchUserState are unary and may be retried.
 
-    Errors: INVALID_ARGUMENT with google.rpc.BadRequest field violations; NOT_FOUND with google.rpc.ResourceInfo for an
-    item that the model does not know; UNAVAILABLE with google.rpc.RetryInfo while there is nothing to answer from;
-    RESOURCE_EXHAUSTED with google.rpc.RetryInfo when load is shed; UNAUTHENTICATED without a valid bearer token;
+    Errors: INVALID_ARGUMENT with google.rpc.BadRequest field violations; NOT_FOUND with google.rpc.ResourceInfo for
+    SimilarItems of an item that the model does not know; UNAVAILABLE with google.rpc.RetryInfo while there is nothing to
+    answer from; RESOURCE_EXHAUSTED with google.rpc.RetryInfo when load is shed; UNAUTHENTICATED without a valid bearer token;
     DEADLINE_EXCEEDED when the caller's deadline has passed. An unknown user is never an error.
     """
 
@@ -72,9 +72,9 @@ class RecommendationServiceStub:
 class RecommendationServiceAsyncStub(RecommendationServiceStub):
     """Reads user state and recommends items. All methods but WatchUserState are unary and may be retried.
 
-    Errors: INVALID_ARGUMENT with google.rpc.BadRequest field violations; NOT_FOUND with google.rpc.ResourceInfo for an
-    item that the model does not know; UNAVAILABLE with google.rpc.RetryInfo while there is nothing to answer from;
-    RESOURCE_EXHAUSTED with google.rpc.RetryInfo when load is shed; UNAUTHENTICATED without a valid bearer token;
+    Errors: INVALID_ARGUMENT with google.rpc.BadRequest field violations; NOT_FOUND with google.rpc.ResourceInfo for
+    SimilarItems of an item that the model does not know; UNAVAILABLE with google.rpc.RetryInfo while there is nothing to
+    answer from; RESOURCE_EXHAUSTED with google.rpc.RetryInfo when load is shed; UNAUTHENTICATED without a valid bearer token;
     DEADLINE_EXCEEDED when the caller's deadline has passed. An unknown user is never an error.
     """
 
@@ -101,9 +101,9 @@ class RecommendationServiceAsyncStub(RecommendationServiceStub):
 class RecommendationServiceServicer(metaclass=_abc_1.ABCMeta):
     """Reads user state and recommends items. All methods but WatchUserState are unary and may be retried.
 
-    Errors: INVALID_ARGUMENT with google.rpc.BadRequest field violations; NOT_FOUND with google.rpc.ResourceInfo for an
-    item that the model does not know; UNAVAILABLE with google.rpc.RetryInfo while there is nothing to answer from;
-    RESOURCE_EXHAUSTED with google.rpc.RetryInfo when load is shed; UNAUTHENTICATED without a valid bearer token;
+    Errors: INVALID_ARGUMENT with google.rpc.BadRequest field violations; NOT_FOUND with google.rpc.ResourceInfo for
+    SimilarItems of an item that the model does not know; UNAVAILABLE with google.rpc.RetryInfo while there is nothing to
+    answer from; RESOURCE_EXHAUSTED with google.rpc.RetryInfo when load is shed; UNAUTHENTICATED without a valid bearer token;
     DEADLINE_EXCEEDED when the caller's deadline has passed. An unknown user is never an error.
     """
 

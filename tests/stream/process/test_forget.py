@@ -336,6 +336,30 @@ def test_a_request_over_grpc_is_the_record_that_the_worker_reads(world: Any) -> 
     assert [forgotten_user(record) for record in world.log()] == ["u7", "Zoë Forget"]
 
 
+def test_a_user_whose_items_have_no_words_gets_one_profile_until_they_have(settings, caplog) -> None:
+    sent: list[Any] = []
+    client = make_client(settings.llm.model_copy(update={"client": "template"}))
+    profiler = Profiler(settings, ProfileGenerator(client, settings.profiles), sent.extend)
+
+    def request(version: int) -> bytes:
+        as_of_ms = 1_600_000_000_000 + version * (settings.profiles.min_interval_ms + 1)
+        items = [{"item_id": "i1", "count": 1, "last_ms": as_of_ms}]
+        return orjson.dumps({"user_id": "u", "as_of_ms": as_of_ms, "version": version, "events": 3, "items": items})
+
+    written = []
+    for version in range(1, 11):
+        profiler.take_request(request(version))
+        written += profiler.write()
+    assert [profile.version for profile in written] == [1]
+    assert profiler.without_text == profiler.metrics.without_text._value.get() == 9
+    assert [record.message for record in caplog.records if "no further one" in record.message] == [
+        record.message for record in caplog.records
+    ][:1]
+    profiler.take_item(b'{"item_id": "i1", "title": "RED RETROSPOT CAKE STAND"}')
+    profiler.take_request(request(11))
+    assert [profile.version for profile in profiler.write()] == [11]
+
+
 def test_a_profile_that_was_being_written_when_its_user_was_forgotten_is_taken_back(settings) -> None:
     sent: list[Any] = []
     processor = Processor(settings, MemoryStore())

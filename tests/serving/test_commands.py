@@ -1,0 +1,80 @@
+"""The commands that ask the service, with their options, against a real server."""
+
+from __future__ import annotations
+
+import json
+
+import grpc
+import pytest
+from tests.serving.conftest import Running
+from tests.serving.test_steering import kinds, settings, snapshot  # noqa: F401 - the shop whose items have attributes
+from typer.testing import CliRunner
+
+from driftline.serving.server import Server
+from driftline.stream.cli import app
+
+LAMPS = ("--category", "lamps", "--exclude-category", "bags", "--exclude", "item-3", "--max-price", "40", "-k", "4")
+
+
+@pytest.fixture
+def call(running):
+    """Runs a command against the server; what it printed."""
+
+    def run(*words, exit_code=0):
+        result = CliRunner().invoke(app, [*words, "--address", f"127.0.0.1:{running.server.port}"])
+        assert result.exit_code == exit_code, (result.output, result.exception)
+        return result.stdout
+
+    return run
+
+
+@pytest.mark.parametrize(
+    "command", [("recommend", "user-3"), ("recommend", "user-3", "user-4"), ("similar", "item-20")]
+)
+def test_lists_take_the_options_that_steer_them(call, command):
+    answer = json.loads(call(*command, *LAMPS, "--diversity", "0.3", "--json"))
+    slates = [one["slate"] for one in answer["user_slates"]] if "user_slates" in answer else [answer["slate"]]
+    assert len(slates) == len(command) - 1
+    for slate in slates:
+        assert len(slate["item_ids"]) == 4
+        assert all("lamps" in kinds(item) for item in slate["item_ids"])
+        assert "item-3" not in slate["item_ids"]
+    shown = call(*command, *LAMPS)
+    assert all(item in shown for item in slates[0]["item_ids"][:1])
+    assert "unknown category" in call(*command, "--category", "lampz")
+
+
+def test_scores_are_shown_with_the_items_that_have_none(call):
+    shown = call("score", "user-3", "item-1", "no-such", "item-2")
+    assert shown.index("item-1") < shown.index("not known to the model: no-such")
+    data = json.loads(call("score", "user-3", "item-1", "no-such", "--list", "novel", "--json"))
+    assert (data["unknown_item_ids"], data["scores"][1]) == (["no-such"], None)
+
+
+def test_state_model_and_health_are_told_as_text_and_as_json(call):
+    for words in (("query", "user", "user-3"), ("query", "model"), ("query", "health")):
+        assert json.loads(call(*words, "--json"))
+        assert call(*words)
+    assert json.loads(call("query", "health", "--json")) == {"status": "SERVING"}
+
+
+def test_health_of_a_service_that_has_nothing_to_answer_from_is_an_exit_code(tmp_path):
+    from tests.serving.conftest import small_settings
+
+    with Server(small_settings(tmp_path)) as server, grpc.insecure_channel("127.0.0.1:1") as channel:
+        port = Running(server, channel).server.port
+        result = CliRunner().invoke(app, ["query", "health", "--address", f"127.0.0.1:{port}"])
+    assert (result.exit_code, result.stdout.strip()) == (76, "NOT_SERVING")
+
+
+@pytest.mark.parametrize(
+    "command", [("recommend",), ("similar",), ("score",), ("query", "forget"), ("query", "health")]
+)
+def test_every_help_has_an_example_and_the_options_of_a_connection(command):
+    text = CliRunner().invoke(app, [*command, "--help"], env={"COLUMNS": "200"}).stdout
+    assert f"driftline {' '.join(command)}" in text
+    assert "Example" in text
+    for option in ("--address", "--token", "--config", "--json"):
+        assert option in text
+    lists = ("--exclude ", "--category", "--brand", "--domain", "--min-price", "--max-price", "--diversity")
+    assert all((option in text) == (command[0] in ("recommend", "similar")) for option in lists)

@@ -61,6 +61,10 @@ class Serving:
         options = pb.SlateOptions(request_time_ms=now_ms, k=10, list=which)
         return self._stub.Recommend(pb.RecommendRequest(user_id=user_id, options=options), timeout=5)
 
+    def similar(self, item_id: str, k: int = 5) -> Any:
+        """The `SimilarItemsResponse` of the items that go best with one."""
+        return self._stub.SimilarItems(pb.SimilarItemsRequest(item_id=item_id, k=k), timeout=5)
+
 
 @dataclass(frozen=True, slots=True)
 class Sent:

@@ -85,7 +85,9 @@ def test_a_commit_is_a_group_of_its_author_and_its_files(repository: Repository,
     last = repository.commit()
     write_made(convert(repository.path), tmp_path / "out")
     names = ["user_id", "item_id", "timestamp_ms", "action", "group_id"]
-    rows = [tuple(row.values()) for row in pq.read_table(tmp_path / "out" / "events.parquet", columns=names).to_pylist()]
+    rows = [
+        tuple(row.values()) for row in pq.read_table(tmp_path / "out" / "events.parquet", columns=names).to_pylist()
+    ]
     times = [(START_S + s) * 1000 for s in (60, 120, 180)]
     assert [row[:4] for row in rows] == [
         ("Ann", "a", times[0], "edit"), ("Ann", "b", times[0], "edit"), ("Bob", "a", times[1], "edit"),

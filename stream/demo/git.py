@@ -103,20 +103,34 @@ class Score:
     hits: int = 0
     found: float = 0.0
 
-    def add(self, listed: Sequence[str], wanted: set[str]) -> None:
-        """Counts one commit."""
+    def add(self, listed: Sequence[str], wanted: set[str]) -> bool:
+        """Counts one commit; whether it was hit."""
         there = len(wanted & set(listed[:K]))
         self.hits += there > 0
         self.found += there / min(K, len(wanted))
+        return there > 0
 
 
 @dataclass(slots=True)
 class Scores:
-    """What was counted over the last commits."""
+    """What was counted over the last commits.
+
+    Attributes:
+        commits: that could be predicted.
+        alone: commits that one of both hit and the other did not.
+    """
 
     commits: int = 0
     engine: Score = field(default_factory=Score)
     recency: Score = field(default_factory=Score)
+    alone: dict[str, int] = field(default_factory=lambda: {"driftline": 0, "recency": 0})
+
+    def add(self, engine: Sequence[str], recency: Sequence[str], wanted: set[str]) -> None:
+        """Counts one commit with what both list for it."""
+        self.commits += 1
+        a, b = self.engine.add(engine, wanted), self.recency.add(recency, wanted)
+        self.alone["driftline"] += a and not b
+        self.alone["recency"] += b and not a
 
     def figures(self) -> dict[str, Any]:
         """As shares."""
@@ -125,6 +139,7 @@ class Scores:
             "commits_predicted": self.commits,
             "hit_rate": {"driftline": round(self.engine.hits / n, 3), "recency": round(self.recency.hits / n, 3)},
             "share_found": {"driftline": round(self.engine.found / n, 3), "recency": round(self.recency.found / n, 3)},
+            "hit_alone": self.alone,
         }
 
 
@@ -153,6 +168,8 @@ def run_git_demo(path: Path, limit: int, keep: bool, seconds: float) -> dict[str
     since_ms = events[-min(LIVE, len(events) // 4)].t_ms
     past = [commit for commit in found.commits if commit.t_ms < since_ms]
     live = [commit for commit in found.commits if commit.t_ms >= since_ms]
+    if not len(events_of(past)):
+        raise InputError(f"{path}: got commits of one time only; expected some that are older than the last ones")
     known = Known()
     for commit in past:
         known.learn(commit)
@@ -161,7 +178,7 @@ def run_git_demo(path: Path, limit: int, keep: bool, seconds: float) -> dict[str
         with staged(scene) as demo:
             total = len(events_of(past))
             authors, files = len(known.recent) - 1, len(known.paths) - len(known.gone)
-            said = f"{path}: {len(past):,} commits of {authors:,} authors to {files:,} files; then {len(live):,} singly"
+            said = f"{path}: {len(past):,} commits of {authors:,} authors to {files:,} files; then {len(live):,} more"
             demo.console.print(Text(said), soft_wrap=True)
             demo.load(since_ms, total)
             scores, sent = foretell(demo, live, known, seconds)
@@ -172,7 +189,7 @@ def run_git_demo(path: Path, limit: int, keep: bool, seconds: float) -> dict[str
                 **scores.figures(),
                 "next": {author: [known.paths[item_id] for item_id in ids] for author, ids in upcoming.items()},
             }
-            show_scores(demo.console, scores)
+            show_scores(demo.console, scores, len(live))
             show_next(demo.console, figures["next"])
             show_figures(demo.console, figures)
             check_facts(
@@ -216,9 +233,7 @@ def foretell(demo: Demo, live: Sequence[Commit], known: Known, seconds: float) -
                 demo.wait_applied(after)
                 wanted = {change.item_id for change in commit.changes if change.item_id in known.recent[""]}
                 slate = demo.serving.recommend(commit.author, commit.t_ms).slate
-                scores.commits += 1
-                scores.engine.add(list(slate.item_ids), wanted)
-                scores.recency.add(known.recency(commit.author), wanted)
+                scores.add(list(slate.item_ids), known.recency(commit.author), wanted)
             for item_id in known.learn(commit):
                 listing.send(topic, key=item_id.encode(), value=encode_item(known.item(item_id)))
             for change in () if commit.sweeping else commit.changes:
@@ -243,9 +258,14 @@ def _next_files(demo: Demo, live: Sequence[Commit], known: Known, now_ms: int) -
     return {author: list(demo.serving.recommend(author, now_ms).slate.item_ids) for author, _ in busiest}
 
 
-def show_scores(console: Console, scores: Scores) -> None:
-    """What was hit, and by how much that differs from plain recency."""
-    table = Table(title=f"the last {scores.commits:,} commits, each predicted before it was sent", min_width=60)
+def show_scores(console: Console, scores: Scores, commits: int) -> None:
+    """What was hit, beside plain recency.
+
+    Args:
+        commits: that were sent, those that could not be predicted included.
+    """
+    title = f"{scores.commits:,} of the last {commits:,} commits, each predicted before it was sent"
+    table = Table(title=title, min_width=60)
     for name in ("", f"a file of it in the first {K}", "of its known files"):
         table.add_column(name)
     for name, score in (
@@ -255,8 +275,10 @@ def show_scores(console: Console, scores: Scores) -> None:
         n = max(scores.commits, 1)
         table.add_row(name, f"{score.hits / n:.1%}", f"{score.found / n:.1%}")
     console.print(table)
+    alone = scores.alone
     console.print(
-        "Counted are commits of people seen before, not bots, with a known file: one that an earlier commit changed.",
+        "Counted are commits of people seen before, not bots, with a known file: one that an earlier commit changed. "
+        f"{alone['driftline']} were hit by driftline alone, {alone['recency']} by recency alone.",
         soft_wrap=True,
     )
     if scores.engine.found <= scores.recency.found:

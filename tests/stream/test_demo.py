@@ -193,12 +193,17 @@ def test_what_is_known_at_a_commit_is_what_came_before_it() -> None:
 
 
 def test_hits_and_shares_are_those_of_the_first_ten() -> None:
-    scores = Scores(commits=2)
-    scores.engine.add(["a", "b", *map(str, range(20))], {"b", "z"})
-    scores.engine.add([*map(str, range(10)), "late"], {"late"})
-    assert (scores.engine.hits, scores.engine.found) == (1, 0.5)
-    assert scores.figures()["hit_rate"] == {"driftline": 0.5, "recency": 0.0}
-    assert scores.figures()["share_found"] == {"driftline": 0.25, "recency": 0.0}
+    scores = Scores()
+    scores.add(["a", "b", *map(str, range(20))], ["y"], {"b", "z"})
+    scores.add([*map(str, range(10)), "late"], ["late"], {"late"})
+    scores.add(["both"], ["both"], {"both"})
+    scores.add([], [], {"none"})
+    assert scores.figures() == {
+        "commits_predicted": 4,
+        "hit_rate": {"driftline": 0.5, "recency": 0.5},
+        "share_found": {"driftline": 0.375, "recency": 0.5},
+        "hit_alone": {"driftline": 1, "recency": 1},
+    }
     many = Score()
     many.add([str(n) for n in range(10)], {str(n) for n in range(40)})
     assert many.found == 1.0  # no list of ten holds more
@@ -208,7 +213,8 @@ def test_the_scores_say_so_where_plain_recency_does_as_well() -> None:
     for engine, said in ((0, True), (2, False)):
         seen = io.StringIO()
         scores = Scores(commits=4, engine=Score(engine, engine), recency=Score(1, 1.0))
-        show_scores(Console(file=seen, width=100), scores)
+        show_scores(Console(file=seen, width=100), scores, 9)
+        assert "4 of the last 9 commits" in seen.getvalue()
         assert ("Plain recency does as well here" in seen.getvalue()) is said
         assert f"{engine / 4:.1%}" in seen.getvalue()
 

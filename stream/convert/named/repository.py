@@ -95,9 +95,7 @@ def history(path: Path, limit: int | None = None) -> History:
         shallow = _git(path, "rev-parse", "--is-shallow-repository").strip() == "true"
     except InputError as error:
         raise InputError(f"{path}: got no git repository ({error}); expected the folder of one, bare or not") from None
-    if not _git(path, "for-each-ref", "--count=1") or not _git(
-        path, "rev-parse", "--quiet", "--verify", "HEAD", check=False
-    ):
+    if not _git(path, "rev-parse", "--quiet", "--verify", "HEAD", check=False):
         raise InputError(f"{path}: HEAD of this git repository has no commit yet; expected at least one")
     notes = []
     cut: set[str] = set()

@@ -50,7 +50,7 @@ SCENES = {
     "games": Scene(
         GAMES.events, GAMES.items, GAMES.preset, 365 * DAY_MS, "the last year",
         "player", "plays", "played", "play",
-        settings={"DRIFTLINE__TRAINER__CATCH_UP_SHARE": "0.25"},  # a sixth of the shop's events
+        settings={"DRIFTLINE__TRAINER__CATCH_UP_SHARE": "0.15"},  # a sixth of the events of the shop
     ),
 }  # fmt: skip
 """Of the bundled data, by name."""

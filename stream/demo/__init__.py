@@ -67,6 +67,7 @@ def run_demo(scene: Scene, keep: bool, seconds: float) -> dict[str, Any]:
     started_s = time.monotonic()
     with staged(scene) as demo:
         times = read_columns(scene.events).t_ms
+        times = times[times >= scene.from_ms]
         last_ms = int(times.max())
         since_ms = last_ms - scene.live_ms
         demo.load(since_ms, int((times < since_ms).sum()))  # 2, 3
@@ -133,7 +134,8 @@ class Demo:
     def load(self, until_ms: int, total: int) -> None:
         """Produces the history, by `driftline produce` as a user would, and waits until it is applied and learnt."""
         files = ["--events", str(self.scene.events), "--items", str(self.scene.items)]
-        produce, produced = self.parts.produce([*files, "--until", str(until_ms)]), None
+        since = ["--since", str(self.scene.from_ms)] if self.scene.from_ms else []
+        produce, produced = self.parts.produce([*files, *since, "--until", str(until_ms)]), None
         far, moved_s = -1, time.monotonic()
         with history_bars(self.console, total) as show:
             while min(done := show(self.serving.applied(), self.serving.learnt())) < total:

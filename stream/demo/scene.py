@@ -9,6 +9,7 @@ from pathlib import Path
 from driftline.stream.bundled import GAMES, SHOP
 
 DAY_MS = 86_400_000
+START_OF_2020_MS = 1_577_836_800_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +27,7 @@ class Scene:
         shown: how a title is written.
         profiles: whether a language model writes of users.
         settings: more of the environment, over the demo's own.
+        from_ms: events before are left out.
     """
 
     events: Path
@@ -40,6 +42,7 @@ class Scene:
     shown: Callable[[str], str] = str
     profiles: bool = True
     settings: Mapping[str, str] = field(default_factory=dict)
+    from_ms: int = 0
 
 
 SCENES = {
@@ -50,7 +53,7 @@ SCENES = {
     "games": Scene(
         GAMES.events, GAMES.items, GAMES.preset, 365 * DAY_MS, "the last year",
         "player", "plays", "played", "play",
-        settings={"DRIFTLINE__TRAINER__CATCH_UP_SHARE": "0.15"},  # a sixth of the events of the shop
+        settings={"DRIFTLINE__TRAINER__CATCH_UP_SHARE": "0.15"}, from_ms=START_OF_2020_MS,
     ),
 }  # fmt: skip
 """Of the bundled data, by name."""

@@ -51,9 +51,11 @@ SCENES = {
         "customer", "buys", "bought", "purchase", shown=str.title,
     ),
     "games": Scene(
-        GAMES.events, GAMES.items, GAMES.preset, 365 * DAY_MS, "the last year",
+        GAMES.events, GAMES.items, GAMES.preset, 120 * DAY_MS, "the last four months",
         "player", "plays", "played", "play",
-        settings={"DRIFTLINE__TRAINER__CATCH_UP_SHARE": "0.15"}, from_ms=START_OF_2020_MS,
+        # single events cost the trainer as much as the baskets of a shop
+        settings={"DRIFTLINE__TRAINER__CATCH_UP_SHARE": "0.1", "DRIFTLINE__TRAINER__CATCH_UP_EVENTS": "500"},
+        from_ms=START_OF_2020_MS,
     ),
 }  # fmt: skip
 """Of the bundled data, by name."""

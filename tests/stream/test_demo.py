@@ -119,7 +119,7 @@ def test_every_scene_has_its_data_and_settings_and_something_to_stream() -> None
         assert settings.name == preset
         assert settings.action(scene.action).positive
         assert settings.state.root.is_relative_to(".driftline/demo")
-    assert demo_settings(SCENES["games"]).trainer.catch_up_share == 0.15
+    assert demo_settings(SCENES["games"]).trainer.catch_up_share == 0.1
 
 
 def test_titles_are_written_as_the_scene_has_them_and_an_item_without_one_by_its_id() -> None:

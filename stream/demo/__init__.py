@@ -27,7 +27,7 @@ from driftline.configs.settings import Settings
 from driftline.graph.rows import Event
 from driftline.serving.publish import release, rollback
 from driftline.stream.demo.figures import check_figures, counter, percentiles
-from driftline.stream.demo.newcomer import newcomer_of
+from driftline.stream.demo.newcomer import newcomers_of
 from driftline.stream.demo.parts import LOGS, ROOT, DemoError, Memory, Parts, demo_settings
 from driftline.stream.demo.probes import Measured, Probes, Sender, Serving
 from driftline.stream.demo.scene import SCENES, Scene
@@ -269,9 +269,11 @@ class Demo:
             time.sleep(0.01)
 
     def introduce(self, since_ms: int) -> None:
-        """Shows what goes with an item that came in while the demo streamed."""
-        if newcomer := newcomer_of(self.scene, since_ms):
-            show_newcomer(self.console, self.scene, newcomer, self.serving.similar(newcomer.item_id))
+        """Shows what goes with the newest item that came in while the demo streamed and that the model has learnt."""
+        for newcomer in newcomers_of(self.scene, since_ms):
+            if (similar := self.serving.similar(newcomer.item_id)) is not None:
+                show_newcomer(self.console, self.scene, newcomer, similar)
+                return
 
     # -- 6 summary ---------------------------------------------------------------------------------------------
 

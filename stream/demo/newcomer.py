@@ -22,8 +22,8 @@ class Newcomer:
     count: int
 
 
-def newcomer_of(scene: Scene, since_ms: int) -> Newcomer | None:
-    """The titled item of a scene that came in last and not before a time, with few events; None = there is none."""
+def newcomers_of(scene: Scene, since_ms: int) -> list[Newcomer]:
+    """The titled items of a scene with few events that came in from a time on, the newest first."""
     columns = read_columns(scene.events)
     codes, names = columns.item_id
     first: dict[int, int] = {}
@@ -35,4 +35,4 @@ def newcomer_of(scene: Scene, since_ms: int) -> Newcomer | None:
         for code, t in first.items()
         if t >= since_ms and counts[code] <= FEW and names[code] in items and items[names[code]].title
     ]
-    return max(found, key=lambda one: one.first_ms, default=None)
+    return sorted(found, key=lambda one: one.first_ms, reverse=True)

@@ -22,7 +22,7 @@ from driftline.configs.errors import InputError
 from driftline.stream.convert.named.repository import Change, Commit
 from driftline.stream.demo import SCENES, DemoError, run_demo
 from driftline.stream.demo.git import Known, Score, Scores, run_git_demo, show_next, show_scores
-from driftline.stream.demo.newcomer import newcomer_of
+from driftline.stream.demo.newcomer import newcomers_of
 from driftline.stream.demo.parts import demo_settings
 from driftline.stream.demo.probes import Probes, Sent
 from driftline.stream.demo.scene import Scene
@@ -148,10 +148,10 @@ def test_the_newcomer_is_the_last_item_with_a_title_and_few_events(tmp_path: Pat
     rows = [("old", 0), ("a", 10), ("b", 20), ("b", 21), ("many", 30), *[("many", 31 + n) for n in range(5)]]
     rows += [("untitled", 40), ("old", 50)]
     scene = scene_of(tmp_path, rows, {"old": "Old", "a": "A", "b": "[B]", "many": "Many"})
-    found = newcomer_of(scene, T_MS + 5)
-    assert found is not None
+    found, older = newcomers_of(scene, T_MS + 5)
+    assert older.item_id == "a"
     assert (found.item_id, found.count, found.first_ms) == ("b", 2, T_MS + 20)
-    assert newcomer_of(scene, T_MS + 45) is None
+    assert newcomers_of(scene, T_MS + 45) == []
     seen = io.StringIO()
     show_newcomer(Console(file=seen, width=100), scene, found, answer("Old", "A"))
     assert seen.getvalue().splitlines() == [

@@ -21,6 +21,7 @@ from driftline.configs.errors import EXIT_CODES, InputError  # noqa: E402
 from driftline.stream.cli import (  # noqa: E402
     bench,
     chaos,
+    convert,
     dlq,
     evaluate,
     forget,
@@ -47,7 +48,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-for module in (up, imports, parts, query, evaluate, generate, inspect, forget, withdraw, chaos):
+for module in (up, imports, convert, parts, query, evaluate, generate, inspect, forget, withdraw, chaos):
     module.register(app)
 app.add_typer(snapshots.app, name="snapshot")
 app.add_typer(state.app, name="state")

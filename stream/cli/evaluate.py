@@ -12,7 +12,7 @@ import typer
 from rich.table import Table
 
 from driftline.configs.settings import UNKNOWN_ACTION, Settings
-from driftline.stream.bundled import EVENTS, ITEMS, PROFILES
+from driftline.stream.bundled import BUNDLED
 from driftline.stream.cli.arms import print_arms
 from driftline.stream.cli.common import AsJson, Config, out, print_json, settings_of, when
 from driftline.stream.cli.own import (
@@ -50,6 +50,7 @@ def replay(
     to: Annotated[Path, typer.Option("--out", help="Folder for metrics.json and report.html.")],
     events: Annotated[str | None, typer.Option(help=f"Events: {SOURCES}; default: the bundled shop.")] = None,
     items: Annotated[str | None, typer.Option(help="Items, in the same formats.")] = None,
+    data: Annotated[str | None, typer.Option(help="Bundled data instead: shop, or games.")] = None,
     from_kafka: Annotated[
         str | None, typer.Option(help="Read this topic instead of a file, named with or without broker.prefix.")
     ] = None,
@@ -94,11 +95,16 @@ def replay(
     numbers = _numbers(seeds)
     if events is not None and from_kafka is not None:
         raise typer.BadParameter("got --events and --from-kafka; expected one of them")
+    if data is not None and (events, items, from_kafka) != (None, None, None):
+        raise typer.BadParameter("got --data and a source; expected one of them", param_hint="--data")
+    if data not in (None, *BUNDLED):
+        raise typer.BadParameter(f"got {data!r}; expected {' or '.join(BUNDLED)}", param_hint="--data")
     if events is None and from_kafka is None:
         if items is not None:
             raise typer.BadParameter("--items needs --events or --from-kafka; without them the bundled shop is read")
-        events, items, config = str(EVENTS), str(ITEMS), config or "ecommerce"
-        profiles = profiles or (PROFILES if PROFILES.is_file() else None)
+        found = BUNDLED[data or "shop"]
+        events, items, config = str(found.events), str(found.items), config or found.preset
+        profiles = profiles or (found.profiles if found.profiles and found.profiles.is_file() else None)
     settings = settings_of(config)
     records: list[Record] | None = None
     make_folder(to)

@@ -38,6 +38,9 @@ from driftline.stream.cli.own import (
 )
 from driftline.stream.ops.progress import progress_bars
 
+COMMITS = 5000
+"""Of a repository that the demo reads if it is told nothing else: those of the last years, in about two minutes."""
+
 Once = Annotated[bool, typer.Option("--until-caught-up", help="End when everything in the topics is processed.")]
 
 
@@ -229,17 +232,35 @@ def serve(config: Config = None) -> None:
 
 
 def demo(
+    data: Annotated[str | None, typer.Option(help="Bundled data: shop (the default), or games.")] = None,
+    git: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="A git repository in their place: what its authors touch next.")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help=f"With --git: read the newest commits only; default {COMMITS:,}.")
+    ] = None,
     keep: Annotated[bool, typer.Option("--keep", help="Leave everything running until Ctrl-C.")] = False,
     seconds: Annotated[float, typer.Option(min=60, help="Wall time of the paced part.")] = 75.0,
     as_json: AsJson = False,
 ) -> None:
-    """The whole engine on the bundled shop: all parts, a year of history, two weeks live.
+    """The whole engine on bundled data: all parts, years of history in bulk, the rest live.
 
-    Example: `driftline demo --json`
+    Example: `driftline demo --data games`
     """
-    from driftline.stream.demo import run_demo
+    from driftline.stream.demo import SCENES, run_demo
 
+    if data is not None and git is not None:
+        raise typer.BadParameter("got --data and --git; expected one of them", param_hint="--git")
+    if limit is not None and git is None:
+        raise typer.BadParameter("got --limit without --git; expected a repository to read", param_hint="--limit")
+    if data not in (None, *SCENES):
+        raise typer.BadParameter(f"got {data!r}; expected {' or '.join(SCENES)}", param_hint="--data")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that what was started is ended
-    figures = run_demo(keep, seconds)
+    if git is not None:
+        from driftline.stream.demo.git import run_git_demo
+
+        figures = run_git_demo(git, limit or COMMITS, keep, seconds)
+    else:
+        figures = run_demo(SCENES[data or "shop"], keep, seconds)
     if as_json:
         print_json(figures)

@@ -12,7 +12,7 @@ import orjson
 import pyarrow as pa
 
 from driftline.stream.convert.columns import NO_VALUES, NULLS, joined, without
-from driftline.stream.convert.guess import TIMES, Mapping
+from driftline.stream.convert.guess import TIMES, Kind, Mapping
 from driftline.stream.convert.numbers import column_with_point
 from driftline.stream.convert.sources import Source
 from driftline.stream.durable import durable_file
@@ -51,9 +51,9 @@ def bad_file(path: Path | None) -> Iterator[Bad]:
         yield Bad(file)
 
 
-def schema_of(mapping: Mapping) -> pa.Schema:
+def schema_of(kind: Kind) -> pa.Schema:
     """Fields of the rows that come out: all of the schema."""
-    return pa.schema([(field, ARROW[meaning]) for field, meaning in mapping.kind.columns.items()])
+    return pa.schema([(field, ARROW[meaning]) for field, meaning in kind.columns.items()])
 
 
 def typed_rows(
@@ -87,7 +87,7 @@ def typed_rows(
             bad.add(str(source), part, number, wrong, {} if number not in chunk.numbers else _row(chunk, number))
         if not chunk.rows:
             continue
-        batch = pa.RecordBatch.from_pydict(arrays, schema_of(mapping))
+        batch = pa.RecordBatch.from_pydict(arrays, schema_of(mapping.kind))
         if by_row:
             batch = batch.filter(pa.array([number not in by_row for number in chunk.numbers]))
         yield batch

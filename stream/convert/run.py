@@ -167,7 +167,7 @@ def write_events(
         rows = _watched(plan, done, aside, say)
         tables = sorted_rows(rows, to.parent) if sort else (pa.Table.from_batches([batch]) for batch in rows)
         repeats = _Repeats(settings.state.dedupe_ids)
-        with _parquet(to, plan.mapping) as writer:
+        with parquet_file(to, plan.kind) as writer:
             for table in tables:
                 writer.write_table(table, ROW_GROUP)
                 done.written += len(table)
@@ -185,14 +185,14 @@ def write_items(plan: Plan, to: Path, bad: Path | None = None, say: Callable[[in
     """
     done = Done(Report(str(plan.source)))
     with bad_file(bad) as aside:
-        held = schema_of(plan.mapping).empty_table()
+        held = schema_of(plan.kind).empty_table()
         for batch in _watched(plan, done, aside, say):
             done.written += batch.num_rows
             held = _last_of_each(pa.concat_tables([held, pa.Table.from_batches([batch])]))
         done.bad = aside.rows
         _refuse_bad(plan, done, bad)
         done.written, done.repeated = len(held), done.written - len(held)
-        with _parquet(to, plan.mapping) as writer:
+        with parquet_file(to, plan.kind) as writer:
             writer.write_table(held)
     return done
 
@@ -254,10 +254,10 @@ def _refuse_bad(plan: Plan, done: Done, bad: Path | None) -> None:
 
 
 @contextmanager
-def _parquet(to: Path, mapping: Mapping) -> Iterator[pq.ParquetWriter]:
-    """A Parquet file in the schema that says so, whole or not there."""
-    schema = schema_of(mapping).with_metadata({CONVERTED: mapping.kind.schema.encode()})
-    with durable_file(to) as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
+def parquet_file(to: Path, kind: Kind, **packed: Any) -> Iterator[pq.ParquetWriter]:
+    """A Parquet file in the schema that says so, whole or not there; `packed` goes to its writer."""
+    schema = schema_of(kind).with_metadata({CONVERTED: kind.schema.encode()})
+    with durable_file(to) as file, pq.ParquetWriter(file, schema, compression="zstd", **packed) as writer:
         yield writer
 
 

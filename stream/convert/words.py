@@ -16,7 +16,7 @@ from driftline.stream.convert.numbers import BETWEEN
 from driftline.stream.convert.run import Plan
 
 UNNAMED = "interact"
-HEAD = "# Written by `driftline import`: how files like these are read. Every other setting may stand here too.\n"
+HEAD = "# Written beside the files: how files like these are read. Every other setting may stand here too.\n"
 
 
 def meaning(settings: Settings, action: str, values: Sequence[float] = ()) -> str:
@@ -109,7 +109,9 @@ def reading_of(mapping: Mapping, reading: ItemFiles) -> dict[str, Any]:
     }
 
 
-def write_config(to: Path, base: str | None, events: dict[str, Any], items: dict[str, Any]) -> bool:
+def write_config(
+    to: Path, base: str | None, events: dict[str, Any], items: dict[str, Any], actions: dict[str, Any] | None = None
+) -> bool:
     """Writes settings that extend those that were used; False if these are the file itself, which stays as it is.
 
     An earlier file of other content is kept beside it as `.old`.
@@ -117,13 +119,15 @@ def write_config(to: Path, base: str | None, events: dict[str, Any], items: dict
     Args:
         base: preset or file that was used, None = the default.
         events, items: of `reading_of`; empty = none were read.
+        actions: what actions of their own mean.
     """
     if base is not None and base not in presets():
         if to.exists() and Path(base).samefile(to):
             return False
         base = str(Path(base).absolute())
     sections: dict[str, Any] = {"extends": base or "default", "name": to.parent.absolute().name}
-    sections |= {name: found for name, found in (("event_files", events), ("item_files", items)) if found}
+    more = (("actions", actions), ("event_files", events), ("item_files", items))
+    sections |= {name: found for name, found in more if found}
     text = HEAD + yaml.safe_dump(sections, sort_keys=False, allow_unicode=True, width=100)
     if to.exists() and to.read_text("utf-8") != text:
         to.replace(to.with_name(to.name + ".old"))

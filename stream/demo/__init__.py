@@ -1,19 +1,20 @@
-"""`make demo`: the main job end to end on the bundled shop, every part a process of its own.
+"""`make demo`: the main job end to end on bundled data, every part a process of its own.
 
-    1 start broker, worker, trainer, profiler, serve     4 stream the last two weeks, paced, and watch
-    2 load the history in bulk                           5 one customer buys something: before and after
+    1 start broker, worker, trainer, profiler, serve     4 stream what came last, paced, and watch
+    2 load the history in bulk                           5 one user takes something: before and after; what is new
     3 wait until all of it is applied and learnt         6 stop everything in order, sum up
 
-Latencies are measured from outside, over Kafka and gRPC, in the paced part alone. This file holds the steps;
-`parts` are the processes, `probes` what is sent, asked and timed, `show` what people see, `figures` what must hold.
+Latencies are measured from outside, over Kafka and gRPC, in the paced part alone. This file holds the steps; `scene`
+says what is played, `git` plays a repository instead, `newcomer` finds a new item, `parts` are the processes, `probes`
+what is sent, asked and timed, `show` what people see, `figures` what must hold.
 """
 
 from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Mapping
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
 from typing import Any
 
 import orjson
@@ -25,11 +26,19 @@ from driftline.configs.security import producer_options
 from driftline.configs.settings import Settings
 from driftline.graph.rows import Event
 from driftline.serving.publish import release, rollback
-from driftline.stream.bundled import EVENTS, ITEMS
 from driftline.stream.demo.figures import check_figures, counter, percentiles
+from driftline.stream.demo.newcomer import newcomers_of
 from driftline.stream.demo.parts import LOGS, ROOT, DemoError, Memory, Parts, demo_settings
 from driftline.stream.demo.probes import Measured, Probes, Sender, Serving
-from driftline.stream.demo.show import Picture, history_bars, show_figures, show_purchase, wait_for_interrupt
+from driftline.stream.demo.scene import SCENES, Scene
+from driftline.stream.demo.show import (
+    Picture,
+    history_bars,
+    show_figures,
+    show_newcomer,
+    show_purchase,
+    wait_for_interrupt,
+)
 from driftline.stream.events.files import read_columns
 from driftline.stream.events.produce import event_messages
 from driftline.stream.events.schema import encode_event
@@ -38,50 +47,65 @@ from driftline.stream.kafka.broker import EmbeddedBroker
 from driftline.stream.kafka.reading import read_all
 from driftline.v1 import recommendation_pb2 as pb
 
-__all__ = ["DemoError", "run_demo"]
+__all__ = ["SCENES", "DemoError", "Scene", "run_demo"]
 
-PACED_MS = 14 * 86_400_000
 STALLED_S = 300.0
 """So long without an event applied or learnt, something is wrong: a limit of time would say so of a slow machine."""
 
 
-def run_demo(keep: bool, seconds: float) -> dict[str, Any]:
+def run_demo(scene: Scene, keep: bool, seconds: float) -> dict[str, Any]:
     """Runs the demo; returns its figures.
 
     Args:
+        scene: what is played.
         keep: leave everything running until Ctrl-C.
         seconds: wall time of the paced part.
 
     Raises:
         DemoError: another demo runs, a part failed, or the figures are not those of a working engine.
     """
+    started_s = time.monotonic()
+    with staged(scene) as demo:
+        times = read_columns(scene.events).t_ms
+        times = times[times >= scene.from_ms]
+        last_ms = int(times.max())
+        since_ms = last_ms - scene.live_ms
+        demo.load(since_ms, int((times < since_ms).sum()))  # 2, 3
+        measured = demo.stream(list(event_messages(scene.events, since_ms)), seconds)  # 4
+        now_ms = last_ms + 3_600_000
+        purchase = demo.buy(now_ms)  # 5
+        demo.introduce(since_ms)
+        figures = demo.summary(measured, purchase, started_s)  # 6
+        show_figures(demo.console, figures)
+        check_figures(figures, len(times) + 1)
+        if keep:
+            wait_for_interrupt(demo.console, purchase["user"], purchase["bought"], now_ms)
+        demo.parts.stop()
+    return figures
+
+
+@contextmanager
+def staged(scene: Scene) -> Iterator[Demo]:
+    """A demo in an emptied folder with broker and parts running; they end with it.
+
+    Raises:
+        DemoError: another demo runs, or a part failed.
+    """
     console = Console(stderr=True, highlight=False)  # stdout stays free for `--json`
-    settings, started_s = demo_settings(), time.monotonic()
+    settings = demo_settings(scene)
     EmbeddedBroker(settings.broker).stop_unused()
     if running := EmbeddedBroker(settings.broker).running():
         raise DemoError(
             f"the broker of {ROOT} runs, process {running.pid}: end the demo that uses it with Ctrl-C, or that process"
         )
     shutil.rmtree(ROOT, ignore_errors=True)
-    times = read_columns(EVENTS).t_ms
-    last_ms = int(times.max())
-    history = int((times < last_ms - PACED_MS).sum())
     with ExitStack() as stack:
         bootstrap = stack.enter_context(EmbeddedBroker(settings.broker))
         create_topics(settings.broker, bootstrap)
-        demo = Demo(console, settings, bootstrap)
+        demo = Demo(console, scene, settings, bootstrap)
         stack.callback(demo.parts.kill)
         demo.parts.start()  # 1
-        demo.load(last_ms - PACED_MS, history)  # 2, 3
-        measured = demo.stream(list(event_messages(EVENTS, last_ms - PACED_MS)), seconds)  # 4
-        purchase = demo.buy(last_ms + 3_600_000)  # 5
-        figures = demo.summary(measured, purchase, started_s)  # 6
-        show_figures(console, figures)
-        check_figures(figures, len(times) + 1)
-        if keep:
-            wait_for_interrupt(console)
-        demo.parts.stop()
-    return figures
+        yield demo
 
 
 class Demo:
@@ -89,13 +113,14 @@ class Demo:
 
     Args:
         console: where people look.
+        scene: what is played.
         settings: of the demo.
         bootstrap: address of the running broker.
     """
 
-    def __init__(self, console: Console, settings: Settings, bootstrap: str) -> None:
-        self.console, self.settings, self.bootstrap = console, settings, bootstrap
-        self.parts = Parts(settings, bootstrap)
+    def __init__(self, console: Console, scene: Scene, settings: Settings, bootstrap: str) -> None:
+        self.console, self.scene, self.settings, self.bootstrap = console, scene, settings, bootstrap
+        self.parts = Parts(settings, bootstrap, scene)
         self.memory = Memory(settings.broker)
         self.serving = Serving(settings.serving)
 
@@ -108,8 +133,9 @@ class Demo:
 
     def load(self, until_ms: int, total: int) -> None:
         """Produces the history, by `driftline produce` as a user would, and waits until it is applied and learnt."""
-        files = ["--events", str(EVENTS), "--items", str(ITEMS)]
-        produce, produced = self.parts.produce([*files, "--until", str(until_ms)]), None
+        files = ["--events", str(self.scene.events), "--items", str(self.scene.items)]
+        since = ["--since", str(self.scene.from_ms)] if self.scene.from_ms else []
+        produce, produced = self.parts.produce([*files, *since, "--until", str(until_ms)]), None
         far, moved_s = -1, time.monotonic()
         with history_bars(self.console, total) as show:
             while min(done := show(self.serving.applied(), self.serving.learnt())) < total:
@@ -134,7 +160,7 @@ class Demo:
     def stream(self, messages: list[tuple[bytes | None, bytes]], seconds: float) -> Measured:
         """Sends the last events evenly over `seconds`, with live figures and probes from outside."""
         total = len(messages)
-        picture = Picture(self.serving, total)
+        picture = Picture(self.serving, total, self.scene)
         with (
             closing(Sender(self.settings.broker, self.bootstrap)) as sender,
             Probes(self.serving, sender) as probes,
@@ -151,22 +177,38 @@ class Demo:
                     live.update(picture.table(sender.newest, n))
                 if n % 4000 == 0 and not self.console.is_terminal:
                     self.console.print(
-                        f"the last two weeks: {n:,} of {total:,} events sent, {self.serving.learnt():,} in the model"
+                        f"{self.scene.live}: {n:,} of {total:,} events sent, {self.serving.learnt():,} in the model"
                     )
             sender.flush()
-            last, deadline = sender.newest.offset, time.monotonic() + 60
-            while self.serving.learnt() <= last and time.monotonic() < deadline:
-                live.update(picture.table(sender.newest, total))
-                self.check()
-                time.sleep(0.3)
+            self.wait_learnt(sender.newest.offset + 1, lambda: live.update(picture.table(sender.newest, total)))
         if not self.console.is_terminal:
             self.console.print()  # the last picture ends without a line break
         return probes.measured
 
+    def wait_learnt(self, offset: int, look: Callable[[], None] = lambda: None) -> None:
+        """Returns when the serving model has learnt all events before an offset, or after a minute."""
+        deadline = time.monotonic() + 60
+        while self.serving.learnt() < offset and time.monotonic() < deadline:
+            look()
+            self.check()
+            time.sleep(0.3)
+
+    def wait_applied(self, offset: int) -> None:
+        """Returns when all events before an offset are in the state.
+
+        Raises:
+            DemoError: they are not within a minute.
+        """
+        deadline = time.monotonic() + 60
+        while self.serving.applied() < offset:
+            if time.monotonic() > deadline:
+                raise DemoError(f"event {offset - 1:,} did not reach the state within 60 s; see {LOGS / 'worker.log'}")
+            time.sleep(0.005)
+
     # -- 5 before and after ------------------------------------------------------------------------------------
 
     def buy(self, now_ms: int) -> dict[str, Any]:
-        """One customer buys the new product that comes first on the list; what is recommended before and after.
+        """One user takes the new item that comes first on the list; what is recommended before and after.
 
         The serving model is held for the moment, so that nothing but the purchase lies between the two answers.
         """
@@ -185,7 +227,7 @@ class Demo:
             raise DemoError("the model changed between the two answers although it was held")
         customer = self.serving.state(user_id, now_ms).user_state
         profile = customer.profile
-        show_purchase(self.console, customer, bought, novel.titles[0] or bought, before, after)
+        show_purchase(self.console, self.scene, customer, bought, novel.titles[0], before, after)
         return {
             "user": user_id,
             "bought": bought,
@@ -214,7 +256,8 @@ class Demo:
 
     def _purchase(self, user_id: str, item_id: str, now_ms: int) -> None:
         """Sends a purchase of a minute ago, and waits until the user's state shows it."""
-        event = Event(user_id, item_id, now_ms - 60_000, "purchase", None, 1.0, None, "demo-basket")
+        value = 1.0 if self.scene.action == "purchase" else None  # one piece; a play has no length
+        event = Event(user_id, item_id, now_ms - 60_000, self.scene.action, None, value, None, "demo-basket")
         producer = KafkaProducer(**producer_options(self.settings.broker, self.bootstrap))
         topic = self.settings.broker.prefix + "interactions"
         sent = producer.send(topic, key=user_id.encode(), value=encode_event(event)).get(10)
@@ -225,24 +268,37 @@ class Demo:
                 raise DemoError(f"the purchase of {user_id} did not reach the state within 10 s")
             time.sleep(0.01)
 
+    def introduce(self, since_ms: int) -> None:
+        """Shows what goes with the newest item that came in while the demo streamed and that the model has learnt."""
+        for newcomer in newcomers_of(self.scene, since_ms):
+            if (similar := self.serving.similar(newcomer.item_id)) is not None:
+                show_newcomer(self.console, self.scene, newcomer, similar)
+                return
+
     # -- 6 summary ---------------------------------------------------------------------------------------------
 
     def summary(self, measured: Measured, purchase: Mapping[str, Any], started_s: float) -> dict[str, Any]:
         """The figures of the run."""
         sources = [profile["source"] for profile in self._profiles()]
-        metrics = self.settings.metrics
         return {
-            "events_applied": counter(metrics.worker_port, 'driftline_events_total{outcome="applied"}'),
-            "dlq": sum(1 for _ in read_all(self.settings.broker, self.bootstrap, "interactions.dlq")),
-            "snapshots": counter(metrics.serving_port, "driftline_serving_swaps_total"),
+            **self.counted(started_s),
             "profiles": len(sources),
             "llm_profiles": sum(source != "template" for source in sources),
             "event_to_state_ms": percentiles(measured.event_to_state_ms),
             "event_to_snapshot_s": percentiles(measured.event_to_snapshot_s),
             "recommend_ms": percentiles(measured.recommend_ms),
+            **purchase,
+        }
+
+    def counted(self, started_s: float) -> dict[str, Any]:
+        """What the parts counted, the most memory that they held, and the time since a start."""
+        metrics = self.settings.metrics
+        return {
+            "events_applied": counter(metrics.worker_port, 'driftline_events_total{outcome="applied"}'),
+            "dlq": sum(1 for _ in read_all(self.settings.broker, self.bootstrap, "interactions.dlq")),
+            "snapshots": counter(metrics.serving_port, "driftline_serving_swaps_total"),
             "resident_mb": round(self.memory.most_bytes / 1e6),
             "seconds": round(time.monotonic() - started_s, 1),
-            **purchase,
         }
 
     def _profiles(self) -> list[dict[str, Any]]:

@@ -39,6 +39,11 @@ def check_figures(figures: Mapping[str, Any], events: int) -> None:
             np.isfinite(figures[name]["p99"]) for name in ("event_to_state_ms", "event_to_snapshot_s", "recommend_ms")
         ),
     }
+    check_facts(facts, figures)
+
+
+def check_facts(facts: Mapping[str, bool], figures: Mapping[str, Any]) -> None:
+    """Raises DemoError if one does not hold."""
     failed = [fact for fact, holds in facts.items() if not holds]
     if failed:
         raise DemoError(f"expected that {'; that '.join(failed)}; the figures are {dict(figures)}")

@@ -12,13 +12,13 @@ import psutil
 from driftline.configs.errors import DriftlineError
 from driftline.configs.load import load
 from driftline.configs.settings import Broker, Settings
+from driftline.stream.demo.scene import Scene
 from driftline.stream.kafka.broker import EmbeddedBroker
 from driftline.stream.ops.supervisor import Child, Supervisor, cli
-from driftline.stream.system import children_of
+from driftline.stream.system import PARTS, children_of
 
 ROOT = Path(".driftline/demo")
 LOGS = ROOT / "logs"
-PRESET = "ecommerce"
 STOP_S = 60
 MEMORY_EVERY_S = 5.0
 OVERRIDES = {
@@ -46,9 +46,14 @@ class DemoError(DriftlineError):
     """A part of the demo failed."""
 
 
-def demo_settings() -> Settings:
-    """The e-commerce preset with folders and ports of the demo's own."""
-    return load(PRESET, OVERRIDES).settings
+def demo_settings(scene: Scene) -> Settings:
+    """The configuration of a scene with folders and ports of the demo's own."""
+    return load(scene.config, environment_of(scene)).settings
+
+
+def environment_of(scene: Scene) -> dict[str, str]:
+    """What the parts of a scene find in their environment."""
+    return {**OVERRIDES, **scene.settings}
 
 
 class Parts:
@@ -57,13 +62,15 @@ class Parts:
     Args:
         settings: of the demo.
         bootstrap: address of the broker that they use.
+        scene: what is played.
     """
 
-    def __init__(self, settings: Settings, bootstrap: str) -> None:
+    def __init__(self, settings: Settings, bootstrap: str, scene: Scene) -> None:
         LOGS.mkdir(parents=True, exist_ok=True)
         self._logs: dict[str, IO[str]] = {}
-        self._bootstrap = bootstrap
-        self._children = children_of(settings, bootstrap, PRESET, environment=OVERRIDES, tell=self._write)
+        self._bootstrap, self._config, self._environment = bootstrap, scene.config, environment_of(scene)
+        parts = [part for part in PARTS if part != "profiler" or scene.profiles]
+        self._children = children_of(settings, bootstrap, scene.config, parts, self._environment, self._write)
         self._supervisor = Supervisor(self._children, stop_s=STOP_S)
 
     def start(self) -> None:
@@ -72,10 +79,9 @@ class Parts:
 
     def produce(self, options: list[str]) -> Child:
         """`driftline produce`, which the caller lets run by `step`."""
-        environment = {**OVERRIDES, "DRIFTLINE__BROKER__BOOTSTRAP": self._bootstrap}
-        return Child(
-            "produce", [*cli("produce", PRESET), *options], environment, lambda line: self._write("produce", line)
-        )
+        environment = {**self._environment, "DRIFTLINE__BROKER__BOOTSTRAP": self._bootstrap}
+        command = [*cli("produce", self._config), *options]
+        return Child("produce", command, environment, lambda line: self._write("produce", line))
 
     def check(self) -> None:
         """Lets the parts run; raises DemoError if one has ended for good."""

@@ -61,6 +61,15 @@ class Serving:
         options = pb.SlateOptions(request_time_ms=now_ms, k=10, list=which)
         return self._stub.Recommend(pb.RecommendRequest(user_id=user_id, options=options), timeout=5)
 
+    def similar(self, item_id: str, k: int = 5) -> Any:
+        """The `SimilarItemsResponse` of the items that go best with one; None = no model has learnt of it yet."""
+        try:
+            return self._stub.SimilarItems(pb.SimilarItemsRequest(item_id=item_id, k=k), timeout=5)
+        except grpc.RpcError as error:
+            if isinstance(error, grpc.Call) and error.code() is grpc.StatusCode.NOT_FOUND:
+                return None
+            raise
+
 
 @dataclass(frozen=True, slots=True)
 class Sent:

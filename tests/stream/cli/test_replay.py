@@ -26,8 +26,10 @@ def test_a_file_of_no_profiles_is_refused_before_the_replay(driftline: Run, tmp_
     refused(driftline("replay", "--profiles", str(path), *given), 65, "expected a JSON object with format")
 
 
-def test_a_replay_of_a_few_rows_ends_well(driftline: Run, tmp_path: Path) -> None:
-    result = driftline("replay", "--limit", "5", "--arms", "popularity", "--out", str(tmp_path / "out"), "--json")
+@pytest.mark.parametrize("data", [(), ("--data", "games")])
+def test_a_replay_of_a_few_rows_ends_well(driftline: Run, tmp_path: Path, data: tuple[str, ...]) -> None:
+    given = (*data, "--limit", "5", "--arms", "popularity", "--out", str(tmp_path / "out"), "--json")
+    result = driftline("replay", *given)
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout)["leak_audit"]["permutation"].startswith(("pass", "not run: "))
 
@@ -37,6 +39,8 @@ def test_a_replay_of_a_few_rows_ends_well(driftline: Run, tmp_path: Path) -> Non
     [
         (("--items", "items.csv"), "--items needs --events"),
         (("--events", "events.csv", "--from-kafka", "interactions"), "expected one of them"),
+        (("--data", "games", "--events", "events.csv"), "expected one of them"),
+        (("--data", "films"), "got 'films'; expected shop or games"),
         (("--seed=-1",), "got '-1'; expected whole numbers from 0"),
         (("--seed", "18446744073709551616"), "got '18446744073709551616'"),
     ],

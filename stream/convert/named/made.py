@@ -1,0 +1,116 @@
+"""What a converter of a named data set makes, and how it is written: in the schema, by time, with a configuration."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from driftline.configs.errors import InputError
+from driftline.stream.convert.guess import EVENTS, ITEMS, Kind
+from driftline.stream.convert.rows import schema_of
+from driftline.stream.convert.run import parquet_file
+from driftline.stream.convert.words import write_config
+from driftline.stream.events.schema import MAX_ID_BYTES
+from driftline.stream.events.sort import in_order
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """Events and items in columns of the schema; those that are left out are null.
+
+    Attributes:
+        events: [n] rows in any order; those of one time keep theirs.
+        items: [m] rows, None = nothing is known of the items.
+        notes: what people should know of it.
+        preset: the configuration that fits.
+        actions: what actions mean that the preset does not have.
+    """
+
+    events: pa.Table
+    items: pa.Table | None = None
+    notes: Sequence[str] = ()
+    preset: str = "default"
+    actions: dict[str, Any] = field(default_factory=dict)
+
+
+def write_made(made: Made, out: Path, **packed: Any) -> list[Path]:
+    """Writes events.parquet, items.parquet and driftline.yaml into a folder; the files that were written.
+
+    Args:
+        out: made if it is not there.
+        packed: goes to the Parquet writer.
+
+    Raises:
+        InputError: there is no event.
+    """
+    if not len(made.events):
+        raise InputError(f"no event was found for {out}; expected at least one")
+    out.mkdir(parents=True, exist_ok=True)
+    files = [out / "events.parquet"]
+    _write(in_order(made.events, "timestamp_ms"), EVENTS, files[0], **packed)
+    if made.items is not None:
+        files.append(out / "items.parquet")
+        _write(made.items, ITEMS, files[1], **packed)
+    if write_config(out / "driftline.yaml", made.preset, {}, {}, made.actions):
+        files.append(out / "driftline.yaml")
+    return files
+
+
+def _write(table: pa.Table, kind: Kind, to: Path, **packed: Any) -> None:
+    schema = schema_of(kind)
+    n = len(table)
+    columns = {
+        column.name: table[column.name].cast(column.type)
+        if column.name in table.column_names
+        else pa.nulls(n, column.type)
+        for column in schema
+    }
+    with parquet_file(to, kind, **packed) as writer:
+        writer.write_table(pa.table(columns, schema))
+
+
+def opened(folder: Path, names: Sequence[str], what: str, columns: Sequence[str]) -> pa.Table:
+    """The first of some Parquet files that a folder has, or the file itself.
+
+    Args:
+        names: of the file, as those who offer it call it.
+        what: it holds, for messages.
+        columns: that are read.
+
+    Raises:
+        InputError: none is there, it can't be read, or a column is missing.
+    """
+    path = folder if folder.is_file() else next((folder / n for n in names if (folder / n).is_file()), None)
+    if path is None:
+        raise InputError(f"{folder}: there is no {' and no '.join(names)}; expected {what} in a file of that name")
+    try:
+        return pq.read_table(path, columns=list(columns))
+    except (pa.ArrowException, OSError, KeyError) as error:
+        raise InputError(
+            f"{path}: can't be read as {what}: {' '.join(str(error).split()):.200}; expected a Parquet file with the "
+            f"columns {', '.join(columns)}"
+        ) from None
+
+
+def id_of(text: str) -> str:
+    """An id that says as much of a text as an id can hold: a longer one ends with a hash in place of its rest."""
+    return cut(text, "~" + hashed(text))
+
+
+def cut(text: str, end: str = "...") -> str:
+    """A text that is no longer than an id or a brand may be, with another end where something is cut off."""
+    data = text.encode()
+    if len(data) <= MAX_ID_BYTES:
+        return text
+    return data[: MAX_ID_BYTES - len(end)].decode(errors="ignore") + end
+
+
+def hashed(text: str, letters: int = 10) -> str:
+    """A hash of a text in hexadecimal: ids that say nothing of persons, of an order, or of what stood beside what."""
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()[:letters]

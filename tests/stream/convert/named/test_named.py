@@ -1,0 +1,150 @@
+"""Named data sets from small samples in the shape in which they are downloaded, and the bundled games."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from driftline.configs.errors import InputError
+from driftline.configs.load import load_settings
+from driftline.stream.bundled import GAMES
+from driftline.stream.convert.named import CONVERTERS, converter, write_made
+from driftline.stream.convert.named.made import cut, id_of
+from driftline.stream.events.files import read_columns, read_items, validate, validate_items
+from driftline.stream.replay.log import EventLog
+
+NOON = datetime(2020, 5, 1, 12, tzinfo=UTC)
+
+
+def rows_of(folder: Path) -> list[tuple[str, str, int, str]]:
+    table = pq.read_table(folder / "events.parquet", columns=["user_id", "item_id", "timestamp_ms", "group_id"])
+    return [tuple(row.values()) for row in table.to_pylist()]
+
+
+@pytest.fixture
+def ifdb(tmp_path: Path) -> Path:
+    """Three evenings of two people, one entry twice, one before 2008; two of the games are listed."""
+    minutes = {"ann": [("g1", 0), ("g2", 9), ("g3", 18), ("g1", 20), ("g4", 29)], "bob": [("g1", 5)]}
+    entries = [(who, game, NOON + timedelta(minutes=m)) for who, named in minutes.items() for game, m in named]
+    entries += [("bob", "g2", NOON + timedelta(days=1)), ("bob", "g9", datetime(1980, 1, 1, tzinfo=UTC))]
+    entries.reverse()
+    people, games, times = zip(*entries, strict=True)
+    folder = tmp_path / "ifdb"
+    folder.mkdir()
+    log = {
+        "userid": people,
+        "gameid": games,
+        "date_added": pa.array([t.replace(tzinfo=None) for t in times], pa.timestamp("us")),
+    }
+    pq.write_table(pa.table(log), folder / "playedgames.parquet")
+    docs = [
+        {"gameid": "g1", "title": "Zork", "author": "A, B", "system_clean": "zil", "tags_clean": "cave, puzzles",
+         "doc_text": "Title: Zork. Description: West of a house."},
+        {"gameid": "g2", "title": "Home", "author": "x" * 300, "system_clean": "inform", "tags_clean": "inform",
+         "doc_text": "Title: Home."},
+    ]  # fmt: skip
+    pq.write_table(pa.Table.from_pylist(docs), folder / "game_docs.parquet")
+    return folder
+
+
+def test_games_entries_ten_minutes_apart_are_one_sitting_at_its_start(ifdb: Path, tmp_path: Path) -> None:
+    made = CONVERTERS["games"].read(ifdb)
+    write_made(made, tmp_path / "out")
+    rows = rows_of(tmp_path / "out")
+    noon = int(NOON.timestamp() * 1000)
+    ann, bob = rows[0][0], rows[3][0]
+    assert "ann" not in ann
+    assert ann != bob
+    # the entry of minute 29 is 11 minutes after the last new one: g1 again is no entry
+    assert [(who, game, (t - noon) / 60_000) for who, game, t, _ in rows] == [
+        (ann, "g1", 0), (ann, "g2", 0), (ann, "g3", 0), (bob, "g1", 5), (ann, "g4", 29), (bob, "g2", 1440),
+    ]  # fmt: skip
+    assert len({group for *_, group in rows}) == 4
+    assert len({group for *_, group in rows[:3]}) == 1
+
+
+def test_games_have_titles_tags_with_the_system_authors_and_texts(ifdb: Path, tmp_path: Path) -> None:
+    write_made(CONVERTERS["games"].read(ifdb), tmp_path / "out")
+    assert validate_items(tmp_path / "out" / "items.parquet").ok
+    items = read_items(tmp_path / "out" / "items.parquet")
+    zork, home = items["g1"], items["g2"]
+    assert (zork.title, zork.text, zork.categories, zork.brand) == (
+        "Zork",
+        "West of a house.",
+        ["cave", "puzzles", "zil"],
+        "A, B",
+    )
+    assert (home.text, home.categories, len(home.brand)) == ("", ["inform"], 256)
+    assert load_settings(str(tmp_path / "out" / "driftline.yaml")).action("play").positive
+
+
+def test_songs_have_hashed_ids_and_sessions(tmp_path: Path) -> None:
+    rows = [(7, 4, 16, 1_421_163_674, 274), (7, 4, 17, 1_421_163_948, 5), (2, 1, 16, 1_400_000_000, 100)]
+    names = ("session_id", "user_id", "song_id", "ts", "playtime")
+    path = tmp_path / "sessions_sample_10.parquet.snappy"
+    pq.write_table(
+        pa.table(dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))), path, compression="snappy"
+    )
+    write_made(CONVERTERS["songs"].read(tmp_path), tmp_path / "out")
+    found = rows_of(tmp_path / "out")
+    assert [(who, t, group) for who, _, t, group in found] == [
+        ("1", 1_400_000_000_000, "2"), ("4", 1_421_163_674_000, "7"), ("4", 1_421_163_948_000, "7"),
+    ]  # fmt: skip
+    assert found[0][1] == found[1][1] != found[2][1]
+    assert all(len(song) == 10 for _, song, *_ in found)
+    log = EventLog(read_columns(tmp_path / "out" / "events.parquet"), load_settings("media").action)
+    assert log.positive.tolist() == [True, True, False]  # five seconds are a skip
+
+
+def test_messages_go_from_people_to_people(tmp_path: Path) -> None:
+    (tmp_path / "CollegeMsg.txt").write_text("3 4 1082155839\n1 2 1082040961\n")
+    write_made(CONVERTERS["messages"].read(tmp_path), tmp_path / "out")
+    assert [row[:3] for row in rows_of(tmp_path / "out")] == [
+        ("1", "2", 1_082_040_961_000),
+        ("3", "4", 1_082_155_839_000),
+    ]
+    assert validate(tmp_path / "out" / "events.parquet").ok
+    (tmp_path / "CollegeMsg.txt").write_text("3,4,1082155839\n")
+    with pytest.raises(InputError, match=r"CollegeMsg\.txt, lines of `SENDER RECEIVER UNIX_SECONDS`"):
+        CONVERTERS["messages"].read(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["games", "songs", "messages"])
+def test_a_source_that_is_not_there_or_something_else_is_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="expected"):
+        converter(name).read(tmp_path)
+    (tmp_path / "other.parquet").write_bytes(b"PAR1 but no more")
+    with pytest.raises(InputError, match="expected"):
+        converter(name).read(tmp_path / "other.parquet")
+
+
+def test_a_name_that_is_none_is_refused_with_those_that_are() -> None:
+    with pytest.raises(InputError, match="got 'film'; expected one of games, songs, messages, git"):
+        converter("film")
+
+
+def test_a_long_name_is_cut_between_characters_and_stays_an_id_of_its_own() -> None:
+    one, two = "ü" * 200 + "a", "ü" * 200 + "b"
+    assert id_of(one) != id_of(two)
+    assert 250 < len(id_of(one).encode()) <= 256
+    assert cut("short") == id_of("short") == "short"
+    assert cut(one).endswith("ü...")
+
+
+def test_the_bundled_games_are_what_their_notice_says() -> None:
+    log = EventLog(read_columns(GAMES.events), load_settings(GAMES.preset).action)
+    assert len(log) == int(log.positive.sum()) == 69_334
+    assert (len(set(log.user.tolist())), len(log.item_ids)) == (3_147, 9_533)
+    assert len(set(log.group_of.tolist())) == 41_235
+    items = read_items(GAMES.items)
+    assert len(items) == 5_940
+    assert set(items) < set(log.item_ids)
+    assert all(item.title and not item.text for item in items.values())
+    assert GAMES.events.stat().st_size + GAMES.items.stat().st_size < 1_500_000
+    notice = (GAMES.events.parent / "NOTICE.md").read_text()
+    assert "Creative Commons Attribution 3.0 United States" in notice
+    assert "e545934" in notice

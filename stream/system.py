@@ -21,7 +21,7 @@ import psutil
 from driftline.configs.addresses import free_port, joined, reachable
 from driftline.configs.errors import LockedError
 from driftline.configs.settings import Settings
-from driftline.stream.durable import try_lock, write_durably
+from driftline.stream.durable import has_name, open_locked, write_durably
 from driftline.stream.kafka.broker import EmbeddedBroker
 from driftline.stream.learn import checkpoint
 from driftline.stream.ops.scrape import series
@@ -114,19 +114,27 @@ def claimed(settings: Settings) -> Iterator[Callable[[Note], None]]:
         LockedError: one runs.
     """
     root = settings.state.root
-    root.mkdir(parents=True, exist_ok=True)
-    with (root / "up.lock").open("a") as file:
-        if not try_lock(file):
-            found = read_note(settings)
-            whose = f"process {found.owner.pid}" if found else "another process"
-            raise LockedError(
-                f"a system runs on state.root {root.absolute()} already, {whose}: `driftline status` says how it is, "
-                "`driftline down` ends it"
-            )
+    file = open_locked(root / "up.lock")
+    if file is None:
+        found = running(settings)
+        whose = f"process {found.owner.pid}" if found else "another process"
+        raise LockedError(
+            f"a system runs on state.root {root.absolute()} already, {whose}: `driftline status` says how it is, "
+            "`driftline down` ends it"
+        )
+    wrote = False
+
+    def write(note: Note) -> None:
+        nonlocal wrote
+        wrote = True
+        write_durably(root / "up.json", msgspec.json.encode(note))
+
+    with file:
         try:
-            yield lambda note: write_durably(root / "up.json", msgspec.json.encode(note))
+            yield write
         finally:
-            (root / "up.json").unlink(missing_ok=True)
+            if wrote and has_name(file, root / "up.lock"):
+                (root / "up.json").unlink(missing_ok=True)
 
 
 def read_note(settings: Settings) -> Note | None:
@@ -210,25 +218,29 @@ def ports_of(settings: Settings) -> dict[str, int]:
     }
 
 
+def starting(settings: Settings) -> Note:
+    """The note of a system that begins in this process; what one that was killed has left stays in it."""
+    left = read_note(settings)
+    return Note(_me(), "", "", {}, left.children if left else [])
+
+
 def note_of(settings: Settings, bootstrap: str, children: Sequence[Child]) -> Note:
     """The note of a system whose children run in this process."""
     address = joined(reachable(settings.serving.host), settings.serving.port)
     found = [_process(child.name, child.pid) for child in children if child.pid is not None]
-    me = _process("up", os.getpid())
-    assert me is not None
-    return Note(me, bootstrap, address, ports_of(settings), [child for child in found if child is not None])
+    return Note(_me(), bootstrap, address, ports_of(settings), [child for child in found if child is not None])
 
 
 def standing(settings: Settings, ports: Mapping[str, int]) -> Standing:
     """How far a system is, from what its parts count."""
     found = Standing()
-    if applied := series(ports["worker"]):
+    if applied := series(ports.get("worker", 0)):
         found.applied = int(applied.get('driftline_events_total{outcome="applied"}', 0))
         found.state_behind = int(sum(v for name, v in applied.items() if name.startswith("driftline_lag{")))
         found.opening = int(sum(v for name, v in applied.items() if name.startswith("driftline_partitions_waiting{")))
-    if learnt := series(ports["trainer"]):
+    if learnt := series(ports.get("trainer", 0)):
         found.model_behind = int(learnt.get("driftline_trainer_lag", 0))
-    if served := series(ports["serving"]):
+    if served := series(ports.get("serving", 0)):
         found.model_sequence = int(served.get("driftline_serving_model_sequence", 0))
     with suppress(OSError):
         found.snapshot_age_s = time.time() - (settings.serving.snapshots / "CURRENT").stat().st_mtime
@@ -245,23 +257,28 @@ def places(settings: Settings) -> dict[str, Path]:
     return found if settings.broker.bootstrap else {**found, "broker.embedded_dir": settings.broker.embedded_dir}
 
 
-def check_unused(settings: Settings) -> None:
-    """That no process works on what this host keeps.
+@contextmanager
+def unused(settings: Settings) -> Iterator[None]:
+    """Holds what this host keeps, so that no process works on it, nor begins to.
 
     Raises:
         LockedError: one does.
     """
-    if note := running(settings):
-        raise LockedError(f"a system runs here, process {note.owner.pid}: end it with `driftline down` first")
     with ExitStack() as stack:
+        stack.enter_context(claimed(settings))
         for path in state_directories(settings.state.root):
             stack.enter_context(lock.locked(path))
         if settings.trainer.root.exists():
             stack.enter_context(checkpoint.locked(settings.trainer.root, 0.0))
-    if not settings.broker.bootstrap and (found := EmbeddedBroker(settings.broker).running()):
-        raise LockedError(
-            f"the embedded broker runs, process {found.pid}: end the commands that use it, or `driftline down`"
-        )
+        if not settings.broker.bootstrap:
+            stack.enter_context(EmbeddedBroker(settings.broker).unused())
+        yield
+
+
+def _me() -> Process:
+    me = _process("up", os.getpid())
+    assert me is not None
+    return me
 
 
 def _process(name: str, pid: int) -> Process | None:

@@ -17,8 +17,9 @@ import pytest
 
 from driftline.configs.addresses import free_port
 from driftline.configs.settings import Broker, Settings, State, Trainer
+from driftline.stream.durable import delete_folder
 from driftline.stream.kafka.broker import EmbeddedBroker
-from driftline.stream.system import Note, Process, end_left_over, read_note, running
+from driftline.stream.system import Note, Process, claimed, end_left_over, read_note, running, starting
 
 pytestmark = pytest.mark.slow
 
@@ -119,6 +120,45 @@ def test_after_sigkill_nothing_of_it_is_left_once_down_was_said(system: System, 
     assert done.returncode == 0, done.stderr
     assert not system.settings.state.root.exists()
     assert not system.settings.broker.embedded_dir.exists()
+
+
+def test_nothing_is_deleted_or_emptied_under_a_system_that_is_just_starting(system: System) -> None:
+    log = system.settings.state.root / "up.log"
+    with claimed(system.settings) as write:
+        log.write_text("a day of lines\n")
+        for command in (["up", "-d"], ["reset", "--yes"]):
+            refused = system.run(*command)
+            assert refused.returncode == 75, refused.stderr
+            assert "runs on state.root" in refused.stderr
+        assert log.read_text() == "a day of lines\n"
+        write(starting(system.settings))
+        assert system.status()["pid"] == os.getpid()
+        assert f"a system is starting, process {os.getpid()}" in system.run("status").stdout
+    assert system.run("status").returncode == 1
+
+
+def test_reset_leaves_the_note_of_a_system_that_began_once_it_had_deleted(tmp_path: Path) -> None:
+    settings = Settings(state=State(root=tmp_path / "state"))
+    with claimed(settings):
+        delete_folder(settings.state.root)
+        with claimed(settings) as write:  # another process may by now
+            write(starting(settings))
+            note = read_note(settings)
+            assert note is not None
+        assert read_note(settings) is None
+        write(note)
+    assert read_note(settings) == note
+
+
+def test_up_in_the_background_begins_its_log_anew_and_keeps_the_last_one(system: System) -> None:
+    log = system.settings.state.root / "up.log"
+    log.parent.mkdir(parents=True)
+    log.write_text("an earlier system\n")
+    started = system.run("up", "-d", "--without", "trainer", "--without", "profiler", "--without", "serve")
+    assert started.returncode == 0, started.stderr
+    assert log.with_name("up.log.1").read_text() == "an earlier system\n"
+    assert "up: starting worker" in log.read_text()
+    assert "an earlier system" not in log.read_text()
 
 
 def test_a_part_that_outlived_a_killed_system_is_ended_and_a_number_that_another_process_has_is_not(

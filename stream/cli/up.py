@@ -54,6 +54,7 @@ def up(
     Example: `driftline up -c ecommerce`
     """
     from driftline.configs.signals import stop_on_signals
+    from driftline.serving.ports import check_free
     from driftline.stream.events.topics import create_topics
     from driftline.stream.kafka.broker import broker
     from driftline.stream.ops.supervisor import Supervisor
@@ -85,6 +86,8 @@ def up(
         for process in end_left_over(settings):
             err.print(f"up: ended {process.name}, process {process.pid}, that a killed system had left running")
         err.print(f"up: starting {', '.join(parts)}; state in {settings.state.root.absolute()}", soft_wrap=True)
+        if "serve" in parts:
+            check_free(settings.serving)  # before anything heavy begins
         with broker(settings.broker) as bootstrap:
             create_topics(settings.broker, bootstrap)
             if stopping():
@@ -118,7 +121,7 @@ def status(config: Config = None, as_json: AsJson = False) -> None:
             root = settings.state.root.absolute()
             out.print(f"nothing runs on state.root {root}; `driftline up` starts it", soft_wrap=True)
         raise typer.Exit(1)
-    now = standing(settings, note.ports)
+    now = standing(settings, note.ports, [child.pid for child in note.children])
     if as_json:
         return print_json(_as_json(note, now))
     if not note.ports:
@@ -253,7 +256,7 @@ def _watched(settings: Settings, view: _View) -> Iterator[Any]:
     def watch() -> None:
         answers = False
         while not ending.wait(LOOK_S):
-            now = standing(settings, ports_of(settings))
+            now = standing(settings, ports_of(settings), [pid for pid in pids if pid is not None])
             if ending.is_set() or now == Standing(snapshot_age_s=now.snapshot_age_s):  # nobody answers
                 continue
             first = not answers and now.model_sequence is not None
@@ -304,7 +307,7 @@ def _detached(settings: Settings, without: list[str], config: str | None) -> Non
                 raise typer.Exit(process.returncode)
             note = running(settings)
             if note is not None and note.owner.pid == process.pid:
-                now = standing(settings, note.ports)
+                now = standing(settings, note.ports, [child.pid for child in note.children])
                 if now.model_sequence is not None or ("serve" in without and now.state_behind is not None):
                     out.print(f"runs as process {process.pid}, answers on {note.address}; log in {log}", soft_wrap=True)
                     return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,10 +17,23 @@ import psutil
 import pytest
 
 from driftline.configs.addresses import free_port
-from driftline.configs.settings import Broker, Settings, State, Trainer
+from driftline.configs.settings import Broker, Metrics, Settings, State, Trainer
+from driftline.serving.ports import open_metrics
 from driftline.stream.durable import delete_folder
 from driftline.stream.kafka.broker import EmbeddedBroker
-from driftline.stream.system import Note, Process, claimed, end_left_over, read_note, running, starting
+from driftline.stream.ops.metrics import TrainerMetrics
+from driftline.stream.system import (
+    Note,
+    Process,
+    claimed,
+    end_left_over,
+    ports_of,
+    read_note,
+    running,
+    standing,
+    starting,
+    with_ports,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -113,7 +127,7 @@ def test_after_sigkill_nothing_of_it_is_left_once_down_was_said(system: System, 
         wait(lambda: "partition 0 of interactions is open" in system.log(), 180, "the worker is up")
         parts = system.everything()
         process.kill()
-    wait(lambda: sum(part.is_running() for part in parts) == 1, 30, "the parts end with it")
+    wait(lambda: sum(part.is_running() for part in parts) == 1, 5, "the parts end with it")
     assert system.run("down").returncode == 0
     assert not psutil.wait_procs(parts, timeout=10)[1]
     done = system.run("reset", "--yes")
@@ -159,6 +173,35 @@ def test_up_in_the_background_begins_its_log_anew_and_keeps_the_last_one(system:
     assert log.with_name("up.log.1").read_text() == "an earlier system\n"
     assert "up: starting worker" in log.read_text()
     assert "an earlier system" not in log.read_text()
+
+
+def test_parts_get_ports_for_their_metrics_that_nobody_has() -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        taken, free = other.getsockname()[1], free_port()
+        metrics = Metrics(worker_port=taken, trainer_port=free, profiler_port=0, serving_port=free_port())
+        found = ports_of(with_ports(Settings(metrics=metrics)))
+    assert found["trainer"] == free
+    assert found["serving"] == metrics.serving_port
+    assert found["worker"] not in (0, taken)
+    assert found["profiler"]
+
+
+def test_how_far_a_system_is_comes_from_its_own_processes_alone() -> None:
+    trainer, port = TrainerMetrics(), free_port()
+    close = open_metrics(trainer.registry, Metrics(trainer_port=port), "trainer_port")
+    trainer.lag.set(12_000)
+    other = standing(Settings(), {"trainer": port}, [os.getpid() + 1])
+    assert (other.model_behind, other.model_s) == (None, None)
+    unknown = standing(Settings(), {"trainer": port}, [os.getpid()])
+    assert (unknown.model_behind, unknown.model_groups) == (12_000, None)
+    assert "model: 12,000 events behind" in unknown.sentence()
+    trainer.behind(4000, 20.0, 200.0)
+    known = standing(Settings(), {"trainer": port}, [os.getpid()])
+    close()
+    assert (known.model_groups, known.model_groups_per_s, known.model_s) == (4000, 20.0, 200.0)
+    assert "model: 12,000 events behind, about 4,000 groups at 20.0/s: 3 min" in known.sentence()
 
 
 def test_a_part_that_outlived_a_killed_system_is_ended_and_a_number_that_another_process_has_is_not(

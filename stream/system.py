@@ -26,7 +26,6 @@ from driftline.serving.ports import is_taken
 from driftline.stream.durable import has_name, open_locked, write_durably
 from driftline.stream.headway import duration
 from driftline.stream.kafka.broker import EmbeddedBroker
-from driftline.stream.learn import checkpoint
 from driftline.stream.ops.scrape import series
 from driftline.stream.ops.supervisor import ONE_BLAS_THREAD, Child, cli, services, worker
 from driftline.stream.state import lock
@@ -303,6 +302,8 @@ def unused(settings: Settings) -> Iterator[None]:
     Raises:
         LockedError: one does.
     """
+    from driftline.stream.learn import checkpoint  # it brings torch, which the other commands do without
+
     with ExitStack() as stack:
         stack.enter_context(claimed(settings))
         for path in state_directories(settings.state.root):

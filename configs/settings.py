@@ -445,17 +445,17 @@ class Serving(Section):
 
 
 class Metrics(Section):
-    """Prometheus end points: `port` 0 switches them off."""
+    """Prometheus end points: `port` 0 switches them off; where one is taken another is used, and the log says which."""
 
     host: str = Field(
         "127.0.0.1",
         min_length=1,
         description="address of all of them, which ask nobody who they are; 0.0.0.0 = all",
     )
-    worker_port: int = Field(0, ge=0, le=65535, description="/metrics of the worker")
-    trainer_port: int = Field(0, ge=0, le=65535, description="/metrics of the trainer")
-    profiler_port: int = Field(0, ge=0, le=65535, description="/metrics of the profiler")
-    serving_port: int = Field(0, ge=0, le=65535, description="/metrics of the gRPC service")
+    worker_port: int = Field(9101, ge=0, le=65535, description="/metrics of the worker")
+    trainer_port: int = Field(9102, ge=0, le=65535, description="/metrics of the trainer")
+    profiler_port: int = Field(9103, ge=0, le=65535, description="/metrics of the profiler")
+    serving_port: int = Field(9104, ge=0, le=65535, description="/metrics of the gRPC service")
 
 
 def _zone(name: str) -> str:

@@ -6,9 +6,7 @@ stop:  health NOT_SERVING -> no new requests -> those in flight get `grace_s` ->
 
 from __future__ import annotations
 
-import errno
 import logging
-import socket
 import ssl
 import threading
 import time
@@ -17,12 +15,11 @@ from types import TracebackType
 import grpc
 from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
-from prometheus_client import start_http_server
 
 from driftline.configs.addresses import joined
 from driftline.configs.errors import ConfigError
 from driftline.configs.logs import log_to_stderr
-from driftline.configs.settings import Metrics, Serving, Settings
+from driftline.configs.settings import Serving, Settings
 from driftline.configs.signals import stop_on_signals
 from driftline.graph.rows import action_code
 from driftline.serving.access import Access, exposure
@@ -36,6 +33,7 @@ from driftline.serving.guard import CountingPool, Guard
 from driftline.serving.health import NOT_SERVING, SERVING, Health
 from driftline.serving.metrics import ServingMetrics
 from driftline.serving.models import BuildScorer, ModelSlot
+from driftline.serving.ports import check_free, open_metrics
 from driftline.serving.profiles import ProfileFollower, ProfileStore
 from driftline.serving.recommender import Recommender
 from driftline.serving.service import RecommendationService
@@ -75,7 +73,7 @@ class Server:
         check_free(serving)
         self.metrics = ServingMetrics()
         self._access = Access(serving, self.metrics)
-        _start_metrics(settings.metrics, self.metrics)
+        self._close_metrics = open_metrics(self.metrics.registry, settings.metrics, "serving_port")
         self.state = StateReader(
             settings.state.root,
             settings.broker.partitions,
@@ -150,6 +148,7 @@ class Server:
         self._close_parts()
 
     def _close_parts(self) -> None:
+        self._close_metrics()
         self._guard.close()
         self._requests.shutdown(wait=False)
         self._forgetter.close()
@@ -232,28 +231,6 @@ def _bind(server: grpc.Server, settings: Serving) -> int:
         ) from None
 
 
-def check_free(settings: Serving) -> None:
-    """That nobody listens there: gRPC gives its error no reason, so the port is bound for a moment.
-
-    Raises:
-        ConfigError: somebody does.
-    """
-    try:
-        where = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)
-        family, kind, _, _, address = where[0]
-        with socket.socket(family, kind) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if settings.reuse_port:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            probe.bind(address)
-    except OSError as error:
-        if error.errno == errno.EADDRINUSE:
-            raise ConfigError(
-                f"port {settings.port} of {settings.host} is in use by another process. Set serving.port to a free "
-                "one, or stop the other process; several share a port with serving.processes."
-            ) from None
-
-
 def _credentials(settings: Serving) -> grpc.ServerCredentials:
     certificate, key, authority = settings.tls_certificate, settings.tls_key, settings.tls_client_ca
     if certificate is None or key is None:
@@ -284,14 +261,3 @@ def _follow(settings: Settings, store: ProfileStore) -> ProfileFollower:
 
 def _bootstrap(settings: Settings) -> str:
     return settings.broker.bootstrap or f"127.0.0.1:{settings.broker.embedded_port}"
-
-
-def _start_metrics(settings: Metrics, metrics: ServingMetrics) -> None:
-    if settings.serving_port:
-        try:
-            start_http_server(settings.serving_port, settings.host, registry=metrics.registry)
-        except OSError as error:
-            raise ConfigError(
-                f"metrics.serving_port {settings.serving_port} of metrics.host {settings.host} can't be listened on: "
-                f"{error.strerror}. Choose another, or port 0 for none."
-            ) from None

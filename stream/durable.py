@@ -5,9 +5,10 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import shutil
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -23,6 +24,56 @@ def try_lock(file: IO[Any]) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def open_locked(path: Path, wait: bool = False) -> IO[bytes] | None:
+    """The file of a name, made with its folder where there is none, with its exclusive lock; closing it gives that up.
+
+    Whoever holds the lock may delete the file; who waited for it then locks the one that has the name by now.
+
+    Args:
+        path: of the file.
+        wait: until nobody else holds it; else None is returned where somebody does.
+
+    Raises:
+        OSError: it can't be made.
+    """
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            file = path.open("ab")
+        except FileNotFoundError:
+            continue  # the folder was deleted meanwhile
+        try:
+            if wait:
+                fcntl.flock(file, fcntl.LOCK_EX)
+            elif not try_lock(file):
+                file.close()
+                return None
+        except BaseException:
+            file.close()
+            raise
+        if has_name(file, path):
+            return file
+        file.close()
+
+
+def has_name(file: IO[Any], path: Path) -> bool:
+    """Whether an open file is the one at a place, and not one that was deleted or moved away."""
+    with suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    return False
+
+
+def delete_folder(path: Path) -> None:
+    """Deletes a folder whose locks the caller holds: at once for all who come meanwhile, as it loses its name first."""
+    aside = path.with_name(f"{path.name}.deleted")
+    with suppress(FileNotFoundError):
+        shutil.rmtree(aside)  # of one who was killed before the end
+    if not path.is_symlink():
+        with suppress(OSError):  # what another file system is mounted on keeps its name
+            path = path.rename(aside)
+    shutil.rmtree(path)
 
 
 @contextmanager

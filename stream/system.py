@@ -9,9 +9,10 @@ it ends.
 
 from __future__ import annotations
 
+import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
@@ -21,9 +22,10 @@ import psutil
 from driftline.configs.addresses import free_port, joined, reachable
 from driftline.configs.errors import LockedError
 from driftline.configs.settings import Settings
-from driftline.stream.durable import try_lock, write_durably
+from driftline.serving.ports import is_taken
+from driftline.stream.durable import has_name, open_locked, write_durably
+from driftline.stream.headway import duration
 from driftline.stream.kafka.broker import EmbeddedBroker
-from driftline.stream.learn import checkpoint
 from driftline.stream.ops.scrape import series
 from driftline.stream.ops.supervisor import ONE_BLAS_THREAD, Child, cli, services, worker
 from driftline.stream.state import lock
@@ -75,15 +77,23 @@ class Standing(msgspec.Struct):
         applied: events in the state since the worker began; None where no worker answers.
         state_behind: records that the state lacks; None where no worker answers.
         opening: partitions that no worker of this system has open yet.
+        state_s: how long the worker takes for them at its present rate; None where that is not known.
         model_behind: records that the trainer has not taken in; None where no trainer answers.
+        model_groups: groups that these make, about; None where that is not known.
+        model_groups_per_s: the trainer's present rate.
+        model_s: how long they take at that rate.
         snapshot_age_s: of the newest snapshot; None before the first.
         model_sequence: number of the snapshot that serves; None where no service answers.
     """
 
     applied: int | None = None
     state_behind: int | None = None
+    state_s: float | None = None
     opening: int = 0
     model_behind: int | None = None
+    model_groups: int | None = None
+    model_groups_per_s: float | None = None
+    model_s: float | None = None
     snapshot_age_s: float | None = None
     model_sequence: int | None = None
 
@@ -94,11 +104,16 @@ class Standing(msgspec.Struct):
             if self.state_behind is None
             else f"state: {self.applied:,} events applied"
             + (f", {self.state_behind:,} behind" if self.state_behind else ", nothing behind")
+            + (f", about {duration(self.state_s)}" if self.state_behind and self.state_s is not None else "")
             + (f", {self.opening} partitions not open yet" if self.opening else ""),
             "no trainer answers yet"
             if self.model_behind is None
             else "model: " + (f"{self.model_behind:,} events behind" if self.model_behind else "nothing behind"),
         ]
+        if self.model_behind and self.model_groups and self.model_s is not None:
+            said[-1] += (
+                f", about {self.model_groups:,} groups at {self.model_groups_per_s:,.1f}/s: {duration(self.model_s)}"
+            )
         if self.snapshot_age_s is not None:
             said.append(f"newest snapshot {self.snapshot_age_s:.0f} s old")
         if self.model_sequence is not None:
@@ -114,19 +129,27 @@ def claimed(settings: Settings) -> Iterator[Callable[[Note], None]]:
         LockedError: one runs.
     """
     root = settings.state.root
-    root.mkdir(parents=True, exist_ok=True)
-    with (root / "up.lock").open("a") as file:
-        if not try_lock(file):
-            found = read_note(settings)
-            whose = f"process {found.owner.pid}" if found else "another process"
-            raise LockedError(
-                f"a system runs on state.root {root.absolute()} already, {whose}: `driftline status` says how it is, "
-                "`driftline down` ends it"
-            )
+    file = open_locked(root / "up.lock")
+    if file is None:
+        found = running(settings)
+        whose = f"process {found.owner.pid}" if found else "another process"
+        raise LockedError(
+            f"a system runs on state.root {root.absolute()} already, {whose}: `driftline status` says how it is, "
+            "`driftline down` ends it"
+        )
+    wrote = False
+
+    def write(note: Note) -> None:
+        nonlocal wrote
+        wrote = True
+        write_durably(root / "up.json", msgspec.json.encode(note))
+
+    with file:
         try:
-            yield lambda note: write_durably(root / "up.json", msgspec.json.encode(note))
+            yield write
         finally:
-            (root / "up.json").unlink(missing_ok=True)
+            if wrote and has_name(file, root / "up.lock"):
+                (root / "up.json").unlink(missing_ok=True)
 
 
 def read_note(settings: Settings) -> Note | None:
@@ -157,9 +180,13 @@ def end_left_over(settings: Settings) -> list[Process]:
 
 
 def with_ports(settings: Settings) -> Settings:
-    """The same settings with a free port for the metrics of each part that has none."""
-    kept = {name: port or free_port() for name, port in settings.metrics.model_dump().items() if name.endswith("_port")}
-    return settings.model_copy(update={"metrics": settings.metrics.model_copy(update=kept)})
+    """The same settings with a free port for the metrics of each part that has none, or one that is taken."""
+    metrics, taken = settings.metrics, dict[str, int]()
+    for key, port in metrics.model_dump(exclude={"host"}).items():
+        wanted = range(port, port + (settings.serving.processes if key == "serving_port" else 1))
+        if not port or any(is_taken(metrics.host, one) for one in wanted):
+            taken[key] = free_port()
+    return settings.model_copy(update={"metrics": metrics.model_copy(update=taken)})
 
 
 def children_of(
@@ -210,25 +237,48 @@ def ports_of(settings: Settings) -> dict[str, int]:
     }
 
 
+def starting(settings: Settings) -> Note:
+    """The note of a system that begins in this process; what one that was killed has left stays in it."""
+    left = read_note(settings)
+    return Note(_me(), "", "", {}, left.children if left else [])
+
+
 def note_of(settings: Settings, bootstrap: str, children: Sequence[Child]) -> Note:
     """The note of a system whose children run in this process."""
     address = joined(reachable(settings.serving.host), settings.serving.port)
     found = [_process(child.name, child.pid) for child in children if child.pid is not None]
-    me = _process("up", os.getpid())
-    assert me is not None
-    return Note(me, bootstrap, address, ports_of(settings), [child for child in found if child is not None])
+    return Note(_me(), bootstrap, address, ports_of(settings), [child for child in found if child is not None])
 
 
-def standing(settings: Settings, ports: Mapping[str, int]) -> Standing:
-    """How far a system is, from what its parts count."""
+def standing(settings: Settings, ports: Mapping[str, int], pids: Collection[int]) -> Standing:
+    """How far a system is, from what its parts count.
+
+    Args:
+        settings: of the system.
+        ports: of metrics by part.
+        pids: its processes: what another system tells at such a port is passed over.
+    """
+
+    def told(part: str) -> dict[str, float]:
+        found = series(ports.get(part, 0))
+        return found if int(found.get("process_id", 0)) in pids else {}
+
+    def known(value: float | None) -> float | None:
+        return None if value is None or math.isnan(value) else value
+
     found = Standing()
-    if applied := series(ports["worker"]):
+    if applied := told("worker"):
         found.applied = int(applied.get('driftline_events_total{outcome="applied"}', 0))
         found.state_behind = int(sum(v for name, v in applied.items() if name.startswith("driftline_lag{")))
+        found.state_s = known(applied.get("driftline_backlog_seconds"))
         found.opening = int(sum(v for name, v in applied.items() if name.startswith("driftline_partitions_waiting{")))
-    if learnt := series(ports["trainer"]):
+    if learnt := told("trainer"):
         found.model_behind = int(learnt.get("driftline_trainer_lag", 0))
-    if served := series(ports["serving"]):
+        groups = known(learnt.get("driftline_trainer_groups_left"))
+        found.model_groups = None if groups is None else int(groups)
+        found.model_groups_per_s = known(learnt.get("driftline_trainer_groups_per_second"))
+        found.model_s = known(learnt.get("driftline_trainer_backlog_seconds"))
+    if served := told("serving"):
         found.model_sequence = int(served.get("driftline_serving_model_sequence", 0))
     with suppress(OSError):
         found.snapshot_age_s = time.time() - (settings.serving.snapshots / "CURRENT").stat().st_mtime
@@ -245,23 +295,30 @@ def places(settings: Settings) -> dict[str, Path]:
     return found if settings.broker.bootstrap else {**found, "broker.embedded_dir": settings.broker.embedded_dir}
 
 
-def check_unused(settings: Settings) -> None:
-    """That no process works on what this host keeps.
+@contextmanager
+def unused(settings: Settings) -> Iterator[None]:
+    """Holds what this host keeps, so that no process works on it, nor begins to.
 
     Raises:
         LockedError: one does.
     """
-    if note := running(settings):
-        raise LockedError(f"a system runs here, process {note.owner.pid}: end it with `driftline down` first")
+    from driftline.stream.learn import checkpoint  # it brings torch, which the other commands do without
+
     with ExitStack() as stack:
+        stack.enter_context(claimed(settings))
         for path in state_directories(settings.state.root):
             stack.enter_context(lock.locked(path))
         if settings.trainer.root.exists():
             stack.enter_context(checkpoint.locked(settings.trainer.root, 0.0))
-    if not settings.broker.bootstrap and (found := EmbeddedBroker(settings.broker).running()):
-        raise LockedError(
-            f"the embedded broker runs, process {found.pid}: end the commands that use it, or `driftline down`"
-        )
+        if not settings.broker.bootstrap:
+            stack.enter_context(EmbeddedBroker(settings.broker).unused())
+        yield
+
+
+def _me() -> Process:
+    me = _process("up", os.getpid())
+    assert me is not None
+    return me
 
 
 def _process(name: str, pid: int) -> Process | None:

@@ -18,6 +18,7 @@ import torch
 from driftline.configs.load import load_settings
 from driftline.configs.logs import log_to_stderr, logging_config
 from driftline.configs.settings import Settings
+from driftline.serving.ports import open_metrics
 from driftline.stream.app import INTERACTIONS, create_app, group_of
 from driftline.stream.events.topics import create_topics, partitions_of
 from driftline.stream.exits import end_process, report
@@ -25,9 +26,7 @@ from driftline.stream.kafka.batches import read_as_parsed
 from driftline.stream.kafka.broker import broker
 from driftline.stream.kafka.members import remove_dead_members
 from driftline.stream.kafka.quiet import quiet_clients
-from driftline.stream.ops.metrics import serve_metrics
 from driftline.stream.ops.roots import note_root
-from driftline.stream.ops.supervisor import end_with_supervisor
 from driftline.stream.process.by_item import BY_ITEM
 
 STOP_S = 8.0
@@ -66,7 +65,7 @@ def run_worker(settings: Settings, bootstrap: str) -> None:
     remove_dead_members(settings.broker, bootstrap, group_of(settings))
     partitions = [partitions_of(settings.broker, bootstrap, name) for name in (INTERACTIONS, BY_ITEM)]
     app = create_app(settings, bootstrap, *partitions)
-    serve_metrics(app.metrics.registry, settings.metrics, "worker_port")
+    open_metrics(app.metrics.registry, settings.metrics, "worker_port")
     logging.getLogger("aiokafka").setLevel(logging.WARNING)  # Faust filters at the handler: each line would be made
     quiet_clients()
     worker = Worker(app, loglevel="WARN", logging_config=logging_config(), redirect_stdouts=False, quiet=True)
@@ -84,7 +83,6 @@ def run_worker(settings: Settings, bootstrap: str) -> None:
 
 def main(config: str | Path | None = None) -> None:
     """The child process."""
-    end_with_supervisor()
     try:
         settings = load_settings(config)
         with broker(settings.broker) as bootstrap:

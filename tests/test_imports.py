@@ -26,8 +26,8 @@ MAY_IMPORT = {
     "stream": {"client", "configs", "graph", "llm", "model", "serving", "v1"},
 }
 STREAM = (
-    *("bundled", "durable", "exits", "kafka", "events", "convert", "state", "process", "owned", "ops", "app", "worker"),
-    *("learn", "generate", "replay", "profile", "system", "demo", "bench", "chaos", "cli"),
+    *("bundled", "durable", "exits", "headway", "kafka", "events", "convert", "state", "process", "owned", "ops"),
+    *("app", "worker", "learn", "generate", "replay", "profile", "system", "demo", "bench", "chaos", "cli"),
 )
 """Folders and modules of stream/: each imports what stands before it only, inside functions and for types too."""
 FOR_TYPES = {("owned", "app")}

@@ -82,9 +82,7 @@ def produce(
     """
     from driftline.stream.events.files import count_rows, order_of
     from driftline.stream.events.order import refuse_disorder
-    from driftline.stream.ops.supervisor import end_with_supervisor
 
-    end_with_supervisor()
     if events is None and (items is None or not rate is since is until is None):
         raise typer.BadParameter("say which file: --events, --items or both; --rate, --since and --until are of events")
     if sort and as_it_is:
@@ -159,9 +157,7 @@ def trainer(until_caught_up: Once = False, config: Config = None) -> None:
     from driftline.stream.events.topics import create_topics
     from driftline.stream.kafka.broker import broker
     from driftline.stream.learn.loop import run_trainer
-    from driftline.stream.ops.supervisor import end_with_supervisor
 
-    end_with_supervisor()
     settings = settings_of(config)
     with broker(settings.broker) as bootstrap:
         create_topics(settings.broker, bootstrap)
@@ -187,10 +183,8 @@ def profiler(
     """
     from driftline.stream.events.topics import create_topics
     from driftline.stream.kafka.broker import broker
-    from driftline.stream.ops.supervisor import end_with_supervisor
     from driftline.stream.profile.profiler import run_profiler
 
-    end_with_supervisor()
     settings = settings_of(config)
     if events is not None:
         from driftline.stream.profile.file import write_profile_file
@@ -217,17 +211,18 @@ def serve(config: Config = None) -> None:
     With `serving.processes` of more than 1, so many processes share the port, and one that crashed is started again.
     Example: `DRIFTLINE__SERVING__PORT=50051 driftline serve`
     """
-    from driftline.serving.server import check_free, run_server
+    from driftline.serving.ports import check_free
     from driftline.stream.kafka.broker import broker
-    from driftline.stream.ops.supervisor import end_with_supervisor, serve_in_processes
+    from driftline.stream.ops.supervisor import serve_in_processes
 
-    end_with_supervisor()
     settings = settings_of(config)
+    check_free(settings.serving)
     with broker(settings.broker) as bootstrap:
         err.print(f"serve: starting on {joined(settings.serving.host, settings.serving.port)}; Ctrl-C ends it")
         if settings.serving.processes > 1:
-            check_free(settings.serving)
             raise typer.Exit(serve_in_processes(settings, bootstrap, config))
+        from driftline.serving.server import run_server
+
         run_server(with_bootstrap(settings, bootstrap))
 
 

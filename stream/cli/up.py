@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
+import os
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -54,10 +54,20 @@ def up(
     Example: `driftline up -c ecommerce`
     """
     from driftline.configs.signals import stop_on_signals
+    from driftline.serving.ports import check_free
     from driftline.stream.events.topics import create_topics
     from driftline.stream.kafka.broker import broker
     from driftline.stream.ops.supervisor import Supervisor
-    from driftline.stream.system import PARTS, STOP_S, children_of, claimed, end_left_over, note_of, with_ports
+    from driftline.stream.system import (
+        PARTS,
+        STOP_S,
+        children_of,
+        claimed,
+        end_left_over,
+        note_of,
+        starting,
+        with_ports,
+    )
 
     if unknown := set(without or ()) - set(PARTS):
         raise typer.BadParameter(
@@ -71,9 +81,13 @@ def up(
         return _detached(settings, without or [], config)
     settings, stopping = with_ports(settings), stop_on_signals()
     with claimed(settings) as write:
+        write(starting(settings))
+        _begin_log(settings.state.root / "up.log")
         for process in end_left_over(settings):
             err.print(f"up: ended {process.name}, process {process.pid}, that a killed system had left running")
         err.print(f"up: starting {', '.join(parts)}; state in {settings.state.root.absolute()}", soft_wrap=True)
+        if "serve" in parts:
+            check_free(settings.serving)  # before anything heavy begins
         with broker(settings.broker) as bootstrap:
             create_topics(settings.broker, bootstrap)
             if stopping():
@@ -107,9 +121,11 @@ def status(config: Config = None, as_json: AsJson = False) -> None:
             root = settings.state.root.absolute()
             out.print(f"nothing runs on state.root {root}; `driftline up` starts it", soft_wrap=True)
         raise typer.Exit(1)
-    now = standing(settings, note.ports)
+    now = standing(settings, note.ports, [child.pid for child in note.children])
     if as_json:
         return print_json(_as_json(note, now))
+    if not note.ports:
+        return out.print(f"a system is starting, process {note.owner.pid}")
     table = Table("part", "process", "metrics")
     ports = {"service": "serving", "worker": "worker", "trainer": "trainer", "profiler": "profiler"}
     for child in note.children:
@@ -144,14 +160,14 @@ def down(config: Config = None, as_json: AsJson = False) -> None:
             owner.kill()
             err.print(f"up: process {owner.pid} did not end and was killed; what it had committed holds")
     left = end_left_over(settings)
-    if not settings.broker.bootstrap:
-        EmbeddedBroker(settings.broker).stop_unused()
+    broker = not settings.broker.bootstrap and EmbeddedBroker(settings.broker).stop_unused()
     if as_json:
         print_json({"was_running": note is not None, "ended": [{"name": p.name, "pid": p.pid} for p in left]})
     elif note is not None:
         out.print("everything has ended")
-    elif left:
-        out.print(f"ended {', '.join(f'{p.name} {p.pid}' for p in left)}, left by a system that was killed")
+    elif left or broker:
+        ended = [f"{p.name} {p.pid}" for p in left] + ["the embedded broker"] * broker
+        out.print(f"ended {', '.join(ended)}, left by a system that was killed")
     else:
         out.print(f"nothing ran on state.root {settings.state.root.absolute()}", soft_wrap=True)
 
@@ -168,11 +184,9 @@ def reset(
     Example: `driftline reset`
     """
     from driftline.configs.errors import InputError
-    from driftline.stream.ops.doctor import bytes_in
-    from driftline.stream.system import check_unused, places
+    from driftline.stream.system import places, unused
 
     settings = settings_of(config)
-    check_unused(settings)
     found = {name: path.absolute() for name, path in places(settings).items() if path.exists()}
     if not found:
         return print_json({"deleted": []}) if as_json else out.print("there is nothing to delete")
@@ -181,6 +195,17 @@ def reset(
             raise InputError(
                 f"{name} is {path}, which holds other things; expected a folder of its own. Delete by hand"
             )
+    with unused(settings):
+        _delete(settings, found, yes)
+    return print_json({"deleted": [str(path) for path in found.values()]}) if as_json else out.print("deleted")
+
+
+def _delete(settings: Settings, found: dict[str, Path], yes: bool) -> None:
+    """Deletes folders by setting, once that was confirmed; the caller holds their locks."""
+    from driftline.stream.durable import delete_folder
+    from driftline.stream.ops.doctor import bytes_in
+
+    for name, path in found.items():
         err.print(f"{name:22} {bytes_in(path) / 1e6:10,.1f} MB  {path}", soft_wrap=True)
     if settings.broker.bootstrap:
         err.print(f"the topics at {settings.broker.bootstrap} stay, and are read from the beginning")
@@ -190,8 +215,8 @@ def reset(
     if not yes and not typer.confirm("delete all of this?", err=True):
         raise typer.Exit(1)
     for path in found.values():
-        shutil.rmtree(path)
-    return print_json({"deleted": [str(path) for path in found.values()]}) if as_json else out.print("deleted")
+        if path.exists():  # it was not in one of the others
+            delete_folder(path)
 
 
 class _View:
@@ -236,7 +261,7 @@ def _watched(settings: Settings, view: _View) -> Iterator[Any]:
     def watch() -> None:
         answers = False
         while not ending.wait(LOOK_S):
-            now = standing(settings, ports_of(settings))
+            now = standing(settings, ports_of(settings), [pid for pid in pids if pid is not None])
             if ending.is_set() or now == Standing(snapshot_age_s=now.snapshot_age_s):  # nobody answers
                 continue
             first = not answers and now.model_sequence is not None
@@ -267,13 +292,13 @@ def _watched(settings: Settings, view: _View) -> Iterator[Any]:
 def _detached(settings: Settings, without: list[str], config: str | None) -> None:
     """Starts `driftline up` in a session of its own; returns once it answers."""
     from driftline.configs.errors import StateError
-    from driftline.stream.system import running, standing
+    from driftline.stream.system import claimed, running, standing
 
-    settings.state.root.mkdir(parents=True, exist_ok=True)
+    with claimed(settings):
+        pass  # refused here where one runs; the process that is started claims it for good
     log = settings.state.root.absolute() / "up.log"
     options = [*(["-c", config] if config else []), *(word for part in without for word in ("--without", part))]
-    with ExitStack() as stack:
-        file = stack.enter_context(log.open("wb"))
+    with log.open("ab") as file:
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", "driftline.stream.cli.command", "up", *options],
             stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True,
@@ -287,12 +312,22 @@ def _detached(settings: Settings, without: list[str], config: str | None) -> Non
                 raise typer.Exit(process.returncode)
             note = running(settings)
             if note is not None and note.owner.pid == process.pid:
-                now = standing(settings, note.ports)
+                now = standing(settings, note.ports, [child.pid for child in note.children])
                 if now.model_sequence is not None or ("serve" in without and now.state_behind is not None):
                     out.print(f"runs as process {process.pid}, answers on {note.address}; log in {log}", soft_wrap=True)
                     return
             time.sleep(0.5)
     raise StateError(f"nothing answers after {READY_S:g} s; `driftline status` says what runs, {log} what it does")
+
+
+def _begin_log(log: Path) -> None:
+    """Begins the log of `up -d` anew, once this process, which writes to it, runs the system. The last one stays."""
+    with suppress(OSError):
+        if os.path.samestat(os.fstat(2), log.stat()):
+            log.replace(log.with_name("up.log.1"))
+            with log.open("ab") as file:
+                os.dup2(file.fileno(), 1)
+                os.dup2(file.fileno(), 2)
 
 
 def _as_json(note: Note, now: _Standing) -> dict[str, Any]:

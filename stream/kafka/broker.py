@@ -4,9 +4,11 @@ The embedded broker is the `noida-db` binary from PyPI: it speaks Kafka on one p
 driftline processes of one directory share it. Who shares it is held in file locks, which the kernel drops when a
 process dies, so that kill -9 leaves nothing to clean up:
 
-    start.lock   exclusive while somebody starts or stops the broker
+    start.lock   exclusive while somebody starts, stops or deletes the broker
     users.lock   shared by every process that uses it; who gets it exclusively is the last one and stops the broker
-    broker.json  process id, its start time and port of the running broker
+    alive.lock   exclusive while the broker lives: it inherits the open file of who starts it
+    broker.json  process id, its start time and port of the running broker; one whose starter was killed before it
+                 wrote this is found by its lock and its command line
 
 It rewrites its whole data file a moment after a change: right for demos and tests up to about a million events, not
 for production. kill -9 of the broker itself may lose what came in that moment; an orderly stop loses nothing.
@@ -21,7 +23,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -33,10 +35,10 @@ from kafka.admin import KafkaAdminClient
 from kafka.errors import KafkaError
 
 from driftline.configs.addresses import Address, addresses
-from driftline.configs.errors import BrokerError, ConfigError
+from driftline.configs.errors import BrokerError, ConfigError, LockedError
 from driftline.configs.security import bootstrap_ms, client_options
 from driftline.configs.settings import Broker
-from driftline.stream.durable import try_lock
+from driftline.stream.durable import open_locked, try_lock, write_durably
 from driftline.stream.kafka.advertised import unreachable
 
 HOST = "127.0.0.1"
@@ -90,15 +92,8 @@ class EmbeddedBroker:
         self._users: IO[str] | None = None
 
     def __enter__(self) -> str:
-        try:
-            self.directory.mkdir(parents=True, exist_ok=True)
-            self._users = (self.directory / "users.lock").open("a")
-        except OSError as error:
-            raise BrokerError(
-                f"broker.embedded_dir {self.directory} can't be made or written: {error.strerror}; set it to a folder "
-                "for the data of the embedded broker, or set broker.bootstrap"
-            ) from None
         with self._exclusive():
+            self._users = (self.directory / "users.lock").open("a")
             fcntl.flock(self._users, fcntl.LOCK_SH)
             try:
                 running = self.running() or self._start()
@@ -132,22 +127,39 @@ class EmbeddedBroker:
             running = Running(**json.loads((self.directory / "broker.json").read_text()))
             if running.process() is not None:
                 return running
-        return None
+        return self._unnoted()
 
     def orphaned(self) -> bool:
         """Whether processes use the broker of this directory although it is gone."""
         path = self.directory / "users.lock"
-        with suppress(OSError), self._exclusive(), path.open("r+") as users:
-            return self.running() is None and not try_lock(users)
+        if path.exists():
+            with suppress(OSError, BrokerError), self._exclusive(), path.open("r+") as users:
+                return self.running() is None and not try_lock(users)
         return False
 
     def stop_unused(self) -> bool:
         """Stops a broker that no process uses: one that a killed process has left. Whether there was one."""
-        with suppress(OSError), (self.directory / "users.lock").open("a") as users, self._exclusive():
+        if not self.directory.exists():
+            return False
+        with self._exclusive(), (self.directory / "users.lock").open("a") as users:
             if self.running() is not None and try_lock(users):
                 self.stop()
                 return True
         return False
+
+    @contextmanager
+    def unused(self) -> Iterator[None]:
+        """Holds the directory, where there is one: nobody starts the broker meanwhile.
+
+        Raises:
+            LockedError: it runs.
+        """
+        with self._exclusive() if self.directory.exists() else nullcontext():
+            if found := self.running():
+                raise LockedError(
+                    f"the embedded broker runs, process {found.pid}: end the commands that use it, or `driftline down`"
+                )
+            yield
 
     def stop(self) -> None:
         """Stops the running broker, whoever uses it; its data stays."""
@@ -176,17 +188,19 @@ class EmbeddedBroker:
         if not os.access(binary, os.X_OK):
             binary.chmod(0o755)
         command = [str(binary), "start", "--only", "kafka", "--kafka-port", str(self.port), "--host", HOST]
-        with (self.directory / "broker.log").open("ab") as log:
+        with (self.directory / "broker.log").open("ab") as log, self._alive() as alive:
             child = subprocess.Popen(
                 [*command, "--data-dir", str(self.directory / "data")],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
+                pass_fds=[alive.fileno()],
             )
         _children[child.pid] = child
         running = Running(child.pid, psutil.Process(child.pid).create_time(), self.port)
-        (self.directory / "broker.json").write_text(json.dumps({n: getattr(running, n) for n in Running.__slots__}))
+        noted = json.dumps({n: getattr(running, n) for n in Running.__slots__})
+        write_durably(self.directory / "broker.json", noted.encode())
         deadline = time.monotonic() + START_S
         while not _listens(self.port):
             if child.poll() is not None or time.monotonic() > deadline:
@@ -201,10 +215,47 @@ class EmbeddedBroker:
         lines = (self.directory / "broker.log").read_text(errors="replace").splitlines()
         return next((line for line in reversed(lines) if line.startswith("error")), f"exit code {child.returncode}")
 
+    def _alive(self) -> IO[bytes]:
+        """The file that the broker is to inherit, with its lock.
+
+        Raises:
+            BrokerError: a broker that could not be found holds it.
+        """
+        deadline = time.monotonic() + FREE_S
+        while (file := open_locked(self.directory / "alive.lock")) is None:  # others look at it for a moment
+            if time.monotonic() > deadline:
+                raise BrokerError(
+                    f"a process that was not found holds {self.directory / 'alive.lock'}, as a running broker of this "
+                    "directory does; expected none. End it: `fuser` names it"
+                )
+            time.sleep(0.02)
+        return file
+
+    def _unnoted(self) -> Running | None:
+        """A broker of this directory of which nobody has written, as its starter was killed before."""
+        with suppress(OSError), (self.directory / "alive.lock").open("r+") as alive:
+            if try_lock(alive):
+                return None
+            data = os.path.realpath(self.directory / "data")
+            for process in psutil.process_iter():
+                with suppress(psutil.Error, ValueError, IndexError):
+                    words = process.cmdline()
+                    if os.path.realpath(words[words.index("--data-dir") + 1]) == data:
+                        port = int(words[words.index("--kafka-port") + 1])
+                        return Running(process.pid, process.create_time(), port)
+        return None
+
     @contextmanager
     def _exclusive(self) -> Iterator[None]:
-        with (self.directory / "start.lock").open("a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            lock = open_locked(self.directory / "start.lock", wait=True)
+        except OSError as error:
+            raise BrokerError(
+                f"broker.embedded_dir {self.directory} can't be made or written: {error.strerror}; set it to a folder "
+                "for the data of the embedded broker, or set broker.bootstrap"
+            ) from None
+        assert lock is not None  # it was waited for
+        with lock:
             yield
 
 

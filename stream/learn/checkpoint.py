@@ -17,7 +17,7 @@ import xxhash
 
 from driftline.configs.errors import LockedError, StateError
 from driftline.configs.faults import point
-from driftline.stream.durable import durable_file, try_lock
+from driftline.stream.durable import durable_file, open_locked
 from driftline.stream.learn.tree import read_tree, write_tree
 
 MAGIC = b"driftline checkpoint 2\n"
@@ -35,20 +35,18 @@ def locked(root: Path, wait_s: float) -> Iterator[None]:
         LockedError: another process still held it after `wait_s`.
         StateError: the directory can't be written.
     """
+    deadline = time.monotonic() + wait_s
     try:
-        root.mkdir(parents=True, exist_ok=True)
-        file = (root / "lock").open("ab")
-    except OSError as error:
-        raise StateError(f"directory {root} can't be written: {error}; make room or set trainer.root") from None
-    with file:
-        deadline = time.monotonic() + wait_s
-        while not try_lock(file):
+        while (file := open_locked(root / "lock")) is None:
             if time.monotonic() >= deadline:
                 raise LockedError(
                     f"directory {root} is locked by another trainer; waited {wait_s:g} s. It has one trainer at a "
                     "time: stop the other one, or give this one a trainer.root of its own."
                 )
             time.sleep(0.2)
+    except OSError as error:
+        raise StateError(f"directory {root} can't be written: {error}; make room or set trainer.root") from None
+    with file:
         for left in root.glob("*.tmp"):  # of one that was killed while it wrote
             left.unlink(missing_ok=True)
         yield

@@ -26,6 +26,7 @@ from driftline.serving.partitions import take_in_added
 from driftline.stream.events.produce import outlet
 from driftline.stream.events.records import Record, record_of
 from driftline.stream.events.topics import partitions_of
+from driftline.stream.headway import Headway, Rate
 from driftline.stream.kafka.identity import Identities
 from driftline.stream.kafka.quiet import quiet_clients
 from driftline.stream.kafka.reading import consumer, places, polled
@@ -35,8 +36,8 @@ from driftline.stream.learn.trainer import Trainer
 from driftline.stream.owned.partitions import Bounds, check_partitions, check_position
 
 LOG = logging.getLogger(__name__)
-STANDING_S = 15.0
-"""How often the log says how far the trainer is behind."""
+LOOK_S = 0.5
+"""Between two looks at how far the trainer is behind."""
 TOPIC_S = 3.0
 """Between two looks at whether the topic is still the one that is being learnt."""
 
@@ -65,26 +66,30 @@ def run_trainer(settings: Settings, bootstrap: str, until_caught_up: bool = Fals
             LOG.info("stopped; the next start goes on from here")
 
 
-class Standing:
-    """Says every few seconds how fast records are learnt and how long the rest takes, while there is a rest."""
+class Backlog:
+    """How many groups the trainer has before it, and how long they take at its present rate.
 
-    def __init__(self, now_s: float | None = None) -> None:
-        self._since_s, self._taken = time.monotonic() if now_s is None else now_s, 0
+    Only records are counted ahead: as many groups come of them as came of those of the last while.
+    """
 
-    def took(self, left: int, now_s: float) -> None:
-        """Counts a record; `left` are not taken yet."""
-        self._taken += 1
-        self.tell(left, now_s)
+    def __init__(self, trainer: Trainer, now_s: float | None = None) -> None:
+        now_s = time.monotonic() if now_s is None else now_s
+        self._trainer, self._next_s = trainer, now_s
+        self._records, self._headway = Rate(now_s, trainer.taken), Headway("trainer", "groups", now_s)
 
-    def tell(self, left: int, now_s: float) -> None:
-        """Says it if it is time."""
-        seconds = now_s - self._since_s
-        if seconds < STANDING_S:
+    def look(self, now_s: float | None = None) -> None:
+        """Tells the metrics, and people where it takes longer; does nothing before it is time."""
+        now_s = time.monotonic() if now_s is None else now_s
+        if now_s < self._next_s:
             return
-        if self._taken and left:
-            rate = self._taken / seconds
-            LOG.info("learnt %.0f records/s; %d are left, about %.0f s", rate, left, left / rate)
-        self._since_s, self._taken = now_s, 0
+        self._next_s, trainer = now_s + LOOK_S, self._trainer
+        records, groups = self._records.at(now_s, trainer.taken), self._headway.at(now_s, trainer.closed)
+        if trainer.lag and not (records and groups):
+            return  # nothing is known yet, or nothing moves
+        left = max(1, round(trainer.lag * groups / records)) if trainer.lag else 0
+        seconds = trainer.lag / records if trainer.lag else 0.0
+        trainer.metrics.behind(left, groups, seconds)
+        self._headway.tell(trainer.closed, left, f" ({trainer.lag:,} records)", now_s)
 
 
 def _run(trainer: Trainer, bootstrap: str, until_caught_up: bool, stopping: Callable[[], bool]) -> None:
@@ -109,9 +114,9 @@ def _run(trainer: Trainer, bootstrap: str, until_caught_up: bool, stopping: Call
         trainer.encode_items()
         gc.freeze()  # a full collection over all that is there by now would hold up learning for a fifth of a second
         merge = Merge(range(trainer.partitions), trainer.learner.processor.validated)
-        standing = Standing()
+        backlog = Backlog(trainer)
         while not stopping():
-            standing.tell(trainer.lag, time.monotonic())
+            backlog.look()
             if time.monotonic() - checked_s > TOPIC_S:
                 with suppress(BrokerError):  # the reader waits for a broker that is away
                     check_topic(trainer, identities)
@@ -119,7 +124,7 @@ def _run(trainer: Trainer, bootstrap: str, until_caught_up: bool, stopping: Call
                 checked_s = time.monotonic()
             for partition, record in _polled(reader, main_places, trainer, merge):
                 trainer.take(partition, record)
-                standing.took(trainer.lag, time.monotonic())
+                backlog.look()
                 trainer.publish_if_due()
                 trainer.checkpoint_if_due()
                 if stopping():

@@ -34,6 +34,7 @@ from driftline.serving.publisher import BrokenChainError
 from driftline.serving.snapshot import LEVEL, SETTINGS, Meta
 from driftline.stream.events.records import dead_letter
 from driftline.stream.events.schema import InvalidEvent
+from driftline.stream.headway import Headway
 from driftline.stream.kafka.identity import Identity
 from driftline.stream.learn.catalogue import NOWHERE, Catalogue, CatalogueTexts
 from driftline.stream.learn.checkpoint import read_checkpoint, write_checkpoint
@@ -44,7 +45,6 @@ from driftline.stream.learn.profiles import StreamProfiles
 from driftline.stream.learn.publishing import Publishing
 from driftline.stream.ops.backlog import write_standing
 from driftline.stream.ops.metrics import TrainerMetrics
-from driftline.stream.ops.progress import ProgressLines
 from driftline.stream.ops.revision import git_revision
 from driftline.stream.owned.partitions import check_partitions
 from driftline.stream.owned.versions import encode_version
@@ -57,10 +57,8 @@ LOG = logging.getLogger(__name__)
 
 METRIC_GROUPS = 500
 """Scored groups that a snapshot's prequential metrics are the mean of."""
-TEXTS_AT_ONCE = 1024
+TEXTS_AT_ONCE = 256
 """Item texts whose vectors are in memory while they are encoded; afterwards the encoder's cache on disk has them."""
-MANY_TEXTS = 200
-"""Item texts that take seconds to encode."""
 FIRST_GROUPS = 50
 """Scored groups without which a model that lags answers worse than the popular items do."""
 SOON_S = 5.0
@@ -93,6 +91,8 @@ class Trainer:
         """Which log the offsets are of, by partition; empty where that is not known."""
         self.metrics = TrainerMetrics()
         self.lag = 0
+        self.taken = self.closed = 0
+        """Records taken in, and groups closed, since the start."""
         self._open = OpenGroups()
         self._ndcg: deque[float] = deque(maxlen=METRIC_GROUPS)
         self._gate = LevelGate(settings.trainer, settings.serving.snapshots, METRIC_GROUPS, self.metrics)
@@ -173,17 +173,13 @@ class Trainer:
         if self._encoder is None or not changed:
             return
         said = [item_id for item_id, text in changed.items() if text]
-        show = ProgressLines(tell=LOG.info) if len(said) > MANY_TEXTS else None
-        if show is not None:
-            LOG.info("encoding the texts of %d items", len(said))
-            show("item texts encoded", 0, len(said))
+        headway = Headway("trainer", "item texts encoded")
         for at in range(0, len(said), TEXTS_AT_ONCE):
             some = said[at : at + TEXTS_AT_ONCE]
             vectors = self._encoder.encode([changed[item_id] for item_id in some])
             for item_id, vector in zip(some, vectors, strict=True):
                 self.learner.set_text(item_id, vector)
-            if show is not None:
-                show("item texts encoded", at + len(some), len(said))
+            headway.tell(at + len(some), len(said) - at - len(some))
         nothing = np.zeros(self.settings.ranker.text_dim, np.float32)
         for item_id in (item_id for item_id, text in changed.items() if not text):
             self.learner.set_text(item_id, nothing)
@@ -193,6 +189,7 @@ class Trainer:
         if record.offset < self.offsets[partition]:
             return
         self.offsets[partition] = record.offset + 1
+        self.taken += 1
         if (user_id := forgotten_user(record)) is not None:
             self.forget(user_id)
             return
@@ -382,6 +379,7 @@ class Trainer:
         Groups close in another order than they opened, and several partitions share one processor, so events get the
         offsets of the order in which they are learnt.
         """
+        self.closed += 1
         learner, user_id, t_ms = self.learner, events[0].user_id, events[0].timestamp_ms
         events = [event.changed(offset=learner.processor.next_offset + n) for n, event in enumerate(events)]
         view = learner.view(user_id, t_ms)

@@ -6,10 +6,10 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from driftline.configs.errors import ConfigError
 from driftline.configs.settings import Metrics
+from driftline.serving.ports import open_metrics
 from driftline.stream.owned.opening import Opener
 from driftline.stream.owned.partitions import Partitions
 from driftline.stream.process.processor import Changes, Processor
@@ -45,6 +45,10 @@ class WorkerMetrics:
             ["partition"],
             registry=self.registry,
         )
+        self.backlog_s = Gauge(
+            "driftline_backlog_seconds", "What is not applied takes so long at the present rate", registry=self.registry
+        )
+        self.backlog_s.set(float("nan"))
         self.undecided = Gauge(
             "driftline_undecided_records",
             "Records of and behind transactions that are neither committed nor aborted",
@@ -126,6 +130,16 @@ class TrainerMetrics:
         self.events = Counter("driftline_trainer_events", "Events taken in", registry=self.registry)
         self.groups = Counter("driftline_trainer_groups", "Groups by use", ["use"], registry=self.registry)
         self.lag = Gauge("driftline_trainer_lag", "Records not yet taken in", registry=self.registry)
+        self.groups_left = Gauge(
+            "driftline_trainer_groups_left", "Groups before it, about as many as records make", registry=self.registry
+        )
+        self.groups_per_s = Gauge(
+            "driftline_trainer_groups_per_second", "Groups of the last while", registry=self.registry
+        )
+        self.backlog_s = Gauge(
+            "driftline_trainer_backlog_seconds", "What is left takes so long at that rate", registry=self.registry
+        )
+        self.behind(float("nan"), float("nan"), float("nan"))
         self.ndcg = Gauge("driftline_trainer_ndcg_at_10", "Prequential NDCG@10, overall list", registry=self.registry)
         self.snapshots = Counter("driftline_trainer_snapshots", "Snapshots published", registry=self.registry)
         self.publish_s = Gauge(
@@ -149,8 +163,14 @@ class TrainerMetrics:
         )
 
     def serve(self, settings: Metrics) -> None:
-        """Opens `/metrics`, or not. Raises ConfigError if the port is taken."""
-        serve_metrics(self.registry, settings, "trainer_port")
+        """Opens `/metrics`, or not: see `open_metrics`."""
+        open_metrics(self.registry, settings, "trainer_port")
+
+    def behind(self, groups: float, per_s: float, seconds: float) -> None:
+        """Notes the groups that are left, the present rate and how long they take; nan = not known yet."""
+        self.groups_left.set(groups)
+        self.groups_per_s.set(per_s)
+        self.backlog_s.set(seconds)
 
     def learnt(self, events: int, use: str) -> None:
         """Counts one group and what it was used for."""
@@ -182,23 +202,5 @@ class ProfilerMetrics:
         self.seconds = Histogram("driftline_profile_seconds", "Time of one profile", registry=self.registry)
 
     def serve(self, settings: Metrics) -> None:
-        """Opens `/metrics`, or not. Raises ConfigError if the port is taken."""
-        serve_metrics(self.registry, settings, "profiler_port")
-
-
-def serve_metrics(registry: CollectorRegistry, settings: Metrics, key: str) -> None:
-    """Opens `/metrics` on the port of a key of section `metrics`; 0 = not at all.
-
-    Raises:
-        ConfigError: the port is taken, or the machine has not the address.
-    """
-    port: int = getattr(settings, key)
-    if port == 0:
-        return
-    try:
-        start_http_server(port, settings.host, registry=registry)
-    except OSError as error:
-        raise ConfigError(
-            f"metrics.{key} is {port} of metrics.host {settings.host}, which can't be opened: {error}; set a free port "
-            "or 0"
-        ) from None
+        """Opens `/metrics`, or not: see `open_metrics`."""
+        open_metrics(self.registry, settings, "profiler_port")

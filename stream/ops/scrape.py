@@ -24,5 +24,5 @@ def series(port: int) -> dict[str, float]:
         lines = scraped(port).splitlines() if port else []
     except OSError:
         return {}
-    rows = (line.rsplit(" ", 1) for line in lines if line.startswith("driftline_"))
+    rows = (line.rsplit(" ", 1) for line in lines if line.startswith(("driftline_", "process_")))
     return {name: float(value) for name, value in rows}

@@ -2,7 +2,7 @@
 
 A child ends at once, with exit code 70, on any error that it does not know; the supervisor starts it again, later
 and later while it keeps failing. What a user can mend (a locked partition, a wrong address) ends all of them with its
-own code. A child holds one end of a pipe to the supervisor and ends when that closes: none outlives its supervisor.
+own code. None outlives its supervisor, also one that is killed: see `stream/ops/child.py`.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from typing import IO
 from driftline.configs.errors import UNEXPECTED_EXIT_CODE, BrokerError
 from driftline.configs.settings import Settings
 from driftline.stream.kafka.broker import broker
+from driftline.stream.ops.child import PIPE
 
-PIPE = "DRIFTLINE_SUPERVISOR_PIPE"
 HEALTHY_S = 60.0
 """A child that lived this long starts the count of failures anew."""
 FAILURES = 5
@@ -33,6 +33,8 @@ ONE_BLAS_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 class Child:
     """One process that is to run, started again when it ends unexpectedly.
+
+    On Linux it ends with the thread that started it, which should be the main one.
 
     Args:
         name: in messages.
@@ -236,25 +238,17 @@ def services(
 
 def worker(config: str | None) -> list[str]:
     """The worker's own process as a child."""
-    return [sys.executable, "-P", "-m", "driftline.stream.worker", *([config] if config else [])]
+    return [*_child("driftline.stream.worker"), *([config] if config else [])]
 
 
 def cli(command: str, config: str | None) -> list[str]:
     """A `driftline` command as a child."""
-    return [sys.executable, "-P", "-m", "driftline.stream.cli.command", command, *(["-c", config] if config else [])]
+    return [*_child("driftline.stream.cli.command"), command, *(["-c", config] if config else [])]
 
 
-def end_with_supervisor() -> None:
-    """Ends this process when its supervisor is gone; without one it does nothing."""
-    number = os.environ.pop(PIPE, "")
-    if not number:
-        return
-
-    def wait() -> None:
-        os.read(int(number), 1)
-        os._exit(UNEXPECTED_EXIT_CODE)
-
-    threading.Thread(target=wait, name="supervisor", daemon=True).start()
+def _child(module: str) -> list[str]:
+    """A module that runs as a child."""
+    return [sys.executable, "-P", "-m", "driftline.stream.ops.child", module]
 
 
 def _restarts(code: int, failures: int) -> bool:

@@ -16,6 +16,7 @@ from faust.types import TP
 
 from driftline.configs.errors import BrokerError
 from driftline.serving.state_reader import COMPLETE
+from driftline.stream.headway import Headway
 from driftline.stream.kafka.identity import Identities, Identity, Place
 from driftline.stream.owned.partitions import check_partitions
 from driftline.stream.process.by_item import BY_ITEM
@@ -42,6 +43,9 @@ class Standing:
         self._app, self._metrics = app, app.metrics
         self._identities = Identities(app.settings.broker, bootstrap)
         self._asking = asyncio.Lock()
+        self._began: dict[tuple[TP, Any], int] = {}
+        """Offsets at which the open partitions stood when they were first looked at."""
+        self._headway = Headway("worker", "records")
         self._held_since_s: dict[TP, tuple[int, float]] = {}
         self._said: set[object] = set()
         self._seen: dict[Place, Identity | None] = {}
@@ -71,6 +75,7 @@ class Standing:
             return
         now_ms = time.time_ns() // 1_000_000
         ends = await self._app.consumer.highwaters(*[tp for tp, _ in owners])
+        behind = 0
         for tp, owner in owners:
             position = await self._app.consumer.position(tp)
             if (tp, owner) not in self._owners():
@@ -80,9 +85,11 @@ class Standing:
             lag = 0 if passed else max(0, ends[tp] - owner.next_offset)  # what is passed holds no records
             gauge = self._metrics.item_lag if self._is_by_item(tp) else self._metrics.lag
             gauge.labels(tp.partition).set(lag)
+            behind += lag
             if lag == 0:
                 owner.store.note(COMPLETE, b"%d" % now_ms)
             self._look_at_transactions(tp, ends[tp])
+        self._look_at_headway(owners, behind)
 
     async def check_topics(self) -> None:
         """Holds the partitions that are open, and those that were, to the topics that they were made from.
@@ -130,6 +137,13 @@ class Standing:
 
     def _is_by_item(self, tp: TP) -> bool:
         return bool(tp.topic == self._app.prefix + BY_ITEM)
+
+    def _look_at_headway(self, owners: list[tuple[TP, Any]], behind: int) -> None:
+        self._began = {place: self._began.get(place, place[1].next_offset) for place in owners}
+        applied = sum(owner.next_offset - began for (_, owner), began in self._began.items())
+        self._headway.tell(applied, behind)
+        left_s = self._headway.left_s
+        self._metrics.backlog_s.set(float("nan") if left_s is None else left_s)
 
     def _look_at_transactions(self, tp: TP, stable: int) -> None:
         undecided = self._app.consumer.undecided(tp)

@@ -21,12 +21,15 @@ from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from grpc_status import rpc_status
+from prometheus_client import CollectorRegistry
 from tests.serving.conftest import small_settings
 
 from driftline.client import Client, ClientError
 from driftline.configs.addresses import free_port
 from driftline.configs.errors import ConfigError
+from driftline.configs.settings import Metrics
 from driftline.serving import guard
+from driftline.serving.ports import open_metrics
 from driftline.serving.server import _SPARE_STREAMS, SERVICE, Server
 from driftline.v1 import recommendation_pb2 as pb
 from driftline.v1 import recommendation_pb2_grpc as pb_grpc
@@ -327,7 +330,7 @@ def test_health_is_serving_once_there_is_anything_to_answer_from(settings, learn
         wait_for(lambda: status(SERVICE) == health_pb2.HealthCheckResponse.SERVING)
 
 
-def test_a_taken_port_is_named_in_one_sentence(running, tmp_path, capfd):
+def test_a_taken_port_is_named_in_one_sentence_and_one_of_metrics_ends_nothing(running, tmp_path, capfd, caplog):
     with pytest.raises(ConfigError, match=rf"port {running.server.port} of 127.0.0.1 is in use .* Set serving.port"):
         Server(small_settings(tmp_path / "other", port=running.server.port))
     assert "add_port" not in capfd.readouterr().err
@@ -336,10 +339,19 @@ def test_a_taken_port_is_named_in_one_sentence(running, tmp_path, capfd):
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         one.listen()
-        settings = small_settings(tmp_path / "third")
-        metrics = settings.metrics.model_copy(update={"serving_port": one.getsockname()[1]})
-        with pytest.raises(ConfigError, match=r"metrics\.serving_port \d+ of metrics\.host 127"):
-            Server(settings.model_copy(update={"metrics": metrics}))
+        taken = Metrics(serving_port=one.getsockname()[1])
+        caplog.clear()
+        registry = CollectorRegistry()
+        close = open_metrics(registry, taken, "serving_port")
+        (said,) = [record.getMessage() for record in caplog.records]
+        (other,) = re.findall(r"serving_port: port \d+ is taken, so /metrics is at (http://127\.0\.0\.1:\d+\S+)", said)
+        assert f"process_id {float(os.getpid())}" in urllib.request.urlopen(other).read().decode()
+        close()
+        with pytest.raises(OSError, match="refused"):
+            urllib.request.urlopen(other)
+    elsewhere = Metrics(host="203.0.113.7", serving_port=free_port())
+    with pytest.raises(ConfigError, match=r"metrics\.serving_port is \d+ of metrics\.host 203"):
+        open_metrics(CollectorRegistry(), elsewhere, "serving_port")
 
 
 def test_metrics_tell_latency_origin_codes_and_version(tmp_path, worker, settings, snapshot):

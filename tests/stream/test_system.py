@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,9 +17,23 @@ import psutil
 import pytest
 
 from driftline.configs.addresses import free_port
-from driftline.configs.settings import Broker, Settings, State, Trainer
+from driftline.configs.settings import Broker, Metrics, Settings, State, Trainer
+from driftline.serving.ports import open_metrics
+from driftline.stream.durable import delete_folder
 from driftline.stream.kafka.broker import EmbeddedBroker
-from driftline.stream.system import Note, Process, end_left_over, read_note, running
+from driftline.stream.ops.metrics import TrainerMetrics
+from driftline.stream.system import (
+    Note,
+    Process,
+    claimed,
+    end_left_over,
+    ports_of,
+    read_note,
+    running,
+    standing,
+    starting,
+    with_ports,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -112,13 +127,80 @@ def test_after_sigkill_nothing_of_it_is_left_once_down_was_said(system: System, 
         wait(lambda: "partition 0 of interactions is open" in system.log(), 180, "the worker is up")
         parts = system.everything()
         process.kill()
-    wait(lambda: sum(part.is_running() for part in parts) == 1, 30, "the parts end with it")
+    wait(lambda: sum(part.is_running() for part in parts) == 1, 5, "the parts end with it")
     assert system.run("down").returncode == 0
     assert not psutil.wait_procs(parts, timeout=10)[1]
     done = system.run("reset", "--yes")
     assert done.returncode == 0, done.stderr
     assert not system.settings.state.root.exists()
     assert not system.settings.broker.embedded_dir.exists()
+
+
+def test_nothing_is_deleted_or_emptied_under_a_system_that_is_just_starting(system: System) -> None:
+    log = system.settings.state.root / "up.log"
+    with claimed(system.settings) as write:
+        log.write_text("a day of lines\n")
+        for command in (["up", "-d"], ["reset", "--yes"]):
+            refused = system.run(*command)
+            assert refused.returncode == 75, refused.stderr
+            assert "runs on state.root" in refused.stderr
+        assert log.read_text() == "a day of lines\n"
+        write(starting(system.settings))
+        assert f"a system is starting, process {os.getpid()}" in system.run("status").stdout
+    assert running(system.settings) is None
+
+
+def test_reset_leaves_the_note_of_a_system_that_began_once_it_had_deleted(tmp_path: Path) -> None:
+    settings = Settings(state=State(root=tmp_path / "state"))
+    with claimed(settings):
+        delete_folder(settings.state.root)
+        with claimed(settings) as write:  # another process may by now
+            write(starting(settings))
+            note = read_note(settings)
+            assert note is not None
+        assert read_note(settings) is None
+        write(note)
+    assert read_note(settings) == note
+
+
+def test_up_in_the_background_begins_its_log_anew_and_keeps_the_last_one(system: System) -> None:
+    log = system.settings.state.root / "up.log"
+    log.parent.mkdir(parents=True)
+    log.write_text("an earlier system\n")
+    started = system.run("up", "-d", "--without", "trainer", "--without", "profiler", "--without", "serve")
+    assert started.returncode == 0, started.stderr
+    assert log.with_name("up.log.1").read_text() == "an earlier system\n"
+    assert "up: starting worker" in log.read_text()
+    assert "an earlier system" not in log.read_text()
+
+
+def test_parts_get_ports_for_their_metrics_that_nobody_has() -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        taken, free = other.getsockname()[1], free_port()
+        metrics = Metrics(worker_port=taken, trainer_port=free, profiler_port=0, serving_port=free_port())
+        found = ports_of(with_ports(Settings(metrics=metrics)))
+    assert found["trainer"] == free
+    assert found["serving"] == metrics.serving_port
+    assert found["worker"] not in (0, taken)
+    assert found["profiler"]
+
+
+def test_how_far_a_system_is_comes_from_its_own_processes_alone() -> None:
+    trainer, port = TrainerMetrics(), free_port()
+    close = open_metrics(trainer.registry, Metrics(trainer_port=port), "trainer_port")
+    trainer.lag.set(12_000)
+    other = standing(Settings(), {"trainer": port}, [os.getpid() + 1])
+    assert (other.model_behind, other.model_s) == (None, None)
+    unknown = standing(Settings(), {"trainer": port}, [os.getpid()])
+    assert (unknown.model_behind, unknown.model_groups) == (12_000, None)
+    assert "model: 12,000 events behind" in unknown.sentence()
+    trainer.behind(4000, 20.0, 200.0)
+    known = standing(Settings(), {"trainer": port}, [os.getpid()])
+    close()
+    assert (known.model_groups, known.model_groups_per_s, known.model_s) == (4000, 20.0, 200.0)
+    assert "model: 12,000 events behind, about 4,000 groups at 20.0/s: 3 min" in known.sentence()
 
 
 def test_a_part_that_outlived_a_killed_system_is_ended_and_a_number_that_another_process_has_is_not(
@@ -148,3 +230,9 @@ def test_reset_deletes_nothing_unless_told_and_no_folder_that_holds_other_things
     system.environment["DRIFTLINE__TRAINER__ROOT"] = "."
     assert system.run("reset", "--yes").returncode == 65
     assert system.settings.trainer.root.exists()
+
+
+def test_what_up_and_status_import_before_they_answer_is_light() -> None:
+    names = "driftline.stream.system, driftline.stream.ops.supervisor, sys"
+    code = f"import {names}; print({{'torch', 'faust'}} & {{*sys.modules}})"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"

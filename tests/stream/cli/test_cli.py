@@ -91,12 +91,15 @@ driftline.stream.cli.command.main()
         assert (process.returncode, b"Traceback" in words) == (130, False), words.decode()
 
 
-def test_a_taken_metrics_port_is_one_message(world: Any, driftline: Run) -> None:
+def test_a_taken_port_of_the_service_ends_serve_and_up_at_once_with_one_message(world: Any, driftline: Run) -> None:
     with socket.socket() as other:
-        other.bind(("0.0.0.0", 0))
+        other.bind(("127.0.0.1", 0))
         other.listen()
-        environment = {"DRIFTLINE__METRICS__WORKER_PORT": str(other.getsockname()[1])}
-        refused(driftline("worker", "-c", str(world.config), **environment), 64, "metrics.worker_port is")
+        environment = {"DRIFTLINE__SERVING__PORT": str(other.getsockname()[1])}
+        for command in ("serve", "up"):
+            begun = time.monotonic()
+            refused(driftline(command, "-c", str(world.config), **environment), 64, "is in use by another process")
+            assert time.monotonic() - begun < 20, command
 
 
 def test_a_service_that_does_not_run_is_one_message(driftline: Run) -> None:

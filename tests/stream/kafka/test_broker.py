@@ -18,7 +18,7 @@ from kafka import KafkaProducer
 from kafka.errors import KafkaError
 
 from driftline.configs.addresses import free_port
-from driftline.configs.errors import BrokerError, ConfigError
+from driftline.configs.errors import BrokerError, ConfigError, LockedError
 from driftline.configs.security import producer_options
 from driftline.configs.settings import Broker, Settings
 from driftline.stream.events.topics import TOPICS, create_topics, partitions_of
@@ -95,6 +95,27 @@ def test_a_broker_whose_every_user_was_killed_is_found_and_shared(settings: Brok
     with EmbeddedBroker(settings):
         assert EmbeddedBroker(settings).running() == orphan
     assert EmbeddedBroker(settings).running() is None
+
+
+def test_a_broker_whose_starter_was_killed_before_it_wrote_of_it_is_found_shared_and_stopped(settings: Broker) -> None:
+    killed = "from driftline.stream.kafka import broker; import os; broker.write_durably = lambda *_: os.kill(0, 9)"
+    command = [sys.executable, "-c", f"{killed}\n{HOLDER}", str(settings.embedded_dir), str(settings.embedded_port)]
+    assert subprocess.run(command, start_new_session=True, check=False).returncode == -signal.SIGKILL
+    assert not (settings.embedded_dir / "broker.json").exists()
+    orphan = EmbeddedBroker(settings).running()
+    assert orphan is not None
+    assert orphan.port == settings.embedded_port
+    with (
+        pytest.raises(LockedError, match=f"the embedded broker runs, process {orphan.pid}"),
+        EmbeddedBroker(settings).unused(),
+    ):
+        pass
+    with EmbeddedBroker(settings, keep=True):
+        assert EmbeddedBroker(settings).running() == orphan
+    assert EmbeddedBroker(settings).stop_unused()
+    assert EmbeddedBroker(settings).running() is None
+    with pytest.raises(ProcessLookupError):
+        os.kill(orphan.pid, 0)
 
 
 def test_a_broker_that_was_killed_is_started_again_with_what_it_had_written(settings: Broker, wait: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +17,7 @@ from driftline.graph.rows import Event, decode_user
 from driftline.graph.view import FACETS
 from driftline.serving.snapshot import open_snapshot
 from driftline.stream.learn.groups import MOST_OPEN, SPAN_MS, OpenGroups
+from driftline.stream.learn.loop import Backlog
 from driftline.stream.learn.trainer import Trainer as TrainerLoop
 from driftline.stream.process.intake import FORWARDED
 
@@ -174,3 +176,39 @@ def test_a_corrected_title_reaches_the_features_and_an_unchanged_one_is_not_enco
     assert trainer.learner.engine.text[index].tolist() == [0, 1, 0, 0]
     assert tell("i1", "") == []
     assert trainer.learner.engine.text[index].tolist() == [0, 0, 0, 0]
+
+
+def test_a_trainer_says_how_long_its_groups_take_at_its_present_rate(settings, capsys) -> None:
+    trainer = start(settings)
+    backlog = Backlog(trainer, 1000.0)
+    log = log_of(baskets(12))  # groups of three rows
+    for n, record in enumerate(log):
+        feed(trainer, [record])
+        trainer.lag = 3000 - n - 1
+        backlog.look(1000.0 + n + 1)
+
+    def told(name: str) -> float:
+        found = trainer.metrics.registry.get_sample_value(f"driftline_trainer_{name}")
+        assert found is not None
+        return found
+
+    assert told("groups_per_second") == pytest.approx(1 / 3, rel=0.2)
+    assert told("backlog_seconds") == pytest.approx(trainer.lag, rel=0.05)  # a record a second
+    assert told("groups_left") == pytest.approx(trainer.lag / 3, rel=0.2)
+    said = capsys.readouterr().err
+    assert re.search(r"trainer: 0\.\d+ groups/s; [\d,]+ are left, about \d+ min \(2,\d+ records\)", said)
+    trainer.lag = 0
+    backlog.look(1100.0)
+    assert told("backlog_seconds") == told("groups_left") == 0
+
+
+def test_the_first_encoding_of_many_texts_says_how_far_it_is(settings, capsys, monkeypatch) -> None:
+    monkeypatch.setattr("driftline.stream.headway.FIRST_S", 0.0)
+    encoder = Letters()
+    trainer = start(settings, encoder)
+    for n in range(600):
+        trainer.take_item(orjson.dumps({"item_id": f"i{n}", "title": "a" * (n + 1)}))
+    trainer.encode_items()
+    said = capsys.readouterr().err.splitlines()
+    assert re.match(r"trainer: [\d,]+ item texts encoded/s; 344 are left, about 0 s", said[0])
+    assert said[-1] == "trainer: nothing is left, 600 item texts encoded so far"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import signal
 import subprocess
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 
 import driftline.stream.ops.supervisor as module
-from driftline.stream.ops.supervisor import Child, Supervisor
+from driftline.stream.ops.supervisor import Child, Supervisor, cli, worker
 
 COUNT = """
 import os, sys
@@ -27,11 +28,14 @@ os.kill(os.getpid(), -code) if code < 0 else sys.exit(code)
 SUPERVISED = """
 import sys, time
 from driftline.stream.ops.supervisor import Child, Supervisor
-child = (
-    "import os, time; from driftline.stream.ops.supervisor import end_with_supervisor; end_with_supervisor();"
-    "print(os.getpid(), flush=True); time.sleep(60)"
-)
-sys.exit(Supervisor([Child("part", [sys.executable, "-c", child], {})]).run())
+command = [sys.executable, "-m", "driftline.stream.ops.child", sys.argv[1]]
+sys.exit(Supervisor([Child("part", command, {})]).run())
+"""
+CHILD = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
+BUSY = """
+import ctypes, os
+print(os.getpid(), flush=True)
+ctypes.PyDLL(None).sleep(60)  # as an import may, it lets no other thread of Python run
 """
 
 
@@ -68,18 +72,48 @@ def test_a_child_that_keeps_crashing_is_given_up(runs: Callable[[str], tuple[int
     assert runs("70") == (70, module.FAILURES + 1)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_no_child_outlives_its_supervisor(number: signal.Signals, wait: Any) -> None:
-    with subprocess.Popen([sys.executable, "-c", SUPERVISED], stdout=subprocess.PIPE, text=True) as supervisor:
+@pytest.fixture
+def supervised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], list[str]]:
+    """The command of a supervisor over a child with this code, in a module of its own."""
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *os.environ.get("PYTHONPATH", "").split(":")]))
+
+    def made(code: str) -> list[str]:
+        (tmp_path / "a_child.py").write_text(code)
+        return [sys.executable, "-c", SUPERVISED, "a_child"]
+
+    return made
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, CHILD), (signal.SIGKILL, CHILD), (signal.SIGKILL, BUSY)])
+def test_no_child_outlives_its_supervisor(
+    number: signal.Signals, code: str, supervised: Callable[[str], list[str]], wait: Any
+) -> None:
+    with subprocess.Popen(supervised(code), stdout=subprocess.PIPE, text=True) as supervisor:
         assert supervisor.stdout is not None
         child = int(supervisor.stdout.readline())
         supervisor.send_signal(number)
         supervisor.wait(30)
-    wait(lambda: not _runs(child), 30, "the child ends")
+    wait(lambda: not _runs(child), 5, "the child ends")
 
 
-def test_ctrl_c_while_the_child_starts_ends_both_without_a_traceback(wait: Any) -> None:
-    command = [sys.executable, "-c", SUPERVISED]
+def test_what_a_supervisor_starts_is_tied_to_it_before_its_own_imports() -> None:
+    for command in (worker(None), cli("trainer", None), cli("serve", "media")):
+        assert command[:5] == [sys.executable, "-P", "-m", "driftline.stream.ops.child", command[4]]
+    code = "import driftline.stream.ops.child, sys; print([n for n in sys.modules if n.startswith('driftline.')])"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert set(ast.literal_eval(found)) <= {
+        "driftline.stream",
+        "driftline.stream.ops",
+        "driftline.stream.ops.child",
+        "driftline.configs",
+        "driftline.configs.errors",
+    }
+
+
+def test_ctrl_c_while_the_child_starts_ends_both_without_a_traceback(
+    supervised: Callable[[str], list[str]], wait: Any
+) -> None:
+    command = supervised(CHILD)
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, **pipes, start_new_session=True) as supervisor:
         assert supervisor.stdout is not None

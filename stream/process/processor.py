@@ -29,8 +29,8 @@ from driftline.stream.events.schema import InvalidEvent
 from driftline.stream.process import endings
 from driftline.stream.process.adopted import NEWEST, OLDER, AdoptedVersions, VersionOf, adoption, places_of
 from driftline.stream.process.by_item import framed
-from driftline.stream.process.forget import forgotten_user, to_items
-from driftline.stream.process.intake import Intake
+from driftline.stream.process.forget import forgotten_user, to_items, whose
+from driftline.stream.process.intake import FOREIGN, Intake
 from driftline.stream.process.known import KnownIds
 from driftline.stream.process.late import LateWindow, Undo, order_of
 from driftline.stream.process.requests import due_requests
@@ -130,7 +130,7 @@ class Processor:
             try:
                 event = validated(record)  # 1
             except InvalidEvent as refusal:
-                if (user_id := forgotten_user(record)) is not None:
+                if refusal.reason != FOREIGN and (user_id := forgotten_user(record)) is not None:
                     if self._is_ours(record, Event(user_id, "", 0), changes):
                         self._settle(fresh, too_late, changes)
                         self._forget(user_id, changes)
@@ -287,6 +287,10 @@ class Processor:
             endings.sweep(self.rows, self.window, changes)
         self.next_offset = max(self.next_offset, offset)
         return self._finish(changes)
+
+    def step_over(self, record: Record) -> None:
+        """Takes note that a record which is left out of the log was seen: a second copy of it is none to be applied."""
+        self.intake.is_ours(record, Event(whose(record)[0] or "", "", 0))
 
     def _forget(self, user_id: str, changes: Changes) -> None:
         endings.forget(user_id, self.rows, self.window, changes)

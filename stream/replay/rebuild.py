@@ -28,11 +28,14 @@ from driftline.configs.errors import InputError, StateError
 from driftline.configs.settings import Settings
 from driftline.graph.chunks import user_key
 from driftline.stream.events.records import Outgoing, pack, unpack
+from driftline.stream.kafka.identity import Identity
+from driftline.stream.process.intake import INTERACTIONS
 from driftline.stream.replay.beginning import FORGOTTEN, Beginning, beginning_of
 from driftline.stream.replay.without import LeftOut, Log, items_without, users_without
 from driftline.stream.state.layout import LEAVING, moved_away, read_layout
 from driftline.stream.state.lock import locked
 from driftline.stream.state.origin import KEY as TOPICS
+from driftline.stream.state.origin import origin_of
 from driftline.stream.state.store import MemoryStore, ReadableStore, RocksStore, state_directories, state_sha256
 
 ROWS = 10_000
@@ -90,11 +93,12 @@ def rebuild(settings: Settings, log: Log, backups: Sequence[Path] = ()) -> Rebui
         )
     for left in (left for path in paths for left in _beside(path)):
         shutil.rmtree(left, ignore_errors=True)
-    left_out = LeftOut(log)
     with ExitStack() as stack:
         # an open database writes to its path, whatever lies there by then: nobody may have one open at the swap, this
         # process neither
         old = {path: _held(stack, RocksStore(path, settings.state.sync, settings.state.lock_wait_s)) for path in paths}
+        made_from = {origin_of(store).get(INTERACTIONS, Identity()).topic_id for store in old.values()}
+        left_out = LeftOut(log, max(made_from), settings.state.dedupe_ids > 0)
         known = left_out.known.union(
             user_id for user_id in left_out.users for store in old.values() if store.get([user_key(user_id)])[0]
         )

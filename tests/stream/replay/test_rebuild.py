@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 import orjson
 import pytest
+from tests.stream.conftest import T0_MS
 from tests.stream.process.test_processor import shop_log
 from typer.testing import CliRunner
 
@@ -19,13 +20,14 @@ from driftline.configs.errors import InputError, StateError
 from driftline.configs.settings import Graph, Settings, State
 from driftline.graph.chunks import whole_users
 from driftline.graph.memory import GraphMemory
-from driftline.graph.rows import decode_item, key64
+from driftline.graph.rows import Event, decode_item, key64
 from driftline.serving.owner import partition_of
 from driftline.stream.cli import app
 from driftline.stream.events.records import Outgoing, Record
 from driftline.stream.events.schema import encode_event
 from driftline.stream.owned.versions import GraphVersion, encode_version, load_version, version_path
 from driftline.stream.process.forget import encode_forget, forgotten_user
+from driftline.stream.process.intake import FORWARDED
 from driftline.stream.process.items import ItemProcessor
 from driftline.stream.process.processor import Processor
 from driftline.stream.replay.rebuild import rebuild
@@ -331,6 +333,30 @@ def test_what_the_workers_had_not_sent_or_not_read_is_sent_once_after_a_rebuild_
     }
     asked = {(out.topic, out.key) for out in live.other if out.value is not None}
     assert asked >= {(out.topic, out.key) for out in clean.other if out.value is not None}
+
+
+def test_a_copy_that_a_killed_worker_sends_again_after_the_request_brings_nobody_back(tmp_path: Path) -> None:
+    own = partition_of(USER, PARTITIONS)
+    source = (own + 1) % PARTITIONS
+    event, (key, request) = encode_event(Event(USER, "i1", T0_MS)), encode_forget(USER)
+    place = ((FORWARDED, b"%d:0:%d:" % (source, T0_MS)),)
+    logs = {n: [Record(0, encode_event(Event(owned_by(n), "i1", T0_MS)), None, T0_MS)] for n in range(PARTITIONS)}
+    logs[source] = [Record(0, event, None, T0_MS), Record(1, logs[source][0].value, None, T0_MS + 1)]
+    logs[own] = [Record(0, event, key, T0_MS + 1, place), Record(1, request, key, T0_MS + 2)]
+    again = [Record(offset, event, key, T0_MS + offset, place) for offset in (2, 3)]
+    live = System(tmp_path / "live")
+    live.run(logs | {own: [*logs[own], again[0]]})
+    assert not has_user(live.settings.state.root, USER)
+    logs[own].append(again[0])
+    assert rebuild(live.settings, live.log(logs)).proven
+    assert not has_user(live.settings.state.root, USER)
+    logs[own].append(again[1])  # from the outbox of a partition on another host
+    live.run(logs)
+    assert not has_user(live.settings.state.root, USER)
+
+
+def owned_by(partition: int) -> str:
+    return next(f"v{n}" for n in range(99) if partition_of(f"v{n}", PARTITIONS) == partition)
 
 
 def test_events_right_before_the_request_do_not_come_back_when_the_worker_goes_on(tmp_path: Path) -> None:

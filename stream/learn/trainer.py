@@ -387,10 +387,10 @@ class Trainer:
         group = group_of(events, learner.table, self.settings)
         if slate is not None:
             self._ndcg.append(ndcg_at_10(slate, group.items[group.positive]))
-        before = len(learner.adoptions)
+        before = learner.adoptions
         learner.learn(group, events, view, slate)
-        for model, _ in learner.adoptions[before:]:
-            self._send(encode_version(model, self._item_vectors()))
+        if learner.adoptions > before:
+            self._send(encode_version(learner.processor.graph.model, self._item_vectors()))
         self._since_publish += len(events)
         self.metrics.learnt(len(events), use)
 
@@ -428,7 +428,8 @@ class Trainer:
     def _check_partitions(self, offsets: Mapping[int, int]) -> None:
         """Raises StateError if `interactions` has another number of partitions than the checkpoint's offsets."""
         whole = f"{self.settings.broker.prefix}interactions"
-        check_partitions(self.settings.broker.prefix, {"interactions": self.partitions}, len(offsets))
+        name = "interactions"
+        check_partitions(self.settings.broker.prefix, {name: self.partitions}, {name: len(offsets)})
         if self.partitions < len(offsets):
             raise StateError(
                 f"checkpoint {self._checkpoint_path()} is of {len(offsets)} partitions of {whole}, the topic has "

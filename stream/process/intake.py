@@ -56,6 +56,13 @@ def is_foreign(record: Record, log_id: str) -> bool:
     return origin is not None and origin[3] != log_id
 
 
+def log_id_of(store: StateStore) -> str:
+    """The id of the `interactions` that a store was made from; "" where it does not say."""
+    (origin,) = store.get([_ORIGIN])
+    known = orjson.loads(origin).get(INTERACTIONS, {}) if origin else {}
+    return str(known.get("topic_id", ""))
+
+
 class Intake:
     """What the records of one partition are.
 
@@ -65,13 +72,14 @@ class Intake:
 
     Attributes:
         owns_all: there is no other partition: what is no copy is ours.
+        log_id: of the topic; "" = not known.
     """
 
     def __init__(self, settings: Settings, partition: int = 0, partitions: int = 1) -> None:
         self.settings, self.partition, self.partitions = settings, partition, partitions
         self._future_ms, self.owns_all = settings.state.future_ms, (partition, partitions) == (0, 1)
         self._copied: dict[int, int] = {}
-        self._log_id = ""
+        self.log_id = ""
         self._pending: dict[bytes, bytes | None] = {}
 
     def load(self, store: StateStore) -> None:
@@ -81,10 +89,10 @@ class Intake:
     def validated(self, record: Record) -> Event:
         """The record as an event with its offset. Raises InvalidEvent if it is none."""
         value, origin, future_ms = record.value, origin_of(record) if record.headers else None, self._future_ms
-        if origin is not None and self._log_id and origin[3] != self._log_id:
+        if origin is not None and self.log_id and origin[3] != self.log_id:
             raise InvalidEvent(
                 FOREIGN,
-                f"header {FORWARDED} names a record of topic {origin[3]!r:.80}, this one is {self._log_id}: it was "
+                f"header {FORWARDED} names a record of topic {origin[3]!r:.80}, this one is {self.log_id}: it was "
                 "copied here with its headers. What it is a copy of is sent on anew if it lies here, too",
             )
         event = parse_event(value) if value is None or isinstance(value, bytes) else value
@@ -100,10 +108,8 @@ class Intake:
 
     def note_log(self, store: StateStore) -> None:
         """Takes the id of the log from what the store was made from, once it is known there; "" = it is not checked."""
-        if not self._log_id and self.partitions > 1:
-            (origin,) = store.get([_ORIGIN])
-            known = orjson.loads(origin).get(INTERACTIONS, {}) if origin else {}
-            self._log_id = str(known.get("topic_id", ""))
+        if not self.log_id and self.partitions > 1:
+            self.log_id = log_id_of(store)
 
     def owner(self, event: Event) -> int:
         """The partition that owns the user of an event."""
@@ -132,6 +138,6 @@ class Intake:
         """The record for the owner of an event that lies here; None for what is itself a copy: it goes no further."""
         if origin_of(record) is not None:
             return None
-        place = f"{self.partition}:{record.offset}:{record.timestamp_ms}:{self._log_id}".encode()
+        place = f"{self.partition}:{record.offset}:{record.timestamp_ms}:{self.log_id}".encode()
         value = encode_event(event) if isinstance(record.value, Event) else record.value
         return Outgoing(INTERACTIONS, event.user_id.encode(), value, ((FORWARDED, place),), self.owner(event))

@@ -196,7 +196,7 @@ class Processor:
             # by offset, which is what tells the items' owner a second copy; what was applied again was sent before
             in_order = sorted(fresh, key=attrgetter("offset"))
             vectors = _memories_at([event.offset for event in in_order], memories)
-            changes.outgoing += framed(self.partition, in_order, vectors, self._item_partitions)
+            changes.outgoing += framed(self.partition, in_order, vectors, self._item_partitions, self.intake.log_id)
         changes.outgoing += due_requests(self.rows, before)
 
     def _count_too_late(self, events: list[Event], changes: Changes) -> None:
@@ -295,7 +295,7 @@ class Processor:
     def _forget(self, user_id: str, changes: Changes) -> None:
         endings.forget(user_id, self.rows, self.window, changes)
         if not self.local_items:
-            source = f"{self.partition}:{self.next_offset - 1}".encode()
+            source = f"{self.partition}:{self.next_offset - 1}:{self.intake.log_id}".encode()
             changes.outgoing += to_items(user_id, self._item_partitions, source)
 
     # -- opening -----------------------------------------------------------------------------------------------

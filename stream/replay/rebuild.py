@@ -29,10 +29,11 @@ from driftline.configs.settings import Settings
 from driftline.graph.chunks import user_key
 from driftline.stream.events.records import Outgoing, pack, unpack
 from driftline.stream.kafka.identity import Identity
+from driftline.stream.process.by_item import BY_ITEM
 from driftline.stream.process.intake import INTERACTIONS
 from driftline.stream.replay.beginning import FORGOTTEN, Beginning, beginning_of
 from driftline.stream.replay.without import LeftOut, Log, items_without, users_without
-from driftline.stream.state.layout import LEAVING, moved_away, read_layout
+from driftline.stream.state.layout import ITEM_PARTITIONS, LEAVING, moved_away, read_layout
 from driftline.stream.state.lock import locked
 from driftline.stream.state.origin import KEY as TOPICS
 from driftline.stream.state.origin import origin_of
@@ -86,11 +87,11 @@ def rebuild(settings: Settings, log: Log, backups: Sequence[Path] = ()) -> Rebui
     """
     root = settings.state.root
     _put_back(root)
-    partitions, paths = read_layout(root)["partitions"], state_directories(root)
-    if len(log.users) != partitions:
-        raise InputError(
-            f"interactions has {len(log.users)} partitions; expected the {partitions} of the state in {root}"
-        )
+    made_with, paths = read_layout(root), state_directories(root)
+    has = {INTERACTIONS: len(log.users), BY_ITEM: len(log.items)}
+    for name, had in {INTERACTIONS: made_with["partitions"], BY_ITEM: made_with.get(ITEM_PARTITIONS)}.items():
+        if had not in (None, has[name]):
+            raise InputError(f"{name} has {has[name]} partitions; expected the {had} of the state in {root}")
     for left in (left for path in paths for left in _beside(path)):
         shutil.rmtree(left, ignore_errors=True)
     with ExitStack() as stack:

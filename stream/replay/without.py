@@ -158,6 +158,7 @@ def users_without(
         model=version.model if version else None,
         item_vectors=version.item_vectors if version else None,
         version_of=lambda sha256: weights_of(log.version_of(sha256)),
+        item_partitions=len(log.items),
     )
     (sent_to,) = now.get([f"m:offset:interactions:{partition}".encode()])
     driver = _Driver(processor, sent_to, after(user_places(log, partition, now), at) or [], log, 1)

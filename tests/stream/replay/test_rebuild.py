@@ -23,7 +23,7 @@ from driftline.graph.memory import GraphMemory
 from driftline.graph.rows import Event, decode_item, key64
 from driftline.serving.owner import partition_of
 from driftline.stream.cli import app
-from driftline.stream.events.records import Outgoing, Record
+from driftline.stream.events.records import Outgoing, Record, unpack
 from driftline.stream.events.schema import encode_event
 from driftline.stream.owned.versions import GraphVersion, encode_version, load_version, version_path
 from driftline.stream.process.forget import encode_forget, forgotten_user
@@ -353,6 +353,23 @@ def test_a_copy_that_a_killed_worker_sends_again_after_the_request_brings_nobody
     logs[own].append(again[1])  # from the outbox of a partition on another host
     live.run(logs)
     assert not has_user(live.settings.state.root, USER)
+
+
+def test_what_a_rebuild_sends_goes_to_the_partitions_that_the_topic_of_item_events_has(tmp_path: Path) -> None:
+    settings = Settings(state=State(root=tmp_path, sync=False, lock_wait_s=0.1))
+    hold_to_layout(settings, PARTITIONS, 2)
+    for name in [*(f"partition-{n}" for n in range(PARTITIONS)), "items-0", "items-1"]:
+        RocksStore(tmp_path / name, sync=False).close()
+    logs, items = dealt(shop_log(20), ask_after=40), {n: list[Record]() for n in range(PARTITIONS)}
+    with pytest.raises(InputError, match=r"interactions.by-item has 4 partitions; expected the 2 of the state"):
+        rebuild(settings, Log(logs, items))
+    assert rebuild(settings, Log(logs, {0: [], 1: []})).proven
+    waiting: list[Outgoing] = []
+    for n in range(PARTITIONS):
+        store = RocksStore(partition_path(tmp_path, n), sync=False)
+        waiting += [out for _, value in store.scan(b"o:") for out in unpack(value)]
+        store.close()
+    assert {out.partition for out in waiting if out.topic == "interactions.by-item"} == {0, 1}
 
 
 def owned_by(partition: int) -> str:

@@ -115,6 +115,11 @@ class ItemNodes:
         last_ms = self._graph.items["last_update_ms"][index]
         return -1 if 0 <= last_ms < now_ms - self._ttl_ms else index
 
+    def events_of(self, item_id: str) -> int:
+        """Number of events of an item."""
+        index = self._index.get(item_id, -1)
+        return int(self._graph.items["count"][index]) if index >= 0 else 0
+
     def name(self, key: int) -> str:
         """The id behind a key64, "" if it was never seen here. It outlives the row: histories refer to it."""
         return self._names.get(key, "")
@@ -129,7 +134,7 @@ class ItemNodes:
         self._encode(dict.fromkeys(batch.items.tolist()), pending)
 
     def count_too_late(self, item_ids: Sequence[str], pending: dict[bytes, bytes | None]) -> None:
-        """Counts events that came too late to be applied."""
+        """Counts events that came too late to be applied, of items that have rows."""
         indices = [self.index(item_id, pending) for item_id in item_ids]
         np.add.at(self._graph.items["too_late"], np.array(indices, np.int64), 1)
         self._encode(dict.fromkeys(indices), pending)

@@ -170,9 +170,15 @@ class Processor:
 
     def _settle(self, fresh: list[Event], too_late: list[Event], changes: Changes) -> None:
         """Counts and applies events; `changes.late` says whether one among the fresh is late."""
-        self._count_too_late(too_late, changes)
-        if not fresh:
-            return
+        counted = self.rows.found_by(too_late, fresh) if too_late else None
+        if fresh:
+            self._apply_fresh(fresh, changes)
+        if counted is not None:  # what changes nothing else
+            self.rows.count_too_late(*counted)
+            changes.too_late += len(too_late)
+            self.too_late += len(too_late)
+
+    def _apply_fresh(self, fresh: list[Event], changes: Changes) -> None:
         changes.applied += len(fresh)
         actions = self.settings.actions
         unknown = [event.action for event in fresh if event.action not in actions]
@@ -198,12 +204,6 @@ class Processor:
             vectors = _memories_at([event.offset for event in in_order], memories)
             changes.outgoing += framed(self.partition, in_order, vectors, self._item_partitions, self.intake.log_id)
         changes.outgoing += due_requests(self.rows, before)
-
-    def _count_too_late(self, events: list[Event], changes: Changes) -> None:
-        """Counts events that change nothing else, in the rows of their users and items."""
-        self.rows.count_too_late(events)
-        changes.too_late += len(events)
-        self.too_late += len(events)
 
     def _roll_back(self, fresh: list[Event]) -> tuple[list[Event], int]:
         """Undoes the epochs after the earliest late event; all events to apply in order, and the first `Undo.top`."""
@@ -249,7 +249,7 @@ class Processor:
     def commit(self, changes: Changes) -> None:
         """Writes an epoch: one batch, all or nothing."""
         self.store.commit(changes.puts)
-        self.nodes.committed()
+        self.rows.committed()
 
     def clear_outbox(self) -> None:
         """Takes outgoing records out of the store if whoever sent them has set `acknowledged`; else they come again."""
@@ -270,7 +270,7 @@ class Processor:
                 takes the place of the one before: an item that it does not name reads as zeros.
         """
         version = self.versions.adopt(self.next_offset, model, item_vectors)
-        kept, said = adoption(version, self.partition, *self.store.get([NEWEST]))
+        kept, said = adoption(version, self.partition, self.rows.values([NEWEST])[NEWEST])
         self.rows.pending[NEWEST] = kept
         return self._finish(Changes(next_offset=self.next_offset, outgoing=[said]))
 

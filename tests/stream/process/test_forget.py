@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from driftline.configs.errors import LockedError
 from driftline.configs.settings import Settings, State
-from driftline.graph.rows import Event, decode_item, key64
+from driftline.graph.rows import Event, decode_item, decode_user, key64
 from driftline.llm.clients import make_client
 from driftline.llm.generator import ProfileGenerator
 from driftline.serving.forget import Forgetter
@@ -231,6 +231,29 @@ def test_a_second_record_of_one_event_id_does_not_bring_a_forgotten_user_back_in
     assert rebuild(settings, Log({0: log})).proven
     assert not has_user(settings.state.root, "u1")
     assert has_user(settings.state.root, "u2")
+
+
+@pytest.mark.parametrize("cuts", [[], [1, 2, 3, 4, 5, 6], [4]])
+def test_an_event_that_comes_too_late_makes_no_row_for_who_was_forgotten_or_never_there(cuts: list[int]) -> None:
+    key, value = encode_forget("u1")
+    log = [
+        Record(0, encode_event(Event("u1", "i1", T0_MS))),
+        Record(1, encode_event(Event("u2", "i1", T0_MS + 9))),
+        Record(2, value, key),
+        *(Record(3 + n, encode_event(Event(f"u{1 + n}", f"i{1 + n}", T0_MS + 5))) for n in range(3)),
+        Record(6, encode_event(Event("u3", "i3", T0_MS + 10))),
+        Record(7, encode_event(Event("u3", "i3", T0_MS + 5))),
+    ]
+    store = MemoryStore()
+    run(log, cuts, store, Settings(state=State(late_ms=0)))
+    processor = Processor(Settings(state=State(late_ms=0)), store)
+    assert processor.too_late == 4
+    assert [(k, decode_user(v).events, decode_user(v).too_late) for k, v in store.scan(b"u:")] == [
+        (b"u:u2", 1, 1), (b"u:u3", 1, 1),
+    ]  # fmt: skip
+    assert [(k, decode_item(v).count, decode_item(v).too_late) for k, v in store.scan(b"i:")] == [
+        (b"i:i1", 2, 1), (b"i:i3", 1, 1),
+    ]  # fmt: skip
 
 
 def test_an_event_that_carries_the_field_is_an_event() -> None:

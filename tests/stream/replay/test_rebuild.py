@@ -25,7 +25,14 @@ from driftline.serving.owner import partition_of
 from driftline.stream.cli import app
 from driftline.stream.events.records import Outgoing, Record, unpack
 from driftline.stream.events.schema import encode_event
-from driftline.stream.owned.versions import GraphVersion, encode_version, load_version, version_path
+from driftline.stream.owned.versions import (
+    GraphVersion,
+    decode_version,
+    encode_version,
+    keep_version,
+    load_version,
+    version_path,
+)
 from driftline.stream.process.forget import encode_forget, forgotten_user
 from driftline.stream.process.intake import FORWARDED
 from driftline.stream.process.items import ItemProcessor
@@ -33,6 +40,7 @@ from driftline.stream.process.processor import Processor
 from driftline.stream.replay.rebuild import rebuild
 from driftline.stream.replay.without import LeftOut, Log
 from driftline.stream.state.backup import backup
+from driftline.stream.state.graphs import needed
 from driftline.stream.state.layout import hold_to_layout
 from driftline.stream.state.live import has_user, read_live_state
 from driftline.stream.state.store import ReadOnlyStore, RocksStore, partition_path
@@ -353,6 +361,45 @@ def test_a_copy_that_a_killed_worker_sends_again_after_the_request_brings_nobody
     logs[own].append(again[1])  # from the outbox of a partition on another host
     live.run(logs)
     assert not has_user(live.settings.state.root, USER)
+
+
+def test_a_rebuilt_state_has_the_versions_that_late_events_may_need_in_it(tmp_path: Path) -> None:
+    settings = Settings(state=State(root=tmp_path / "state", sync=False, lock_wait_s=0.1, late_events=50))
+    hold_to_layout(settings, 1)
+    models = [GraphMemory(Graph(seed=seed)) for seed in (7, 8)]
+    sent = {m.version(): b"".join(out.value or b"" for out in encode_version(m, {})) for m in models}
+    log = [
+        Record(n, encode_event(Event("many" if n >= 70 else f"u{n % 5}", f"i{n % 7}", T0_MS + n))) for n in range(200)
+    ]
+    log.append(Record(200, encode_forget("many")[1]))
+    log += [Record(201 + n, encode_event(Event(f"u{n % 5}", "i1", T0_MS + 300 + n))) for n in range(10)]
+    path = partition_path(settings.state.root, 0)
+    store, places = RocksStore(path, sync=False), []
+    processor = Processor(settings, store, version_of=lambda sha256: (load_version(settings, sha256).model, {}))
+    for start, end, model in ((0, 20, models[0]), (20, 60, models[1]), (60, 211, None)):
+        processor.commit(processor.apply(log[start:end]))
+        processor.acknowledged = True
+        if model is not None:
+            keep_version(settings, decode_version(settings, sent[model.version()]))
+            places.append((processor.next_offset, model.version()))
+            processor.commit(processor.adopt(model))
+            processor.acknowledged = True
+    store.close()
+    version_path(settings, models[0].version()).unlink()  # as `remove_unneeded` does: no store here names it
+    assert needed_of(path) == {models[1].version()}
+    done = rebuild(settings, Log({0: log}, {}, {0: places}, lambda sha256: decode_version(settings, sent[sha256])))
+    assert done.proven
+    assert needed_of(path) == set(sent)
+    assert {file.stem for file in (settings.state.root / "graph").iterdir()} == set(sent)
+    backup(settings.state.root, tmp_path / "backup")
+
+
+def needed_of(path: Path) -> set[str]:
+    store = RocksStore(path, sync=False)
+    try:
+        return needed(store)
+    finally:
+        store.close()
 
 
 def test_what_a_rebuild_sends_goes_to_the_partitions_that_the_topic_of_item_events_has(tmp_path: Path) -> None:

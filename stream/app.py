@@ -264,7 +264,7 @@ def create_app(settings: Settings, bootstrap: str, partitions: int, item_partiti
             say(f"no partition is left for this worker, {INTERACTIONS} has {partitions}; standing by")
         try:
             most = {tp.topic.removeprefix(app.prefix): tp.partition + 1 for tp in sorted(assigned)}
-            check_partitions(app.prefix, most, partitions)
+            check_partitions(app.prefix, most, app.open.counts)
         except StateError as error:
             end_process(error)
         point("rebalance")

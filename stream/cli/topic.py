@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,8 +40,12 @@ def topic_file(
     validated = Processor(settings, MemoryStore()).validated
     written = invalid = 0
     with broker(settings.broker) as bootstrap, path.open("wb") as file:
-        noted = ((received.partition, record_of(received)) for received in read_all(settings.broker, bootstrap, topic))
-        forgotten = Forgotten(noted)
+
+        def produced() -> Iterator[tuple[int, Record]]:
+            found = ((one.partition, record_of(one)) for one in read_all(settings.broker, bootstrap, topic))
+            return ((partition, record) for partition, record in found if not is_copy(record))
+
+        forgotten = Forgotten(produced, by_id=settings.state.dedupe_ids > 0)
         for received in read_all(settings.broker, bootstrap, topic):
             if written == limit:
                 break

@@ -105,7 +105,8 @@ class StreamLearner:
         self.groups = 0
         self.sequence_cpu_s = 0.0
         """CPU seconds that the backbone has spent on learning."""
-        self.adoptions: list[tuple[GraphMemory, int]] = []
+        self.adoptions = 0
+        """Graph versions that were adopted, `processor.graph.model` last."""
 
     def add_items(self, item_ids: Sequence[str]) -> None:
         """Makes items candidates, in this order; those that are there already are passed over."""
@@ -241,7 +242,7 @@ class StreamLearner:
     def adopt(self, model: GraphMemory) -> None:
         """Adopts a graph version at the processor's next offset."""
         self.processor.commit(self.processor.adopt(model))
-        self.adoptions.append((model, self.processor.next_offset))
+        self.adoptions += 1
 
     def forget(self, user_id: str) -> None:
         """Drops the rows, histories and samples of a user; what was learnt from them stays in weights and counts."""

@@ -146,7 +146,7 @@ def check_topic(trainer: Trainer, identities: Identities) -> None:
     """
     asked = [("interactions", partition) for partition in range(trainer.partitions)]
     found = identities.of(asked, [trainer.topic.get(partition) for _, partition in asked])
-    check_partitions(trainer.settings.broker.prefix, identities.partitions, trainer.partitions)
+    check_partitions(trainer.settings.broker.prefix, identities.partitions, {"interactions": trainer.partitions})
     trainer.hold_to({partition: identity for (_, partition), identity in found.items()})
 
 

@@ -49,7 +49,7 @@ from driftline.stream.ops.revision import git_revision
 from driftline.stream.owned.partitions import check_partitions
 from driftline.stream.owned.versions import encode_version
 from driftline.stream.process.forget import forgotten_user
-from driftline.stream.process.intake import is_copy
+from driftline.stream.process.intake import is_copy, is_foreign
 from driftline.stream.process.processor import Outgoing, Record
 from driftline.stream.state.origin import merged
 
@@ -191,7 +191,8 @@ class Trainer:
         self.offsets[partition] = record.offset + 1
         self.taken += 1
         if (user_id := forgotten_user(record)) is not None:
-            self.forget(user_id)
+            if not is_foreign(record, self.topic.get(partition, Identity()).topic_id):
+                self.forget(user_id)
             return
         event = self._accepted(record)
         if event is not None:
@@ -389,10 +390,10 @@ class Trainer:
         group = group_of(events, learner.table, self.settings)
         if slate is not None:
             self._ndcg.append(ndcg_at_10(slate, group.items[group.positive]))
-        before = len(learner.adoptions)
+        before = learner.adoptions
         learner.learn(group, events, view, slate)
-        for model, _ in learner.adoptions[before:]:
-            self._send(encode_version(model, self._item_vectors()))
+        if learner.adoptions > before:
+            self._send(encode_version(learner.processor.graph.model, self._item_vectors()))
         self._since_publish += len(events)
         self.metrics.learnt(len(events), use)
 
@@ -430,7 +431,8 @@ class Trainer:
     def _check_partitions(self, offsets: Mapping[int, int]) -> None:
         """Raises StateError if `interactions` has another number of partitions than the checkpoint's offsets."""
         whole = f"{self.settings.broker.prefix}interactions"
-        check_partitions(self.settings.broker.prefix, {"interactions": self.partitions}, len(offsets))
+        name = "interactions"
+        check_partitions(self.settings.broker.prefix, {name: self.partitions}, {name: len(offsets)})
         if self.partitions < len(offsets):
             raise StateError(
                 f"checkpoint {self._checkpoint_path()} is of {len(offsets)} partitions of {whole}, the topic has "

@@ -22,6 +22,7 @@ from driftline.stream.exits import end_process
 from driftline.stream.owned.opening import Opener
 from driftline.stream.owned.partitions import Bounds, Partitions, check_position
 from driftline.stream.process.by_item import BY_ITEM
+from driftline.stream.process.intake import INTERACTIONS
 from driftline.stream.process.items import ItemProcessor
 from driftline.stream.process.processor import Processor
 
@@ -118,8 +119,20 @@ class Holding:
             if (owner := self.owners(tp).get(tp.partition)) is not None:
                 check_position(tp.topic, tp.partition, owner.next_offset, bounds[tp])
                 positions[tp] = max(owner.next_offset, bounds[tp].first)
-        await self._app.standing.check_topics()
+        await self._topics_checked()
         return positions
+
+    async def _topics_checked(self) -> None:
+        """Holds what is open to its topics; with several partitions waits for a broker that does not say which it has.
+
+        What is sent on to another partition names its log, and an owner that knows its own refuses what names none.
+        """
+        tried = 0
+        while not await self._app.standing.check_topics() and self.open.counts[INTERACTIONS] > 1:
+            tried += 1
+            if tried % SAY_EVERY == 1:
+                LOG.warning("the broker does not say which topics it has; nothing more is read before it does")
+            await asyncio.sleep(ASK_AGAIN_S)
 
     async def bounds(self, *places: TP) -> dict[TP, Bounds]:
         """What the broker has of some partitions now; waits for a broker that is away."""

@@ -24,6 +24,8 @@ from driftline.graph.arrays import Float32
 from driftline.graph.memory import GraphMemory
 from driftline.stream.events.records import Outgoing
 from driftline.stream.owned.versions import GraphVersion, adopted
+from driftline.stream.process.by_item import BY_ITEM
+from driftline.stream.process.intake import INTERACTIONS
 from driftline.stream.process.items import ItemProcessor
 from driftline.stream.process.processor import Processor
 from driftline.stream.state.layout import hold_to_layout
@@ -47,12 +49,12 @@ class Partitions:
     """Open partitions of one worker.
 
     Args:
-        count: partitions of `interactions`.
+        count, item_count: partitions of `interactions` and `interactions.by-item`; 0 = as many as of the first.
         send: for what an earlier life of the partition committed but did not send.
         version_of: the graph version of a sha256 that a store says it adopted.
-        item_partitions: of `interactions.by-item`, see `Processor`.
 
     Attributes:
+        counts: how many partitions each of both topics had, by name: ids hash to them.
         differences: what to tell people of a state that was made with other settings, "" = nothing.
     """
 
@@ -62,13 +64,13 @@ class Partitions:
         count: int,
         send: Send,
         version_of: Callable[[str], GraphVersion],
-        item_partitions: int = 0,
+        item_count: int = 0,
     ) -> None:
-        self.settings, self.count = settings, count
+        self.settings, self.counts = settings, {INTERACTIONS: count, BY_ITEM: item_count or count}
         self.users: dict[int, Processor] = {}
         self.items: dict[int, ItemProcessor] = {}
-        self._send, self._version_of, self._item_partitions = send, version_of, item_partitions
-        self.differences = hold_to_layout(settings, count)
+        self._send, self._version_of = send, version_of
+        self.differences = hold_to_layout(settings, count, item_count)
 
     async def open_users(self, partition: int, abandoned: threading.Event | None = None) -> bool:
         """Opens a partition of `interactions` and sends what its last owner left unsent; False if it was open.
@@ -123,12 +125,12 @@ class Partitions:
                 self.settings,
                 store,
                 partition=partition,
-                partitions=self.count,
+                partitions=self.counts[INTERACTIONS],
                 model=version.model if version else None,
                 item_vectors=version.item_vectors if version else None,
                 version_of=self._weights_of,
                 versions_bytes=VERSIONS_BYTES,
-                item_partitions=self._item_partitions,
+                item_partitions=self.counts[BY_ITEM],
             )
 
     def _load_items(self, partition: int, abandoned: threading.Event | None) -> ItemProcessor:
@@ -156,23 +158,23 @@ class Partitions:
         return self._version_of(sha256) if sha256 else None
 
 
-def check_partitions(prefix: str, now: Mapping[str, int], before: int) -> None:
+def check_partitions(prefix: str, now: Mapping[str, int], before: Mapping[str, int]) -> None:
     """Returns when the topics of events have no more partitions than at the start.
 
     Args:
         prefix: of all names.
         now: partitions by name without prefix.
-        before: what the ids hash to.
+        before: the same of all of them, what the ids hash to.
 
     Raises:
         StateError: one has more.
     """
     for name, count in now.items():
-        if count > before:
+        if count > before[name]:
             raise StateError(
-                f"topic {prefix}{name} has {count} partitions, it had {before}: ids hash to partitions, so this number "
-                "is for life. Take another broker.prefix, state.root and trainer.root and produce the log again, or "
-                "make the topic anew with the old number."
+                f"topic {prefix}{name} has {count} partitions, it had {before[name]}: ids hash to partitions, so this "
+                "number is for life. Take another broker.prefix, state.root and trainer.root and produce the log "
+                "again, or make the topic anew with the old number."
             )
 
 

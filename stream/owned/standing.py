@@ -91,8 +91,11 @@ class Standing:
             self._look_at_transactions(tp, ends[tp])
         self._look_at_headway(owners, behind)
 
-    async def check_topics(self) -> None:
+    async def check_topics(self) -> bool:
         """Holds the partitions that are open, and those that were, to the topics that they were made from.
+
+        Returns:
+            Whether the broker says which it has.
 
         Raises:
             StateError: a topic was made anew.
@@ -102,15 +105,18 @@ class Standing:
             for tp, owner in stores:
                 known = origin_of(owner.store)
                 self._seen |= {place: known.get(place[0]) for place in self._places(tp)}
+            counts = self._app.open.counts
             asked = dict(self._seen)  # also of those that Kafka took away because their topic went
             if not asked:
-                return
+                return True
+            if counts["interactions"] > 1:  # who owns users alone sends to its partitions, too
+                asked.setdefault((BY_ITEM, 0))
             try:
                 found = await asyncio.to_thread(self._identities.of, list(asked), asked.values())
             except BrokerError as error:
                 LOG.debug("%s", error)
-                return
-        check_partitions(self._app.prefix, self._identities.partitions, self._app.open.count)
+                return False
+        check_partitions(self._app.prefix, self._identities.partitions, counts)
         for (name, partition), known_one in asked.items():
             if known_one is not None and (name, partition) in found:
                 whose = f"the state of partition {partition} of {self._app.prefix}{name}"
@@ -123,6 +129,7 @@ class Standing:
                 whose = f"the state of partition {tp.partition} of {tp.topic}"
                 held = hold_to_origin(self._app.settings, whose, owner.store, now)
                 self._seen |= {place: held.get(place[0]) for place in self._places(tp)}
+        return True
 
     def _owners(self) -> list[tuple[TP, Any]]:
         """Open partitions with their place."""

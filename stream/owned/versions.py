@@ -139,7 +139,7 @@ class GraphVersions:
         """Changes a partition to the newest version from its next offset on; one of users says so in the log."""
         if self.newest is None:
             return
-        version = self._kept(self.newest)
+        version = keep_version(self.settings, self.newest)
         if isinstance(owner, ItemProcessor):
             changes = owner.adopt(version.model)
         else:
@@ -193,16 +193,17 @@ class GraphVersions:
             except StateError as error:
                 LOG.warning("a version on %s is passed over: %s", TOPIC, error)
 
-    def _kept(self, version: GraphVersion) -> GraphVersion:
-        """The version as this host keeps it: the first of its weights that came, with its item epoch."""
-        path = version_path(self.settings, version.sha256)
-        try:
-            os.utime(path)  # it is needed again, see stream/state/graphs.py
-            kept = path.read_bytes()
-        except FileNotFoundError:
-            write_durably(path, version.blob)
-            return version
-        return version if kept == version.blob else self.load(version.sha256)
+
+def keep_version(settings: Settings, version: GraphVersion) -> GraphVersion:
+    """The version as this host keeps it: the first of its weights that came, with its item epoch."""
+    path = version_path(settings, version.sha256)
+    try:
+        os.utime(path)  # it is needed again, see stream/state/graphs.py
+        kept = path.read_bytes()
+    except FileNotFoundError:
+        write_durably(path, version.blob)
+        return version
+    return version if kept == version.blob else load_version(settings, version.sha256)
 
 
 def load_version(settings: Settings, sha256: str) -> GraphVersion:

@@ -7,9 +7,11 @@ letter.
 
     partition, offsets, users, items, times, actions, values, prices     as msgspec writes them (MessagePack)
     memories                                                             [n, M] float32, little-endian
+    log                                                                  topic id of `interactions`, "" = not known
 
-Releases before there were frames sent each event by itself, keyed by item: its JSON, with headers `source`
-(partition:offset) and `user_memory`. Both are read. Requests to forget a user still go so.
+Frames of version 1 name no log. Releases before there were frames sent each event by itself, keyed by item: its JSON,
+with headers `source` (partition:offset) and `user_memory`. All are read. Requests to forget a user still go so, with
+the log in `source`, too.
 """
 
 from __future__ import annotations
@@ -39,8 +41,8 @@ FRAME_BYTES = 786_432
 """Of a frame at most: under what a broker takes by default."""
 _EVENT_BYTES = 2 * MAX_ID_BYTES + MAX_ACTION_BYTES + 64
 """Of an event in a frame at most, but for the memory."""
-_VERSION = b"1"
-_SOURCE = re.compile(rb"(\d{1,9}):(\d{1,18})")
+_VERSION, _VERSIONS = b"2", (b"1", b"2")
+_SOURCE = re.compile(rb"(\d{1,9}):(\d{1,18})(?::([^:]{0,80}))?")
 
 _Text = Annotated[str, Meta(min_length=1, max_length=MAX_ID_BYTES)]
 _Number = Annotated[float, Meta(ge=-MAX_NUMBER, le=MAX_NUMBER)]
@@ -58,6 +60,7 @@ class _Frame(Struct, array_like=True, forbid_unknown_fields=True):
     values: list[_Number | None]
     prices: list[_Number | None]
     memories: bytes
+    log: Annotated[str, Meta(max_length=80)] = ""
 
 
 _AnyRecord = TypeVar("_AnyRecord", Record, Outgoing)
@@ -72,19 +75,28 @@ class Sent:
         partition: where they lie.
         events: with their offsets there, which rise; of a frame only what item rows are made from.
         memories: [n, M] float32 of their users.
+        log: topic id of that `interactions`; "" = not known.
     """
 
     partition: int
     events: Sequence[Event]
     memories: Float32
+    log: str = ""
 
     def after(self, offset: int) -> Sent:
         """What comes after an offset."""
         first = bisect_right(self.events, offset, key=attrgetter("offset"))
-        return self if first == 0 else Sent(self.partition, self.events[first:], self.memories[first:])
+        return self if first == 0 else self.some(slice(first, None))
+
+    def some(self, which: slice | list[int]) -> Sent:
+        """Some of the events, by their places here."""
+        events = self.events[which] if isinstance(which, slice) else [self.events[n] for n in which]
+        return replace(self, events=events, memories=self.memories[which])
 
 
-def framed(partition: int, events: Sequence[Event], memories: Float32, partitions: int) -> Iterator[Outgoing]:
+def framed(
+    partition: int, events: Sequence[Event], memories: Float32, partitions: int, log: str = ""
+) -> Iterator[Outgoing]:
     """The records that take applied events on to their items.
 
     Args:
@@ -92,15 +104,16 @@ def framed(partition: int, events: Sequence[Event], memories: Float32, partition
         events: in order of their offsets.
         memories: [n, M] of their users from before their groups.
         partitions: of `interactions.by-item`.
+        log: see `Sent`.
     """
+    whole = Sent(partition, events, memories, log)
     parts: dict[int, list[int]] = {}
     for n, event in enumerate(events):
         parts.setdefault(partition_of(event.item_id, partitions), []).append(n)
     size = min(FRAME_EVENTS, FRAME_BYTES // (4 * memories.shape[1] + _EVENT_BYTES))
     for target, part in sorted(parts.items()):
         for start in range(0, len(part), size):
-            some = part[start : start + size]
-            yield _outgoing(Sent(partition, [events[n] for n in some], memories[some]), target)
+            yield _outgoing(whole.some(part[start : start + size]), target)
 
 
 def sent(record: Record | Outgoing, memory_dim: int = 0) -> Sent:
@@ -112,28 +125,44 @@ def sent(record: Record | Outgoing, memory_dim: int = 0) -> Sent:
     headers = dict(record.headers)
     if "frame" in headers:
         return _of_frame(record, headers["frame"] or b"", memory_dim)
-    partition, offset = source_of(record)
+    partition, offset, log = source_of(record)
     event = record.value if isinstance(record.value, Event) else decode_event(record.value or b"")
     if record.key is not None and record.key != event.item_id.encode():
         raise InvalidEvent("key_mismatch", f"key is {record.key!r:.80}, expected item_id {event.item_id!r:.80}")
     event.offset = offset
-    return Sent(partition, [event], _vectors(headers.get("user_memory") or b"", 1, memory_dim, "header user_memory"))
+    return Sent(
+        partition, [event], _vectors(headers.get("user_memory") or b"", 1, memory_dim, "header user_memory"), log
+    )
 
 
-def source_of(record: Record | Outgoing) -> tuple[int, int]:
-    """(partition, offset) in `interactions` of what a record that is no frame came of. Raises InvalidEvent."""
+def check_log(log: str, ours: str) -> None:
+    """Returns where what is sent on comes from this log, as far as both are known.
+
+    Raises:
+        InvalidEvent: it was copied here with another; its offsets would hide what is of this one.
+    """
+    if log and ours and log != ours:
+        raise InvalidEvent("foreign_copy", f"it came of topic {log!r:.80}, the items here are made from {ours}")
+
+
+def source_of(record: Record | Outgoing) -> tuple[int, int, str]:
+    """(partition, offset, topic's id) in `interactions` of what a record that is no frame came of.
+
+    Raises:
+        InvalidEvent: it does not say.
+    """
     value = dict(record.headers).get("source") or b""
     found = _SOURCE.fullmatch(value)
     if found is None:
         raise InvalidEvent("no_source", f"header source is {value!r:.80}, expected partition:offset")
-    return int(found[1]), int(found[2])
+    return int(found[1]), int(found[2]), (found[3] or b"").decode(errors="replace")
 
 
 def sources(record: Record | Outgoing) -> list[tuple[int, int]]:
     """(partition, offset) in `interactions` of all that a record came of; none of one that is not ours."""
     try:
         if "frame" not in dict(record.headers):
-            return [source_of(record)]
+            return [source_of(record)[:2]]
         read = sent(record)
     except InvalidEvent:
         return []
@@ -149,14 +178,14 @@ def without(record: _AnyRecord, places: Collection[tuple[int, int]]) -> _AnyReco
     if not stay:
         return None
     read = sent(record)
-    out = _outgoing(Sent(read.partition, [read.events[n] for n in stay], read.memories[stay]), 0)
+    out = _outgoing(read.some(stay), 0)
     return replace(record, value=out.value, headers=out.headers)
 
 
 def _of_frame(record: Record | Outgoing, header: bytes, memory_dim: int) -> Sent:
     version, _, check_sum = header.partition(b":")
-    if version != _VERSION:
-        expected = f"expected {_VERSION.decode()}: a later release sent it"
+    if version not in _VERSIONS:
+        expected = f"expected {b' or '.join(_VERSIONS).decode()}: a later release sent it"
         raise InvalidEvent("unknown_frame", f"header frame is {header!r:.80}, {expected}")
     raw = record.value if isinstance(record.value, bytes) else b""
     if xxhash.xxh3_64_hexdigest(raw).encode() != check_sum:
@@ -174,7 +203,7 @@ def _of_frame(record: Record | Outgoing, header: bytes, memory_dim: int) -> Sent
         Event(user, item, t_ms, action, None, value, price, offset=offset)
         for user, item, t_ms, action, value, price, offset in zip(*columns, frame.offsets, strict=True)
     ]
-    return Sent(frame.partition, events, memories)
+    return Sent(frame.partition, events, memories, frame.log)
 
 
 def _vectors(raw: bytes, n: int, memory_dim: int, where: str) -> Float32:
@@ -199,6 +228,7 @@ def _outgoing(part: Sent, target: int) -> Outgoing:
             [event.value for event in events],
             [event.price for event in events],
             part.memories.astype("<f4").tobytes(),
+            part.log,
         )
     )
     header = b"%s:%s" % (_VERSION, xxhash.xxh3_64_hexdigest(body).encode())

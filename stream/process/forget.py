@@ -13,7 +13,7 @@ is rebuilt (`driftline forget --rebuild`, from `without_forgotten`) and the mode
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import orjson
 
@@ -21,8 +21,9 @@ from driftline.graph.rows import Event
 from driftline.serving.forget import FIELD, encode_forget
 from driftline.stream.events.records import Outgoing, Record
 from driftline.stream.events.schema import MAX_ID_BYTES
+from driftline.stream.process.intake import is_foreign, origin_of
 
-__all__ = ["Forgotten", "encode_forget", "forgotten_user", "tombstones", "user_of", "without_forgotten"]
+__all__ = ["Forgotten", "encode_forget", "forgotten_user", "tombstones", "whose", "without_forgotten"]
 
 _MARK = b'"%s"' % FIELD.encode()
 
@@ -59,50 +60,72 @@ def to_items(user_id: str, partitions: int, source: bytes) -> Iterator[Outgoing]
 
 
 class Forgotten:
-    """Which records of a topic a log without forgotten users has. Note all records first, then ask.
+    """Which records of a topic a log without forgotten users has.
 
     Of a forgotten user it has what came after the request, which is not in it either: by offset, and in another
-    partition by the time at which the broker took it. Offsets stay as they are.
+    partition by the time at which the broker took it. A record that is left out takes its copies with it wherever they
+    lie, and what has its event id: to a worker they are duplicates, and here they would be first ones. Offsets stay as
+    they are.
+
+    Args:
+        records: gives all of the topic, each with its partition, in order of offsets; called twice if one is a request.
+        log_id: of the topic; what names another as its origin is none of it. "" = it is not checked.
+        by_id: events of one id are one event; see `state.dedupe_ids`.
     """
 
-    def __init__(self, noted: Iterable[tuple[int, Record]] = ()) -> None:
+    def __init__(
+        self, records: Callable[[], Iterable[tuple[int, Record]]], log_id: str = "", by_id: bool = True
+    ) -> None:
+        self._log_id, self._by_id = log_id, by_id
         self._until: dict[str, list[tuple[int, int, int]]] = {}
-        for partition, record in noted:
-            self.note(partition, record)
-
-    def note(self, partition: int, record: Record) -> None:
-        """Takes in a record, in order of the offsets of its partition."""
-        user_id = forgotten_user(record)
-        if user_id is not None:
-            self._until.setdefault(user_id, []).append((partition, record.offset, record.timestamp_ms))
+        self._gone: set[tuple[str, object]] = set()
+        for partition, record in records():
+            user_id = forgotten_user(record)
+            if user_id is not None and not is_foreign(record, log_id):
+                self._until.setdefault(user_id, []).append((partition, record.offset, record.timestamp_ms))
+        if self._until:
+            for partition, record in records():
+                user_id, event_id = whose(record)
+                if user_id in self._until and self._is_before_a_request(partition, record, user_id):
+                    self._gone |= self._names(partition, record, user_id, event_id)
 
     def has(self, partition: int, record: Record) -> bool:
         """Whether a record is one of the user's, from before a request, or such a request."""
-        if not self._until:
+        if not self._until or is_foreign(record, self._log_id):
             return False
         if forgotten_user(record) is not None:
             return True
-        return any(
+        user_id, event_id = whose(record)
+        return user_id in self._until and not self._gone.isdisjoint(self._names(partition, record, user_id, event_id))
+
+    def _is_before_a_request(self, partition: int, record: Record, user_id: str) -> bool:
+        return not is_foreign(record, self._log_id) and any(
             record.offset < offset if at == partition else 0 < record.timestamp_ms <= taken_ms
-            for at, offset, taken_ms in self._until.get(user_of(record) or "", ())
+            for at, offset, taken_ms in self._until[user_id]
         )
+
+    def _names(self, partition: int, record: Record, user_id: str, event_id: str | None) -> set[tuple[str, object]]:
+        """What the records of one event of a user have in common: where a producer put it, and its id."""
+        origin = origin_of(record)
+        place = (partition, record.offset) if origin is None else origin[:2]
+        return {(user_id, place), (user_id, event_id)} if event_id and self._by_id else {(user_id, place)}
 
 
 def without_forgotten(records: Sequence[Record], partition: int = 0) -> list[Record]:
     """A partition's log as if nobody had been there who was forgotten later."""
-    forgotten = Forgotten((partition, record) for record in records)
+    forgotten = Forgotten(lambda: ((partition, record) for record in records))
     return [record for record in records if not forgotten.has(partition, record)]
 
 
-def user_of(record: Record) -> str | None:
-    """Whose record it is, event or not: by its content, else by its key."""
+def whose(record: Record) -> tuple[str | None, str | None]:
+    """Whose record it is, event or not, by its content, else by its key; and the id of the event."""
     if isinstance(record.value, Event):
-        return record.value.user_id
+        return record.value.user_id, record.value.event_id
     try:
         data = orjson.loads(record.value or b"")
     except orjson.JSONDecodeError:
         data = None
-    found = data.get("user_id") if isinstance(data, dict) else None
-    if isinstance(found, str):
-        return found
-    return record.key.decode(errors="replace") if record.key else None
+    user_id, event_id = (data.get("user_id"), data.get("event_id")) if isinstance(data, dict) else (None, None)
+    if isinstance(user_id, str):
+        return user_id, event_id if isinstance(event_id, str) else None
+    return record.key.decode(errors="replace") if record.key else None, None

@@ -28,6 +28,7 @@ from driftline.stream.state.store import StateStore
 INTERACTIONS = "interactions"
 FORWARDED = "driftline-forwarded"
 """Header of a copy: "partition:offset:taken_ms:log" of the record that a producer sent; log is its topic's id."""
+FOREIGN = "foreign_copy"
 _PLACE = re.compile(rb"(\d{1,9}):(\d{1,18}):(-?\d{1,18})(?::([^:]{0,80}))?")
 _ORIGIN = b"m:topics"
 """Where a store notes which topics it is made from (stream/state/origin.py)."""
@@ -35,7 +36,31 @@ _ORIGIN = b"m:topics"
 
 def is_copy(record: Record) -> bool:
     """Whether a worker wrote this record: the same event stands in another partition as its producer sent it."""
-    return _origin(record) is not None
+    return origin_of(record) is not None
+
+
+def origin_of(record: Record) -> tuple[int, int, int, str] | None:
+    """(partition, offset, when the broker took it, topic's id) of the record that this one is a copy of, or None."""
+    for name, value in record.headers:
+        if name == FORWARDED:
+            found = _PLACE.fullmatch(value or b"")
+            if found is None:
+                return None
+            return int(found[1]), int(found[2]), int(found[3]), (found[4] or b"").decode(errors="replace")
+    return None
+
+
+def is_foreign(record: Record, log_id: str) -> bool:
+    """Whether a record is a copy of one of another log than this one; False where this one's id is not known, ""."""
+    origin = origin_of(record) if record.headers and log_id else None
+    return origin is not None and origin[3] != log_id
+
+
+def log_id_of(store: StateStore) -> str:
+    """The id of the `interactions` that a store was made from; "" where it does not say."""
+    (origin,) = store.get([_ORIGIN])
+    known = orjson.loads(origin).get(INTERACTIONS, {}) if origin else {}
+    return str(known.get("topic_id", ""))
 
 
 class Intake:
@@ -47,13 +72,14 @@ class Intake:
 
     Attributes:
         owns_all: there is no other partition: what is no copy is ours.
+        log_id: of the topic; "" = not known.
     """
 
     def __init__(self, settings: Settings, partition: int = 0, partitions: int = 1) -> None:
         self.settings, self.partition, self.partitions = settings, partition, partitions
         self._future_ms, self.owns_all = settings.state.future_ms, (partition, partitions) == (0, 1)
         self._copied: dict[int, int] = {}
-        self._log_id = ""
+        self.log_id = ""
         self._pending: dict[bytes, bytes | None] = {}
 
     def load(self, store: StateStore) -> None:
@@ -62,16 +88,15 @@ class Intake:
 
     def validated(self, record: Record) -> Event:
         """The record as an event with its offset. Raises InvalidEvent if it is none."""
-        value = record.value
+        value, origin, future_ms = record.value, origin_of(record) if record.headers else None, self._future_ms
+        if origin is not None and self.log_id and origin[3] != self.log_id:
+            raise InvalidEvent(
+                FOREIGN,
+                f"header {FORWARDED} names a record of topic {origin[3]!r:.80}, this one is {self.log_id}: it was "
+                "copied here with its headers. What it is a copy of is sent on anew if it lies here, too",
+            )
         event = parse_event(value) if value is None or isinstance(value, bytes) else value
         event.offset = record.offset
-        origin, future_ms = _origin(record) if record.headers else None, self._future_ms
-        if origin is not None and self._log_id and origin[3] != self._log_id:
-            raise InvalidEvent(
-                "foreign_copy",
-                f"header {FORWARDED} names a record of topic {origin[3]!r:.80}, this one is {self._log_id}: it was "
-                "copied here with its headers. The event it is a copy of is sent on anew if it lies here, too",
-            )
         taken_ms = record.timestamp_ms if origin is None else origin[2]
         if 0 < taken_ms < event.timestamp_ms - future_ms:  # it would hold the watermark hostage
             raise InvalidEvent(
@@ -83,10 +108,8 @@ class Intake:
 
     def note_log(self, store: StateStore) -> None:
         """Takes the id of the log from what the store was made from, once it is known there; "" = it is not checked."""
-        if not self._log_id and self.partitions > 1:
-            (origin,) = store.get([_ORIGIN])
-            known = orjson.loads(origin).get(INTERACTIONS, {}) if origin else {}
-            self._log_id = str(known.get("topic_id", ""))
+        if not self.log_id and self.partitions > 1:
+            self.log_id = log_id_of(store)
 
     def owner(self, event: Event) -> int:
         """The partition that owns the user of an event."""
@@ -94,7 +117,7 @@ class Intake:
 
     def is_ours(self, record: Record, event: Event) -> bool:
         """Whether an event is to be applied here; a copy counts as applied from here on."""
-        origin = _origin(record) if record.headers else None
+        origin = origin_of(record) if record.headers else None
         if origin is None:
             return self.owns_all or self.owner(event) == self.partition
         source, offset, _, _ = origin
@@ -113,19 +136,8 @@ class Intake:
 
     def copy(self, record: Record, event: Event) -> Outgoing | None:
         """The record for the owner of an event that lies here; None for what is itself a copy: it goes no further."""
-        if _origin(record) is not None:
+        if origin_of(record) is not None:
             return None
-        place = f"{self.partition}:{record.offset}:{record.timestamp_ms}:{self._log_id}".encode()
+        place = f"{self.partition}:{record.offset}:{record.timestamp_ms}:{self.log_id}".encode()
         value = encode_event(event) if isinstance(record.value, Event) else record.value
         return Outgoing(INTERACTIONS, event.user_id.encode(), value, ((FORWARDED, place),), self.owner(event))
-
-
-def _origin(record: Record) -> tuple[int, int, int, str] | None:
-    """(partition, offset, when the broker took it, topic's id) of the record that this one is a copy of, or None."""
-    for name, value in record.headers:
-        if name == FORWARDED:
-            found = _PLACE.fullmatch(value or b"")
-            if found is None:
-                return None
-            return int(found[1]), int(found[2]), int(found[3]), (found[4] or b"").decode(errors="replace")
-    return None

@@ -23,8 +23,9 @@ from driftline.graph.rows import NEIGHBOR_DTYPE, Event, ItemRow, decode_item, en
 from driftline.stream.events.records import Changes, Record, dead_letter
 from driftline.stream.events.schema import InvalidEvent
 from driftline.stream.process.batch import EventBatch
-from driftline.stream.process.by_item import BY_ITEM, FRAME_EVENTS, Sent, sent, source_of
+from driftline.stream.process.by_item import BY_ITEM, FRAME_EVENTS, Sent, check_log, sent, source_of
 from driftline.stream.process.forget import forgotten_user
+from driftline.stream.process.intake import log_id_of
 from driftline.stream.process.ttl import spans, starting_anew, sweep_is_due, to_sweep
 from driftline.stream.state.store import StateStore
 
@@ -114,6 +115,11 @@ class ItemNodes:
         last_ms = self._graph.items["last_update_ms"][index]
         return -1 if 0 <= last_ms < now_ms - self._ttl_ms else index
 
+    def events_of(self, item_id: str) -> int:
+        """Number of events of an item."""
+        index = self._index.get(item_id, -1)
+        return int(self._graph.items["count"][index]) if index >= 0 else 0
+
     def name(self, key: int) -> str:
         """The id behind a key64, "" if it was never seen here. It outlives the row: histories refer to it."""
         return self._names.get(key, "")
@@ -128,7 +134,7 @@ class ItemNodes:
         self._encode(dict.fromkeys(batch.items.tolist()), pending)
 
     def count_too_late(self, item_ids: Sequence[str], pending: dict[bytes, bytes | None]) -> None:
-        """Counts events that came too late to be applied."""
+        """Counts events that came too late to be applied, of items that have rows."""
         indices = [self.index(item_id, pending) for item_id in item_ids]
         np.add.at(self._graph.items["too_late"], np.array(indices, np.int64), 1)
         self._encode(dict.fromkeys(indices), pending)
@@ -252,6 +258,7 @@ class ItemProcessor:
         self.items.load(store)
         self._offset_key = f"m:offset:{BY_ITEM}:{partition}".encode()
         self.next_offset = int(store.get([self._offset_key])[0] or 0)
+        self._log_id = ""
         self._sources = {int(key[9:]): int(value) for key, value in store.scan(b"m:source:")}
 
     def apply(self, records: Sequence[Record]) -> Changes:
@@ -262,6 +269,7 @@ class ItemProcessor:
         """
         changes = Changes()
         waiting: list[Sent] = []
+        self._log_id = self._log_id or log_id_of(self.store)
         for record in records:
             if record.offset < self.next_offset:
                 continue
@@ -272,7 +280,8 @@ class ItemProcessor:
             self.next_offset = record.offset + 1
             try:
                 if (user_id := forgotten_user(record)) is not None:
-                    partition, source = source_of(record)
+                    partition, source, log = source_of(record)
+                    check_log(log, self._log_id)
                     if source <= self._sources.get(partition, -1):
                         changes.duplicates += 1
                         continue
@@ -282,6 +291,7 @@ class ItemProcessor:
                     self._note_source(partition, source, changes)
                     continue
                 found = sent(record, self.settings.graph.memory_dim)
+                check_log(found.log, self._log_id)
             except InvalidEvent as refusal:
                 changes.outgoing.append(dead_letter(BY_ITEM, self.partition, record, refusal))
                 changes.dead += 1

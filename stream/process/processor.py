@@ -29,8 +29,8 @@ from driftline.stream.events.schema import InvalidEvent
 from driftline.stream.process import endings
 from driftline.stream.process.adopted import NEWEST, OLDER, AdoptedVersions, VersionOf, adoption, places_of
 from driftline.stream.process.by_item import framed
-from driftline.stream.process.forget import forgotten_user, to_items
-from driftline.stream.process.intake import Intake
+from driftline.stream.process.forget import forgotten_user, to_items, whose
+from driftline.stream.process.intake import FOREIGN, Intake
 from driftline.stream.process.known import KnownIds
 from driftline.stream.process.late import LateWindow, Undo, order_of
 from driftline.stream.process.requests import due_requests
@@ -130,7 +130,7 @@ class Processor:
             try:
                 event = validated(record)  # 1
             except InvalidEvent as refusal:
-                if (user_id := forgotten_user(record)) is not None:
+                if refusal.reason != FOREIGN and (user_id := forgotten_user(record)) is not None:
                     if self._is_ours(record, Event(user_id, "", 0), changes):
                         self._settle(fresh, too_late, changes)
                         self._forget(user_id, changes)
@@ -170,9 +170,15 @@ class Processor:
 
     def _settle(self, fresh: list[Event], too_late: list[Event], changes: Changes) -> None:
         """Counts and applies events; `changes.late` says whether one among the fresh is late."""
-        self._count_too_late(too_late, changes)
-        if not fresh:
-            return
+        counted = self.rows.found_by(too_late, fresh) if too_late else None
+        if fresh:
+            self._apply_fresh(fresh, changes)
+        if counted is not None:  # what changes nothing else
+            self.rows.count_too_late(*counted)
+            changes.too_late += len(too_late)
+            self.too_late += len(too_late)
+
+    def _apply_fresh(self, fresh: list[Event], changes: Changes) -> None:
         changes.applied += len(fresh)
         actions = self.settings.actions
         unknown = [event.action for event in fresh if event.action not in actions]
@@ -196,14 +202,8 @@ class Processor:
             # by offset, which is what tells the items' owner a second copy; what was applied again was sent before
             in_order = sorted(fresh, key=attrgetter("offset"))
             vectors = _memories_at([event.offset for event in in_order], memories)
-            changes.outgoing += framed(self.partition, in_order, vectors, self._item_partitions)
+            changes.outgoing += framed(self.partition, in_order, vectors, self._item_partitions, self.intake.log_id)
         changes.outgoing += due_requests(self.rows, before)
-
-    def _count_too_late(self, events: list[Event], changes: Changes) -> None:
-        """Counts events that change nothing else, in the rows of their users and items."""
-        self.rows.count_too_late(events)
-        changes.too_late += len(events)
-        self.too_late += len(events)
 
     def _roll_back(self, fresh: list[Event]) -> tuple[list[Event], int]:
         """Undoes the epochs after the earliest late event; all events to apply in order, and the first `Undo.top`."""
@@ -249,7 +249,7 @@ class Processor:
     def commit(self, changes: Changes) -> None:
         """Writes an epoch: one batch, all or nothing."""
         self.store.commit(changes.puts)
-        self.nodes.committed()
+        self.rows.committed()
 
     def clear_outbox(self) -> None:
         """Takes outgoing records out of the store if whoever sent them has set `acknowledged`; else they come again."""
@@ -270,7 +270,7 @@ class Processor:
                 takes the place of the one before: an item that it does not name reads as zeros.
         """
         version = self.versions.adopt(self.next_offset, model, item_vectors)
-        kept, said = adoption(version, self.partition, *self.store.get([NEWEST]))
+        kept, said = adoption(version, self.partition, self.rows.values([NEWEST])[NEWEST])
         self.rows.pending[NEWEST] = kept
         return self._finish(Changes(next_offset=self.next_offset, outgoing=[said]))
 
@@ -288,10 +288,14 @@ class Processor:
         self.next_offset = max(self.next_offset, offset)
         return self._finish(changes)
 
+    def step_over(self, record: Record) -> None:
+        """Takes note that a record which is left out of the log was seen: a second copy of it is none to be applied."""
+        self.intake.is_ours(record, Event(whose(record)[0] or "", "", 0))
+
     def _forget(self, user_id: str, changes: Changes) -> None:
         endings.forget(user_id, self.rows, self.window, changes)
         if not self.local_items:
-            source = f"{self.partition}:{self.next_offset - 1}".encode()
+            source = f"{self.partition}:{self.next_offset - 1}:{self.intake.log_id}".encode()
             changes.outgoing += to_items(user_id, self._item_partitions, source)
 
     # -- opening -----------------------------------------------------------------------------------------------

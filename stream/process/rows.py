@@ -43,6 +43,7 @@ class Rows:
         self.items = ItemNodes(settings, self.graph)
         self.prices = UsualPrice()
         self.pending: Pending = {}
+        self._taken: Pending = {}
         self.items.load(store)
         (prices,) = store.get([UsualPrice.KEY])
         self.prices.load(prices)
@@ -51,7 +52,14 @@ class Rows:
         """What the next commit has to write."""
         self.users.finish(self.pending)
         taken, self.pending = self.pending, {}
+        self._taken = self._taken | taken if self._taken else taken
         return taken
+
+    def committed(self) -> None:
+        """What was taken for one commit stands in the store now."""
+        self.users.committed()
+        if self.users.uncommitted <= 0:
+            self._taken = {}
 
     def before(self, events: Sequence[Event]) -> Pending:
         """Stored values of what events are about to change, as of the last applied one; None = there is none.
@@ -61,11 +69,15 @@ class Rows:
         touched = [user_key(user_id) for user_id in dict.fromkeys([event.user_id for event in events])]
         if self.local_items:
             touched += [item_key(item_id) for item_id in dict.fromkeys([event.item_id for event in events])]
-        touched.append(UsualPrice.KEY)
-        pending, stored = self.pending, self.users.stored
-        missing = [key for key in touched if key not in pending and key not in stored]
+        return self.values([*touched, UsualPrice.KEY])
+
+    def values(self, keys: list[bytes]) -> Pending:
+        """Stored values as of the last applied event, by key; None = there is none."""
+        pending, taken, stored = self.pending, self._taken, self.users.stored
+        missing = [key for key in keys if key not in pending and key not in taken and key not in stored]
         stored.update(zip(missing, self.store.get(missing), strict=True))
-        return {key: pending[key] if key in pending else stored[key] for key in touched}
+        here = taken | pending if taken else pending
+        return {key: here[key] if key in here else stored[key] for key in keys}
 
     def restore(self, before: Pending) -> None:
         """Puts back what `before` gave."""
@@ -102,11 +114,32 @@ class Rows:
         self.pending[UsualPrice.KEY] = self.prices.encode()
         return ended
 
-    def count_too_late(self, events: list[Event]) -> None:
-        """Counts events that change nothing else."""
-        self.users.count_too_late([event.user_id for event in events], self.pending)
-        if self.local_items:
-            self.items.count_too_late([event.item_id for event in events], self.pending)
+    def found_by(self, events: Sequence[Event], fresh: Sequence[Event]) -> tuple[list[str], list[str]]:
+        """Users and items of events who have rows when they come, each as often as one comes.
+
+        Args:
+            events, fresh: in order of offsets; the fresh ones are not applied yet.
+        """
+        users = self.users.events_of(list(dict.fromkeys([event.user_id for event in events])))
+        items = {event.item_id: self.items.events_of(event.item_id) for event in events} if self.local_items else {}
+        first_user, first_item = dict[str, int](), dict[str, int]()
+        for event in fresh:
+            first_user.setdefault(event.user_id, event.offset)
+            first_item.setdefault(event.item_id, event.offset)
+        return (
+            [e.user_id for e in events if users[e.user_id] or first_user.get(e.user_id, e.offset) < e.offset],
+            [
+                e.item_id
+                for e in events
+                if e.item_id in items and (items[e.item_id] or first_item.get(e.item_id, e.offset) < e.offset)
+            ],
+        )
+
+    def count_too_late(self, user_ids: list[str], item_ids: list[str]) -> None:
+        """Counts events that came too late to be applied, where there are rows: nobody else gets one for it."""
+        self.users.count_too_late(user_ids, self.pending)
+        if item_ids:
+            self.items.count_too_late(item_ids, self.pending)
 
     def forget(self, user_id: str) -> None:
         """Takes a user out of all rows, see stream/process/forget.py."""

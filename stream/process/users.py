@@ -43,6 +43,7 @@ class UserNodes:
             stands one without a name, until the index is given to another.
         indices: dense index by user_id of those that are here.
         stored: what was read since the last epoch, as it stands in the store.
+        uncommitted: epochs whose changes were taken and do not stand in the store yet.
     """
 
     def __init__(self, settings: Settings, graph: TemporalGraph, store: StateStore) -> None:
@@ -53,7 +54,7 @@ class UserNodes:
         self._chunks: Pending = {}  # changed since the last commit
         self._gone: set[str] = set()  # since the last commit: what the store has of them holds no more
         self._changed: set[int] = set()
-        self._uncommitted = 0  # epochs
+        self.uncommitted = 0
         self._turn, self._most, self._history = 0, settings.state.cache_users, settings.state.history
         self._ttl_ms = settings.state.ttl_ms
         memory, message = np.zeros((2, settings.graph.memory_dim), np.float32), settings.graph.message_dim
@@ -140,8 +141,8 @@ class UserNodes:
         self._encode(touched, pending)
 
     def count_too_late(self, user_ids: Sequence[str], pending: Pending) -> None:
-        """Counts events that came too late to be applied."""
-        indices = [self.index(user_id) for user_id in user_ids]
+        """Counts events that came too late to be applied, of users who have rows."""
+        indices = self.indices_of(user_ids)
         for index in indices:
             self.rows[index].too_late += 1
         self._encode(list(dict.fromkeys(indices)), pending)
@@ -216,7 +217,7 @@ class UserNodes:
     def finish(self, pending: Pending) -> None:
         """The end of an epoch: notes where changed rows stand by the time of their last event, see `process.ages`."""
         self.stored.clear()
-        self._uncommitted += 1
+        self.uncommitted += 1
         if not self._ttl_ms:
             return
         users, changed, self._changed = self._graph.users, list(self._changed), set()
@@ -232,8 +233,8 @@ class UserNodes:
 
     def committed(self) -> None:
         """The changes of an epoch stand in the store now. Where those of all do, rows unused for longest may leave."""
-        self._uncommitted -= 1
-        if self._uncommitted > 0:
+        self.uncommitted -= 1
+        if self.uncommitted > 0:
             return
         self._gone.clear()
         self._chunks.clear()

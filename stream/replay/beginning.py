@@ -21,7 +21,7 @@ from driftline.stream.process.by_item import BY_ITEM, sources
 from driftline.stream.process.intake import INTERACTIONS
 from driftline.stream.replay.without import LeftOut, Log, after, item_places, user_places
 from driftline.stream.state.backup import read_manifest
-from driftline.stream.state.layout import read_layout
+from driftline.stream.state.layout import alike, read_layout
 from driftline.stream.state.origin import origin_of
 from driftline.stream.state.store import MemoryStore, ReadableStore, ReadOnlyStore, state_sha256
 
@@ -94,7 +94,7 @@ def _folders(given: Path) -> list[Path]:
 def _unusable(folder: Path, log: Log, left_out: LeftOut, now: Stores) -> tuple[str, int]:
     """Why a backup can't be begun from, "" if it can; and the sum of its offsets."""
     read_manifest(folder)
-    if read_layout(folder) != read_layout(next(iter(now)).parent):
+    if not alike(read_layout(folder), read_layout(next(iter(now)).parent)):
         return "it was made with other settings", 0
     total = 0
     for path, current in now.items():

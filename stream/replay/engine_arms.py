@@ -338,7 +338,7 @@ def build(name: str, setup: Setup) -> Arm | None:
         if key not in setup.shared:
             made = setup.shared[key] = EnginePass(setup, seeded(setup.settings, setup.seed, **graph), whole)
             setup.shared.setdefault("state_sha256", lambda: state_sha256([made.learner.processor.store]))
-            setup.shared.setdefault("adoptions", lambda: len(made.learner.adoptions))
+            setup.shared.setdefault("adoptions", lambda: made.learner.adoptions)
         shared: EnginePass = setup.shared[key]
         if whole:
             shared.widen()

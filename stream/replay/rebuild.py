@@ -2,7 +2,8 @@
 
 1 replay the log without them into memory, with the graph versions where they were adopted; from its start, or from the
   last backup that nobody who is forgotten had reached
-2 write that as databases beside those of the partitions
+2 write that as databases beside those of the partitions, and the versions that late events need in it: without the
+  user's events they may be put in places further back
 3 hold the locks of old and new, so that no worker opens one, and swap
 4 hash what lies there now, before a worker may open it, and compare with a second replay of the log without them in
   epochs of another length
@@ -28,11 +29,17 @@ from driftline.configs.errors import InputError, StateError
 from driftline.configs.settings import Settings
 from driftline.graph.chunks import user_key
 from driftline.stream.events.records import Outgoing, pack, unpack
+from driftline.stream.kafka.identity import Identity
+from driftline.stream.owned.versions import keep_version
+from driftline.stream.process.by_item import BY_ITEM
+from driftline.stream.process.intake import INTERACTIONS
 from driftline.stream.replay.beginning import FORGOTTEN, Beginning, beginning_of
 from driftline.stream.replay.without import LeftOut, Log, items_without, users_without
-from driftline.stream.state.layout import LEAVING, moved_away, read_layout
+from driftline.stream.state.graphs import needed
+from driftline.stream.state.layout import ITEM_PARTITIONS, LEAVING, moved_away, read_layout
 from driftline.stream.state.lock import locked
 from driftline.stream.state.origin import KEY as TOPICS
+from driftline.stream.state.origin import origin_of
 from driftline.stream.state.store import MemoryStore, ReadableStore, RocksStore, state_directories, state_sha256
 
 ROWS = 10_000
@@ -83,25 +90,27 @@ def rebuild(settings: Settings, log: Log, backups: Sequence[Path] = ()) -> Rebui
     """
     root = settings.state.root
     _put_back(root)
-    partitions, paths = read_layout(root)["partitions"], state_directories(root)
-    if len(log.users) != partitions:
-        raise InputError(
-            f"interactions has {len(log.users)} partitions; expected the {partitions} of the state in {root}"
-        )
+    made_with, paths = read_layout(root), state_directories(root)
+    has = {INTERACTIONS: len(log.users), BY_ITEM: len(log.items)}
+    for name, had in {INTERACTIONS: made_with["partitions"], BY_ITEM: made_with.get(ITEM_PARTITIONS)}.items():
+        if had not in (None, has[name]):
+            raise InputError(f"{name} has {has[name]} partitions; expected the {had} of the state in {root}")
     for left in (left for path in paths for left in _beside(path)):
         shutil.rmtree(left, ignore_errors=True)
-    left_out = LeftOut(log)
     with ExitStack() as stack:
         # an open database writes to its path, whatever lies there by then: nobody may have one open at the swap, this
         # process neither
         old = {path: _held(stack, RocksStore(path, settings.state.sync, settings.state.lock_wait_s)) for path in paths}
+        made_from = {origin_of(store).get(INTERACTIONS, Identity()).topic_id for store in old.values()}
+        left_out = LeftOut(log, max(made_from), settings.state.dedupe_ids > 0)
         known = left_out.known.union(
             user_id for user_id in left_out.users for store in old.values() if store.get([user_key(user_id)])[0]
         )
         beginning = beginning_of(log, left_out, old, backups)
-        letters: list[Outgoing] = []
+        letters, versions = list[Outgoing](), set[str]()
         for path in paths:  # those of items first, whose dead letters go with a partition of users
             made = _replayed(settings, log, left_out, path, old[path], beginning, letters)  # 1
+            versions |= needed(made)
             _write(_beside(path)[0], made, settings.state.sync)  # 2
         other = settings.state.model_copy(update={"epoch_events": max(1, settings.state.epoch_events // 2 + 1)})
         again = settings.model_copy(update={"state": other})
@@ -111,6 +120,11 @@ def rebuild(settings: Settings, log: Log, backups: Sequence[Path] = ()) -> Rebui
                 f"two replays of the log without the forgotten ended in different states, {root} stays as it was; "
                 "expected them equal: please report it"
             )
+        try:
+            for sha256 in sorted(versions):
+                keep_version(settings, log.version_of(sha256))
+        except OSError as error:
+            raise StateError(f"graph versions can't be kept in {root}: {error}; make room and try again") from None
     state_sha256, items_sha256 = _swap(paths)  # 3, 4
     return Rebuilt(
         state_sha256=state_sha256,

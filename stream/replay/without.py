@@ -23,8 +23,8 @@ from driftline.stream.events.records import Changes, Outgoing, Record, pack, unp
 from driftline.stream.owned.parts import TOPIC
 from driftline.stream.owned.versions import GraphVersion, adopted
 from driftline.stream.process.by_item import BY_ITEM, without
-from driftline.stream.process.forget import Forgotten, forgotten_user, tombstones, user_of
-from driftline.stream.process.intake import FORWARDED
+from driftline.stream.process.forget import Forgotten, forgotten_user, tombstones, whose
+from driftline.stream.process.intake import FORWARDED, is_copy
 from driftline.stream.process.items import ADOPTED, ItemProcessor
 from driftline.stream.process.processor import Processor
 from driftline.stream.state.store import MemoryStore, ReadableStore
@@ -66,6 +66,10 @@ class Log:
 class LeftOut:
     """Which records a log without the forgotten users does not have.
 
+    Args:
+        log: what the topics hold.
+        log_id, by_id: see `Forgotten`.
+
     Attributes:
         places: (partition, offset) in `interactions`.
         users: who is forgotten.
@@ -73,17 +77,17 @@ class LeftOut:
         ends: by partition, the offset up to which requests were looked for.
     """
 
-    def __init__(self, log: Log) -> None:
-        self._log = log
-        noted = list(_numbered(log))
-        forgotten = Forgotten(noted)
-        self.places = {(partition, record.offset) for partition, record in noted if forgotten.has(partition, record)}
-        self.users = {user_id for _, record in noted if (user_id := forgotten_user(record)) is not None}
+    def __init__(self, log: Log, log_id: str = "", by_id: bool = True) -> None:
+        self._log, self._log_id, self._by_id = log, log_id, by_id
+        forgotten = self._of(lambda: _numbered(log))
+        gone = [(partition, record) for partition, record in _numbered(log) if forgotten.has(partition, record)]
+        self.places = {(partition, record.offset) for partition, record in gone}
+        asked = [forgotten_user(record) for _, record in gone]
+        self.users = {user_id for user_id in asked if user_id is not None}
         self.known = {
             user_id
-            for partition, record in noted
-            if (partition, record.offset) in self.places and forgotten_user(record) is None
-            if (user_id := user_of(record)) is not None
+            for (_, record), request in zip(gone, asked, strict=True)
+            if request is None and (user_id := whose(record)[0]) is not None
         }
         self.ends = {partition: records[-1].offset + 1 for partition, records in log.users.items() if records}
 
@@ -91,12 +95,20 @@ class LeftOut:
         """The places that a state still has which was made without those of the requests up to some offsets."""
         known = [(at, record) for at, record in _numbered(self._log) if record.offset < left_out.get(at, 0)]
         asked = {(at, record.offset) for at, record in known if forgotten_user(record) is not None}
-        earlier, places = Forgotten(known), self.places - asked
+        earlier, places = self._of(lambda: known), self.places - asked
         return {
             (at, record.offset)
             for at, record in _numbered(self._log)
-            if (at, record.offset) in places and (forgotten_user(record) is not None or not earlier.has(at, record))
+            if (at, record.offset) in places
+            and (
+                record.offset >= left_out.get(at, 0)
+                or forgotten_user(record) is not None
+                or not earlier.has(at, record)
+            )
         }
+
+    def _of(self, records: Callable[[], Iterable[tuple[int, Record]]]) -> Forgotten:
+        return Forgotten(records, self._log_id, self._by_id)
 
     def kept(self, outgoing: Iterable[Outgoing], rows: MemoryStore) -> Iterator[Outgoing]:
         """What is none of a forgotten user's among the records that wait to be sent."""
@@ -146,6 +158,7 @@ def users_without(
         model=version.model if version else None,
         item_vectors=version.item_vectors if version else None,
         version_of=lambda sha256: weights_of(log.version_of(sha256)),
+        item_partitions=len(log.items),
     )
     (sent_to,) = now.get([f"m:offset:interactions:{partition}".encode()])
     driver = _Driver(processor, sent_to, after(user_places(log, partition, now), at) or [], log, 1)
@@ -153,7 +166,9 @@ def users_without(
         driver.up_to(record.offset)
         if (partition, record.offset) not in left_out.places:
             driver.take(record)
-        elif record.offset >= driver.sent_to:
+            continue
+        driver.step_over(record)
+        if record.offset >= driver.sent_to:
             driver.outgoing += _of_request(processor, record)
     driver.finish(records)
     waiting = [out for _, value in now.scan(b"o:") for out in unpack(value)]
@@ -197,6 +212,12 @@ class _Driver:
         self._epoch.append(record)
         if len(self._epoch) >= max(self._size, getattr(self._processor, "room", 0)):
             self._apply()
+
+    def step_over(self, record: Record) -> None:
+        """Passes a record that is left out, of users; copies count as seen in the order of their offsets."""
+        if isinstance(self._processor, Processor) and is_copy(record):
+            self._apply()
+            self._processor.step_over(record)
 
     def up_to(self, offset: int) -> None:
         """Changes versions up to an offset, and ends the epoch where what comes was not sent yet."""

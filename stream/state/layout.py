@@ -13,22 +13,30 @@ import orjson
 
 from driftline.configs.errors import StateError
 from driftline.configs.settings import Settings
-from driftline.stream.durable import write_once
+from driftline.stream.durable import write_durably, write_once
 from driftline.stream.state.store import state_directories
 
 FIXED = ("partitions", "graph.memory_dim", "graph.message_dim", "graph.time_dim")
 """What can't change under a state."""
+ITEM_PARTITIONS = "item_partitions"
+"""Nor can this, with several partitions; states of earlier releases do not say it and take what they find."""
 STATE = ("history", "dedupe_ids", "late_ms", "late_events", "future_ms")
 REBUILD = "move the directory away to rebuild it from the topic"
 LEAVING = ".leaving"
 """What `driftline forget --rebuild` adds to the name of a partition while it puts the new one in its place."""
 
 
-def layout_of(settings: Settings, partitions: int) -> dict[str, Any]:
-    """Everything on which user and item rows depend, by key."""
+def layout_of(settings: Settings, partitions: int, item_partitions: int = 0) -> dict[str, Any]:
+    """Everything on which user and item rows depend, by key.
+
+    Args:
+        settings: the whole configuration.
+        partitions, item_partitions: of `interactions` and `interactions.by-item`; 0 = as many as of the first.
+    """
     graph, state = settings.graph, settings.state
     return {
         "partitions": partitions,
+        **({ITEM_PARTITIONS: item_partitions or partitions} if partitions > 1 else {}),
         **{f"graph.{name}": getattr(graph, name) for name in ("memory_dim", "message_dim", "time_dim", "neighbors")},
         "graph.weights": graph.weights,
         "graph.seed": graph.seed,
@@ -51,7 +59,7 @@ def read_layout(root: Path) -> dict[str, Any]:
         found = orjson.loads(path.read_bytes())
     except (OSError, ValueError) as error:
         raise StateError(f"{path} can't be read: {error!r}; expected the one that a worker wrote; {REBUILD}") from None
-    if not isinstance(found, dict) or not all(isinstance(found.get(name), int) for name in FIXED):
+    if not isinstance(found, dict) or not all(isinstance(found.get(name), int) for name in _fixed(found)):
         raise StateError(
             f"{path} holds {found!r:.200}; expected {', '.join(FIXED)}: an earlier version of driftline made this "
             f"state; {REBUILD}"
@@ -79,8 +87,11 @@ def check_whole(root: Path) -> None:
         )
 
 
-def hold_to_layout(settings: Settings, partitions: int) -> str:
+def hold_to_layout(settings: Settings, partitions: int, item_partitions: int = 0) -> str:
     """Writes the layout of a new state root, and holds an old one to its layout.
+
+    Args:
+        settings, partitions, item_partitions: as of `layout_of`.
 
     Returns:
         What to tell people of a state that was made with other settings; "" where it was not.
@@ -89,22 +100,29 @@ def hold_to_layout(settings: Settings, partitions: int) -> str:
         StateError: the state can't be gone on with, or the directory can't be written.
     """
     root, path = settings.state.root, settings.state.root / "layout.json"
+    now = layout_of(settings, partitions, item_partitions)
     try:
         if state_directories(root) and not path.exists():
             raise StateError(f"{root} has partitions and no layout.json; expected both; {REBUILD}")
-        write_once(path, orjson.dumps(layout_of(settings, partitions), option=orjson.OPT_INDENT_2) + b"\n")
+        write_once(path, _encoded(now))
+        made_with = read_layout(root)
+        if misfit := _misfit(settings, made_with, now):
+            raise StateError(misfit)
+        if ITEM_PARTITIONS in now and ITEM_PARTITIONS not in made_with:
+            write_durably(path, _encoded({**made_with, ITEM_PARTITIONS: now[ITEM_PARTITIONS]}))
     except OSError as error:
         raise StateError(f"state.root {root} can't be used: {error!r}; expected a directory to write to") from None
-    made_with = read_layout(root)
-    if misfit := unusable(settings, made_with, partitions):
-        raise StateError(misfit)
     return differences(settings, made_with)
 
 
-def unusable(settings: Settings, made_with: dict[str, Any], partitions: int | None = None) -> str:
-    """Why a state can't be gone on with; "" if it can. Without a number of `partitions` the state's own is taken."""
-    now = layout_of(settings, made_with["partitions"] if partitions is None else partitions)
-    changed = _changed({name: made_with[name] for name in FIXED}, {name: now[name] for name in FIXED})
+def unusable(settings: Settings, made_with: dict[str, Any]) -> str:
+    """Why a state can't be gone on with, with these settings and its own number of partitions; "" if it can."""
+    return _misfit(settings, made_with, _layout_as(settings, made_with))
+
+
+def _misfit(settings: Settings, made_with: dict[str, Any], now: dict[str, Any]) -> str:
+    fixed = _fixed(made_with)
+    changed = _changed({name: made_with[name] for name in fixed}, {name: now[name] for name in fixed if name in now})
     if not changed:
         return ""
     new_log = (
@@ -123,13 +141,33 @@ def unusable(settings: Settings, made_with: dict[str, Any], partitions: int | No
 
 def differences(settings: Settings, made_with: dict[str, Any]) -> str:
     """What to tell people of a state that was made with other settings than these; "" where it was not."""
-    changed = _changed(made_with, layout_of(settings, made_with["partitions"]))
+    changed = _changed(made_with, _layout_as(settings, made_with))
     if not changed:
         return ""
     return (
         f"the state in {settings.state.root} was made with other settings: {changed}. New events are applied with the "
         f"new ones. Use the old values, or {REBUILD} with the new"
     )
+
+
+def alike(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two states were made with the same, as far as both say what."""
+    unsaid = {ITEM_PARTITIONS} - (one.keys() & other.keys())
+    return all(one.get(name) == other.get(name) for name in (one.keys() | other.keys()) - unsaid)
+
+
+def _layout_as(settings: Settings, made_with: dict[str, Any]) -> dict[str, Any]:
+    """What a state of as many partitions as another would be made with."""
+    now = layout_of(settings, made_with["partitions"], made_with.get(ITEM_PARTITIONS, 0))
+    return {name: value for name, value in now.items() if name != ITEM_PARTITIONS or name in made_with}
+
+
+def _fixed(made_with: dict[str, Any]) -> tuple[str, ...]:
+    return (*FIXED, ITEM_PARTITIONS) if ITEM_PARTITIONS in made_with else FIXED
+
+
+def _encoded(layout: dict[str, Any]) -> bytes:
+    return orjson.dumps(layout, option=orjson.OPT_INDENT_2) + b"\n"
 
 
 def _changed(before: dict[str, Any], now: dict[str, Any]) -> str:

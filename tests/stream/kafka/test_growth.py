@@ -56,9 +56,11 @@ def test_a_trainer_ends_with_73_when_the_topic_gets_partitions_and_does_not_star
 
 
 def test_the_topic_of_item_events_may_not_get_partitions_either() -> None:
-    check_partitions("t.", {"interactions": 2, "interactions.by-item": 2}, 2)
+    before = {"interactions": 4, "interactions.by-item": 2}
+    check_partitions("t.", before, before)
     with pytest.raises(StateError, match=r"topic t\.interactions\.by-item has 3 partitions, it had 2"):
-        check_partitions("t.", {"interactions": 2, "interactions.by-item": 3}, 2)
+        check_partitions("t.", before | {"interactions.by-item": 3}, before)
+    check_partitions("t.", before | {"interactions.by-item": 8}, before | {"interactions.by-item": 8})
 
 
 def test_serving_reads_partitions_that_topics_of_profiles_and_items_get(

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
+import torch
 
 from driftline.configs.errors import SnapshotError
 from driftline.configs.settings import Graph, Model, Profiles, Ranker, Settings, Trainer
+from driftline.graph.memory import GraphMemory
 from driftline.graph.rows import Event
 from driftline.stream.events.schema import encode_event
 from driftline.stream.learn.checkpoint import read_checkpoint, write_checkpoint
@@ -81,18 +86,40 @@ def test_scores_of_a_group_do_not_depend_on_the_group_or_on_anything_later(setti
     assert got[60].tobytes() == expected[60].tobytes()
 
 
-def test_a_learner_ends_in_the_state_of_a_plain_processor_that_adopts_the_same_versions(settings) -> None:
+def test_a_learner_ends_in_the_state_of_a_plain_processor_that_adopts_the_same_versions(
+    settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
     groups = baskets()
-    learner = StreamLearner(settings)
+    learner, adoptions = StreamLearner(settings), {}
+    adopt = learner.adopt
+
+    def noted(model: GraphMemory) -> None:
+        adopt(model)
+        adoptions[learner.processor.next_offset] = model
+
+    monkeypatch.setattr(learner, "adopt", noted)
     drive(learner, groups, settings)
-    assert len(learner.adoptions) == 3
+    assert learner.adoptions == len(adoptions) == 3
     plain = Processor(settings, MemoryStore())
-    adoptions = {offset: model for model, offset in learner.adoptions}
     for record in [Record(event.offset, event) for events in groups for event in events]:
         if record.offset in adoptions:
             plain.commit(plain.adopt(adoptions[record.offset]))
         plain.commit(plain.apply([record]))
     assert state_sha256([plain.store]) == state_sha256([learner.processor.store])
+
+
+def test_a_learner_keeps_no_version_that_no_late_event_may_need(settings) -> None:
+    learner, kept = StreamLearner(settings), []
+    for n in range(30):
+        version = GraphMemory(settings.graph)
+        with torch.no_grad():
+            next(version.parameters()).add_(n)
+        kept.append(weakref.ref(version))
+        learner.adopt(version)
+        del version
+    gc.collect()
+    assert sum(model() is not None for model in kept) <= 2
+    assert learner.adoptions == 30
 
 
 def records_of(groups: list[list[Event]]) -> list[Record]:

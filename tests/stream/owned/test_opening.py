@@ -173,6 +173,37 @@ def test_a_worker_goes_on_with_what_it_owns_and_says_which_partition_another_pro
     assert world.stored_rows() == world.expected_rows()
 
 
+UNANSWERED = """
+import sys
+from pathlib import Path
+from driftline.configs.errors import BrokerError
+from driftline.stream.kafka.identity import Identities
+of = Identities.of
+def asked(self, places, marks):
+    if not Path({answers!r}).exists():
+        raise BrokerError("it is away")
+    return of(self, places, marks)
+Identities.of = asked
+from driftline.stream.worker import main
+main(sys.argv[1])
+"""
+
+
+def test_no_partition_of_several_is_read_before_the_broker_says_of_which_log_it_is(
+    world: Any, wait: Any, tmp_path: Path
+) -> None:
+    world.partitions = 2
+    world.produce(shop_records(200))
+    answers = tmp_path / "answers"
+    with world.worker(UNANSWERED.format(answers=str(answers))) as worker:
+        wait(lambda: "does not say which topics it has" in worker.log.read_text(), what="it waits")
+        time.sleep(1)
+        assert worker.applied() == 0
+        answers.touch()
+        wait(lambda: worker.applied() == 200, what="all events are applied")
+        worker.stop()
+
+
 @pytest.mark.kafka
 @pytest.mark.slow
 def test_a_hung_worker_stops_its_own_partitions_only_and_loses_nothing_when_it_wakes(

@@ -22,7 +22,7 @@ from driftline.stream.events.records import Outgoing
 from driftline.stream.events.schema import encode_event
 from driftline.stream.owned.partitions import Partitions
 from driftline.stream.owned.parts import cut
-from driftline.stream.owned.versions import GraphVersions, encode_version, version_path
+from driftline.stream.owned.versions import GraphVersions, encode_version, keep_version, version_path
 from driftline.stream.process.items import ItemProcessor
 from driftline.stream.process.processor import Processor, Record
 from driftline.stream.state.graphs import remove_unneeded
@@ -143,7 +143,7 @@ def test_a_file_that_is_removed_while_its_version_is_adopted_is_written_again(
     assert versions.newest is not None
     path, looks_at = version_path(settings, versions.newest.sha256), Path if looks == "exists" else os
     look = getattr(looks_at, looks)
-    versions._kept(versions.newest)
+    keep_version(settings, versions.newest)
 
     def removed_after(looked_at: Path) -> Any:
         found = look(looked_at)
@@ -153,7 +153,7 @@ def test_a_file_that_is_removed_while_its_version_is_adopted_is_written_again(
 
     with monkeypatch.context() as patch:
         patch.setattr(looks_at, looks, removed_after)
-        assert versions._kept(versions.newest) is versions.newest
+        assert keep_version(settings, versions.newest) is versions.newest
     assert path.read_bytes() == versions.newest.blob
 
 

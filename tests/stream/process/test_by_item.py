@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+import msgspec
 import numpy as np
+import orjson
 import pytest
 import xxhash
 from hypothesis import given
@@ -90,6 +92,43 @@ def test_frames_end_in_the_rows_of_events_sent_one_by_one_cut_anywhere_and_sent_
         assert items_after(received(own), partition=number) == one_by_one
         assert items_after(received(own), range(1, len(own)), number) == one_by_one
         assert items_after(received([out for out in own for _ in range(2)]), [3], number) == one_by_one
+
+
+def test_what_came_of_another_log_is_a_dead_letter_and_hides_nothing_of_this_one() -> None:
+    def topic(log_id: str, first: int) -> list[Outgoing]:
+        store = MemoryStore()
+        store.commit({b"m:topics": orjson.dumps({"interactions": {"topic_id": log_id, "offset": -1, "mark": ""}})})
+        processor = Processor(SETTINGS, store, partitions=PARTITIONS)
+        processor.commit(processor.pass_to(first))
+        log = [*whole_events(60), Record(60, encode_forget("u1")[1])]
+        changes = processor.apply([replace(record, offset=first + record.offset) for record in log])
+        return [out for out in changes.outgoing if out.topic == BY_ITEM and out.partition == 1]
+
+    ours, foreign = topic("this", 0), topic("that", 900)
+    assert [sent(out).log for out in ours[:-1]] == ["this"]
+    store = MemoryStore()
+    store.commit({b"m:topics": orjson.dumps({"interactions": {"topic_id": "this", "offset": -1, "mark": ""}})})
+    changes = ItemProcessor(SETTINGS, store, 1).apply(received([*foreign, *ours]))
+    assert (changes.dead, changes.duplicates) == (2, 0)
+    assert {dict(out.headers)["reason"] for out in changes.outgoing} == {b"foreign_copy"}
+    assert changes.applied == sum(len(sent(out).events) for out in ours[:-1]) > 0
+    store.commit(changes.puts)
+    assert rows(store, b"i:") == items_after(received(ours), partition=1)
+    # cut out of a frame, the rest still names its log
+    left = without(ours[0], {sources(ours[0])[0]})
+    assert left is not None
+    assert sent(left).log == "this"
+
+
+def test_a_frame_of_an_earlier_release_which_names_no_log_is_read() -> None:
+    (out,) = framed(0, [Event("u", "i", T0_MS, offset=1)], np.zeros((1, WIDTH), np.float32), 1, "this")
+    body = msgspec.msgpack.encode(msgspec.msgpack.decode(out.value)[:-1])
+    before = replace(out, value=body, headers=(("frame", b"1:" + xxhash.xxh3_64_hexdigest(body).encode()),))
+    found = sent(before)
+    assert (found.partition, [event.item_id for event in found.events], found.log) == (0, ["i"], "")
+    store = MemoryStore()
+    store.commit({b"m:topics": orjson.dumps({"interactions": {"topic_id": "this", "offset": -1, "mark": ""}})})
+    assert ItemProcessor(SETTINGS, store, 0).apply(received([before])).applied == 1
 
 
 def test_what_goes_on_follows_the_partitions_of_its_own_topic() -> None:
@@ -195,7 +234,7 @@ def test_a_damaged_frame_becomes_a_dead_letter_whole_and_the_next_one_counts() -
             *late,
             *timeless,
         ],
-        "unknown_frame": [replace(first, headers=signed(body, b"2")), replace(first, headers=(("frame", b""),))],
+        "unknown_frame": [replace(first, headers=signed(body, b"3")), replace(first, headers=(("frame", b""),))],
         "no_user_memory": [*short, *nan],
     }
     for reason, frames in damaged.items():

@@ -174,6 +174,23 @@ def test_rows_that_were_changed_or_removed_stand_until_the_commit() -> None:
     assert Processor(settings, store).user("u0").events == 2
 
 
+def test_a_late_event_after_epochs_that_were_committed_one_behind_ends_in_the_state_of_the_log() -> None:
+    log = [Record(n, encode_event(Event("u", "i", T0_MS + t))) for n, t in enumerate((0, 10, 5))]
+    stores = [MemoryStore(), MemoryStore()]
+    for store in stores:
+        processor = Processor(Settings(), store)
+        first, behind = processor.apply(log[:1]), store is stores[1]
+        if not behind:
+            processor.commit(first)
+        second = processor.apply(log[1:2])
+        if behind:
+            processor.commit(first)
+        processor.commit(second)
+        processor.commit(processor.apply(log[2:]))
+        assert processor.user("u").events == 3
+    assert state_sha256(stores[:1]) == state_sha256(stores[1:])
+
+
 def test_a_store_that_gets_a_time_to_live_or_had_one_before_is_swept_as_if_it_had_always_had_one() -> None:
     log = troubled_log(2)
     cut = len(log) // 2

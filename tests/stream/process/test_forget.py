@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from driftline.configs.errors import LockedError
 from driftline.configs.settings import Settings, State
-from driftline.graph.rows import Event, decode_item, key64
+from driftline.graph.rows import Event, decode_item, decode_user, key64
 from driftline.llm.clients import make_client
 from driftline.llm.generator import ProfileGenerator
 from driftline.serving.forget import Forgetter
@@ -22,6 +22,7 @@ from driftline.serving.owner import partition_of
 from driftline.stream.cli import app
 from driftline.stream.events.schema import encode_event
 from driftline.stream.process.forget import Forgotten, encode_forget, forgotten_user, without_forgotten
+from driftline.stream.process.intake import FORWARDED
 from driftline.stream.process.processor import Processor, Record
 from driftline.stream.profile.profiler import Profiler
 from driftline.stream.replay.adoptions import follow
@@ -182,10 +183,77 @@ def test_a_log_of_several_partitions_leaves_out_what_was_taken_before_the_reques
         return Record(at, encode_event(Event("u7", "i1", T0_MS, "view")), b"u7", taken_ms)
 
     request = Record(5, encode_forget("u7")[1], b"u7", 100)
-    forgotten = Forgotten([(0, event(4, 90)), (0, request), (1, event(9, 99)), (1, event(10, 101))])
+    log = [(0, event(4, 90)), (0, request), (1, event(9, 99)), (1, event(10, 101))]
+    forgotten = Forgotten(lambda: log)
     gone = [forgotten.has(*place) for place in ((0, event(4, 90)), (0, request), (0, event(6, 90)), (1, event(9, 99)))]
     assert gone == [True, True, False, True]
     assert not forgotten.has(1, event(10, 101))
+
+
+def test_what_is_left_out_takes_its_copies_and_what_has_its_event_id_with_it() -> None:
+    def event(at: int, user: str, event_id: str | None = None, place: bytes | None = None) -> Record:
+        headers = () if place is None else ((FORWARDED, place),)
+        return Record(at, encode_event(Event(user, "i1", T0_MS, event_id=event_id)), None, 100 + at, headers)
+
+    request = Record(2, encode_forget("u7")[1], b"u7", 102)
+    log = [
+        (0, event(0, "u7", "e1"), True),
+        (0, event(1, "u7", None, b"1:1:101:this"), True),
+        (0, request, True),
+        (0, event(3, "u7", "e1"), True),
+        (0, event(4, "u7", None, b"1:1:101:this"), True),
+        (0, event(5, "u7", "e2"), False),
+        (0, event(6, "other", "e1"), False),
+        (0, event(7, "u7", None, b"1:1:101:that"), False),  # of another log: the processor refuses it
+        (1, event(0, "u7", None, b"0:5:105:that"), False),
+        (1, event(1, "u7"), True),
+        (1, event(9, "u7", None, b"2:1:101:this"), False),
+        (1, Record(10, encode_forget("other")[1], None, 110, ((FORWARDED, b"2:2:102:that"),)), False),
+    ]
+    records = [(partition, record) for partition, record, _ in log]
+    forgotten = Forgotten(lambda: records, "this")
+    assert [forgotten.has(*place) for place in records] == [gone for *_, gone in log]
+    assert not Forgotten(lambda: records, "this", by_id=False).has(0, log[3][1])
+
+
+def test_a_second_record_of_one_event_id_does_not_bring_a_forgotten_user_back_in_a_rebuild(tmp_path) -> None:
+    settings = Settings(state=State(root=tmp_path / "state", sync=False, lock_wait_s=0.1))
+    hold_to_layout(settings, 1)
+    twice = encode_event(Event("u1", "i1", T0_MS, event_id="e1"))
+    other = encode_event(Event("u2", "i1", T0_MS + 1))
+    log = [Record(0, twice), Record(1, other), Record(2, encode_forget("u1")[1]), Record(3, twice)]
+    store = RocksStore(partition_path(settings.state.root, 0), sync=False)
+    processor = Processor(settings, store)
+    changes = processor.apply(log)
+    processor.commit(changes)
+    store.close()
+    assert (changes.duplicates, has_user(settings.state.root, "u1")) == (1, False)
+    assert rebuild(settings, Log({0: log})).proven
+    assert not has_user(settings.state.root, "u1")
+    assert has_user(settings.state.root, "u2")
+
+
+@pytest.mark.parametrize("cuts", [[], [1, 2, 3, 4, 5, 6], [4]])
+def test_an_event_that_comes_too_late_makes_no_row_for_who_was_forgotten_or_never_there(cuts: list[int]) -> None:
+    key, value = encode_forget("u1")
+    log = [
+        Record(0, encode_event(Event("u1", "i1", T0_MS))),
+        Record(1, encode_event(Event("u2", "i1", T0_MS + 9))),
+        Record(2, value, key),
+        *(Record(3 + n, encode_event(Event(f"u{1 + n}", f"i{1 + n}", T0_MS + 5))) for n in range(3)),
+        Record(6, encode_event(Event("u3", "i3", T0_MS + 10))),
+        Record(7, encode_event(Event("u3", "i3", T0_MS + 5))),
+    ]
+    store = MemoryStore()
+    run(log, cuts, store, Settings(state=State(late_ms=0)))
+    processor = Processor(Settings(state=State(late_ms=0)), store)
+    assert processor.too_late == 4
+    assert [(k, decode_user(v).events, decode_user(v).too_late) for k, v in store.scan(b"u:")] == [
+        (b"u:u2", 1, 1), (b"u:u3", 1, 1),
+    ]  # fmt: skip
+    assert [(k, decode_item(v).count, decode_item(v).too_late) for k, v in store.scan(b"i:")] == [
+        (b"i:i1", 2, 1), (b"i:i3", 1, 1),
+    ]  # fmt: skip
 
 
 def test_an_event_that_carries_the_field_is_an_event() -> None:

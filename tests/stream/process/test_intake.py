@@ -15,6 +15,7 @@ from driftline.serving.owner import partition_of
 from driftline.stream.events.records import Outgoing, Record, pack, unpack
 from driftline.stream.events.schema import encode_event
 from driftline.stream.process.by_item import BY_ITEM, sources
+from driftline.stream.process.forget import encode_forget
 from driftline.stream.process.intake import FORWARDED
 from driftline.stream.process.processor import Processor
 from driftline.stream.state.store import MemoryStore
@@ -200,6 +201,20 @@ def test_a_copy_that_came_with_another_log_is_a_dead_letter_and_hides_no_copy_of
     changes = processor.apply([Record(n, value, b"u", -1, ((FORWARDED, place),)) for n, place in enumerate(places)])
     assert (changes.applied, changes.duplicates, changes.dead) == (1, 1, 2)
     assert {dict(out.headers)["reason"] for out in changes.outgoing if out.topic.endswith("dlq")} == {b"foreign_copy"}
+
+
+def test_a_request_to_forget_that_came_with_another_log_is_a_dead_letter_and_hides_no_copy_of_this_one() -> None:
+    store, owner = MemoryStore(), partition_of("u", PARTITIONS)
+    source = (owner + 1) % PARTITIONS
+    store.commit({b"m:topics": orjson.dumps({"interactions": {"topic_id": "this", "offset": 0, "mark": ""}})})
+    processor = Processor(SETTINGS, store, partition=owner, partitions=PARTITIONS)
+    key, value = encode_forget("u")
+    event = encode_event(Event("u", "i", T0_MS))
+    that, this = [((FORWARDED, b"%d:%d:-1:%s" % (source, n, log)),) for n, log in ((900, b"that"), (7, b"this"))]
+    changes = processor.apply([Record(0, event), Record(1, value, key, -1, that), Record(2, event, key, -1, this)])
+    assert (changes.applied, changes.duplicates, changes.dead, changes.forgotten) == (2, 0, 1, 0)
+    (letter,) = [out for out in changes.outgoing if out.topic.endswith("dlq")]
+    assert (dict(letter.headers)["reason"], letter.value) == (b"foreign_copy", value)
 
 
 def test_a_copy_names_the_log_of_the_record_that_it_is_of() -> None:

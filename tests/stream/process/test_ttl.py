@@ -327,8 +327,9 @@ def test_an_event_that_fills_the_gap_late_brings_the_old_row_back() -> None:
 
 
 def test_a_row_that_only_counts_events_that_came_too_late_goes_with_the_next_sweep() -> None:
-    log = [one("b", "y", T0_MS + DAY_MS, 0), one("a", "x", T0_MS, 1)]
-    processor = state_of(log)
+    processor = Processor(ONE_DAY, MemoryStore())
+    processor.nodes.count_too_late(["a"], processor.rows.pending)  # as earlier releases did for everybody
+    processor.commit(processor.apply([one("b", "y", T0_MS + DAY_MS, 0), one("a", "x", T0_MS, 1)]))
     assert dict(processor.store.scan(b"u:a"))
     processor.commit(processor.apply([one("b", "y", T0_MS + DAY_MS, 64)]))
     assert not dict(processor.store.scan(b"u:a"))

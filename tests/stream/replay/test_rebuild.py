@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 import orjson
 import pytest
+from tests.stream.conftest import T0_MS
 from tests.stream.process.test_processor import shop_log
 from typer.testing import CliRunner
 
@@ -19,18 +20,27 @@ from driftline.configs.errors import InputError, StateError
 from driftline.configs.settings import Graph, Settings, State
 from driftline.graph.chunks import whole_users
 from driftline.graph.memory import GraphMemory
-from driftline.graph.rows import decode_item, key64
+from driftline.graph.rows import Event, decode_item, key64
 from driftline.serving.owner import partition_of
 from driftline.stream.cli import app
-from driftline.stream.events.records import Outgoing, Record
+from driftline.stream.events.records import Outgoing, Record, unpack
 from driftline.stream.events.schema import encode_event
-from driftline.stream.owned.versions import GraphVersion, encode_version, load_version, version_path
+from driftline.stream.owned.versions import (
+    GraphVersion,
+    decode_version,
+    encode_version,
+    keep_version,
+    load_version,
+    version_path,
+)
 from driftline.stream.process.forget import encode_forget, forgotten_user
+from driftline.stream.process.intake import FORWARDED
 from driftline.stream.process.items import ItemProcessor
 from driftline.stream.process.processor import Processor
 from driftline.stream.replay.rebuild import rebuild
 from driftline.stream.replay.without import LeftOut, Log
 from driftline.stream.state.backup import backup
+from driftline.stream.state.graphs import needed
 from driftline.stream.state.layout import hold_to_layout
 from driftline.stream.state.live import has_user, read_live_state
 from driftline.stream.state.store import ReadOnlyStore, RocksStore, partition_path
@@ -331,6 +341,86 @@ def test_what_the_workers_had_not_sent_or_not_read_is_sent_once_after_a_rebuild_
     }
     asked = {(out.topic, out.key) for out in live.other if out.value is not None}
     assert asked >= {(out.topic, out.key) for out in clean.other if out.value is not None}
+
+
+def test_a_copy_that_a_killed_worker_sends_again_after_the_request_brings_nobody_back(tmp_path: Path) -> None:
+    own = partition_of(USER, PARTITIONS)
+    source = (own + 1) % PARTITIONS
+    event, (key, request) = encode_event(Event(USER, "i1", T0_MS)), encode_forget(USER)
+    place = ((FORWARDED, b"%d:0:%d:" % (source, T0_MS)),)
+    logs = {n: [Record(0, encode_event(Event(owned_by(n), "i1", T0_MS)), None, T0_MS)] for n in range(PARTITIONS)}
+    logs[source] = [Record(0, event, None, T0_MS), Record(1, logs[source][0].value, None, T0_MS + 1)]
+    logs[own] = [Record(0, event, key, T0_MS + 1, place), Record(1, request, key, T0_MS + 2)]
+    again = [Record(offset, event, key, T0_MS + offset, place) for offset in (2, 3)]
+    live = System(tmp_path / "live")
+    live.run(logs | {own: [*logs[own], again[0]]})
+    assert not has_user(live.settings.state.root, USER)
+    logs[own].append(again[0])
+    assert rebuild(live.settings, live.log(logs)).proven
+    assert not has_user(live.settings.state.root, USER)
+    logs[own].append(again[1])  # from the outbox of a partition on another host
+    live.run(logs)
+    assert not has_user(live.settings.state.root, USER)
+
+
+def test_a_rebuilt_state_has_the_versions_that_late_events_may_need_in_it(tmp_path: Path) -> None:
+    settings = Settings(state=State(root=tmp_path / "state", sync=False, lock_wait_s=0.1, late_events=50))
+    hold_to_layout(settings, 1)
+    models = [GraphMemory(Graph(seed=seed)) for seed in (7, 8)]
+    sent = {m.version(): b"".join(out.value or b"" for out in encode_version(m, {})) for m in models}
+    log = [
+        Record(n, encode_event(Event("many" if n >= 70 else f"u{n % 5}", f"i{n % 7}", T0_MS + n))) for n in range(200)
+    ]
+    log.append(Record(200, encode_forget("many")[1]))
+    log += [Record(201 + n, encode_event(Event(f"u{n % 5}", "i1", T0_MS + 300 + n))) for n in range(10)]
+    path = partition_path(settings.state.root, 0)
+    store, places = RocksStore(path, sync=False), []
+    processor = Processor(settings, store, version_of=lambda sha256: (load_version(settings, sha256).model, {}))
+    for start, end, model in ((0, 20, models[0]), (20, 60, models[1]), (60, 211, None)):
+        processor.commit(processor.apply(log[start:end]))
+        processor.acknowledged = True
+        if model is not None:
+            keep_version(settings, decode_version(settings, sent[model.version()]))
+            places.append((processor.next_offset, model.version()))
+            processor.commit(processor.adopt(model))
+            processor.acknowledged = True
+    store.close()
+    version_path(settings, models[0].version()).unlink()  # as `remove_unneeded` does: no store here names it
+    assert needed_of(path) == {models[1].version()}
+    done = rebuild(settings, Log({0: log}, {}, {0: places}, lambda sha256: decode_version(settings, sent[sha256])))
+    assert done.proven
+    assert needed_of(path) == set(sent)
+    assert {file.stem for file in (settings.state.root / "graph").iterdir()} == set(sent)
+    backup(settings.state.root, tmp_path / "backup")
+
+
+def needed_of(path: Path) -> set[str]:
+    store = RocksStore(path, sync=False)
+    try:
+        return needed(store)
+    finally:
+        store.close()
+
+
+def test_what_a_rebuild_sends_goes_to_the_partitions_that_the_topic_of_item_events_has(tmp_path: Path) -> None:
+    settings = Settings(state=State(root=tmp_path, sync=False, lock_wait_s=0.1))
+    hold_to_layout(settings, PARTITIONS, 2)
+    for name in [*(f"partition-{n}" for n in range(PARTITIONS)), "items-0", "items-1"]:
+        RocksStore(tmp_path / name, sync=False).close()
+    logs, items = dealt(shop_log(20), ask_after=40), {n: list[Record]() for n in range(PARTITIONS)}
+    with pytest.raises(InputError, match=r"interactions.by-item has 4 partitions; expected the 2 of the state"):
+        rebuild(settings, Log(logs, items))
+    assert rebuild(settings, Log(logs, {0: [], 1: []})).proven
+    waiting: list[Outgoing] = []
+    for n in range(PARTITIONS):
+        store = RocksStore(partition_path(tmp_path, n), sync=False)
+        waiting += [out for _, value in store.scan(b"o:") for out in unpack(value)]
+        store.close()
+    assert {out.partition for out in waiting if out.topic == "interactions.by-item"} == {0, 1}
+
+
+def owned_by(partition: int) -> str:
+    return next(f"v{n}" for n in range(99) if partition_of(f"v{n}", PARTITIONS) == partition)
 
 
 def test_events_right_before_the_request_do_not_come_back_when_the_worker_goes_on(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 
 from driftline.configs.errors import StateError
@@ -14,7 +15,8 @@ from driftline.configs.load import load
 from driftline.configs.settings import Settings, State
 from driftline.stream.app import create_app
 from driftline.stream.ops.doctor import examine
-from driftline.stream.state.layout import hold_to_layout, read_layout
+from driftline.stream.owned.partitions import Partitions
+from driftline.stream.state.layout import alike, differences, hold_to_layout, read_layout, unusable
 from driftline.stream.state.store import RocksStore, partition_path
 
 PRESETS = ("ecommerce", "media")
@@ -28,8 +30,37 @@ def settings(root: Path, preset: str = "ecommerce", **graph: Any) -> Settings:
 def test_a_root_is_held_to_its_number_of_partitions(tmp_path: Path) -> None:
     assert hold_to_layout(settings(tmp_path), 4) == ""
     assert hold_to_layout(settings(tmp_path), 4) == ""
-    with pytest.raises(StateError, match=r"made with other settings: partitions was 4, is 2\. .*produce the log again"):
+    with pytest.raises(StateError, match=r"made with other settings: partitions was 4, is 2.*produce the log again"):
         hold_to_layout(settings(tmp_path), 2)
+
+
+def test_a_root_is_held_to_the_number_of_partitions_of_item_events(tmp_path: Path) -> None:
+    opened = Partitions(settings(tmp_path), 4, nothing, no_version, 2)
+    assert opened.counts == {"interactions": 4, "interactions.by-item": 2}
+    assert hold_to_layout(settings(tmp_path), 4, 2) == ""
+    with pytest.raises(StateError, match=r"item_partitions was 2, is 4\. .*produce the log again"):
+        Partitions(settings(tmp_path), 4, nothing, no_version, 4)
+
+
+def test_a_root_of_an_earlier_release_takes_the_partitions_of_item_events_that_it_finds(tmp_path: Path) -> None:
+    hold_to_layout(settings(tmp_path), 4, 4)
+    said = read_layout(tmp_path)
+    unsaid = {name: value for name, value in said.items() if name != "item_partitions"}
+    (tmp_path / "layout.json").write_bytes(orjson.dumps(unsaid))
+    assert (alike(said, unsaid), alike(said, said | {"partitions": 2})) == (True, False)
+    assert differences(settings(tmp_path), unsaid) == unusable(settings(tmp_path), unsaid) == ""
+    assert hold_to_layout(settings(tmp_path), 4, 8) == ""
+    assert read_layout(tmp_path) == {**unsaid, "item_partitions": 8}
+    with pytest.raises(StateError, match=r"item_partitions was 8, is 4"):
+        hold_to_layout(settings(tmp_path), 4)
+
+
+async def nothing(outgoing: object) -> None:
+    """Nothing is sent."""
+
+
+def no_version(sha256: str) -> Any:
+    raise StateError(sha256)
 
 
 @pytest.mark.parametrize("changed", [{"memory_dim": 8}, {"message_dim": 8}, {"time_dim": 8}])

@@ -48,8 +48,8 @@ from driftline.stream.ops.metrics import TrainerMetrics
 from driftline.stream.ops.revision import git_revision
 from driftline.stream.owned.partitions import check_partitions
 from driftline.stream.owned.versions import encode_version
-from driftline.stream.process.forget import forgotten_user
-from driftline.stream.process.intake import is_copy, is_foreign
+from driftline.stream.process.forget import counts, forgotten_user
+from driftline.stream.process.intake import is_copy
 from driftline.stream.process.processor import Outgoing, Record
 from driftline.stream.state.origin import merged
 
@@ -191,7 +191,8 @@ class Trainer:
         self.offsets[partition] = record.offset + 1
         self.taken += 1
         if (user_id := forgotten_user(record)) is not None:
-            if not is_foreign(record, self.topic.get(partition, Identity()).topic_id):
+            log_id = self.topic.get(partition, Identity()).topic_id
+            if counts(partition, record, user_id, log_id, self.partitions):
                 self.forget(user_id)
             return
         event = self._accepted(record)

@@ -18,10 +18,15 @@ from driftline.stream.process.rows import Ended, Rows
 
 def forget(user_id: str, rows: Rows, window: LateWindow, changes: Changes) -> None:
     """The step of a record that forgets a user, see stream/process/forget.py."""
-    rows.forget(user_id)
-    rows.pending |= dict.fromkeys(window.clear())
+    close(user_id, rows, window)
     changes.outgoing += tombstones(user_id)
     changes.forgotten += 1
+
+
+def close(user_id: str, rows: Rows, window: LateWindow) -> None:
+    """Takes a user out of rows and undo records."""
+    rows.forget(user_id)
+    rows.pending |= dict.fromkeys(window.clear())
 
 
 def sweep(rows: Rows, window: LateWindow, changes: Changes) -> None:

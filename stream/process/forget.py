@@ -19,6 +19,7 @@ import orjson
 
 from driftline.graph.rows import Event
 from driftline.serving.forget import FIELD, encode_forget
+from driftline.serving.owner import partition_of
 from driftline.stream.events.records import Outgoing, Record
 from driftline.stream.events.schema import MAX_ID_BYTES
 from driftline.stream.process.intake import is_foreign, origin_of
@@ -71,17 +72,22 @@ class Forgotten:
         records: gives all of the topic, each with its partition, in order of offsets; called twice if one is a request.
         log_id: of the topic; what names another as its origin is none of it. "" = it is not checked.
         by_id: events of one id are one event; see `state.dedupe_ids`.
+        partitions: of the topic: of a request's copies that of its user's owner counts.
     """
 
     def __init__(
-        self, records: Callable[[], Iterable[tuple[int, Record]]], log_id: str = "", by_id: bool = True
+        self,
+        records: Callable[[], Iterable[tuple[int, Record]]],
+        log_id: str = "",
+        by_id: bool = True,
+        partitions: int = 1,
     ) -> None:
         self._log_id, self._by_id = log_id, by_id
         self._until: dict[str, list[tuple[int, int, int]]] = {}
         self._gone: set[tuple[str, object]] = set()
         for partition, record in records():
             user_id = forgotten_user(record)
-            if user_id is not None and not is_foreign(record, log_id):
+            if user_id is not None and counts(partition, record, user_id, log_id, partitions):
                 self._until.setdefault(user_id, []).append((partition, record.offset, record.timestamp_ms))
         if self._until:
             for partition, record in records():
@@ -109,6 +115,13 @@ class Forgotten:
         origin = origin_of(record)
         place = (partition, record.offset) if origin is None else origin[:2]
         return {(user_id, place), (user_id, event_id)} if event_id and self._by_id else {(user_id, place)}
+
+
+def counts(partition: int, record: Record, user_id: str, log_id: str, partitions: int) -> bool:
+    """Whether a request to forget is one for who keeps no rows by partition: no copy, or that in the owner's."""
+    if is_foreign(record, log_id):
+        return False
+    return origin_of(record) is None or partition == partition_of(user_id, partitions)
 
 
 def without_forgotten(records: Sequence[Record], partition: int = 0) -> list[Record]:

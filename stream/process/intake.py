@@ -3,6 +3,7 @@
     a user's event in its owner's partition          applied
     a user's event in any other partition            sent on to the owner, once: the copy says which record it is of
     a copy in its owner's partition                  applied, if none of that record was before
+    a request to forget, applied by its owner        sent on to all others: a part of the row may lie there
     any other copy                                   dropped: its event is applied elsewhere
 
 The owner is `serving.owner.partition_of`. The key is not read: producers leave it empty, write ids as JSON or numbers,
@@ -20,6 +21,7 @@ import orjson
 
 from driftline.configs.settings import Settings
 from driftline.graph.rows import Event
+from driftline.serving.forget import encode_forget
 from driftline.serving.owner import partition_of
 from driftline.stream.events.records import Outgoing, Record
 from driftline.stream.events.schema import InvalidEvent, encode_event, parse_event
@@ -138,6 +140,14 @@ class Intake:
         """The record for the owner of an event that lies here; None for what is itself a copy: it goes no further."""
         if origin_of(record) is not None:
             return None
-        place = f"{self.partition}:{record.offset}:{record.timestamp_ms}:{self.log_id}".encode()
         value = encode_event(event) if isinstance(record.value, Event) else record.value
-        return Outgoing(INTERACTIONS, event.user_id.encode(), value, ((FORWARDED, place),), self.owner(event))
+        return Outgoing(INTERACTIONS, event.user_id.encode(), value, self._place(record), self.owner(event))
+
+    def to_others(self, record: Record, user_id: str) -> list[Outgoing]:
+        """A request to forget, for the partitions that may have a part of the row from before events were sent on."""
+        (key, value), place = encode_forget(user_id), self._place(record)
+        others = [number for number in range(self.partitions) if number != self.partition]
+        return [Outgoing(INTERACTIONS, key, value, place, number) for number in others]
+
+    def _place(self, record: Record) -> tuple[tuple[str, bytes]]:
+        return ((FORWARDED, f"{self.partition}:{record.offset}:{record.timestamp_ms}:{self.log_id}".encode()),)

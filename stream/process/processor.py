@@ -131,9 +131,16 @@ class Processor:
                 event = validated(record)  # 1
             except InvalidEvent as refusal:
                 if refusal.reason != FOREIGN and (user_id := forgotten_user(record)) is not None:
-                    if self._is_ours(record, Event(user_id, "", 0), changes):
+                    asked = Event(user_id, "", 0)
+                    if self._is_ours(record, asked, changes):
                         self._settle(fresh, too_late, changes)
                         self._forget(user_id, changes)
+                        changes.outgoing += self.intake.to_others(record, user_id)
+                        fresh, too_late = [], []
+                    elif self.intake.owner(asked) != self.partition and self.rows.has(user_id):
+                        # a part of the row, from before events were sent on to their owner
+                        self._settle(fresh, too_late, changes)
+                        endings.close(user_id, self.rows, self.window)
                         fresh, too_late = [], []
                     continue
                 changes.outgoing.append(dead_letter(self._topic, self.partition, record, refusal))

@@ -79,6 +79,10 @@ class Rows:
         here = taken | pending if taken else pending
         return {key: here[key] if key in here else stored[key] for key in keys}
 
+    def has(self, user_id: str) -> bool:
+        """Whether a user has a row, with events or without."""
+        return self.values([user_key(user_id)])[user_key(user_id)] is not None
+
     def restore(self, before: Pending) -> None:
         """Puts back what `before` gave."""
         self.pending |= before

@@ -108,7 +108,7 @@ class LeftOut:
         }
 
     def _of(self, records: Callable[[], Iterable[tuple[int, Record]]]) -> Forgotten:
-        return Forgotten(records, self._log_id, self._by_id)
+        return Forgotten(records, self._log_id, self._by_id, len(self._log.users))
 
     def kept(self, outgoing: Iterable[Outgoing], rows: MemoryStore) -> Iterator[Outgoing]:
         """What is none of a forgotten user's among the records that wait to be sent."""
@@ -289,6 +289,7 @@ def _of_request(processor: Processor, record: Record) -> list[Outgoing]:
         return []
     asked = Event(user_id, "", 0)
     if processor.intake.owner(asked) == processor.partition:
-        return list(tombstones(user_id))  # the rings of items are rebuilt without the user
+        others = processor.intake.to_others(record, user_id)
+        return [*tombstones(user_id), *others]  # the rings of items are rebuilt without the user
     copy = processor.intake.copy(record, asked)
     return [copy] if copy is not None else []

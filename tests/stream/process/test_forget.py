@@ -19,6 +19,7 @@ from driftline.llm.clients import make_client
 from driftline.llm.generator import ProfileGenerator
 from driftline.serving.forget import Forgetter
 from driftline.serving.owner import partition_of
+from driftline.serving.state_reader import StateReader
 from driftline.stream.cli import app
 from driftline.stream.events.schema import encode_event
 from driftline.stream.process.forget import Forgotten, encode_forget, forgotten_user, without_forgotten
@@ -172,10 +173,44 @@ def test_a_request_in_another_partition_goes_on_to_the_owner_of_the_user_once() 
     assert (copy.topic, copy.partition, changes.forwarded, changes.forgotten) == ("interactions", 2, 1, 0)
     owner = Processor(SETTINGS, MemoryStore(), partition=2, partitions=4)
     owner.commit(owner.apply([Record(0, encode_event(Event(user, "i1", T0_MS, "view")), key)]))
-    twice = [Record(1 + n, copy.value, copy.key, -1, copy.headers) for n in range(2)]
-    first = owner.apply(twice)
+    twice = [Record(n, copy.value, copy.key, -1, copy.headers) for n in (1, 3)]
+    first = owner.apply([twice[0], Record(2, encode_event(Event(user, "i2", T0_MS + 1))), twice[1]])
     assert (first.forgotten, first.duplicates) == (1, 1)
-    assert owner.user(user) is None
+    assert owner.user(user).events == 1
+
+
+def test_a_request_takes_the_parts_of_a_row_that_an_earlier_release_split_out_of_all_partitions(tmp_path) -> None:
+    settings = Settings(state=State(root=tmp_path, sync=False))
+    hold_to_layout(settings, 2)
+    stores = [RocksStore(partition_path(tmp_path, n), sync=False) for n in (0, 1)]
+    for n, store in enumerate(stores):  # what an earlier release made of a user's events in both partitions
+        alone = Processor(settings, MemoryStore())
+        alone.commit(alone.apply([Record(0, encode_event(Event("u", f"i{n}", T0_MS)))]))
+        store.commit({key: value for key, value in alone.store.scan(b"") if key[:2] in (b"u:", b"n:")})
+    own = partition_of("u", 2)
+    owner, other = (Processor(settings, stores[n], partition=n, partitions=2) for n in (own, 1 - own))
+    key, value = encode_forget("u")
+    changes = owner.apply([Record(0, value, key)])
+    owner.commit(changes)
+    (request,) = [out for out in changes.outgoing if out.topic == "interactions"]
+    assert (request.partition, has_user(tmp_path, "u")) == (1 - own, True)
+    changes = other.apply([Record(0, request.value, request.key, -1, request.headers)])
+    other.commit(changes)
+    assert (changes.forgotten, changes.outgoing, has_user(tmp_path, "u")) == (0, [], False)
+    with StateReader(tmp_path, 2) as reader:
+        assert reader.user("u").row is None
+    for store in stores:
+        store.close()
+
+
+def test_only_the_copy_of_a_request_that_its_owner_takes_counts_beside_the_request() -> None:
+    user = next(f"u{n}" for n in range(99) if partition_of(f"u{n}", 4) == 2)
+    event = encode_event(Event(user, "i1", T0_MS))
+    place = ((FORWARDED, b"2:5:105:"),)
+    log = [(2, Record(5, encode_forget(user)[1], None, 105)), (1, Record(7, encode_forget(user)[1], None, 190, place))]
+    whole = [(3, Record(0, event, None, 104)), (3, Record(1, event, None, 106)), *log]
+    forgotten = Forgotten(lambda: whole, partitions=4)
+    assert [forgotten.has(*one) for one in whole] == [True, False, True, True]
 
 
 def test_a_log_of_several_partitions_leaves_out_what_was_taken_before_the_request() -> None:

@@ -130,10 +130,6 @@ class RehearsalLog:
         items = self._items[_runs(self._begin[at], self._size[at])].astype(np.int64)
         return items[-self.max_len :], np.repeat(self._t_ms[at], self._size[at])[-self.max_len :]
 
-    def window(self, number: int) -> Window:
-        """The window that ends with the request for group `number`; `has_past(number)` must hold."""
-        return self.windows([number])[0]
-
     def windows(self, numbers: Sequence[int]) -> list[Window]:
         """The windows that end with the requests for these groups; `has_past` must hold for each.
 

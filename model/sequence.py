@@ -258,11 +258,13 @@ class SequenceLearner:
         self._cache.forget_all(state["item_projects"])
         self._histories.clear()
 
-    def arrays(self) -> Arrays:
+    def arrays(self, whole: bool = True) -> Arrays:
         """What serving needs: item vectors [N, D], popularity logits [N] and the backbone's weights, float32 views.
 
-        A large table's unit vectors and their codes are among them.
+        A large table's unit vectors and their codes are among them. Without `whole` what changes by rows alone.
         """
+        if not whole:
+            return self._cache.arrays()
         return {
             **self._cache.arrays(),
             "prior": self.prior.logits_now(0, len(self.items)),

@@ -356,7 +356,7 @@ class Model(Section):
 class Trainer(Section):
     """The process that scores, learns and publishes."""
 
-    publish_s: float = Field(5.0, gt=0, description="seconds between two snapshots")
+    publish_s: float = Field(2.0, gt=0, description="seconds between two snapshots")
     publish_events: int = Field(5000, ge=1, description="or this many events, whichever is first")
     checkpoint_s: float = Field(
         60.0, gt=0, description="seconds between two checkpoints of weights, optimiser and offsets"

@@ -123,6 +123,10 @@ class RehearsalLog:
         """Whether a group is still here and has an earlier group of its user here."""
         return number >= self.start and int(self._previous[number % self.capacity]) >= self.start
 
+    def user(self, number: int) -> str:
+        """Whose a group is, "" if it is not here any more."""
+        return self._user[number % self.capacity] if number >= self.start else ""
+
     def history(self, user_id: str) -> tuple[Int64, Int64]:
         """The user's last `max_len` events: items [n] int64 and times [n] int64."""
         last = self._last.get(user_id, -1)

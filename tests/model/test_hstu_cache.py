@@ -286,9 +286,7 @@ def test_candidates_over_one_history_equal_each_candidate_after_the_history(n):
         np.testing.assert_allclose(vector, BACKBONES[0](x, t)[0, -1].numpy(), atol=1e-5)
 
 
-SETTINGS = Model(
-    dim=16, max_len=12, batch=6, step_groups=2, learning_rate=0.01, full_softmax=4, negatives=7
-)
+SETTINGS = Model(dim=16, max_len=12, batch=6, step_groups=2, learning_rate=0.01, full_softmax=4, negatives=7)
 
 
 def test_what_a_learner_keeps_ends_with_its_weights():

@@ -324,3 +324,19 @@ def test_the_loss_falls_on_a_stream_with_a_pattern():
         learner.observe(group(f"u{at % 4}", 1_260_000_000_000 + at * DAY_MS, [(at // 4) % 10]))
         losses.append(learner.step())
     assert np.nanmean(losses[-20:]) < 0.3 * np.nanmean(losses[20:40])
+
+
+def test_a_step_waits_for_its_groups_and_for_its_events_also_over_a_checkpoint():
+    settings = SETTINGS.model_copy(update={"step_groups": 2, "step_rows": 7})
+    learner, other = SequenceLearner(settings), SequenceLearner(settings)
+    sizes, steps = [1, 1, 3, 3, 7, 9, 1, 4, 2], []
+    for number, size in enumerate(sizes):
+        one = group("u", 1_270_000_000_000 + number * DAY_MS, list(range(size)))
+        learner.learn(one)
+        steps.append(learner.steps)
+        if number == 4:
+            other.load_state_dict(learner.state_dict())
+        elif number > 4:
+            other.learn(one)
+    assert steps == [0, 0, 0, 1, 1, 2, 2, 2, 3]
+    assert other.steps == learner.steps

@@ -161,6 +161,7 @@ class Graph(Section):
     weights: Literal["trained", "random", "off"] = Field("trained", description="arm of the ablation")
     learning_rate: float = Field(1e-3, gt=0, description="of the next-link loss")
     batch_groups: int = Field(8, ge=1, description="new groups of one training step")
+    batch_rows: int = Field(1, ge=1, description="and wanted items in them at least; 64 = single ones cost less")
     rehearsed: int = Field(24, ge=0, description="earlier groups of one training step")
     rehearsal_groups: int = Field(4096, ge=1, description="newest groups that may be rehearsed")
     full_softmax: int = Field(8192, ge=0, description="with at most this many seen items all are negatives")
@@ -338,6 +339,7 @@ class Model(Section):
     batch: int = Field(32, ge=1, description="windows of one optimiser step")
     rehearsal_share: float = Field(0.75, ge=0, le=1, description="windows of a step that come from the rehearsal log")
     step_groups: int = Field(8, ge=1, description="groups between two optimiser steps")
+    step_rows: int = Field(1, ge=1, description="and events between them at least; 64 = single ones cost less")
     rehearsal_groups: int = Field(100_000, ge=1, description="newest groups that the rehearsal log holds")
     rehearsal_age: float = Field(0.2, gt=0, description="mean age of a rehearsed group, as a share of the log")
     average: float = Field(0.99, ge=0, lt=1, description="share of the averaged weights that stays at a step; 0 = off")
@@ -356,7 +358,7 @@ class Model(Section):
 class Trainer(Section):
     """The process that scores, learns and publishes."""
 
-    publish_s: float = Field(5.0, gt=0, description="seconds between two snapshots")
+    publish_s: float = Field(2.0, gt=0, description="seconds between two snapshots")
     publish_events: int = Field(5000, ge=1, description="or this many events, whichever is first")
     checkpoint_s: float = Field(
         60.0, gt=0, description="seconds between two checkpoints of weights, optimiser and offsets"

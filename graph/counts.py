@@ -15,7 +15,7 @@ from driftline.graph.signals_kernel import add_counts, order_largest
 from driftline.graph.touched import Touched
 
 if TYPE_CHECKING:
-    from driftline.graph.arrays import Arrays, Float32, Int32
+    from driftline.graph.arrays import Arrays, Int32
 
 Float64 = NDArray[np.float64]
 MAX_HALF_LIVES = 500.0
@@ -79,18 +79,10 @@ class DecayedCounts:
             self._best = [one[:size] for one, size in zip(self.top.copy(), sizes, strict=True)]
         return self._best
 
-    def share(self, rows: Int32, t_ms: int, items: int) -> Float32:
-        """Share of each row at each half-life, times the number of items: 1 = average. [c, h] float32."""
-        # numerator and total share the origin, so the decay since then cancels
-        return (self.count[rows] * (items / np.maximum(self.total, 1e-300))).astype(np.float32)
-
-    def fade(self, t_ms: int) -> Float64:
-        """What stored counts are to be multiplied with [h] as of a time; one before the origin counts as the origin."""
-        return np.exp2(-np.maximum((t_ms - self.origin_ms) / self.half_lives_ms, 0.0))
-
-    def value(self, rows: Int32, t_ms: int) -> Float64:
-        """Decayed counts [c, h] as of a time."""
-        return self.count[rows] * self.fade(t_ms)
+    def fade(self, t_ms: int, h: int) -> float:
+        """What stored counts at a half-life are to be multiplied with as of a time; the origin's before the origin."""
+        passed = (t_ms - float(self.origin_ms[h])) / float(self.half_lives_ms[h])
+        return float(2.0 ** -max(passed, 0.0))
 
     def arrays(self, prefix: str, n: int) -> Arrays:
         """Everything that is learnt, by name; views."""

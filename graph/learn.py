@@ -214,7 +214,8 @@ class GraphLearner:
         self._pending.append((group.items, memory, to_item))
         yield
         self.refresh(graph, group.items, nodes_now())
-        if len(self._batch) >= self.settings.batch_groups:
+        rows = sum(len(sample.targets) for sample in self._batch)
+        if len(self._batch) >= self.settings.batch_groups and rows >= self.settings.batch_rows:
             self._step()
         if not self._batch:
             for items, memory, raw in self._pending:

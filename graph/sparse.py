@@ -176,21 +176,14 @@ def _order_key(bits: np.uint32) -> np.uint32:
     return ~bits if bits >> np.uint32(31) else bits | np.uint32(1 << 31)
 
 
-@compiled(f"int64({_I}, {_F}, {_U}, {_I}, float32, boolean[::1], int32[::1], uint32[::1])")
-def _best(
-    items: Int32,
-    scores: Float32,
-    bits: NDArray[np.uint32],
-    touched: Int32,
-    above: float,
-    mark: Bool,
-    best: Int32,
-    best_bits: NDArray[np.uint32],
-) -> int:
+@compiled(f"Tuple((int32[::1], float32[::1]))({_I}, {_F}, int64, {_I}, float32, boolean[::1])")
+def _best(items: Int32, scores: Float32, k: int, touched: Int32, above: float, mark: Bool) -> tuple[Int32, Float32]:
     """Counts by the leading bits of a score, then sorts only what lies at or above the bin of the k-th best."""
-    k, everyone = len(best), len(items) == 0  # everyone: the scores are those of all items
+    k, everyone = min(k, len(scores)), len(items) == 0  # everyone: the scores are those of all items
+    best, best_scores, bits = np.empty(k, np.int32), np.empty(k, np.float32), scores.view(np.uint32)
     if k == 0:
-        return 0
+        return best, best_scores
+    best_bits = best_scores.view(np.uint32)
     for item in touched:
         mark[item] = True
     bins, found = np.zeros(4096, np.int32), np.empty(len(scores), np.uint64)
@@ -230,7 +223,7 @@ def _best(
         key = np.uint32(chosen[m - 1 - j] >> np.uint64(32))
         best[j] = np.int32(0xFFFFFFFF - (chosen[m - 1 - j] & np.uint64(0xFFFFFFFF)))
         best_bits[j] = key & np.uint32(0x7FFFFFFF) if key >> np.uint32(31) else ~key
-    return count
+    return best[:count], best_scores[:count]
 
 
 def best_rows(
@@ -245,13 +238,11 @@ def best_rows(
         n: number of items.
         above: bound.
     """
-    k = min(k, len(scores))
-    best, best_scores = np.empty(k, np.int32), np.empty(k, np.float32)
-    listed = NOTHING if items is None else items
-    scores = np.ascontiguousarray(scores)
     mark = SCRATCH.get("mark", max(n, len(scores)), np.bool_)
-    count = _best(listed, scores, scores.view(np.uint32), touched, above, mark, best, best_scores.view(np.uint32))
-    return best[:count], best_scores[:count]
+    found: tuple[Int32, Float32] = _best(
+        NOTHING if items is None else items, np.ascontiguousarray(scores), k, touched, above, mark
+    )
+    return found
 
 
 @compiled(f"int64({_I}, {_F}, {_L}, {_I}, {_F}, int64, float64[::1], int32[::1], float64[::1])")

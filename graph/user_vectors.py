@@ -123,13 +123,6 @@ class UserVectors:
         )
         return sum_users(items, weight, by_item, by_user, own, self.nearest, n)
 
-    def scores(self, user_id: str, items: Int32, weight: Float32, n: int) -> Float32:
-        """`sums` over items 0..n-1: [2, n] float32, 0 where no near user took the item."""
-        out = np.zeros((2, n), np.float32)
-        taken, sums = self.sums(user_id, items, weight, n)
-        out[:, taken] = sums
-        return out
-
     def arrays(self, prefix: str, latest: bool = True) -> Arrays:
         """Everything that is learnt, by name; without `latest` what answers need. Never written to again."""
         out: Arrays = {

@@ -344,11 +344,10 @@ def match_columns(
 
 @compiled(f"void({_FF}, float32, {_OUT})")
 def nearest_columns(cosine: Float32, near: float, out: Float32) -> None:
-    """The largest of cosines [m, c] and the share of those above a bound: [2, c]."""
-    out[0], out[1] = cosine[0], 0
-    for m in range(len(cosine)):
-        for i in range(cosine.shape[1]):
-            out[0, i] = max(out[0, i], cosine[m, i])
-            out[1, i] += cosine[m, i] > near
-    for i in range(cosine.shape[1]):
-        out[1, i] /= len(cosine)
+    """The largest of cosines [c, m] and the share of those above a bound: [2, c]."""
+    for i in range(len(cosine)):
+        largest, above = cosine[i, 0], 0
+        for m in range(cosine.shape[1]):
+            largest = max(largest, cosine[i, m])
+            above += cosine[i, m] > near
+        out[0, i], out[1, i] = largest, np.float32(above) / np.float32(cosine.shape[1])

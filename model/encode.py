@@ -123,16 +123,6 @@ class SequenceScorer:
         local = [History(np.searchsorted(rows, items), t_ms) for items, t_ms in windows]
         return encode_histories(self.backbone, torch.from_numpy(self._taken(rows)), local, now_ms)
 
-    def encode_after(self, history: History, now_ms: int, items: Int64) -> Float32:
-        """Unit vectors [C, D]: the user's vector right after each of given items [C], over one pass of the history.
-
-        Raises:
-            TypeError: the backbone is not HSTU.
-        """
-        if self._encoder is None:
-            raise TypeError("candidates over a cached history need model.backbone hstu; this snapshot has sasrec")
-        return self._encoder.after(History(*history), now_ms, len(self._vectors), self._taken, items)
-
     def warm(self, budget_ms: float) -> int:
         """Encodes users that older versions hold in the cache, those who ask most first; returns how many."""
         return self._encoder.warm(len(self._vectors), self._taken, budget_ms) if self._encoder else 0

@@ -164,15 +164,15 @@ def _match(
     rows.put(age[0])
     near = past.items[:NEAR_ITEMS]
     if len(near) and text.dim:
-        nearest_columns(text[near] @ text[items].T, NEAR_COSINE, rows.block(2))
+        nearest_columns(text[items] @ text[near].T, NEAR_COSINE, rows.block(2))
     else:
         rows.put(0.0, 0.0)
 
 
 def _chances(rows: _Rows, items: Int32, signals: Signals, now_ms: int) -> None:
     at, taken, first, owned = signals.reference, signals.popularity, signals.first_buyers, signals.owned
-    fade = np.array([taken.fade(now_ms)[at], first.fade(now_ms)[at], owned.fade(now_ms)[0]])
-    requests = float(signals.requests.value(np.zeros(1, np.int32), now_ms)[0, 0])
+    fade = np.array([taken.fade(now_ms, at), first.fade(now_ms, at), owned.fade(now_ms, 0)])
+    requests = float(signals.requests.count[0, 0]) * signals.requests.fade(now_ms, 0)
     chance_columns(items, taken.count, first.count, owned.count, at, fade, requests, rows.block(2))
 
 

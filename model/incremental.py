@@ -172,21 +172,6 @@ class CachedEncoder:
             self.cache.put(history.user, self.version, state)
         return vector
 
-    def after(
-        self, history: History, now_ms: int, known: int, vectors: Callable[[Int64], Float32], items_C: Int64
-    ) -> Float32:
-        """Unit vectors [C, D]: what the user's vector is right after each of the items, one pass over the history."""
-        items, t_ms = window_of(history, known, self.rows.max_len)
-        if not len(items):
-            self.cache.drop(history.user)
-            return self.rows.candidates(self.rows.empty(), now_ms, vectors(items_C))
-        state = (self.cache.take(history.user, self.version) if history.user else None) or self.rows.empty()
-        self.rows.last_row(state, items, t_ms, now_ms, vectors)
-        out = self.rows.candidates(state, now_ms, vectors(items_C))
-        if history.user:
-            self.cache.put(history.user, self.version, state)
-        return out
-
     def warm(self, known: int, vectors: Callable[[Int64], Float32], budget_ms: float) -> int:
         """Encodes users of older versions, those who ask most first, for some wall time; returns how many."""
         until, done = time.monotonic() + budget_ms / 1000, 0

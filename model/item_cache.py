@@ -36,8 +36,6 @@ class ItemCache:
 
     def __init__(self, items: ItemVectors, average: Average) -> None:
         self._items, self._average = items, average
-        self.composed = 0
-        """Rows that were composed so far."""
         self._projects = [items.project.detach().clone()]  # [E, D] of each part, that rows without a mean are made with
         self._n = 0
         self._stale: list[Tensor] = []
@@ -124,7 +122,6 @@ class ItemCache:
         rows, matrix = rows_U.numpy(), unit(x_UD).numpy()
         self._matrix[rows] = matrix
         self._touched.add(rows)
-        self.composed += len(rows_U)
         self._code(rows, matrix, n)
 
     def _bare(self, rows_U: Tensor) -> Tensor:

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from driftline.graph.arrays import Float32, Int64
 from driftline.graph.texts import TextTable
-from driftline.model.backbone import unit
 from driftline.model.compiled import compiled
 
 # N rows in use, C capacity, U rows of one step, D width of an item vector, E width of a text vector
@@ -100,10 +99,6 @@ class ItemVectors:
         """All item vectors [N, D], without gradient."""
         with torch.no_grad():
             return self.compose(self._id[: self._n], torch.arange(self._n))
-
-    def matrix(self) -> Tensor:
-        """All item vectors [N, D], L2-normalised, without gradient."""
-        return unit(self.vectors())
 
     def step(self, rows_U: Tensor, grad_UD: Tensor, learning_rate: float) -> None:
         """One Adam step of distinct rows."""

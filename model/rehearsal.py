@@ -123,16 +123,16 @@ class RehearsalLog:
         """Whether a group is still here and has an earlier group of its user here."""
         return number >= self.start and int(self._previous[number % self.capacity]) >= self.start
 
+    def user(self, number: int) -> str:
+        """Whose a group is, "" if it is not here any more."""
+        return self._user[number % self.capacity] if number >= self.start else ""
+
     def history(self, user_id: str) -> tuple[Int64, Int64]:
         """The user's last `max_len` events: items [n] int64 and times [n] int64."""
         last = self._last.get(user_id, -1)
         at = chain_of(last, self.start, self.max_len, self._previous, self._t_ms, self._size) % self.capacity
         items = self._items[_runs(self._begin[at], self._size[at])].astype(np.int64)
         return items[-self.max_len :], np.repeat(self._t_ms[at], self._size[at])[-self.max_len :]
-
-    def window(self, number: int) -> Window:
-        """The window that ends with the request for group `number`; `has_past(number)` must hold."""
-        return self.windows([number])[0]
 
     def windows(self, numbers: Sequence[int]) -> list[Window]:
         """The windows that end with the requests for these groups; `has_past` must hold for each.

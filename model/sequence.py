@@ -84,7 +84,8 @@ class SequenceLearner:
         self._seen_n = 0
         self._is_seen: NDArray[np.bool_] = np.zeros(0, bool)
         self._fresh: list[int] = []
-        self._observed = 0
+        self._waiting = np.zeros(2, np.int64)
+        """Groups and events learnt since the last step."""
         self.steps = 0
         self._cache = ItemCache(self.items, self.average)
 
@@ -99,7 +100,6 @@ class SequenceLearner:
         """Remembers a group; rows whose weight is not above 0 undo something and are not read."""
         keep = (group.items >= 0) & (group.weight > 0)
         items, wanted = group.items[keep], group.positive[keep]
-        self._observed += 1
         if not len(items):
             return
         self.items.grow(int(items.max()) + 1)
@@ -116,9 +116,11 @@ class SequenceLearner:
         self._fresh = [number for number in self._fresh if self.log.has_past(number)]
 
     def learn(self, group: Group) -> None:
-        """Observes a group and takes an optimiser step every `step_groups` groups."""
+        """Observes a group; an optimiser step follows on `step_groups` groups with `step_rows` events or more."""
         self.observe(group)
-        if self._observed % self.settings.step_groups == 0:
+        self._waiting += 1, len(group.items)
+        if (self._waiting >= (self.settings.step_groups, self.settings.step_rows)).all():
+            self._waiting[:] = 0
             self.step()
 
     def step(self) -> float:
@@ -175,7 +177,10 @@ class SequenceLearner:
     def draw(self) -> list[Window]:
         """Windows of one step: the newest groups, and rehearsed ones, recent ones more often."""
         size = self.settings.batch
-        newest = self._fresh[-max(1, round(size * (1 - self.settings.rehearsal_share))) :]
+        newest = self._fresh
+        if self.settings.step_rows > 1:  # many of one user: the window of the last one holds those before
+            newest = sorted({self.log.user(number): number for number in newest}.values())
+        newest = newest[-max(1, round(size * (1 - self.settings.rehearsal_share))) :]
         self._fresh.clear()
         n = self.log.end - self.log.start
         rehearsed: list[int] = []
@@ -236,7 +241,7 @@ class SequenceLearner:
             "random": self._random.bit_generator.state,
             "seen": self._seen[: self._seen_n].copy(),
             "fresh": list(self._fresh),
-            "observed": self._observed,
+            "waiting": self._waiting.copy(),
             "steps": self.steps,
         }
 
@@ -254,15 +259,17 @@ class SequenceLearner:
         self._seen_n = len(self._seen)
         self._is_seen = np.zeros(len(self.items), bool)
         self._is_seen[self._seen] = True
-        self._observed, self.steps = state["observed"], state["steps"]
+        self._waiting, self.steps = np.array(state["waiting"], np.int64), state["steps"]
         self._cache.forget_all(state["item_projects"])
         self._histories.clear()
 
-    def arrays(self) -> Arrays:
+    def arrays(self, whole: bool = True) -> Arrays:
         """What serving needs: item vectors [N, D], popularity logits [N] and the backbone's weights, float32 views.
 
-        A large table's unit vectors and their codes are among them.
+        A large table's unit vectors and their codes are among them. Without `whole` what changes by rows alone.
         """
+        if not whole:
+            return self._cache.arrays()
         return {
             **self._cache.arrays(),
             "prior": self.prior.logits_now(0, len(self.items)),

@@ -37,7 +37,7 @@ class Capture:
     """One copy.
 
     Args:
-        arrays: of each part by name, as they are now.
+        arrays: of each part by name, as they are now; asked with False for those alone that change by rows.
         marks: those of them that change by rows.
         everything: of every row, whatever was copied before.
 
@@ -47,7 +47,7 @@ class Capture:
 
     def __init__(
         self,
-        arrays: Callable[[], Arrays],
+        arrays: Callable[[bool], Arrays],
         marks: Callable[[], Marks],
         catalogue: Catalogue,
         table: ItemTable,
@@ -68,7 +68,7 @@ class Capture:
             self.items |= self._catalogue.take_rows(self._table, STEP_ITEMS)
             if time.perf_counter() > end_s:
                 return False
-        tables = list(self._tables(self._arrays()))
+        tables = list(self._tables(self._arrays(False)))
         for touched, n, row_bytes, named in tables:
             while row_bytes * touched.count(n) > STEP_BYTES:
                 self._copy(touched.take(n, max(1, STEP_BYTES // row_bytes)), named)
@@ -78,7 +78,7 @@ class Capture:
 
     def finish(self) -> Taken:
         """The copy, as of now."""
-        arrays = self._arrays()
+        arrays = self._arrays(True)
         self.items |= self._catalogue.take_rows(self._table, len(self._table) + STEP_ITEMS)
         for touched, n, _, named in self._tables(arrays):
             self._copy(touched.take(n), named)

@@ -221,11 +221,11 @@ class StreamLearner:
             if model is not None:
                 model.item_matrix()
 
-    def parts(self) -> dict[str, Arrays]:
-        """What a snapshot holds, the items aside: views, which learning changes."""
+    def parts(self, whole: bool = True) -> dict[str, Arrays]:
+        """What a snapshot holds, the items aside: views, which learning changes; or what changes by rows alone."""
         parts: dict[str, Arrays] = {"engine": self.engine.arrays(rehearsal=False)}
         if self.sequence is not None:
-            parts["hstu"] = dict(self.sequence.arrays())
+            parts["hstu"] = dict(self.sequence.arrays(whole))
         if self.graph is not None:
             parts["graph"] = dict(self.graph.arrays())
         return parts

@@ -52,7 +52,7 @@ class Publishing:
 
     Args:
         serving: where to, and how long chains may be.
-        arrays: of each part but "items", as they are now; marks: those of them that change by rows.
+        arrays, marks: of each part but "items", see Capture.
         catalogue: what is said of the items of the table.
         table: the items.
     """
@@ -60,7 +60,7 @@ class Publishing:
     def __init__(
         self,
         serving: Serving,
-        arrays: Callable[[], Arrays],
+        arrays: Callable[[bool], Arrays],
         marks: Callable[[], Marks],
         catalogue: Catalogue,
         table: ItemTable,

@@ -39,9 +39,9 @@ def write_tree(file: IO[bytes], tree: Any) -> None:
     """
     pack = _Pack()
     shape = json.dumps(pack.node(tree), separators=(",", ":")).encode()
-    _write_array(file, np.frombuffer(shape, np.uint8))
+    _write_array(file, np.frombuffer(shape, np.uint8), dtype=np.dtype(np.uint8))
     for dtype, arrays in pack.arrays.items():
-        _write_array(file, np.concatenate(arrays) if arrays else np.zeros(0, dtype))
+        _write_array(file, *arrays, dtype=np.dtype(dtype))
 
 
 def read_tree(file: IO[bytes]) -> Any:
@@ -127,8 +127,12 @@ def _refuse(node: Any) -> NoReturn:
     raise ValueError(f"not a node of a tree: {node!r:.100}")
 
 
-def _write_array(file: IO[bytes], array: NDArray[Any]) -> None:
-    npy.write_array(file, array, version=(1, 0), allow_pickle=False)
+def _write_array(file: IO[bytes], *pieces: NDArray[Any], dtype: np.dtype[Any]) -> None:
+    """One row of all pieces, which are not copied together: some are mapped files."""
+    shape = (sum(len(piece) for piece in pieces),)
+    npy.write_array_header_1_0(file, {"descr": npy.dtype_to_descr(dtype), "fortran_order": False, "shape": shape})
+    for piece in pieces:
+        file.write(np.ascontiguousarray(piece).view(BYTES).data)
 
 
 def _read_array(file: IO[bytes], expected: np.dtype[Any]) -> NDArray[Any]:

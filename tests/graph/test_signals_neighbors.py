@@ -87,12 +87,20 @@ def test_the_strongest_source_is_named():
     assert pairs.strongest(items(2), ONE, 5) == (-1, 0.0)
 
 
+def dense_sums(users, user_id, items, weight, n):
+    """Sums over items 0..n-1: [2, n] float32, 0 where no near user took the item."""
+    out = np.zeros((2, n), np.float32)
+    taken, sums = users.sums(user_id, items, weight, n)
+    out[:, taken] = sums
+    return out
+
+
 def test_nearest_users_bring_what_they_took():
     users = UserVectors(users=10, half_life_ms=60 * DAY_MS, fresh_half_life_ms=10 * DAY_MS, refresh_ms=1, nearest=2)
     for name, taken in (("a", (0, 1, 2)), ("b", (0, 1, 3)), ("c", (7, 8))):
         users.observe(name, items(*taken), np.full(len(taken), DAY, np.int64), DAY)
     users.observe("d", items(9), np.array([2 * DAY], np.int64), 2 * DAY)
-    both = users.scores("a", items(0, 1, 2), ones(3), 10)
+    both = dense_sums(users, "a", items(0, 1, 2), ones(3), 10)
     assert np.flatnonzero(both[0]).tolist() == [0, 1, 3]  # b alone: c shares nothing, a is left out
     np.testing.assert_allclose(both[0][3], 2 / 3 / np.sqrt(3), rtol=1e-6)
 

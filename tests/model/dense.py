@@ -326,13 +326,23 @@ class _Rows:
         return self.out[self.at - n : self.at]
 
 
+def _share(counts, rows: Int32, items: int) -> Float32:
+    """Share of each row at each half-life, times the number of items: 1 = average. [c, h]."""
+    return (counts.count[rows] * (items / np.maximum(counts.total, 1e-300))).astype(np.float32)
+
+
+def _value(counts, rows: Int32, t_ms: int) -> NDArray[np.float64]:
+    """Decayed counts [c, h] as of a time; one before the origin counts as the origin."""
+    return counts.count[rows] * np.exp2(-np.maximum((t_ms - counts.origin_ms) / counts.half_lives_ms, 0.0))
+
+
 def _popularity(rows: _Rows, candidates: Int32, signals: Signals, now_ms: int) -> Float32:
     """Log shares at every half-life [h, c] (written, returned), first-buyer shares, trends."""
     items = max(signals.n, 1)
     h = len(signals.popularity.half_lives_ms)
     share = rows.block(h)
-    np.log(signals.popularity.share(candidates, now_ms, items).T + np.float32(0.02), out=share)
-    np.log(signals.first_buyers.share(candidates, now_ms, items).T + np.float32(0.02), out=rows.block(h))
+    np.log(_share(signals.popularity, candidates, items).T + np.float32(0.02), out=share)
+    np.log(_share(signals.first_buyers, candidates, items).T + np.float32(0.02), out=rows.block(h))
     if h > 2:
         np.subtract(share[:-2], share[2:], out=rows.block(h - 2))
     return share
@@ -388,7 +398,7 @@ def _match(
     rows.put(gap, np.abs(gap) / width, item["value"] - own_value.mean() if len(own_value) else 0.0)
     if len(past.items):
         usual = np.log(
-            signals.popularity.share(past.items, now_ms, signals.n)[:, signals.reference] + np.float32(0.02)
+            _share(signals.popularity, past.items, signals.n)[:, signals.reference] + np.float32(0.02)
         ).mean()
         rows.put(share - usual, np.abs(share - usual))
     else:
@@ -397,7 +407,7 @@ def _match(
     if domain is None:
         rows.put(share, 0.0)
     else:
-        inside = np.log(domain.share(candidates, now_ms, signals.n)[:, 0] + np.float32(0.02))
+        inside = np.log(_share(domain, candidates, signals.n)[:, 0] + np.float32(0.02))
         rows.put(inside, inside - share)
     rows.put(*_chances(candidates, signals, now_ms))
     rows.block(len(TRAITS))[:] = np.nan_to_num(traits_of(past, now_ms)[:, None] - signals.traits[candidates].T)
@@ -420,10 +430,10 @@ def _match(
 def _chances(candidates: Int32, signals: Signals, now_ms: int) -> tuple[Float32, Float32]:
     """Log chances [c] that a request of a user without the item takes it, and that one of a user with it does again."""
     at = signals.reference
-    taken = signals.popularity.value(candidates, now_ms)[:, at]
-    first = signals.first_buyers.value(candidates, now_ms)[:, at]
-    owned = signals.owned.value(candidates, now_ms)[:, 0]
-    requests = float(signals.requests.value(np.zeros(1, np.int32), now_ms)[0, 0])
+    taken = _value(signals.popularity, candidates, now_ms)[:, at]
+    first = _value(signals.first_buyers, candidates, now_ms)[:, at]
+    owned = _value(signals.owned, candidates, now_ms)[:, 0]
+    requests = float(_value(signals.requests, np.zeros(1, np.int32), now_ms)[0, 0])
     take = np.log((first + 0.05) / (np.maximum(requests - owned, 0) + 1))
     retake = np.log((np.maximum(taken - first, 0) + 0.05) / (owned + 1))
     return take.astype(np.float32), retake.astype(np.float32)

@@ -79,7 +79,7 @@ def test_a_training_row_and_a_request_give_the_same_vector():
     learner = taught(SETTINGS.model_copy(update={"average": 0.0}))
     for at, items in enumerate(([3, 4], [5], [6, 1, 2])):
         learner.observe(group("new", 1_270_000_000_000 + at * DAY_MS, items))
-    window = learner.log.window(learner.log.end - 1)
+    window = learner.log.windows([learner.log.end - 1])[0]
     x = learner.items.vectors()[torch.from_numpy(window.items)][None]
     with torch.no_grad():
         y = learner.backbone(x, torch.from_numpy(window.t_ms)[None])[0, window.rows[-1]]
@@ -171,7 +171,7 @@ def test_a_window_holds_what_came_before_and_asks_at_the_end_of_each_group():
     log = RehearsalLog(10, 3)
     for t_ms, items in ((1, [7, 8]), (2, [8, 9]), (5, [7, 4, 9])):
         log.add("u", np.array(items, np.int32), np.ones(len(items), bool), t_ms)
-    window = log.window(2)
+    window = log.windows([2])[0]
     assert window.items.tolist() == [8, 8, 9]
     assert window.t_ms.tolist() == [1, 2, 2, 5]
     assert window.rows.tolist() == [0, 2]
@@ -184,7 +184,7 @@ def test_a_window_of_a_late_group_holds_nothing_that_happened_later():
     log = RehearsalLog(10, 5)
     for t_ms, item in ((1, 7), (5, 8), (3, 9), (0, 4)):
         log.add("u", np.array([item], np.int32), np.ones(1, bool), t_ms)
-    late, first = log.window(2), log.window(3)
+    late, first = log.windows([2])[0], log.windows([3])[0]
     assert (late.items.tolist(), late.t_ms.tolist(), late.targets.tolist()) == ([7], [1, 3], [9])
     assert (first.items.tolist(), first.targets.tolist()) == ([], [])
     learner = SequenceLearner(SETTINGS)
@@ -201,7 +201,7 @@ def test_a_full_log_forgets_the_oldest_groups_and_their_links():
     assert log.history("u0")[0].tolist() == [6]
     assert log.history("u1")[0].tolist() == [5, 7]
     assert [log.has_past(n) for n in range(4, 8)] == [False, False, False, True]
-    assert log.window(7).items.tolist() == [5]
+    assert log.windows([7])[0].items.tolist() == [5]
 
 
 def test_rows_that_undo_something_are_not_read():
@@ -294,7 +294,7 @@ def test_shuffling_a_window_keeps_each_group_together_and_its_times():
     log = RehearsalLog(10, 20)
     for t_ms, items in ((1, [7, 8, 3]), (1, [8, 9]), (5, [7, 4, 9])):
         log.add("u", np.array(items, np.int32), np.ones(len(items), bool), t_ms)
-    window = log.window(2)
+    window = log.windows([2])[0]
     batches = [build_batch([window], Model(), np.random.default_rng(seed)) for seed in range(40)]
     orders = {tuple(batch.items[0].tolist()) for batch in batches}
     assert len(orders) == 12
@@ -306,7 +306,7 @@ def test_rows_inside_a_group_are_asked_for_the_rest_of_it_at_its_own_time():
     for t_ms, items in ((1000, [7, 8, 3]), (9000, [5])):
         log.add("u", np.array(items, np.int32), np.ones(len(items), bool), t_ms)
     settings = Model(inside_share=1.0, inside_weight=0.5)
-    batch = build_batch([log.window(1)], settings, np.random.default_rng(0))
+    batch = build_batch([log.windows([1])[0]], settings, np.random.default_rng(0))
     (chunk,) = batch.chunks()
     items = chunk.items_BL[0].tolist()
     assert items == batch.items[0].tolist()
@@ -324,3 +324,19 @@ def test_the_loss_falls_on_a_stream_with_a_pattern():
         learner.observe(group(f"u{at % 4}", 1_260_000_000_000 + at * DAY_MS, [(at // 4) % 10]))
         losses.append(learner.step())
     assert np.nanmean(losses[-20:]) < 0.3 * np.nanmean(losses[20:40])
+
+
+def test_a_step_waits_for_its_groups_and_for_its_events_also_over_a_checkpoint():
+    settings = SETTINGS.model_copy(update={"step_groups": 2, "step_rows": 7})
+    learner, other = SequenceLearner(settings), SequenceLearner(settings)
+    sizes, steps = [1, 1, 3, 3, 7, 9, 1, 4, 2], []
+    for number, size in enumerate(sizes):
+        one = group("u", 1_270_000_000_000 + number * DAY_MS, list(range(size)))
+        learner.learn(one)
+        steps.append(learner.steps)
+        if number == 4:
+            other.load_state_dict(learner.state_dict())
+        elif number > 4:
+            other.learn(one)
+    assert steps == [0, 0, 0, 1, 1, 2, 2, 2, 3]
+    assert other.steps == learner.steps

@@ -5,7 +5,7 @@
 import { randomUUID } from 'node:crypto'
 import * as grpc from '@grpc/grpc-js'
 import { loadSync } from '@grpc/proto-loader'
-import { Producer, stringSerializers } from '@platformatic/kafka'
+import { compatibilityPartitioner, Producer, stringSerializers } from '@platformatic/kafka'
 
 const [userId = '', bootstrap = '', address = '', protos = ''] = process.argv.slice(2)
 
@@ -13,9 +13,14 @@ const [userId = '', bootstrap = '', address = '', protos = ''] = process.argv.sl
 interface State { user_state: { counters: { events: string }, history: { item_ids: string[] } } }
 interface Slate { slate: { item_ids: string[], item_reasons: { reasons: string[] }[] } }
 
-const producer = new Producer({ clientId: 'shop', bootstrapBrokers: [bootstrap], serializers: stringSerializers })
+const producer = new Producer({
+  clientId: 'shop',
+  bootstrapBrokers: [bootstrap],
+  serializers: stringSerializers,
+  partitioner: compatibilityPartitioner // murmur2 as in Java: the user's own partition
+})
 
-/** Offset at which the broker has the record; the key decides on the partition, by murmur2 as everywhere. */
+/** Offset at which the broker has the record; the key decides on the partition. */
 async function send(topic: string, key: string, record: object): Promise<bigint> {
   const { offsets } = await producer.send({ messages: [{ topic, key, value: JSON.stringify(record) }], acks: -1 })
   return offsets![0]!.offset

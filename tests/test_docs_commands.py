@@ -38,6 +38,7 @@ OTHER_PROGRAMS = {
     "make": "test_every_make_target_exists",
     "docker": "tests/docker reads the file; there may be no engine",
     "echo": "pipes into a program of Apache Kafka",
+    "grpcurl": "tests/test_clients.py makes the same calls by reflection",
 }
 LESS = {
     "replay": ["--limit", "1500", "--arms", "popularity", "--no-audit"],

@@ -1,11 +1,13 @@
 """README and docs: every command, file and test that they name exists, and they name no machine."""
 
 import ast
+import json
 import os
 import re
 import shlex
 import subprocess
 import sys
+import time
 import tomllib
 from pathlib import Path
 from xml.etree import ElementTree
@@ -117,21 +119,51 @@ def test_validate_and_produce_print_what_the_readme_shows(typed):
     assert typed(line).rpartition(", ")[0] == output.rpartition(", ")[0]  # the rate is that of the machine
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "docs" / "own-data.md"], ids=ids)
-def test_own_data_go_the_way_that_is_shown_as_typed(typed, tmp_path, page):
+@pytest.fixture
+def rated(tmp_path):
+    """Ratings of 40 users as MovieLens ships them, in the folder in which commands are typed."""
     ratings = [
         (user, user * n % 40, 1 + n % 5, 900_000_000 + 997 * user + 600 * n) for user in range(40) for n in range(30)
     ]
     lines = ["userId,movieId,rating,timestamp", *(",".join(map(str, row)) for row in ratings)]
     (tmp_path / "ratings.csv").write_text("\n".join(lines))
     (tmp_path / "movies.csv").write_text("movieId,title,genres\n" + "".join(f"{n},Film {n},Drama\n" for n in range(40)))
+
+
+def own_data(page):
+    """The lines about own data of a page."""
     (block,) = [block for block in blocks(page, "sh") if block.startswith("driftline import ratings.csv")]
-    for line in block.splitlines():
+    return [line.split(" # ")[0].strip() for line in block.splitlines()]
+
+
+@pytest.mark.slow
+def test_own_data_go_the_way_that_is_shown_as_typed(typed, rated, tmp_path):
+    for line in own_data(ROOT / "docs" / "own-data.md"):
         more = ["--arms", "popularity", "--no-audit"] if line.startswith("driftline replay") else []
         printed = typed(line, *more)
     assert printed.startswith("sent 1,200 events and 40 items")
     assert (tmp_path / "mine" / "report" / "report.html").is_file()
+
+
+@pytest.mark.slow
+def test_own_data_are_recommended_from_as_the_readme_shows(typed, rated, monkeypatch):
+    monkeypatch.setenv("DRIFTLINE__SERVING__PORT", str(free_port()))
+    *before, recommend = own_data(ROOT / "README.md")
+    try:
+        for line in before:
+            printed = typed(line, *(["--without", "profiler"] if line.startswith("driftline up") else []))
+        assert printed.startswith("sent 1,200 events and 40 items")
+        deadline = time.monotonic() + 120
+        while not json.loads(typed("driftline status --json"))["model_sequence"]:
+            assert time.monotonic() < deadline, "no model"
+            time.sleep(0.5)
+        answer = json.loads(typed(recommend, "--json"))
+    finally:
+        typed("driftline down")
+    assert answer["provenance"]["served_from"] == "SERVED_FROM_MODEL"
+    assert len(answer["slate"]["item_ids"]) == 10
+    assert all(answer["slate"]["titles"])
+    assert answer["request_time"] == "newest_event"
 
 
 @pytest.mark.slow

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated, Any, TypeVar, cast
 
 import typer
+from google.protobuf.message import Message
 
 from driftline.client import Client, Steering, Which, as_dict
 from driftline.serving import show
 from driftline.serving.local import client_of
-from driftline.stream.cli.common import AsJson, Config, out, parse_time, print_json, settings_of
+from driftline.stream.cli.common import AsJson, Config, err, out, parse_time, print_json, settings_of, when
 from driftline.stream.cli.composed import Maker, composed
 
 Address = Annotated[str | None, typer.Option(help="host:port of the service; default from the settings.")]
@@ -32,13 +33,18 @@ OwnKey = Annotated[Path | None, typer.Option(envvar="DRIFTLINE_CLIENT_KEY", help
 At = Annotated[
     int | None,
     typer.Option(
-        parser=parse_time, metavar="TIME", help="Request time: a date, a time or unix milliseconds; default now."
+        parser=parse_time,
+        metavar="TIME",
+        help="Request time: a date, a time or unix milliseconds; default now, or the end of a stream of long ago.",
     ),
 ]
 K = Annotated[int, typer.Option("-k", min=1, max=1000, help="Items wanted.")]
 LISTS = ("overall", "novel", "repeat")
 List = Annotated[str, typer.Option("--list", help="overall, novel (nothing that the user had) or repeat.")]
 NOT_SERVING_EXIT = 76
+HISTORY_MS = 30 * 86_400_000
+"""A stream whose newest event is older than this is history: now, nothing of it would be recent."""
+Answer = TypeVar("Answer", bound=Message)
 Excluded = Annotated[
     list[str] | None, typer.Option("--exclude", help="Id of an item never to return; may be given several times.")
 ]
@@ -87,12 +93,12 @@ def user(
     Example: `driftline query user 13085`, `driftline query user 13085 --watch --json`
     """
     with service:
-        answers = service.watch(user_id, history) if watch else [service.user_state(user_id, history, at_ms(at))]
-        for answer in answers:
-            if as_json:
-                print_json(as_dict(answer))
-            else:
-                out.print(show.user_state(answer, history))
+        if not watch:
+            one, time_of = asked(lambda at_ms: service.user_state(user_id, history, at_ms), at)
+            return print_json(as_dict(one) | time_of) if as_json else out.print(show.user_state(one, history))
+        for answer in service.watch(user_id, history):
+            print_json(as_dict(answer)) if as_json else out.print(show.user_state(answer, history))
+    return None
 
 
 def model(service: Client, as_json: AsJson = False) -> None:
@@ -154,11 +160,13 @@ def recommend(
     chosen = list_of(which)
     with service:
         if len(user_ids) == 1:
-            one = service.recommend(user_ids[0], k, chosen, at_ms(at), **steering)
-            return print_json(as_dict(one)) if as_json else out.print(show.slate(one, f"for user {user_ids[0]}"))
-        batch = service.recommend_batch(user_ids, k, at_ms(at), chosen, **steering)
+            one, time_of = asked(lambda at_ms: service.recommend(user_ids[0], k, chosen, at_ms, **steering), at)
+            if as_json:
+                return print_json(as_dict(one) | time_of)
+            return out.print(show.slate(one, f"for user {user_ids[0]}"))
+        batch, time_of = asked(lambda at_ms: service.recommend_batch(user_ids, k, at_ms, chosen, **steering), at)
     if as_json:
-        return print_json(as_dict(batch))
+        return print_json(as_dict(batch) | time_of)
     for slate in batch.user_slates:
         out.print(show.slate(slate, f"for user {slate.user_id}"))
     return None
@@ -195,8 +203,11 @@ def score(
     Example: `driftline score 13085 84991 21212 no-such-item --json`
     """
     with service:
-        answer = service.score(user_id, item_ids, at_ms(at), which=list_of(which))
-    return print_json(as_dict(answer)) if as_json else out.print(show.scores(answer, item_ids, f"for user {user_id}"))
+        chosen = list_of(which)
+        answer, time_of = asked(lambda at_ms: service.score(user_id, item_ids, at_ms, which=chosen), at)
+    if as_json:
+        return print_json(as_dict(answer) | time_of)
+    return out.print(show.scores(answer, item_ids, f"for user {user_id}"))
 
 
 def client(
@@ -253,6 +264,27 @@ def list_of(which: str) -> Which:
     return cast("Which", which)
 
 
-def at_ms(given: int | None) -> int:
-    """The request time in unix milliseconds, now if none was given."""
-    return time.time_ns() // 1_000_000 if given is None else given
+def asked(call: Callable[[int], Answer], at_ms: int | None) -> tuple[Answer, dict[str, str]]:
+    """What a call answers, and in words of JSON for which time: `given`, `now` or `newest_event`.
+
+    Without a time it is asked for now. Where the newest event that state and model know is older than HISTORY_MS, it is
+    asked again for the millisecond after that event, and stderr says so.
+
+    Args:
+        call: takes a request time in unix milliseconds, 0 = now.
+        at_ms: the time that was given.
+    """
+    if at_ms is not None:
+        return call(at_ms), {"request_time": "given"}
+    answer: Any = call(0)
+    origins = [one.provenance for one in getattr(answer, "user_slates", [answer])]
+    newest_ms = max(max(origin.watermark_ms, origin.model_watermark_ms) for origin in origins)
+    age_ms = max(origin.request_time_ms for origin in origins) - newest_ms
+    if newest_ms <= 0 or age_ms <= HISTORY_MS:
+        return answer, {"request_time": "now"}
+    err.print(
+        f"note: the newest event is of {when(newest_ms)}, {show.span(age_ms)} ago: this is for 1 ms after it; "
+        "--at TIME asks for another time",
+        soft_wrap=True,
+    )
+    return call(newest_ms + 1), {"request_time": "newest_event"}

@@ -135,10 +135,11 @@ def test_options_of_a_list_are_keyword_arguments_of_each_call(client, monkeypatc
 def test_errors_say_what_to_do(client, running, tmp_path):
     with pytest.raises(InvalidRequest, match="user_id: got 0 bytes, expected 1 to 256"):
         client.recommend("")
-    with pytest.raises(InvalidRequest, match="item 'none' is not known to model"):
+    with pytest.raises(InvalidRequest, match="item 'none' is not known to model") as unknown:
         client.similar("none")
-    with pytest.raises(ClientError, match="model sequence 1 serves, asked for 9"):
+    with pytest.raises(ClientError, match="model sequence 1 serves, asked for 9") as older:
         client.recommend("user-1", min_model_sequence=9)
+    assert (unknown.value.code, older.value.code) == ("NOT_FOUND", "UNAVAILABLE")
     with Client(f"127.0.0.1:{free_port()}") as nobody, pytest.raises(ClientError, match="driftline serve"):
         nobody.model_info()
     with pytest.raises(CertificateError, match=r"certificate .* can't be read"):

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import time
 
 import grpc
 import pytest
-from tests.serving.conftest import Running
+from tests.serving.conftest import Running, shop_events
 from tests.serving.test_steering import kinds, settings, snapshot  # noqa: F401 - the shop whose items have attributes
 from typer.testing import CliRunner
 
+from driftline.graph.rows import Event
 from driftline.serving.server import Server
 from driftline.stream.cli import app
 
@@ -65,6 +67,39 @@ def test_health_of_a_service_that_has_nothing_to_answer_from_is_an_exit_code(tmp
         port = Running(server, channel).server.port
         result = CliRunner().invoke(app, ["query", "health", "--address", f"127.0.0.1:{port}"])
     assert (result.exit_code, result.stdout.strip()) == (76, "NOT_SERVING")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("query", "user", "user-3"),
+        ("recommend", "user-3"),
+        ("recommend", "user-3", "no-such"),
+        ("score", "user-3", "item-1"),
+    ],
+)
+def test_a_stream_that_ended_long_ago_is_asked_as_of_its_end(running, worker, command):
+    def asked(*words):
+        address = f"127.0.0.1:{running.server.port}"
+        result = CliRunner().invoke(app, [*command, *words, "--address", address, "--json"])
+        answer = json.loads(result.stdout)
+        origin = answer.get("user_slates", [answer])[0]["provenance"]
+        return answer["request_time"], origin["request_time_ms"], result.stderr
+
+    newest_ms = shop_events()[-1].timestamp_ms
+    how, at_ms, said = asked()
+    assert (how, at_ms) == ("newest_event", newest_ms + 1)
+    assert "note: the newest event is of 2023-11-21 " in said
+    assert "--at TIME" in said
+    assert asked("--at", str(newest_ms + 60_000)) == ("given", newest_ms + 60_000, "")
+    now_ms = time.time_ns() // 1_000_000
+    worker.apply([Event("user-3", "item-1", now_ms - 29 * 86_400_000, "purchase", offset=10_000)])
+    wait_until = time.monotonic() + 20
+    while asked()[0] != "now":
+        assert time.monotonic() < wait_until
+    how, at_ms, said = asked()
+    assert at_ms >= now_ms
+    assert said == ""
 
 
 @pytest.mark.parametrize(

@@ -246,8 +246,11 @@ class Client:
         """What an error of gRPC means here; a service that speaks TLS says nothing to a client that does not."""
         is_unavailable = error.code() == grpc.StatusCode.UNAVAILABLE
         if is_unavailable and self._is_plain and "try again in" not in error.details() and speaks_tls(self.target):
-            return _no_tls(self.target, "it speaks TLS, the client has no certificate to trust")
-        return _explained(error, self.target)
+            explained = _no_tls(self.target, "it speaks TLS, the client has no certificate to trust")
+        else:
+            explained = _explained(error, self.target)
+        explained.code = error.code().name
+        return explained
 
 
 def _list(which: Which) -> pb.SlateList:

@@ -11,9 +11,14 @@ from __future__ import annotations
 
 
 class ClientError(Exception):
-    """The service can't be reached, or refused a call."""
+    """The service can't be reached, or refused a call.
+
+    Attributes:
+        code: name of the gRPC status that the call ended with, such as UNAVAILABLE; "" where none was made.
+    """
 
     exit_code = 76
+    code = ""
 
 
 class InvalidRequest(ClientError):

@@ -396,7 +396,8 @@ def test_sigterm_lets_a_request_in_flight_finish_and_ends_with_code_0(tmp_path, 
     process.stdin.write(chosen.model_dump_json())
     process.stdin.close()
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel, futures.ThreadPoolExecutor(1) as pool:
-        answer = pool.submit(recommend, channel, "user-2", wait_for_ready=True, timeout=30)
+        answer = pool.submit(recommend, channel, "user-2", wait_for_ready=True, timeout=120)
+        answer.add_done_callback(lambda done: done.exception() and process.kill())  # else nobody writes a line
         assert process.stdout.readline() == "ranking\n"
         os.kill(process.pid, signal.SIGTERM)
         assert answer.result().slate.item_ids

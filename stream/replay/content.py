@@ -22,6 +22,7 @@ from driftline.stream.replay.summary import (
     freshness,
     incremental_claim,
     intervals_of,
+    resampling,
     table,
 )
 from driftline.stream.replay.verdict import verdict
@@ -62,6 +63,7 @@ def content_of(
             "groups": len(joined.facts.number),
             "seed": seed,
             "seeds": list(options.seeds),
+            "intervals": resampling(joined),
             "profiles": {
                 "file": None if profiles is None else profiles.name,
                 "groups": {source: sources.count(source) for source in ("file", "template", "none")},

@@ -60,7 +60,9 @@ def write_report(path: Path, metrics: Mapping[str, Any]) -> None:
     parts = [
         _head(metrics),
         _section(
-            "Arms", "NDCG@10 with its 95% interval over users; the best of each column is shaded.", _arms(metrics)
+            "Arms",
+            f"NDCG@10 with its 95% interval, {intervals_line(metrics['protocol'])}; the best of each column is shaded.",
+            _arms(metrics),
         ),
         _section(
             "Parts of the arms' figures",
@@ -178,7 +180,8 @@ def _comparisons(metrics: Mapping[str, Any]) -> list[str]:
         found = [one for one in metrics["comparisons"] if one["family"] == family]
         if found:
             text = (
-                "Relative lift in NDCG@10 with 95% intervals, users drawn with replacement; p after Holm's correction."
+                f"Relative lift in NDCG@10 with 95% intervals, {intervals_line(metrics['protocol'])}; p after Holm's "
+                "correction."
             )
             sections.append(_section(title, text, plot(forest(found))))
     return sections
@@ -202,6 +205,15 @@ def _protocol(metrics: Mapping[str, Any]) -> str:
         rows["reachable"] = reachable_line(metrics)
     cells = (f"<tr><td>{name}</td><td><code>{html.escape(str(value))}</code></td></tr>" for name, value in rows.items())
     return f"<table>{''.join(cells)}</table>"
+
+
+def intervals_line(protocol: Mapping[str, Any]) -> str:
+    """What intervals were drawn over, for people; older reports drew users alone."""
+    seeds = protocol.get("intervals", {}).get("seeds")
+    if seeds:
+        return f"drawn over users and {len(seeds)} seeds"
+    ran = "one seed ran" if len(protocol["seeds"]) == 1 else "no random arm ran with several"
+    return f"drawn over users alone: {ran}, so seeds were not resampled"
 
 
 def profiles_line(profiles: str | Mapping[str, Any]) -> str:

@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from driftline.stream.replay.intervals import (
+    LEVEL,
+    RESAMPLES,
     Comparison,
     bootstrap_means,
     holm,
@@ -48,7 +50,7 @@ class Table:
     Attributes:
         facts: of the scored groups.
         values: [m, lists, metrics] an arm, mean over its seeds.
-        seeds: the single runs by arm and seed.
+        seeds: the single runs by arm and seed; arms that are not random ran with one.
         seed: of the bootstrap.
     """
 
@@ -65,11 +67,28 @@ class Table:
         """[m] bool: groups that count in a list."""
         return np.asarray(self.facts.relevant[:, LISTS.index(which)] > 0)
 
+    @property
+    def drawn_seeds(self) -> list[int]:
+        """Seeds that intervals are drawn over: those that every random arm ran with; one is never drawn."""
+        ran = [set(seeds) for seeds in self.seeds.values()]
+        random = [seeds for seeds in ran if len(seeds) > 1]
+        return sorted(set.intersection(*random)) if random else [self.seed]
+
     def samples(self, arms: Sequence[str], which: str, metric: str = HEADLINE) -> Values:
-        """[resamples, arms] bootstrap means over the groups of a list."""
-        mask = self.counts(which)
-        columns = np.column_stack([self.column(arm, which, metric)[mask] for arm in arms])
-        return bootstrap_means(columns, self.facts.user[mask], self.seed)
+        """[resamples, arms] bootstrap means over the groups of a list and the seeds."""
+        mask, i, j = self.counts(which), LISTS.index(which), METRICS.index(metric)
+        seeds = self.drawn_seeds
+        columns = [
+            [(runs.get(seed) or next(iter(runs.values()))).result.values[mask, i, j] for seed in seeds]
+            for runs in (self.seeds[arm] for arm in arms)
+        ]
+        return bootstrap_means(np.array(columns).transpose(2, 0, 1), self.facts.user[mask], self.seed)
+
+
+def resampling(data: Table) -> dict[str, Any]:
+    """How intervals were made: `protocol.intervals` of metrics.json."""
+    seeds = data.drawn_seeds
+    return {"level": LEVEL, "resamples": RESAMPLES, "users": True, "seeds": seeds if len(seeds) > 1 else False}
 
 
 def table(runs: Mapping[str, Mapping[int, Saved]], seed: int) -> Table:

@@ -23,7 +23,7 @@ from driftline.stream.replay.audit import AUDITS
 from driftline.stream.replay.baselines import SIMPLE_ARMS
 from driftline.stream.replay.log import EventLog
 from driftline.stream.replay.registry import build_arm
-from driftline.stream.replay.report import audit_line, profiles_line
+from driftline.stream.replay.report import audit_line, intervals_line, profiles_line
 from driftline.stream.replay.run import replay
 from driftline.stream.replay.source import Options
 
@@ -306,6 +306,17 @@ def test_candidates_of_no_items_file_are_refused(tmp_path):
     given = Options(EVENTS, tmp_path, arms=("popularity",), limit=1500, candidates="items")
     with pytest.raises(InputError, match="none is given; add --items FILE"):
         replay(given, Settings())
+
+
+def test_a_report_says_whether_seeds_were_drawn_too(first, tmp_path):
+    assert first[1]["protocol"]["intervals"]["seeds"] is False
+    said = "drawn over users alone: one seed ran, so seeds were not resampled"
+    assert intervals_line(first[1]["protocol"]) == said
+    assert said in (first[0] / "report.html").read_text()
+    given = options(tmp_path, arms=("sasrec",), limit=500, split=0.5)
+    two = replay(replace(given, seeds=(0, 1)), Settings.model_validate({"model": {"dim": 16, "max_len": 20}}))
+    assert two["protocol"]["intervals"]["seeds"] == [0, 1]
+    assert intervals_line(two["protocol"]) == "drawn over users and 2 seeds"
 
 
 def test_a_single_seed_is_listed_too(first):

@@ -42,6 +42,8 @@ COLD_ITEM_MS = 86_400_000
 FOLLOW_UP_MS = 72 * 60_000
 TRIM_GROUPS = 1000
 """Groups between two trims of the heap."""
+Span = tuple[int, int]
+"""From a time to a later one that is no part of it, unix milliseconds."""
 NO_ITEMS = np.zeros(0, np.int32)
 
 
@@ -144,6 +146,7 @@ def run(
     split_ms: int,
     progress: Callable[[int, int], None] | None = None,
     worth_of: Callable[[Arrival], Floats] | None = None,
+    left_out: Span | None = None,
 ) -> Pass:
     """Drive arms over a log.
 
@@ -153,11 +156,12 @@ def run(
         split_ms: groups of this time and later are scored; all are learnt.
         progress: called with (groups done, groups in total) now and then.
         worth_of: what each item is worth to the business in this group, by dense index [arrival.pool]; None = no goals.
+        left_out: groups of this span are learnt and not scored.
 
     Raises:
         InputError: no group with a positive row lies at or past the split.
     """
-    scored = scored_groups(log, split_ms)
+    scored = scored_groups(log, split_ms, left_out)
     m = len(scored)
     relevant, reachable = np.zeros((m, len(LISTS)), np.int32), np.zeros((m, len(LISTS)), np.int32)
     cold_user, gap_ms = np.zeros(m, np.bool_), np.full(m, -1, np.int64)
@@ -221,11 +225,14 @@ def rankings(slate: Slate) -> tuple[Ranking, ...]:
     return first, slate.novel or first, slate.repeat or first, first, first
 
 
-def scored_groups(log: EventLog, split_ms: int) -> Int64:
-    """Numbers of the groups with a positive row at or past the split. Raises InputError if there is none."""
+def scored_groups(log: EventLog, split_ms: int, left_out: Span | None = None) -> Int64:
+    """Numbers of the groups with a positive row at or past the split, outside a span; InputError if there is none."""
     answers = np.zeros(log.groups, np.bool_)
     answers[log.group_of[log.positive]] = True
-    scored = np.flatnonzero(answers & (log.group_t_ms >= split_ms))
+    answers &= log.group_t_ms >= split_ms
+    if left_out is not None:
+        answers &= (log.group_t_ms < left_out[0]) | (log.group_t_ms >= left_out[1])
+    scored = np.flatnonzero(answers)
     if len(scored) == 0:
         raise InputError(
             f"no group of {log.groups} is left to score at or past split_ms {split_ms}; choose a smaller --split"

@@ -131,7 +131,8 @@ def _head(metrics: Mapping[str, Any]) -> str:
     return (
         f"<h1>driftline replay</h1><p class='verdict'>{html.escape(lead)}</p>"
         f"<p class='quiet'>{_day(data['first_ms'])} to {_day(data['last_ms'])}; predict, then learn; scored from "
-        f"{_day(protocol['split_ms'])} on (split {protocol['split']:g}).{left_out}</p><div class='cards'>{shown}</div>"
+        f"{_day(protocol['split_ms'])} on (split {protocol['split']:g}{choices_line(protocol)}).{left_out}</p>"
+        f"<div class='cards'>{shown}</div>"
     )
 
 
@@ -205,6 +206,17 @@ def _protocol(metrics: Mapping[str, Any]) -> str:
         rows["reachable"] = reachable_line(metrics)
     cells = (f"<tr><td>{name}</td><td><code>{html.escape(str(value))}</code></td></tr>" for name, value in rows.items())
     return f"<table>{''.join(cells)}</table>"
+
+
+def choices_line(protocol: Mapping[str, Any]) -> str:
+    """What the report has of the span on which choices were made, with a comma before it; older reports do not say."""
+    if "choices" not in protocol:
+        return ""
+    begin, end = protocol["choices"]["span"]
+    span = f"{begin:.0%} to {end:.0%} of the rows, the span that choices were made on"
+    if protocol["choices"]["left_out_ms"]:
+        return f", without {span}"
+    return f"; it looks into {span}: a figure to choose by, and no claim" if protocol["split"] < end else ""
 
 
 def intervals_line(protocol: Mapping[str, Any]) -> str:

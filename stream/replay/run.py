@@ -221,6 +221,7 @@ def _run_seed(
             data.split_ms,
             lambda done, total: say(f"seed {seed}: {len(missing)} arms", done, total),
             worth_function(settings.goals, data.log),
+            data.left_out,
         )
         cost = time.perf_counter() - started[0], time.process_time() - started[1]
         state, adopted = setup.shared.get("state_sha256"), setup.shared.get("adoptions")
@@ -239,6 +240,7 @@ def _key(data: Input, options: Options, settings: Settings) -> str:
         data.sha256,
         None if options.items is None else hashlib.sha256(options.items.read_bytes()).hexdigest(),
         data.split_ms,
+        data.left_out,
         options.candidates,
         options.limit,
         (options.hold_out_items, options.seeds[0]) if options.hold_out_items else None,

@@ -14,6 +14,7 @@ import plotly.offline
 from driftline.stream.replay.audit import AUDITS
 from driftline.stream.replay.charts import LISTS, METRIC, cost, drift, forest, freshness, plot, windows
 from driftline.stream.replay.named import about
+from driftline.stream.replay.protocol import WHOLE
 
 FAMILIES = {
     "headline": "The engine against the best simple arm",
@@ -88,7 +89,13 @@ def write_report(path: Path, metrics: Mapping[str, Any]) -> None:
             "items at most 30 days old.",
             plot(drift(metrics)),
         ),
-        _section("Cost", "CPU seconds of training over the whole log against quality.", plot(cost(metrics))),
+        _section(
+            "Cost",
+            "CPU seconds of training over the whole log against quality; below, of training and of scores by part. A "
+            "part that arms share is charged to each of them that needs it.",
+            plot(cost(metrics)),
+            _parts(metrics),
+        ),
         _section("How it was run", "", _protocol(metrics)),
     ]
     script = plotly.offline.get_plotlyjs()
@@ -169,6 +176,25 @@ def _details(metrics: Mapping[str, Any]) -> str:
     rows = zip(metrics["arms"], zip(*columns, strict=True), strict=True)
     body = "".join(f"<tr><td>{html.escape(name)}</td>{''.join(cells)}</tr>" for name, cells in rows)
     return f"<table><tr><th>arm</th>{heads}</tr>{body}</table>"
+
+
+def _parts(metrics: Mapping[str, Any]) -> str:
+    """Training and scoring by part; nothing for older reports and where no arm has parts."""
+    costs = {name: arm.get("cost", {}) for name, arm in metrics["arms"].items()}
+    parts = list(dict.fromkeys(part for of in costs.values() for part in of if part != WHOLE))
+    if not parts:
+        return ""
+
+    def cell(one: Mapping[str, float] | None) -> str:
+        return "<td></td>" if one is None else f"<td>{one['train_cpu_s']:,.1f} + {one['score_cpu_s']:,.1f}</td>"
+
+    rows = (
+        f"<tr><td>{html.escape(name)}</td>{''.join(cell(of.get(part)) for part in parts)}</tr>"
+        for name, of in costs.items()
+        if set(of) - {WHOLE}
+    )
+    heads = "".join(f"<th>{html.escape(part)}</th>" for part in parts)
+    return f"<table><tr><th>arm</th>{heads}</tr>{''.join(rows)}</table>"
 
 
 def _number(value: float | None) -> str:
@@ -261,7 +287,8 @@ def audit_line(audit: Mapping[str, Any]) -> str:
     """What the leak audit looked at, for people; older reports do not say."""
     if "groups" not in audit:
         return "not told"
+    late = f", {audit['late']:,} groups late" if "late" in audit else ""
     return (
-        f"{audit['rows']:,} rows of {audit['users']:,} users; changed from {audit['groups']} groups on, "
+        f"{audit['rows']:,} rows of {audit['users']:,} users{late}; changed from {audit['groups']} groups on, "
         f"{audit['from_file']} of them with a profile of the file; {audit['compared']:,} groups compared"
     )

@@ -27,11 +27,13 @@ ENGINE = {
     "incremental-profiles": "the whole engine without profiles",
     "incremental:graph=random": "the whole engine over a graph that is not trained",
     "incremental:graph=off": "the whole engine without graph memory anywhere",
+    "incremental+noise": "the whole engine with a part of random numbers, which must change nothing",
     "frozen": "the whole engine, its weights fixed at the split",
-    "retrain": "the whole engine, trained from scratch every week",
+    "weekly_frozen": "the whole engine as it learns live, fixed at the start of every week",
+    "retrain": "the whole engine, trained offline before every week: shuffled epochs until its validation stops",
     "incremental": "the whole engine, learning as it runs live",
 }
-"""The engine and its parts; `ranker` and `incremental` take any of their parts, as in ranker+hstu+graph."""
+"""The engine and its parts; `ranker` and `incremental` take any of their parts, as in ranker+hstu+graph, and noise."""
 DEFAULT = (*SIMPLE, "hstu", "ranker", "frozen", "incremental")
 """Those that run where none are named."""
 

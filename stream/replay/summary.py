@@ -39,7 +39,7 @@ GAPS = (
 """Time since the user's group before: up to so many milliseconds."""
 HEADLINE = "ndcg@10"
 COMPARED = ("overall", "novel", "repeat")
-LONE_ARMS = ("hstu", "sasrec", "graph", "frozen", "retrain", "ranker")
+LONE_ARMS = ("hstu", "sasrec", "graph", "frozen", "weekly_frozen", "retrain", "ranker")
 Values = NDArray[np.float64]
 
 
@@ -115,6 +115,13 @@ def arm_summary(data: Table, arm: str, split_ms: int, cis: Mapping[str, tuple[fl
     results = [saved.result for saved in data.seeds[arm].values()]
     entry["train_cpu_s"] = round(float(np.mean([result.train_cpu_s for result in results])), 3)
     entry["score_cpu_s"] = round(float(np.mean([result.score_cpu_s for result in results])), 3)
+    entry["cost"] = {
+        part: {
+            "train_cpu_s": round(float(np.mean([result.cost[part][0] for result in results])), 3),
+            "score_cpu_s": round(float(np.mean([result.cost[part][1] for result in results])), 3),
+        }
+        for part in results[0].cost
+    }
     entry["trained_share"] = round(float(np.mean([result.trained_share for result in results])), 6)
     return entry
 
@@ -226,7 +233,7 @@ def claims(data: Table, simple: Sequence[str]) -> list[tuple[str, str, str, str]
     )
     order = first_and_next(means)
     baseline = [arm for arm in arms if arm in simple]
-    engines = [arm for arm in ("incremental", "frozen", "retrain", "ranker", "hstu", "sasrec", "graph") if arm in arms]
+    engines = [arm for arm in ("incremental", *LONE_ARMS) if arm in arms]
     rivals = dict.fromkeys(order[1:2] + [arm for arm in order[1:] if arm in simple and order[0] not in simple][:1])
     found = [(FAMILY, order[0], arm, "overall") for arm in rivals]
     for which in COMPARED:

@@ -42,7 +42,7 @@ def without_clocks(metrics):
         text.pop(name)
     for arms in (text["arms"], *text["seeds"].values()):
         for arm in arms.values():
-            arm.pop("train_cpu_s"), arm.pop("score_cpu_s")
+            arm.pop("train_cpu_s"), arm.pop("score_cpu_s"), arm.pop("cost")
     return text
 
 

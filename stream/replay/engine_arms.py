@@ -4,6 +4,8 @@
     ranker[+hstu][+graph][+profiles]   the engine with the named blocks
     incremental[-BLOCK]          the whole engine, or all but one block
     incremental+noise, ranker+noise   with a part of random numbers: it must change nothing
+    incremental:profiles=placebo   each profile, at its time, that of somebody else; =template: none of the file
+    incremental:text=placebo     the text of each item that of another one
     incremental:graph=random     the whole engine over a graph that is not trained; =off: without graph memory anywhere
     frozen                       the whole engine, weights fixed at the split, histories and signals live
     weekly_frozen                what `incremental` is at the start of every week, fixed in between
@@ -17,7 +19,7 @@ from __future__ import annotations
 import copy
 import re
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
@@ -31,7 +33,7 @@ from driftline.model.ranker import HEADS
 from driftline.model.sequence import SequenceLearner
 from driftline.stream.learn.learner import StreamLearner
 from driftline.stream.replay.arms import Arm, Arrival, Cost, Ranking, Request, Setup, Slate
-from driftline.stream.replay.inputs import replay_profiles, replay_texts
+from driftline.stream.replay.inputs import placebo_texts, replay_profiles, replay_texts
 from driftline.stream.replay.offline import fit, settings_of_pass
 from driftline.stream.state.store import state_sha256
 
@@ -49,8 +51,11 @@ BLOCKS = {"hstu": ("hstu",), "graph": ("graph",), "profiles": ("profiles", "fuse
 BASE_PARTS = ("state", "signals", "text")
 """Parts that every arm of the engine needs."""
 WEEK_MS = 7 * 86_400_000
+CHOICES = {"graph": ("trained", "random", "off"), "profiles": ("placebo", "template"), "text": ("placebo",)}
+"""What may stand after a colon in an arm's name."""
 _NAME = re.compile(
-    r"(?P<base>ranker|incremental)(?P<blocks>([+-](hstu|graph|profiles))*)(?P<noise>\+noise)?(:graph=(?P<graph>\w+))?"
+    r"(?P<base>ranker|incremental)(?P<blocks>([+-](hstu|graph|profiles))*)(?P<noise>\+noise)?"
+    r"(?P<choices>(:(graph|profiles|text)=\w+)*)"
 )
 
 
@@ -82,10 +87,19 @@ class EnginePass:
         settings: with the seeds of the pass.
         whole: with engine and backbone; else the graph alone, until an arm asks for more.
         noise: with a part that knows nothing.
+        choices: "placebo" or "template" in place of what "profiles" or "text" says.
     """
 
-    def __init__(self, setup: Setup, settings: Settings, whole: bool = True, noise: bool = False) -> None:
+    def __init__(
+        self,
+        setup: Setup,
+        settings: Settings,
+        whole: bool = True,
+        noise: bool = False,
+        choices: Mapping[str, str] | None = None,
+    ) -> None:
         self.setup, self.settings, self.whole, self.noise = setup, settings, whole, noise
+        self.choices = dict(choices or {})
         self.clocks = Clocks()
         self.learner = self._learner()
         self._slate: tuple[int, EngineSlate] | None = None
@@ -96,7 +110,11 @@ class EnginePass:
         if not self.whole:
             off = settings.model.model_copy(update={"backbone": "off"})
             settings = settings.model_copy(update={"model": off})
-        learner = StreamLearner(settings, replay_texts(self.setup), replay_profiles(self.setup), self.noise)
+        texts = replay_texts(self.setup)
+        if self.choices.get("text") == "placebo":
+            texts = placebo_texts(texts, settings.ranker.seed)
+        profiles = replay_profiles(self.setup, self.choices.get("profiles", ""))
+        learner = StreamLearner(settings, texts, profiles, self.noise)
         if not self.whole:
             learner.engine = cast("Engine", NoEngine())
         learner.charge(self.clocks)
@@ -402,11 +420,13 @@ def build(name: str, setup: Setup) -> Arm | None:
     """The arm of a name, None if it is none of these."""
     settings = seeded(setup.settings, setup.seed)
 
-    def shared_pass(graph: dict[str, Any] | None = None, whole: bool = True, noise: bool = False) -> EnginePass:
-        graph = graph or {}
-        key = f"pass {graph}{' noise' if noise else ''}"
+    def shared_pass(whole: bool = True, noise: bool = False, choices: dict[str, str] | None = None) -> EnginePass:
+        choices = dict(sorted((choices or {}).items()))
+        key = f"pass {choices}{' noise' if noise else ''}"
         if key not in setup.shared:
-            made = setup.shared[key] = EnginePass(setup, seeded(setup.settings, setup.seed, **graph), whole, noise)
+            graph = {"weights": choices["graph"]} if "graph" in choices else {}
+            changed = seeded(setup.settings, setup.seed, **graph)
+            made = setup.shared[key] = EnginePass(setup, changed, whole, noise, choices)
             setup.shared.setdefault("state_sha256", lambda: state_sha256([made.learner.processor.store]))
             setup.shared.setdefault("adoptions", lambda: len(made.learner.adoptions))
         shared: EnginePass = setup.shared[key]
@@ -436,7 +456,10 @@ def build(name: str, setup: Setup) -> Arm | None:
     named, noise = {block for _, block in signed}, found["noise"] is not None
     blocks = tuple(part for block, parts in BLOCKS.items() if (block in named) != whole for part in parts)
     blocks += ("noise",) if noise else ()
-    shared = shared_pass({"weights": found["graph"]} if found["graph"] else {}, noise=noise)
+    choices = dict(re.findall(r":(\w+)=(\w+)", found["choices"]))
+    if any(choice not in CHOICES[what] for what, choice in choices.items()):
+        return None
+    shared = shared_pass(noise=noise, choices=choices)
     arm = MAIN if whole and not signed else name
     shared.add(arm, blocks)
     return EngineArm(name, shared, arm)

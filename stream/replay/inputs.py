@@ -71,9 +71,15 @@ class ReplayProfiles:
     """
 
     def __init__(
-        self, settings: Settings, items: Mapping[str, Item], encoder: TextEncoder, written: Iterable[Profile]
+        self,
+        settings: Settings,
+        items: Mapping[str, Item],
+        encoder: TextEncoder,
+        written: Iterable[Profile],
+        placebo: bool = False,
     ) -> None:
-        self._settings, self._encoder = settings.profiles, encoder
+        """With `placebo` a user gets, at the time of the own one, what was written before it for another user."""
+        self._settings, self._encoder, self._placebo = settings.profiles, encoder, placebo
         self._catalogue = catalogue_of(items)
         self._template = ProfileGenerator(TemplateClient(), settings.profiles)
         self._from_file = {(profile.user_id, profile.version): profile for profile in written}
@@ -92,6 +98,11 @@ class ReplayProfiles:
         if newest is None:
             return None
         valid_from_ms, request = newest
+        if self._placebo:
+            other = self._schedule.before(request)
+            if other is None:
+                return None
+            request = other
         key = request.user_id, request.version, valid_from_ms
         if key not in self._made:
             self._made[key] = self._read(request, valid_from_ms)
@@ -132,6 +143,13 @@ class ReplayProfiles:
         encoded(sorted(texts), self._encoder, "profiles", say)
 
 
+def placebo_texts(texts: Mapping[str, Float32], seed: int) -> dict[str, Float32]:
+    """Text vectors, each with another item that has one; which items have one, and from when on, stays as it is."""
+    ids = sorted(texts)
+    order = np.random.default_rng(seed).permutation(len(ids)).tolist()  # one cycle: nobody keeps the own one
+    return {ids[a]: texts[ids[b]] for a, b in zip(order, order[1:] + order[:1], strict=True)}
+
+
 def replay_texts(setup: Setup) -> dict[str, Float32]:
     """Text vectors of the items that a log touches; each made once for all passes of a replay."""
     texts: dict[str, Float32] = setup.shared.setdefault("texts", {})
@@ -143,15 +161,18 @@ def replay_texts(setup: Setup) -> dict[str, Float32]:
     return texts
 
 
-def replay_profiles(setup: Setup) -> ReplayProfiles | None:
+def replay_profiles(setup: Setup, choice: str = "") -> ReplayProfiles | None:
     """Profiles of a replay; None without an items file, since a profile speaks of titles.
+
+    With choice "template" all are of the template, with "placebo" each is of somebody else.
 
     Those that were written from events past the end of the log do not exist.
     """
     if not setup.items:
         return None
     written = (profile for profile in _written(setup) if profile.as_of_ms <= setup.log.t_ms.max())
-    profiles = ReplayProfiles(setup.settings, setup.items, _encoder(setup), written)
+    usable = () if choice == "template" else written
+    profiles = ReplayProfiles(setup.settings, setup.items, _encoder(setup), usable, choice == "placebo")
     if "facets" not in setup.shared:
         with _charged(setup, "profiles"):
             profiles.encode_ahead(setup.log, setup.settings, setup.say)

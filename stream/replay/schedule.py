@@ -26,6 +26,11 @@ class Asked(NamedTuple):
     as_of_ms: int
 
 
+def asked(request: Request) -> Asked:
+    """What decides on a request."""
+    return Asked(request.user_id, request.version, request.as_of_ms)
+
+
 class Schedule(Generic[R]):
     """Requests in, the newest valid one of a user out; times are given in order of arrival."""
 
@@ -35,6 +40,8 @@ class Schedule(Generic[R]):
         self._queue: RequestQueue[R] = RequestQueue(settings)
         self._next_ms = 0.0
         self._valid: dict[str, tuple[list[int], list[R]]] = {}
+        self._last: R | None = None
+        self._before: dict[Asked, R] = {}
 
     def offer(self, request: R) -> None:
         """Takes a request of now in."""
@@ -53,7 +60,19 @@ class Schedule(Generic[R]):
                 at = bisect_right(times, valid_ms)
                 times.insert(at, valid_ms)
                 found.insert(at, request)
+                if self._last is not None:
+                    self._before[asked(request)] = self._other(request, self._last)
+                self._last = request
             self._next_ms += self._step_ms
+
+    def _other(self, request: R, last: R) -> R:
+        """The last request that was written for another user."""
+        return self._before.get(asked(last), last) if last.user_id == request.user_id else last
+
+    def before(self, request: R) -> R | None:
+        """What was written before a request, for another user; None for the first one."""
+        found = self._before.get(asked(request))
+        return None if found is None or found.user_id == request.user_id else found
 
     def newest(self, user_id: str, now_ms: int) -> tuple[int, R] | None:
         """When the newest profile that is valid at `now_ms` became so, and its request."""

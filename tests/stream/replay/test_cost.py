@@ -141,6 +141,32 @@ def test_a_profile_written_from_the_last_group_of_a_log_exists_and_a_later_one_d
     assert found.written(user_id, 2, last_ms + 1) is None
 
 
+def test_a_placebo_keeps_who_has_a_profile_and_when_and_a_template_takes_none_of_the_file(
+    shop: tuple[EventLog, Any], tmp_path: Path
+) -> None:
+    setup, _ = setup_of(shop, written(shop[0], tmp_path / "profiles.jsonl"))
+    own, placebo, template = (
+        read_all(shop[0], made) for choice in ("", "placebo", "template") if (made := replay_profiles(setup, choice))
+    )
+    both = [(a, b) for a, b in zip(own, placebo, strict=True) if a is not None and b is not None]
+    assert both
+    assert all(a.valid_from_ms == b.valid_from_ms for a, b in both)
+    assert any((a.facets != b.facets).any() for a, b in both)  # templates may say the same
+    assert all(a is not None for a, b in zip(own, placebo, strict=True) if b is not None)
+    assert {one.source for one in template if one is not None} == {"template"}
+
+
+@pytest.mark.parametrize("name", ["incremental:profiles=placebo", "ranker+hstu:text=placebo:profiles=template"])
+def test_choices_are_composed_by_name_and_others_are_refused(shop: tuple[EventLog, Any], name: str) -> None:
+    setup, _ = setup_of(shop)
+    arm, _ = build_arm(name, setup)
+    assert arm.shared.choices == dict(part.split("=") for part in name.split(":")[1:])  # type: ignore[attr-defined]
+    assert build_arm("incremental", setup)[0].shared is not arm.shared  # type: ignore[attr-defined]
+    for wrong in ("incremental:text=template", "incremental:hstu=placebo"):
+        with pytest.raises(InputError, match="expected any of"):
+            build_arm(wrong, setup)
+
+
 class Eager(ReplayProfiles):
     """Writes and encodes each profile when it is asked for, whether or not it is read."""
 

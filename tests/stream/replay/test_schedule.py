@@ -6,6 +6,7 @@ import numpy as np
 
 from driftline.configs.settings import Profiles
 from driftline.llm.refresh import RequestQueue
+from driftline.stream.replay.inputs import placebo_texts
 from driftline.stream.replay.schedule import Asked, Schedule
 
 SECOND = 1000
@@ -56,3 +57,25 @@ def test_the_budget_of_a_minute_is_the_live_one() -> None:
     live = sum(len(queue.take(t_s)) for t_s in range(121))
     replayed = sum(schedule.newest(f"u{n}", 120_001) is not None for n in range(200))
     assert live == replayed == 90
+
+
+def test_a_placebo_is_what_was_written_before_for_somebody_else_and_each_is_used_once() -> None:
+    schedule: Schedule[Asked] = Schedule(SETTINGS)
+    asked = [Asked(f"u{n % 5}", 1 + n // 5, 1_000_000 + n * 60 * SECOND) for n in range(20)]
+    for one in asked:
+        schedule.offer(one)
+    schedule.advance(1 << 50)
+    others = [schedule.before(one) for one in asked]
+    assert others == [None, *asked[:-1]]
+    twice = Asked("u4", 9, 10_000_000)
+    schedule.offer(twice)  # the user of the one before
+    schedule.advance(1 << 51)
+    assert schedule.before(twice) == asked[-2]
+
+
+def test_a_placebo_of_texts_gives_each_item_that_of_another_one() -> None:
+    texts = {f"i{n}": np.full(3, n, np.float32) for n in range(50)}
+    other = placebo_texts(texts, 0)
+    assert set(other) == set(texts)
+    assert sorted(float(vector[0]) for vector in other.values()) == [float(n) for n in range(50)]
+    assert not any(other[name] is texts[name] for name in texts)

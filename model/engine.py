@@ -10,7 +10,6 @@ Several rankers may learn side by side on one feature pass, each with its own bl
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -23,6 +22,7 @@ from driftline.graph.history import HistoryDigest, history_of
 from driftline.graph.signals import Signals
 from driftline.graph.texts import TextTable
 from driftline.graph.touched import Touched
+from driftline.model.clocks import Clocks, NoClocks
 from driftline.model.columns import Layout, layout
 from driftline.model.features import features
 from driftline.model.ranker import HEADS, Ranker
@@ -51,6 +51,14 @@ if TYPE_CHECKING:
 
 MAIN = "incremental"
 """The ranker that answers requests: it sees every block."""
+
+RANKER = "ranker"
+
+
+def ranker_part(arm: str) -> str:
+    """What the clocks call an arm's ranker."""
+    return f"{RANKER} {arm}"
+
 
 Which = Literal["novel", "repeat", "overall"]
 
@@ -130,12 +138,10 @@ class RankerArm:
         blocks: blocks of columns.
         bits: recallers whose candidates are its pool.
         learning: False = frozen.
-        cpu_s: CPU seconds that its ranker has spent on learning.
     """
 
     def __init__(self, ranker: Ranker, blocks: tuple[str, ...], bits: np.uint32) -> None:
         self.ranker, self.blocks, self.bits, self.learning = ranker, blocks, bits, True
-        self.cpu_s = 0.0
 
     def rows(self, slate: EngineSlate) -> NDArray[np.bool_]:
         """Candidates [c] of its pool."""
@@ -151,6 +157,7 @@ class Engine:
         text: unit vectors of the items' texts, which plugs may read as well.
         arms: name -> ranker with its blocks; `MAIN` answers requests.
         plugs: name -> model; its name is the name of its block.
+        clocks: what each part costs, where somebody wants to know.
     """
 
     def __init__(
@@ -168,6 +175,7 @@ class Engine:
         self.standardiser = Standardiser(self.layout.present)
         self.text = TextTable(settings.ranker.text_dim) if text is None else text
         self.arms: dict[str, RankerArm] = {}
+        self.clocks: Clocks = NoClocks()
         self.add_arm(MAIN, tuple(self.layout.blocks), settings.ranker.seed)
 
     def add_arm(self, name: str, blocks: tuple[str, ...], seed: int = 0) -> RankerArm:
@@ -182,7 +190,9 @@ class Engine:
         for number, plug in enumerate(self.plugs):
             bits |= plug_bit(number) if plug in seen else np.uint32(0)
         bits |= BIT[PROFILES] if PROFILES in seen else np.uint32(0)
-        self.arms[name] = RankerArm(Ranker(self.settings.ranker, columns, seed), seen, bits)
+        base = self.layout.blocks["base"]
+        ranker = Ranker(self.settings.ranker, columns, seed, base.stop - base.start)
+        self.arms[name] = RankerArm(ranker, seen, bits)
         return self.arms[name]
 
     def set_text(self, index: int, vector: Float32) -> None:
@@ -205,16 +215,19 @@ class Engine:
     def slates(self, views: Sequence[UserView], now_ms: Sequence[int]) -> list[EngineSlate]:
         """`slate` of several users: what is read whole for each of them, the texts, is read once for all."""
         pasts = [history_of(view, self.signals.n) for view in views]
-        alike = score_texts(pasts, now_ms, self.signals, self.text, self.settings.ranker.recall)
+        with self.clocks.on("text"):
+            alike = score_texts(pasts, now_ms, self.signals, self.text, self.settings.ranker.recall)
         return [self._slate(*one) for one in zip(views, now_ms, pasts, alike, strict=True)]
 
     def _slate(self, view: UserView, now_ms: int, past: HistoryDigest, alike: dict[str, Scored]) -> EngineSlate:
         signals, ranker, text = self.signals, self.settings.ranker, self.text
         scored, extra = self._opinions(view, past, now_ms, alike)
-        pool = pool_of(past, scored, listed_base(view, signals, ranker), extra, signals.n, ranker)
-        raw = features(view, past, now_ms, pool, signals, text, self.layout)
-        standardised = self.standardiser.apply(raw)
-        scores = self.arms[MAIN].ranker.score(standardised)
+        with self.clocks.on("signals"):
+            pool = pool_of(past, scored, listed_base(view, signals, ranker), extra, signals.n, ranker)
+            raw = features(view, past, now_ms, pool, signals, text, self.layout)
+            standardised = self.standardiser.apply(raw)
+        with self.clocks.on(ranker_part(MAIN)):
+            scores = self.arms[MAIN].ranker.score(standardised)
         return EngineSlate(view, now_ms, past, pool, raw[self._own] != 0, raw, standardised, scores)
 
     def score_items(self, view: UserView, now_ms: int, items: Int32) -> Float32:
@@ -232,15 +245,17 @@ class Engine:
     ) -> tuple[dict[str, Scored], dict[str, tuple[np.uint32, Scored]]]:
         """Of the base recallers, and of plugs and profiles with their bits."""
         n, ranker = self.signals.n, self.settings.ranker
-        scored = score_base(view, past, now_ms, self.signals, ranker) | alike
-        extra = {
-            name: (plug_bit(i), self._opinion(plug, view, past, now_ms))
-            for i, (name, plug) in enumerate(self.plugs.items())
-            if n
-        }
+        with self.clocks.on("signals"):
+            scored = score_base(view, past, now_ms, self.signals, ranker) | alike
+        extra: dict[str, tuple[np.uint32, Scored]] = {}
+        for i, (name, plug) in enumerate(self.plugs.items()):
+            if n:
+                with self.clocks.on(name):
+                    extra[name] = plug_bit(i), self._opinion(plug, view, past, now_ms)
         facets = None if view.profile is None else view.profile.facets
         if facets is not None and n and facets.shape[1] == self.text.dim:
-            extra[PROFILES] = (BIT[PROFILES], nearest(self.text, facets.mean(0), ranker.recall, past.items, n))
+            with self.clocks.on(PROFILES):
+                extra[PROFILES] = BIT[PROFILES], nearest(self.text, facets.mean(0), ranker.recall, past.items, n)
         return scored, extra
 
     def _opinion(self, plug: Plug, view: UserView, past: HistoryDigest, now_ms: int) -> Scored:
@@ -259,8 +274,9 @@ class Engine:
     def score(self, slate: EngineSlate, arm: str = MAIN) -> tuple[Int32, Float32]:
         """Another arm's pool [c] and scores [3, c] on the same feature pass."""
         one = self.arms[arm]
-        rows = one.rows(slate)
-        return slate.candidates[rows], one.ranker.score(slate.features[rows])
+        with self.clocks.on(ranker_part(arm)):
+            rows = one.rows(slate)
+            return slate.candidates[rows], one.ranker.score(slate.features[rows])
 
     def learn(self, group: Group, view: UserView, slate: EngineSlate | None = None) -> None:
         """Learn one group, after it was scored.
@@ -277,15 +293,18 @@ class Engine:
             is_wanted[wanted] = True
             positive = is_wanted[slate.candidates]
             for name, arm in self.arms.items():
-                before = time.process_time()
-                if arm.learning and name == MAIN:  # it sees every row, and its scores are at hand
-                    arm.ranker.learn(slate.features, positive, slate.own, slate.scores)
-                elif arm.learning:
-                    rows = arm.rows(slate)
-                    arm.ranker.learn(slate.features[rows], positive[rows], slate.own[rows])
-                arm.cpu_s += time.process_time() - before
-            self.standardiser.update(slate.raw, (slate.recalled & BASE_BITS) != 0)
-        self.signals.observe(group, view, past)
+                with self.clocks.on(ranker_part(name), "learn"):
+                    if arm.learning and name == MAIN:  # it sees every row, and its scores are at hand
+                        arm.ranker.learn(slate.features, positive, slate.own, slate.scores, slate.candidates)
+                    elif arm.learning:
+                        rows = arm.rows(slate)
+                        arm.ranker.learn(
+                            slate.features[rows], positive[rows], slate.own[rows], items=slate.candidates[rows]
+                        )
+            with self.clocks.on("signals", "learn"):
+                self.standardiser.update(slate.raw, (slate.recalled & BASE_BITS) != 0)
+        with self.clocks.on("signals", "learn"):
+            self.signals.observe(group, view, past)
 
     def arrays(self, rehearsal: bool = True) -> Arrays:
         """The whole state by name, plugs and item names left out.

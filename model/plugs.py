@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from driftline.graph.rows import key64
 from driftline.model.incremental import History
 
 if TYPE_CHECKING:
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from driftline.graph.arrays import Float32
     from driftline.graph.codes import Codes
     from driftline.graph.learn import GraphLearner
-    from driftline.graph.view import UserView
+    from driftline.graph.view import ItemTable, UserView
 
 
 class Encoder(Protocol):
@@ -53,6 +54,41 @@ class SequencePlug:
     def item_codes(self) -> Codes | None:
         """See model.engine.Plug."""
         return self.encoder.item_codes()
+
+
+class NoisePlug:
+    """A useless part: random vectors that stay as they are, of users and items by number. It must change nothing.
+
+    Args:
+        table: the items.
+        seed: of the vectors.
+        dim: their width.
+    """
+
+    def __init__(self, table: ItemTable, seed: int, dim: int = 16) -> None:
+        self.table, self.seed, self.dim = table, seed, dim
+        self._items: Float32 = np.zeros((0, dim), np.float32)
+
+    def user_vector(self, view: UserView, now_ms: int) -> Float32:
+        """[D] float32, of the user's id alone."""
+        vector: Float32 = self._vectors(1, key64(view.user_id), 1)[0]
+        return vector
+
+    def item_matrix(self) -> Float32:
+        """[N, D] float32, made by blocks: what an item gets does not depend on when."""
+        while len(self._items) < len(self.table):
+            self._items = np.concatenate((self._items, self._vectors(0, len(self._items), 1024)))
+        return self._items
+
+    def item_codes(self) -> Codes | None:
+        """None: all are compared."""
+        return None
+
+    def _vectors(self, kind: int, number: int, rows: int) -> Float32:
+        random = np.random.Generator(np.random.Philox(key=np.array([2 * self.seed + kind, number], np.uint64)))
+        vectors = random.standard_normal((rows, self.dim)).astype(np.float32)
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        return vectors
 
 
 class GraphPlug:

@@ -9,6 +9,10 @@ more than a small one, but less than its rows apart would. A learnt group become
 sampled others with the features that were logged when they were scored. One step takes the new example and
 `rehearsal_steps` older ones.
 
+Which rows are sampled depends on seed, step and item alone: a part that adds columns or candidates leaves the draw of
+the others as it was. For the same reason columns of parts start at zero, and the scale of the others is that of the
+base. So two rankers that differ in a part differ by what it says, and not by chance.
+
 Sampled rows carry the log of their inverse chance of being drawn into the softmax, so that its sums stay unbiased:
 without it, hard negatives that are always drawn are learnt to be bad.
 
@@ -19,7 +23,8 @@ The network is so small that a framework's overhead would cost more than its ari
 written out in numpy, and a test holds them equal to automatic differentiation.
 
 Source: listwise softmax, ListNet (Cao et al., ICML 2007); importance-weighted sampled softmax, Bengio & Senecal (2003);
-Adam (arXiv 1412.6980); averaged weights, Polyak & Juditsky (1992). Shapes: N rows of all examples of a step,
+Adam (arXiv 1412.6980); averaged weights, Polyak & Juditsky (1992); random numbers by counter, Salmon et al. (SC 2011),
+with splitmix64. Shapes: N rows of all examples of a step,
 F features, M members, H hidden, L = 3 heads.
 """
 
@@ -32,10 +37,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from driftline.graph.arrays import Float32
+from driftline.graph.arrays import Float32, Int32
 from driftline.model.compiled import compiled
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from driftline.configs.settings import Ranker as RankerSettings
     from driftline.graph.arrays import Arrays
 
@@ -69,15 +76,19 @@ class Ranker:
         steps: learnt examples so far.
     """
 
-    def __init__(self, settings: RankerSettings, columns: NDArray[np.intp], seed: int = 0) -> None:
+    def __init__(
+        self, settings: RankerSettings, columns: NDArray[np.intp], seed: int = 0, base: int | None = None
+    ) -> None:
         """Start with small random hidden layers and zero outputs.
 
         Args:
             settings: sizes and rates.
             columns: [f] indices into a row of features.
             seed: of the start and of every draw.
+            base: of the columns, how many stand first and belong to no part; None = all.
         """
         self.settings, self.columns, self.seed = settings, columns, seed
+        self.base = len(columns) if base is None else base
         self.steps = 0
         self.log: list[Example] = []
         f, m, h, heads = len(columns), settings.members, settings.hidden, len(HEADS)
@@ -87,7 +98,8 @@ class Ranker:
         self.first: Float32 = np.zeros(size, np.float32)  # Adam's moments
         self.second: Float32 = np.zeros(size, np.float32)
         view = self.views(self.theta)
-        view["w1"][:] = np.random.default_rng(seed).standard_normal((f, m * h)) * np.sqrt(2 / f)
+        start = np.random.default_rng(seed).standard_normal((self.base, m * h)) * np.sqrt(2 / self.base)
+        view["w1"][: self.base] = start
         view["w2"][:] = np.random.default_rng(seed + 1).standard_normal((m, h, heads)) * (0.1 / np.sqrt(h))
         self.mean: Float32 = self.theta.copy()
         self._scores_of = -1  # steps after which the next were made
@@ -117,7 +129,12 @@ class Ranker:
         return self._scoring_weights
 
     def example(
-        self, features: Float32, positive: NDArray[np.bool_], own: NDArray[np.bool_], scores: Float32 | None = None
+        self,
+        features: Float32,
+        positive: NDArray[np.bool_],
+        own: NDArray[np.bool_],
+        scores: Float32 | None = None,
+        items: Int32 | None = None,
     ) -> Example:
         """Positives and sampled others of one scored request.
 
@@ -127,8 +144,9 @@ class Ranker:
             features: [c, all columns] as scored.
             positive, own: [c] bool.
             scores: [3, c] that it gave them, if the caller has them.
+            items: [c] what the rows are of; None = their numbers.
         """
-        rng = np.random.Generator(np.random.Philox(key=[self.seed, self.steps]))
+        lots = lots_of(self.seed, self.steps, np.arange(len(features)) if items is None else items)
         rows, weights = [np.flatnonzero(positive)], [np.zeros(int(positive.sum()), np.float32)]
         if scores is None:
             scores = self.score(features)
@@ -138,8 +156,9 @@ class Ranker:
             if len(others) > quota:
                 hard = int(quota * self.settings.hard)
                 order = np.argsort(-scores[head, others], kind="stable")
-                drawn = rng.choice(len(others) - hard, quota - hard, replace=False) + hard
-                rows += [others[order[:hard]], others[order[np.sort(drawn)]]]
+                easy = others[np.sort(order[hard:])]
+                drawn = np.argpartition(lots[easy], quota - hard)[: quota - hard]
+                rows += [others[order[:hard]], easy[np.sort(drawn)]]
                 rest = np.log((len(others) - hard) / (quota - hard))
                 weights += [np.zeros(hard, np.float32), np.full(quota - hard, rest, np.float32)]
             else:
@@ -154,11 +173,16 @@ class Ranker:
         return features if len(self.columns) == features.shape[1] else features[:, self.columns]
 
     def learn(
-        self, features: Float32, positive: NDArray[np.bool_], own: NDArray[np.bool_], scores: Float32 | None = None
+        self,
+        features: Float32,
+        positive: NDArray[np.bool_],
+        own: NDArray[np.bool_],
+        scores: Float32 | None = None,
+        items: Int32 | None = None,
     ) -> None:
         """Learn one scored request whose answer is known: log it, then one step on it and on rehearsed ones."""
         if positive.any() and not positive.all():
-            self._learn(self.example(features, positive, own, scores))
+            self._learn(self.example(features, positive, own, scores, items))
 
     def _learn(self, new: Example) -> None:
         rng = np.random.Generator(np.random.Philox(key=[self.seed + 1, self.steps]))
@@ -166,15 +190,15 @@ class Ranker:
         batch = (
             [new, *(self.log[i] for i in rng.choice(len(self.log), count, replace=False).tolist())] if count else [new]
         )
-        self.steps += 1
-        self._step(batch)
+        self.step(batch)
         if self.settings.rehearsal_groups:
             self.log.append(new)
             if len(self.log) > self.settings.rehearsal_groups:
                 del self.log[0]
 
-    def _step(self, batch: list[Example]) -> None:
-        """One Adam step on the mean loss of a few examples."""
+    def step(self, batch: list[Example]) -> None:
+        """One Adam step on the mean loss of a few examples, at least one."""
+        self.steps += 1
         _, gradient = self.loss(batch)
         self.first += (1 - BETAS[0]) * (gradient - self.first)
         self.second += (1 - BETAS[1]) * (gradient * gradient - self.second)
@@ -183,6 +207,15 @@ class Ranker:
         self.theta -= np.float32(rate) * self.first / (np.sqrt(self.second) + np.float32(EPSILON))
         keep = min(self.settings.averaging, 1 - 1 / (t + 1))
         self.mean += np.float32(1 - keep) * (self.theta - self.mean)
+
+    def validate(self, examples: Sequence[Example], at_once: int = 64) -> float:
+        """Mean loss of the averaged weights, which score, over examples; nothing is learnt."""
+        theta, self.theta = self.theta, self.mean
+        try:
+            parts = [list(examples[at : at + at_once]) for at in range(0, len(examples), at_once)]
+            return sum(self.loss(part)[0] * len(part) for part in parts) / len(examples)
+        finally:
+            self.theta = theta
 
     def loss(self, batch: list[Example]) -> tuple[float, Float32]:
         """Sum over members of the mean over examples of the three listwise losses, and its gradient.
@@ -267,6 +300,19 @@ class Ranker:
         self.log = [
             Example(parts["x"][i], parts["log_weight"][i], parts["positive"][i], parts["own"][i]) for i in range(count)
         ]
+
+
+def lots_of(seed: int, step: int, items: Int32 | NDArray[np.int64]) -> NDArray[np.uint64]:
+    """[c] uint64, as good as random: a function of seed, step and item."""
+    key = _mixed(_mixed(np.array([seed], np.uint64)) + np.uint64(step))
+    return _mixed(items.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + key)
+
+
+def _mixed(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """The last step of splitmix64 (Steele, Lea, Flood, OOPSLA 2014)."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
 
 
 def _lists(batch: list[Example], start: NDArray[np.intp]) -> tuple[NDArray[np.bool_], Float32]:

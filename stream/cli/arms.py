@@ -13,7 +13,7 @@ from driftline.stream.replay.named import about
 def print_arms(metrics: dict[str, Any]) -> None:
     """The verdict first, then the figures, then a line on each arm."""
     from driftline.stream.replay.audit import AUDITS
-    from driftline.stream.replay.report import profiles_line, reachable_line
+    from driftline.stream.replay.report import intervals_line, profiles_line, reachable_line
 
     out.print(metrics["verdict"], soft_wrap=True)
     out.print(_table(metrics))
@@ -22,6 +22,7 @@ def print_arms(metrics: dict[str, Any]) -> None:
         out.print(f"{name:{width}}  {about(name)}", soft_wrap=True)
         if "note" in arm:
             out.print(f"{'':{width}}  {arm['note']}", soft_wrap=True)
+    out.print(f"intervals: {intervals_line(metrics['protocol'])}", soft_wrap=True)
     out.print(f"profiles: {profiles_line(metrics['protocol']['profiles'])}", soft_wrap=True)
     if "reachable" in metrics:
         out.print(f"reachable: {reachable_line(metrics)}", soft_wrap=True)

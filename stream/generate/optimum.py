@@ -114,26 +114,33 @@ def _metrics(scores: Float64, credit: Float64) -> Float64:
     return np.stack([part[:, :k].sum(1) for k in (10, 20) for part in (gained, discounted)], 1)
 
 
-def reachable(events: Path, sha256: str, from_ms: int) -> dict[str, Any] | None:
+def reachable(
+    events: Path, sha256: str, from_ms: int, left_out: tuple[int, int] | None = None
+) -> dict[str, Any] | None:
     """What lies beside a made events file about requests from a time on; None if nothing does, or of other events."""
     try:
         made = orjson.loads((events.parent / OPTIMUM).read_bytes())
         if made["events_sha256"] != sha256:
             return None
-        found = over(made["slices"], from_ms)
+        found = over(made["slices"], from_ms, left_out)
     except (OSError, ValueError, KeyError, TypeError):  # somebody else's file of this name
         return None
     return found if found["n"] else None
 
 
-def over(slices: list[dict[str, Any]], from_ms: int) -> dict[str, Any]:
+def over(slices: list[dict[str, Any]], from_ms: int, left_out: tuple[int, int] | None = None) -> dict[str, Any]:
     """Mean of what holds from a time on, weighed by events; a slice that begins earlier is left out.
 
     Args:
         slices: as `Optimum.slices` gave them.
         from_ms: where the test begins.
+        left_out: no slice that reaches into this span counts.
     """
     later = [one for one in slices if one["from_ms"] >= from_ms and one["n"]]
+    if left_out is not None:
+        ends = [other["from_ms"] for other in later[1:]] + [NEVER]
+        apart = [one["from_ms"] >= left_out[1] or end <= left_out[0] for one, end in zip(later, ends, strict=True)]
+        later = [one for one, counts in zip(later, apart, strict=True) if counts]
     weight = [one["to_row"] - one["from_row"] for one in later]
     means: dict[str, Any] = {"n": sum(one["n"] for one in later)}
     for name in ("optimum", "impersonal", "realised") if later else ():

@@ -10,7 +10,6 @@ that is the arm `frozen`, and what a trainer does with the groups that it passes
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
@@ -28,8 +27,9 @@ from driftline.graph.rows import Event
 from driftline.graph.texts import TextTable
 from driftline.graph.touched import Touched
 from driftline.graph.view import Group, ItemTable, ProfileVectors, UserView, view_of
+from driftline.model.clocks import Clocks, NoClocks
 from driftline.model.engine import Engine, EngineSlate, Plug
-from driftline.model.plugs import GraphPlug, SequencePlug
+from driftline.model.plugs import GraphPlug, NoisePlug, SequencePlug
 from driftline.model.sequence import SequenceLearner
 from driftline.stream.learn.waiting import WaitingEvents
 from driftline.stream.process.processor import Changes, Processor, Record
@@ -71,9 +71,16 @@ class StreamLearner:
         settings: the whole configuration; `model.backbone` and `graph.weights` may be "off".
         texts: text vectors of items; None = no item has text.
         profiles: None = nobody has a profile.
+        noise: with a part that knows nothing, which a replay holds the engine against.
     """
 
-    def __init__(self, settings: Settings, texts: Texts | None = None, profiles: Profiles | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        texts: Texts | None = None,
+        profiles: Profiles | None = None,
+        noise: bool = False,
+    ) -> None:
         self.settings = settings
         self.table = ItemTable()
         self.texts = texts
@@ -97,14 +104,15 @@ class StreamLearner:
         if self.graph is not None:
             plugs["graph"] = GraphPlug(self.graph)
             plugs["fused"] = GraphPlug(self.graph, fused=True)
+        if noise:
+            plugs["noise"] = NoisePlug(self.table, settings.ranker.seed)
         self.engine = Engine(settings, self.table, plugs, self.text)
         self.learning = True
         self.late_waits = False
         """Whether late groups may wait before they are applied: `apply_late` does it. Offsets are then given anew."""
         self._waiting = WaitingEvents()
         self.groups = 0
-        self.sequence_cpu_s = 0.0
-        """CPU seconds that the backbone has spent on learning."""
+        self.clocks: Clocks = NoClocks()
         self.adoptions = 0
         """Graph versions that were adopted, `processor.graph.model` last."""
 
@@ -133,8 +141,10 @@ class StreamLearner:
 
     def view(self, user_id: str, now_ms: int) -> UserView:
         """What is known of a user at `now_ms`: it picks the profile, and a row that ended by then is none."""
-        row = self.processor.user(user_id, now_ms)
-        return view_of(row, self.table, user_id, self.profiles.at(user_id, now_ms))
+        with self.clocks.on("profiles"):
+            profile = self.profiles.at(user_id, now_ms)
+        with self.clocks.on("state"):
+            return view_of(self.processor.user(user_id, now_ms), self.table, user_id, profile)
 
     def slate(self, view: UserView, now_ms: int) -> EngineSlate:
         """Candidates, features and scores at a request time; changes nothing."""
@@ -154,16 +164,15 @@ class StreamLearner:
             self.apply_late()
             events = self._numbered(events)
         self.engine.learn(group, view, slate if self.learning else None)
-        with self._graph_around(group, events, view, learnt):
+        with self.clocks.on("graph", "learn"), self._graph_around(group, events, view, learnt):
             waits = self.late_waits and self._waiting.takes(events, self.processor.window)
             changes = Changes() if waits else self._apply(events)
         if self.sequence is not None:
-            before_s = time.process_time()
-            if learnt:
-                self.sequence.learn(group)
-            else:
-                self.sequence.observe(group)
-            self.sequence_cpu_s += time.process_time() - before_s
+            with self.clocks.on("hstu", "learn"):
+                if learnt:
+                    self.sequence.learn(group)
+                else:
+                    self.sequence.observe(group)
         if not waits:
             self._waiting.applied(len(events))
         if self._waiting.due:
@@ -172,7 +181,8 @@ class StreamLearner:
         due = self.groups % self.settings.graph.publish_groups == 0
         if due and self.learning and self.graph is not None and self.graph.trained:
             self.apply_late()
-            self.adopt(self.graph.version())
+            with self.clocks.on("graph", "learn"):
+                self.adopt(self.graph.version())
         return changes
 
     def apply_late(self) -> None:
@@ -194,11 +204,13 @@ class StreamLearner:
         return [msgspec.structs.replace(event, offset=self.processor.next_offset + n) for n, event in enumerate(events)]
 
     def _apply(self, events: Sequence[Event]) -> Changes:
-        changes = self.processor.apply([Record(event.offset, event) for event in events])
-        self.processor.commit(changes)
-        for out in changes.outgoing:
-            if out.topic == "profile-requests" and out.value is not None:
-                self.profiles.request(out.value)
+        with self.clocks.on("state", "learn"):
+            changes = self.processor.apply([Record(event.offset, event) for event in events])
+            self.processor.commit(changes)
+        with self.clocks.on("profiles", "learn"):
+            for out in changes.outgoing:
+                if out.topic == "profile-requests" and out.value is not None:
+                    self.profiles.request(out.value)
         return changes
 
     def _graph_around(
@@ -255,6 +267,10 @@ class StreamLearner:
             self.sequence.forget(user_id)
         if self.graph is not None:
             self.graph.forget(user_id)
+
+    def charge(self, clocks: Clocks) -> None:
+        """Has every part's processor time counted from here on."""
+        self.clocks = self.engine.clocks = clocks
 
     def freeze(self) -> None:
         """Weights stand still from here on."""

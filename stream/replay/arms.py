@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from driftline.stream.events.schema import Item
     from driftline.stream.replay.log import EventLog
 
+Cost = dict[str, tuple[float, float]]
+"""By part, the CPU seconds spent on training and on scores."""
 Floats = NDArray[np.float32] | NDArray[np.float64]
 
 
@@ -148,10 +150,10 @@ class Arm(Protocol):
         refresh_cpu_s: CPU seconds that `score` has spent on training so far (a lazy refit); counted as training.
         trained_share: share of the log's groups that its weights were trained on; 1 unless it stops or samples.
 
-    An arm that trains together with others has an attribute `shared`, the same object in all of them: each is charged
-    the CPU time of all, less `others_cpu_s`, what only the others asked for. One whose `drives_state` is true takes a
-    Processor through the whole log: the state at its end is the replay's. `note` says what a reader of the report
-    should know of how it ran.
+    An arm that works together with others has an attribute `cost`: what each part that it needs has cost until now,
+    whichever arm asked for it first. Others are charged for the time of their calls, as the part "whole". One whose
+    `drives_state` is true takes a Processor through the whole log: the state at its end is the replay's. `note` says
+    what a reader of the report should know of how it ran.
     """
 
     name: str

@@ -1,13 +1,14 @@
 """The leak audit: no arm may know what it is asked for, nor anything that comes later.
 
-A short log, all rows of a sample of users, is replayed with fresh arms and every slate past its split is kept, byte
-for byte. Then, at a few groups, the world is changed from that group on and the arms are run again:
+A short log, all rows of a sample of users, some of whose groups come late, is replayed with fresh arms and every slate
+past its split is kept, byte for byte. Then, at a few groups, the world is changed from that group on and the arms are
+run again:
 
     permutation      the group and all later ones get other items: the score may not depend on which one is true
     future deletion  the group and all later ones do not exist, nor do profiles that were written after the log's end:
                      the user merely asks at that time
 
-Up to and including that group, every slate must be bit-identical to the first run.
+Later means later in arrival. Up to and including that group, every slate must be bit-identical to the first run.
 """
 
 from __future__ import annotations
@@ -30,6 +31,11 @@ from driftline.stream.replay.log import EventLog
 from driftline.stream.replay.protocol import questions, rankings, scored_groups
 
 ArmsOf = Callable[[EventLog], Sequence[Arm]]
+USERS = 500
+"""Users of the short log at most."""
+LATE_SHARE = 0.05
+"""Of the groups, those that are made to arrive late, and how many others arrive before each at most."""
+LATE_GROUPS = 40
 Slates = dict[int, dict[str, str]]
 AUDITS = ("permutation", "future_deletion")
 
@@ -39,7 +45,7 @@ class AuditResult:
     """Outcome: "pass", "fail: ..." naming the first arm and group that differ, or "not run: ..." with the reason.
 
     Attributes:
-        rows, users: of the short log.
+        rows, users: of the short log; late: its groups that arrived after one of a later time.
         groups: at which the world was changed; from_file: of these, how many read a profile of the file.
         compared: groups whose slates were compared.
     """
@@ -48,6 +54,7 @@ class AuditResult:
     future_deletion: str
     rows: int
     users: int
+    late: int
     groups: int
     from_file: int
     compared: int
@@ -83,7 +90,10 @@ def audit(
         progress: called with (replays done, replays in total).
         from_file: which groups read a profile of the file; one of them is chosen where there is any.
     """
+    rng = np.random.default_rng(seed)
     log = log_of(columns.take(_rows_of_users(columns, rows)))
+    log = log_of(some_late(log, rng))
+    late = int((log.group_t_ms < np.maximum.accumulate(log.group_t_ms)).sum())
     try:
         split_ms = log.split_ms(split)
         scored = scored_groups(log, split_ms)
@@ -92,8 +102,7 @@ def audit(
             raise InputError("no group past the split has a candidate, an item of an earlier one")
     except InputError as error:
         reason = f"not run: in a sample of {len(log.user_ids)} users {error}"
-        return AuditResult(reason, reason, len(log), len(log.user_ids), groups=0, from_file=0, compared=0)
-    rng = np.random.default_rng(seed)
+        return AuditResult(reason, reason, len(log), len(log.user_ids), late, groups=0, from_file=0, compared=0)
     with_file = changeable[from_file(log, changeable)]
     chosen = _choose(changeable, with_file, samples, rng)
     total, done = 1 + 2 * len(chosen), 0
@@ -121,6 +130,7 @@ def audit(
         deletion,
         rows=len(log),
         users=len(log.user_ids),
+        late=late,
         groups=len(chosen),
         from_file=int(np.isin(chosen, with_file).sum()),
         compared=len(scored[scored <= chosen[-1]]),
@@ -128,16 +138,31 @@ def audit(
 
 
 def _rows_of_users(columns: Columns, rows: int) -> Int64:
-    """Rows of whole users, in an order that a hash of their ids gives, until there are `rows` of them.
+    """Rows of whole users, in an order that a hash of their ids gives, until there are `rows` of them or USERS users.
 
-    A user who has more of them alone, as a guest account may, is passed over while there is another.
+    Half of the rows are of whoever comes first, the other half of those who have few, so that there are many. A user
+    who has more than `rows` alone, as a guest account may, is passed over while there is another.
     """
     codes, ids = columns.user_id
     order = np.array(sorted(range(len(ids)), key=lambda user: (crc32(ids[user].encode()), ids[user])))
     sizes = np.bincount(codes, minlength=len(ids))
     order = np.concatenate((order[sizes[order] <= rows], order[sizes[order] > rows]))
-    total = np.cumsum(sizes[order])
-    return np.flatnonzero(np.isin(codes, order[: max(1, np.searchsorted(total, rows, side="right"))]))
+    anybody = order[: max(1, np.searchsorted(np.cumsum(sizes[order]), rows / 2, side="right"))][:USERS]
+    rest = order[len(anybody) :]
+    few = rest[sizes[rest] <= np.median(sizes)]
+    room = rows - sizes[anybody].sum()
+    few = few[: np.searchsorted(np.cumsum(sizes[few]), room, side="right")][: USERS - len(anybody)]
+    return np.flatnonzero(np.isin(codes, np.concatenate((anybody, few))))
+
+
+def some_late(log: EventLog, rng: np.random.Generator) -> Columns:
+    """The rows of a log in the order of its groups, some of which arrive after later ones; times stay."""
+    place = np.arange(log.groups, dtype=np.float64)
+    late = rng.random(log.groups) < LATE_SHARE
+    place[late] += rng.uniform(1, LATE_GROUPS, int(late.sum()))
+    order = np.argsort(place, kind="stable")
+    rows = np.concatenate([log.rows_of(number) for number in order.tolist()])
+    return dataclasses.replace(log.columns, offset=None).take(rows)
 
 
 def _choose(scored: Int64, wanted: Int64, samples: int, rng: np.random.Generator) -> list[int]:
@@ -233,7 +258,7 @@ def _question(log: EventLog, shorter: EventLog, number: int) -> Request:
         user=user,
         user_id=user_id,
         t_ms=t_ms,
-        pool=int((shorter.entered_ms <= t_ms).sum()),
+        pool=max(int(shorter.pool[-1]), int((shorter.entered_ms <= t_ms).sum())),
         touched=np.unique(shorter.item[history[shorter.weight[history] > 0]]),
         history=history,
         events=len(history),

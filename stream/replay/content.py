@@ -14,7 +14,7 @@ from driftline.stream.replay.audit import AUDITS, AuditResult
 from driftline.stream.replay.inputs import profile_sources
 from driftline.stream.replay.registry import SIMPLE
 from driftline.stream.replay.results import Saved
-from driftline.stream.replay.source import Input, Options
+from driftline.stream.replay.source import CHOICES, Input, Options
 from driftline.stream.replay.summary import (
     arm_summary,
     compare,
@@ -22,6 +22,7 @@ from driftline.stream.replay.summary import (
     freshness,
     incremental_claim,
     intervals_of,
+    resampling,
     table,
 )
 from driftline.stream.replay.verdict import verdict
@@ -57,11 +58,13 @@ def content_of(
         "protocol": {
             "split": options.split,
             "split_ms": data.split_ms,
+            "choices": {"span": list(CHOICES), "left_out_ms": data.left_out},
             "group": True,
             "candidates": options.candidates,
             "groups": len(joined.facts.number),
             "seed": seed,
             "seeds": list(options.seeds),
+            "intervals": resampling(joined),
             "profiles": {
                 "file": None if profiles is None else profiles.name,
                 "groups": {source: sources.count(source) for source in ("file", "template", "none")},
@@ -97,7 +100,7 @@ def reachable_of(data: Input, options: Options) -> dict[str, Any] | None:
     """What the true probabilities reach on a stream of `driftline generate`, over the same groups; None elsewhere."""
     if options.limit is not None or options.hold_out_items or options.candidates != "seen":
         return None
-    return reachable(options.events, data.sha256, data.split_ms)
+    return reachable(options.events, data.sha256, data.split_ms, data.left_out)
 
 
 def data_of(data: Input) -> dict[str, Any]:

@@ -1,11 +1,15 @@
-"""Arms that run the engine: the lone backbones, the ranker with its blocks on and off, frozen, incremental, retrain.
+"""Arms that run the engine: the lone backbones, the ranker with its blocks on and off, frozen, incremental, retrained.
 
     hstu, sasrec, graph          one model alone: no ranker, no signals
     ranker[+hstu][+graph][+profiles]   the engine with the named blocks
     incremental[-BLOCK]          the whole engine, or all but one block
+    incremental+noise, ranker+noise   with a part of random numbers: it must change nothing
+    incremental:profiles=placebo   each profile, at its time, that of somebody else; =template: none of the file
+    incremental:text=placebo     the text of each item that of another one
     incremental:graph=random     the whole engine over a graph that is not trained; =off: without graph memory anywhere
     frozen                       the whole engine, weights fixed at the split, histories and signals live
-    retrain                      the whole engine, trained from scratch at the start of every week, fixed in between
+    weekly_frozen                what `incremental` is at the start of every week, fixed in between
+    retrain                      the whole engine, trained from scratch before every week by epochs, fixed in between
 
 Arms of one pass that differ only in what their ranker sees share one StreamLearner: features are computed once.
 """
@@ -15,19 +19,22 @@ from __future__ import annotations
 import copy
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from driftline.configs.settings import Settings
-from driftline.model.engine import MAIN, EngineSlate
+from driftline.model.clocks import Clocks
+from driftline.model.engine import MAIN, EngineSlate, ranker_part
 from driftline.model.plugs import wanted_history
 from driftline.model.ranker import HEADS
 from driftline.model.sequence import SequenceLearner
 from driftline.stream.learn.learner import StreamLearner
-from driftline.stream.replay.arms import Arm, Arrival, Ranking, Request, Setup, Slate
-from driftline.stream.replay.inputs import replay_profiles, replay_texts
+from driftline.stream.replay.arms import Arm, Arrival, Cost, Ranking, Request, Setup, Slate
+from driftline.stream.replay.inputs import placebo_texts, replay_profiles, replay_texts
+from driftline.stream.replay.offline import fit, settings_of_pass
 from driftline.stream.state.store import state_sha256
 
 if TYPE_CHECKING:
@@ -41,8 +48,15 @@ BLOCKS = {"hstu": ("hstu",), "graph": ("graph",), "profiles": ("profiles", "fuse
 `fused` is a profile joined with the graph memory of its user: so `-graph` leaves that much of the graph in,
 `:graph=off` nothing.
 """
+BASE_PARTS = ("state", "signals", "text")
+"""Parts that every arm of the engine needs."""
 WEEK_MS = 7 * 86_400_000
-_NAME = re.compile(r"(?P<base>ranker|incremental)(?P<blocks>([+-](hstu|graph|profiles))*)(:graph=(?P<graph>\w+))?")
+CHOICES = {"graph": ("trained", "random", "off"), "profiles": ("placebo", "template"), "text": ("placebo",)}
+"""What may stand after a colon in an arm's name."""
+_NAME = re.compile(
+    r"(?P<base>ranker|incremental)(?P<blocks>([+-](hstu|graph|profiles))*)(?P<noise>\+noise)?"
+    r"(?P<choices>(:(graph|profiles|text)=\w+)*)"
+)
 
 
 class NoEngine:
@@ -72,10 +86,21 @@ class EnginePass:
         setup: of the pass.
         settings: with the seeds of the pass.
         whole: with engine and backbone; else the graph alone, until an arm asks for more.
+        noise: with a part that knows nothing.
+        choices: "placebo" or "template" in place of what "profiles" or "text" says.
     """
 
-    def __init__(self, setup: Setup, settings: Settings, whole: bool = True) -> None:
-        self.setup, self.settings, self.whole = setup, settings, whole
+    def __init__(
+        self,
+        setup: Setup,
+        settings: Settings,
+        whole: bool = True,
+        noise: bool = False,
+        choices: Mapping[str, str] | None = None,
+    ) -> None:
+        self.setup, self.settings, self.whole, self.noise = setup, settings, whole, noise
+        self.choices = dict(choices or {})
+        self.clocks = Clocks()
         self.learner = self._learner()
         self._slate: tuple[int, EngineSlate] | None = None
         self._learnt = -1
@@ -85,9 +110,14 @@ class EnginePass:
         if not self.whole:
             off = settings.model.model_copy(update={"backbone": "off"})
             settings = settings.model_copy(update={"model": off})
-        learner = StreamLearner(settings, replay_texts(self.setup), replay_profiles(self.setup))
+        texts = replay_texts(self.setup)
+        if self.choices.get("text") == "placebo":
+            texts = placebo_texts(texts, settings.ranker.seed)
+        profiles = replay_profiles(self.setup, self.choices.get("profiles", ""))
+        learner = StreamLearner(settings, texts, profiles, self.noise)
         if not self.whole:
             learner.engine = cast("Engine", NoEngine())
+        learner.charge(self.clocks)
         return learner
 
     def widen(self) -> None:
@@ -107,6 +137,27 @@ class EnginePass:
             return self._slate[1].view
         self.learner.add_items(self.setup.log.item_ids[len(self.learner.table) : request.pool])
         return self.learner.view(request.user_id, request.t_ms)
+
+    @contextmanager
+    def asked(self) -> Iterator[None]:
+        """What runs within answers a request that is scored."""
+        self.clocks.asked = True
+        try:
+            yield
+        finally:
+            self.clocks.asked = False
+
+    def cost(self, parts: Collection[str], deeds: Collection[str] = ("predict", "learn")) -> Cost:
+        """What some parts have cost, rankers as one, and the encoding of texts with the part that reads them."""
+        found: dict[str, list[float]] = {}
+        for (part, deed), (train, score) in self.clocks.seconds.items():
+            if part in parts and deed in deeds:
+                one = found.setdefault(part.split()[0], [0.0, 0.0])
+                one[0], one[1] = one[0] + train, one[1] + score
+        for part, seconds in self.setup.shared.get("encoding", {}).items():
+            if part in parts:
+                found.setdefault(part, [0.0, 0.0])[0] += seconds
+        return {part: (train, score) for part, (train, score) in found.items()}
 
     def slate(self, request: Request) -> EngineSlate:
         """The engine's slate of a request."""
@@ -141,16 +192,19 @@ class EngineArm:
         self.name, self.shared, self.arm = name, shared, arm
 
     @property
-    def others_cpu_s(self) -> float:
-        """CPU seconds of the other rankers of the pass."""
-        return sum(arm.cpu_s for name, arm in self.shared.learner.engine.arms.items() if name != self.arm)
+    def cost(self) -> Cost:
+        """Of what every arm needs, of the blocks that it sees, and of its own ranker."""
+        blocks = self.shared.learner.engine.arms[self.arm].blocks
+        graph = ("graph",) if "fused" in blocks else ()
+        return self.shared.cost((*BASE_PARTS, *blocks, *graph, ranker_part(self.arm)))
 
     def start(self, split_ms: int) -> None:
         """Nothing changes at the split."""
 
     def score(self, request: Request) -> Slate:
         """Scores of the arm's own pool, one head a list."""
-        return answer(self.shared, request, self.arm)
+        with self.shared.asked():
+            return answer(self.shared, request, self.arm)
 
     def learn(self, request: Request, arrival: Arrival) -> None:
         """The first arm of a pass learns for all."""
@@ -183,13 +237,14 @@ class FrozenArm(EngineArm):
         self.trained_share = self._warm / self._seen if self._warm else 1.0
 
 
-class RetrainArm:
-    """The engine trained from scratch on everything before each week, fixed within the week."""
+class WeeklyFrozenArm:
+    """The engine as one pass over everything before a week leaves it, fixed within the week."""
 
-    name = "retrain"
+    name = "weekly_frozen"
     trained_share = 1.0
 
-    def __init__(self, make: Callable[[], EnginePass]) -> None:
+    def __init__(self, make: Callable[[int], EnginePass]) -> None:
+        """`make` gives an untrained pass for so many groups."""
         self._make = make
         self._past: list[tuple[Request, Arrival]] = []
         self._current: EnginePass | None = None
@@ -201,23 +256,45 @@ class RetrainArm:
         self._until_ms = split_ms
 
     def score(self, request: Request) -> Slate:
-        """Retrains when a new week has begun."""
+        """Trains anew when a new week has begun."""
         if self._current is None or request.t_ms >= self._until_ms:
             before = time.process_time()
-            self._current = self._make()
-            for past, arrival in self._past:
-                self._current.learn(past, arrival)
+            self._current = self._make(len(self._past))
+            self._train(self._current)
             self._current.learner.freeze()
             while self._until_ms <= request.t_ms:
                 self._until_ms += WEEK_MS
             self.refresh_cpu_s += time.process_time() - before
         return answer(self._current, request, MAIN)
 
+    def _train(self, shared: EnginePass) -> None:
+        for past, arrival in self._past:
+            shared.learn(past, arrival)
+
     def learn(self, request: Request, arrival: Arrival) -> None:
         """Keeps the group for the next training; histories and signals take it in at once."""
         self._past.append((request, arrival))
         if self._current is not None:
             self._current.learn(request, arrival)
+
+
+class RetrainArm(WeeklyFrozenArm):
+    """The engine trained offline on everything before each week, by epochs, fixed within the week."""
+
+    name = "retrain"
+
+    def __init__(self, make: Callable[[int], EnginePass]) -> None:
+        super().__init__(make)
+        self._epochs: list[dict[str, int]] = []
+
+    def _train(self, shared: EnginePass) -> None:
+        self._epochs.append(fit(shared.learner, shared.learn, self._past))
+
+    @property
+    def note(self) -> str:
+        """How long it trained; in reports of before the name was that of `weekly_frozen`."""
+        of = ", ".join(f"{one.get('hstu', 0)} and {one['ranker']}" for one in self._epochs)
+        return f"trained {len(self._epochs)} times from scratch; epochs of HSTU and ranker: {of}" if of else ""
 
 
 class SequenceArm:
@@ -229,6 +306,7 @@ class SequenceArm:
     def __init__(self, name: str, setup: Setup, settings: Settings, shared: Callable[[], EnginePass | None]) -> None:
         self.name, self._setup, self._settings, self._shared = name, setup, settings, shared
         self._own: SequenceLearner | None = None
+        self._train_s = self._score_s = 0.0
 
     def _lent(self) -> SequenceLearner | None:
         """The learner of the shared pass where it trains the same backbone."""
@@ -238,10 +316,12 @@ class SequenceArm:
         return shared.learner.sequence
 
     @property
-    def others_cpu_s(self) -> float:
-        """Less than nothing for a lent one: what the shared pass spent on it."""
-        shared = self._shared()
-        return -shared.learner.sequence_cpu_s if shared is not None and self._lent() is not None else 0.0
+    def cost(self) -> Cost:
+        """Of its learning, wherever it was done, and of its own answers."""
+        shared, train = self._shared(), self._train_s
+        if shared is not None and self._lent() is not None:
+            train = shared.cost(("hstu",), ("learn",)).get("hstu", (0.0, 0.0))[0]
+        return {self.name: (train, self._score_s)}
 
     @property
     def learner(self) -> SequenceLearner:
@@ -256,14 +336,17 @@ class SequenceArm:
 
     def score(self, request: Request) -> Slate:
         """Scores of all candidates; items that the backbone never saw rank last."""
+        before = time.process_time()
         scores = np.full(request.pool, -np.inf, np.float32)
         known = self.learner.scores(wanted_history(request.view()), request.t_ms)[: request.pool]
         scores[: len(known)] = known
+        self._score_s += time.process_time() - before
         return Slate(Ranking(scores))
 
     def learn(self, request: Request, arrival: Arrival) -> None:
         """Learns the group unless the shared pass does."""
         if self._lent() is None:
+            before = time.process_time()
             texts, item_ids = replay_texts(self._setup), self._setup.log.item_ids
             for index in range(len(self.learner.items), arrival.pool):
                 if (text := texts.get(item_ids[index])) is not None:
@@ -272,6 +355,7 @@ class SequenceArm:
                 self.learner.learn(arrival.group)
             else:
                 self.learner.observe(arrival.group)
+            self._train_s += time.process_time() - before
 
 
 class GraphArm:
@@ -284,24 +368,28 @@ class GraphArm:
 
     def __init__(self, shared: EnginePass) -> None:
         self.shared = shared
+        self._score_s = 0.0
 
     def start(self, split_ms: int) -> None:
         """Nothing changes at the split."""
 
     @property
-    def others_cpu_s(self) -> float:
-        """CPU seconds of the pass's rankers and backbone."""
-        learner = self.shared.learner
-        return learner.sequence_cpu_s + sum(arm.cpu_s for arm in learner.engine.arms.values())
+    def cost(self) -> Cost:
+        """Of state, graph and profiles, from which its join with the graph is learnt, and of its own answers."""
+        found = self.shared.cost(("state", "graph", "profiles"), ("learn",))
+        train, _ = found.get("graph", (0.0, 0.0))
+        return found | {"graph": (train, self._score_s)}
 
     def score(self, request: Request) -> Slate:
         """Dot products of the user's query and the items' vectors."""
+        before = time.process_time()
         view = self.shared.view(request)
         graph = self.shared.learner.graph
         scores = np.zeros(request.pool, np.float32)
         if graph is not None:
             known = graph.item_matrix() @ graph.user_vector(view, request.t_ms)
             scores[: len(known)] = known[: request.pool]
+        self._score_s += time.process_time() - before
         return Slate(Ranking(scores))
 
     def learn(self, request: Request, arrival: Arrival) -> None:
@@ -332,11 +420,13 @@ def build(name: str, setup: Setup) -> Arm | None:
     """The arm of a name, None if it is none of these."""
     settings = seeded(setup.settings, setup.seed)
 
-    def shared_pass(graph: dict[str, Any] | None = None, whole: bool = True) -> EnginePass:
-        graph = graph or {}
-        key = f"pass {graph}"
+    def shared_pass(whole: bool = True, noise: bool = False, choices: dict[str, str] | None = None) -> EnginePass:
+        choices = dict(sorted((choices or {}).items()))
+        key = f"pass {choices}{' noise' if noise else ''}"
         if key not in setup.shared:
-            made = setup.shared[key] = EnginePass(setup, seeded(setup.settings, setup.seed, **graph), whole)
+            graph = {"weights": choices["graph"]} if "graph" in choices else {}
+            changed = seeded(setup.settings, setup.seed, **graph)
+            made = setup.shared[key] = EnginePass(setup, changed, whole, noise, choices)
             setup.shared.setdefault("state_sha256", lambda: state_sha256([made.learner.processor.store]))
             setup.shared.setdefault("adoptions", lambda: made.learner.adoptions)
         shared: EnginePass = setup.shared[key]
@@ -352,8 +442,10 @@ def build(name: str, setup: Setup) -> Arm | None:
             return GraphArm(shared_pass(whole=False))
         case "frozen":
             return FrozenArm(name, shared_pass())
+        case "weekly_frozen":
+            return WeeklyFrozenArm(lambda groups: EnginePass(setup, settings))
         case "retrain":
-            return RetrainArm(lambda: EnginePass(setup, settings))
+            return RetrainArm(lambda groups: EnginePass(setup, settings_of_pass(settings, groups)))
     found = _NAME.fullmatch(name)
     if found is None:
         return None
@@ -361,9 +453,13 @@ def build(name: str, setup: Setup) -> Arm | None:
     whole = found["base"] == "incremental"
     if any(sign == ("+" if whole else "-") for sign, _ in signed):
         return None
-    named = {block for _, block in signed}
+    named, noise = {block for _, block in signed}, found["noise"] is not None
     blocks = tuple(part for block, parts in BLOCKS.items() if (block in named) != whole for part in parts)
-    shared = shared_pass({"weights": found["graph"]} if found["graph"] else {})
+    blocks += ("noise",) if noise else ()
+    choices = dict(re.findall(r":(\w+)=(\w+)", found["choices"]))
+    if any(choice not in CHOICES[what] for what, choice in choices.items()):
+        return None
+    shared = shared_pass(noise=noise, choices=choices)
     arm = MAIN if whole and not signed else name
     shared.add(arm, blocks)
     return EngineArm(name, shared, arm)

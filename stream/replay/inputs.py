@@ -1,16 +1,16 @@
 """Texts and profiles as a replay's engine arms read them: the same encoder, policy and validity as live.
 
 Profiles come from a file (the lines of `profiles.log`) where it has one for a request, else from the template; each is
-valid from its request's time plus `profiles.delay_ms`, so that no profile knows more than its user had done. Only what
-the log touches is encoded: the items in it, and the profiles that a group of their user reads.
+valid when the live budget would have written it (schedule.py), so that no profile knows more than its user had done.
+Only what the log touches is encoded: the items in it, and the profiles that a group of their user reads.
 """
 
 from __future__ import annotations
 
 import copy
-from bisect import bisect_right
-from collections import deque
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,6 +24,7 @@ from driftline.llm.offline import LogEvent, requests_of_log
 from driftline.llm.profile import read_profiles, with_vectors
 from driftline.llm.refresh import due_version
 from driftline.llm.request import CatalogueItem, ProfileRequest, read_request
+from driftline.stream.replay.schedule import Asked, Schedule
 
 if TYPE_CHECKING:
     from driftline.configs.settings import Settings
@@ -70,39 +71,46 @@ class ReplayProfiles:
     """
 
     def __init__(
-        self, settings: Settings, items: Mapping[str, Item], encoder: TextEncoder, written: Iterable[Profile]
+        self,
+        settings: Settings,
+        items: Mapping[str, Item],
+        encoder: TextEncoder,
+        written: Iterable[Profile],
+        placebo: bool = False,
     ) -> None:
-        self._settings, self._encoder = settings.profiles, encoder
+        """With `placebo` a user gets, at the time of the own one, what was written before it for another user."""
+        self._settings, self._encoder, self._placebo = settings.profiles, encoder, placebo
         self._catalogue = catalogue_of(items)
         self._template = ProfileGenerator(TemplateClient(), settings.profiles)
         self._from_file = {(profile.user_id, profile.version): profile for profile in written}
-        self._valid: dict[str, tuple[list[int], list[ProfileRequest | ProfileVectors]]] = {}
+        self._schedule: Schedule[ProfileRequest] = Schedule(self._settings)
+        self._made: dict[tuple[str, int, int], ProfileVectors] = {}
 
     def __deepcopy__(self, memo: dict[int, object]) -> ReplayProfiles:
         """A copy with requests of its own; what answers them is a function of the request, and is shared."""
         other = copy.copy(self)
-        other._valid = {user: (list(times), list(found)) for user, (times, found) in self._valid.items()}
+        other._schedule = copy.deepcopy(self._schedule, memo)
         return other
 
     def at(self, user_id: str, now_ms: int) -> ProfileVectors | None:
         """The newest profile that is valid at `now_ms`."""
-        times, found = self._valid.get(user_id, ([], []))
-        newest = bisect_right(times, now_ms) - 1
-        if newest < 0:
+        newest = self._schedule.newest(user_id, now_ms)
+        if newest is None:
             return None
-        one = found[newest]
-        if isinstance(one, ProfileRequest):
-            one = found[newest] = self._read(one, times[newest])
-        return one
+        valid_from_ms, request = newest
+        if self._placebo:
+            other = self._schedule.before(request)
+            if other is None:
+                return None
+            request = other
+        key = request.user_id, request.version, valid_from_ms
+        if key not in self._made:
+            self._made[key] = self._read(request, valid_from_ms)
+        return self._made[key]
 
     def request(self, record: bytes) -> None:
-        """Answers a profile request at once; its profile is valid later."""
-        request = read_request(record, self._catalogue, self._settings)
-        valid_from_ms = request.as_of_ms + self._settings.delay_ms
-        times, found = self._valid.setdefault(request.user_id, ([], []))
-        at = bisect_right(times, valid_from_ms)
-        times.insert(at, valid_from_ms)
-        found.insert(at, request)
+        """Takes a profile request; its profile is valid later."""
+        self._schedule.offer(read_request(record, self._catalogue, self._settings))
 
     def _read(self, request: ProfileRequest, valid_from_ms: int) -> ProfileVectors:
         written = self.written(request.user_id, request.version, request.as_of_ms)
@@ -120,10 +128,10 @@ class ReplayProfiles:
         """Encodes what the groups of a log will read, many texts a pass: it changes the cost, nothing else."""
         texts: dict[str, None] = {}
         unwritten: set[tuple[str, int]] = set()
-        for user, version, as_of_ms in _read_requests(log, settings):
-            found = self.written(log.user_ids[user], version, as_of_ms)
+        for read in dict.fromkeys(one for one in read_by_groups(log, settings) if one is not None):
+            found = self.written(*read)
             if found is None:
-                unwritten.add((log.user_ids[user], version))
+                unwritten.add((read.user_id, read.version))
             else:
                 texts.update(dict.fromkeys(found.facets.values()))
         if unwritten:
@@ -135,29 +143,50 @@ class ReplayProfiles:
         encoded(sorted(texts), self._encoder, "profiles", say)
 
 
+def placebo_texts(texts: Mapping[str, Float32], seed: int) -> dict[str, Float32]:
+    """Text vectors, each with another item that has one; which items have one, and from when on, stays as it is."""
+    ids = sorted(texts)
+    order = np.random.default_rng(seed).permutation(len(ids)).tolist()  # one cycle: nobody keeps the own one
+    return {ids[a]: texts[ids[b]] for a, b in zip(order, order[1:] + order[:1], strict=True)}
+
+
 def replay_texts(setup: Setup) -> dict[str, Float32]:
     """Text vectors of the items that a log touches; each made once for all passes of a replay."""
     texts: dict[str, Float32] = setup.shared.setdefault("texts", {})
     touched = (item_id for item_id in setup.log.item_ids if item_id not in texts)
     missing = [setup.items[item_id] for item_id in touched if item_id in setup.items]
     if missing:
-        texts.update(text_vectors(missing, _encoder(setup), setup.say))
+        with _charged(setup, "text"):
+            texts.update(text_vectors(missing, _encoder(setup), setup.say))
     return texts
 
 
-def replay_profiles(setup: Setup) -> ReplayProfiles | None:
+def replay_profiles(setup: Setup, choice: str = "") -> ReplayProfiles | None:
     """Profiles of a replay; None without an items file, since a profile speaks of titles.
+
+    With choice "template" all are of the template, with "placebo" each is of somebody else.
 
     Those that were written from events past the end of the log do not exist.
     """
     if not setup.items:
         return None
-    written = (profile for profile in _written(setup) if profile.as_of_ms <= setup.log.t_ms[-1])
-    profiles = ReplayProfiles(setup.settings, setup.items, _encoder(setup), written)
+    written = (profile for profile in _written(setup) if profile.as_of_ms <= setup.log.t_ms.max())
+    usable = () if choice == "template" else written
+    profiles = ReplayProfiles(setup.settings, setup.items, _encoder(setup), usable, choice == "placebo")
     if "facets" not in setup.shared:
-        profiles.encode_ahead(setup.log, setup.settings, setup.say)
+        with _charged(setup, "profiles"):
+            profiles.encode_ahead(setup.log, setup.settings, setup.say)
         setup.shared["facets"] = True
     return profiles
+
+
+@contextmanager
+def _charged(setup: Setup, part: str) -> Iterator[None]:
+    """Notes the CPU seconds of encoding for a part: done once for all passes, each of them is charged all of it."""
+    before = time.process_time()
+    yield
+    spent: dict[str, float] = setup.shared.setdefault("encoding", {})
+    spent[part] = spent.get(part, 0.0) + time.process_time() - before
 
 
 def _written(setup: Setup) -> list[Profile]:
@@ -178,39 +207,33 @@ def _requests(log: EventLog, settings: Settings) -> Iterator[tuple[int, int, int
             yield number, user, version
 
 
-def _read_requests(log: EventLog, settings: Settings) -> list[tuple[int, int, int]]:
-    """(user, version, as_of_ms) of the requests whose profile some group of its user reads, in order."""
-    asked: dict[int, list[tuple[int, int]]] = {}
-    for number, user, version in _requests(log, settings):
-        asked.setdefault(user, []).append((int(log.group_t_ms[number]), version))
-    times = np.split(log.group_t_ms[np.argsort(log.group_user, kind="stable")], np.cumsum(np.bincount(log.group_user)))
-    found = []
-    for user, requests in asked.items():
-        valid_ms = np.array([t_ms for t_ms, _ in requests]) + settings.profiles.delay_ms
-        newest = np.searchsorted(valid_ms, times[user], side="right") - 1
-        for place in np.unique(newest[newest >= 0]).tolist():
-            found.append((user, requests[place][1], requests[place][0]))
-    return found
+def read_by_groups(log: EventLog, settings: Settings) -> Iterator[Asked | None]:
+    """The request whose profile each group of a log reads, in order; None where its user has no profile yet."""
+    schedule: Schedule[Asked] = Schedule(settings.profiles)
+    requests = _requests(log, settings)
+    due = next(requests, None)
+    for number, (user, t_ms) in enumerate(zip(log.group_user.tolist(), log.group_t_ms.tolist(), strict=True)):
+        newest = schedule.newest(log.user_ids[user], t_ms)
+        yield None if newest is None else newest[1]
+        if due is not None and due[0] == number:
+            schedule.offer(Asked(log.user_ids[user], due[2], t_ms))
+            due = next(requests, None)
 
 
 def profile_sources(setup: Setup, groups: Int64) -> list[str]:
     """Whose profile each of these groups reads in a replay: "file", "template" or "none"; groups are ascending."""
     if not setup.items:
         return ["none"] * len(groups)
-    log, delay_ms = setup.log, setup.settings.profiles.delay_ms
     written = {(profile.user_id, profile.version): profile.as_of_ms for profile in _written(setup)}
-    valid: dict[int, list[tuple[int, str]]] = {}
-    found, requests = [], deque(_requests(log, setup.settings))
-    for number in groups.tolist():
-        while requests and requests[0][0] < number:
-            group, user, version = requests.popleft()
-            t_ms = int(log.group_t_ms[group])
-            as_of_ms = written.get((log.user_ids[user], version))
-            source = "template" if as_of_ms is None or as_of_ms > t_ms else "file"
-            valid.setdefault(user, []).append((t_ms + delay_ms, source))
-        mine = reversed(valid.get(int(log.group_user[number]), []))
-        found.append(next((source for from_ms, source in mine if from_ms <= log.group_t_ms[number]), "none"))
-    return found
+    read = list(read_by_groups(setup.log, setup.settings))
+
+    def source(asked: Asked | None) -> str:
+        if asked is None:
+            return "none"
+        as_of_ms = written.get((asked.user_id, asked.version))
+        return "template" if as_of_ms is None or as_of_ms > asked.as_of_ms else "file"
+
+    return [source(read[number]) for number in groups.tolist()]
 
 
 def log_events(log: EventLog) -> Iterator[LogEvent]:

@@ -27,11 +27,16 @@ ENGINE = {
     "incremental-profiles": "the whole engine without profiles",
     "incremental:graph=random": "the whole engine over a graph that is not trained",
     "incremental:graph=off": "the whole engine without graph memory anywhere",
+    "incremental:profiles=placebo": "the whole engine, each profile that of somebody else",
+    "incremental:profiles=template": "the whole engine, all profiles from the template",
+    "incremental:text=placebo": "the whole engine, the text of each item that of another one",
+    "incremental+noise": "the whole engine with a part of random numbers, which must change nothing",
     "frozen": "the whole engine, its weights fixed at the split",
-    "retrain": "the whole engine, trained from scratch every week",
+    "weekly_frozen": "the whole engine as it learns live, fixed at the start of every week",
+    "retrain": "the whole engine, trained offline before every week: shuffled epochs until its validation stops",
     "incremental": "the whole engine, learning as it runs live",
 }
-"""The engine and its parts; `ranker` and `incremental` take any of their parts, as in ranker+hstu+graph."""
+"""The engine and its parts; `ranker` and `incremental` take any of their parts, as in ranker+hstu+graph, and noise."""
 DEFAULT = (*SIMPLE, "hstu", "ranker", "frozen", "incremental")
 """Those that run where none are named."""
 
@@ -43,9 +48,9 @@ def about(name: str) -> str:
         return known[name]
     base = re.split(r"[+:-]", name)[0]
     parts = re.findall(r"([+-])(\w+)", name)
-    graph = re.search(r":graph=(\w+)", name)
+    choices = re.findall(r":(\w+)=(\w+)", name)
     words = [known.get(base, base), *(("with " if sign == "+" else "without ") + part for sign, part in parts)]
-    return ", ".join(words + ([f"over graph weights {graph[1]}"] if graph else []))
+    return ", ".join([*words, *(f"{what} {choice}" for what, choice in choices)])
 
 
 def help_of_arms() -> str:

@@ -32,7 +32,7 @@ from driftline.stream.replay.metrics import METRICS, rank_list
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from driftline.stream.replay.arms import Arm, Floats, Ranking, Slate
+    from driftline.stream.replay.arms import Arm, Cost, Floats, Ranking, Slate
     from driftline.stream.replay.log import EventLog
 
 LISTS = ("overall", "novel", "repeat", "cold_items", "held_out_items")
@@ -42,6 +42,10 @@ COLD_ITEM_MS = 86_400_000
 FOLLOW_UP_MS = 72 * 60_000
 TRIM_GROUPS = 1000
 """Groups between two trims of the heap."""
+Span = tuple[int, int]
+"""From a time to a later one that is no part of it, unix milliseconds."""
+WHOLE = "whole"
+"""The part that an arm without parts is charged as."""
 NO_ITEMS = np.zeros(0, np.int32)
 
 
@@ -77,16 +81,25 @@ class ArmResult:
 
     Attributes:
         values: [m, len(LISTS), len(METRICS)] float64, NaN where a group does not count in a list.
-        train_cpu_s, score_cpu_s: CPU seconds in `learn` (and lazy refits) and in `score`.
+        cost: CPU seconds in `learn` (and lazy refits) and in `score`, by part.
         trained_share: as the arm says.
         note: what a reader of the report should know of how the arm ran, "" = nothing.
     """
 
     values: NDArray[np.float64]
-    train_cpu_s: float
-    score_cpu_s: float
+    cost: Cost
     trained_share: float
     note: str = ""
+
+    @property
+    def train_cpu_s(self) -> float:
+        """Of all parts."""
+        return sum(train for train, _ in self.cost.values())
+
+    @property
+    def score_cpu_s(self) -> float:
+        """Of all parts."""
+        return sum(score for _, score in self.cost.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +157,7 @@ def run(
     split_ms: int,
     progress: Callable[[int, int], None] | None = None,
     worth_of: Callable[[Arrival], Floats] | None = None,
+    left_out: Span | None = None,
 ) -> Pass:
     """Drive arms over a log.
 
@@ -153,11 +167,12 @@ def run(
         split_ms: groups of this time and later are scored; all are learnt.
         progress: called with (groups done, groups in total) now and then.
         worth_of: what each item is worth to the business in this group, by dense index [arrival.pool]; None = no goals.
+        left_out: groups of this span are learnt and not scored.
 
     Raises:
         InputError: no group with a positive row lies at or past the split.
     """
-    scored = scored_groups(log, split_ms)
+    scored = scored_groups(log, split_ms, left_out)
     m = len(scored)
     relevant, reachable = np.zeros((m, len(LISTS)), np.int32), np.zeros((m, len(LISTS)), np.int32)
     cold_user, gap_ms = np.zeros(m, np.bool_), np.full(m, -1, np.int64)
@@ -184,14 +199,10 @@ def run(
                         price = None if worth is None else worth[items]
                         values[arm.name][row, i] = rank_list(ranking, candidate, items, price)
             row += 1
-        spent: dict[int, float] = {}
         for arm in arms:
             before = time.process_time()
             arm.learn(request, arrival)
-            shared = id(_shared(arm))
-            spent[shared] = spent.get(shared, 0.0) + time.process_time() - before
-        for arm in arms:
-            clocks[arm.name][0] += spent[id(_shared(arm))]
+            clocks[arm.name][0] += time.process_time() - before
         if request.number % TRIM_GROUPS == 0:
             return_freed_memory()
         if progress is not None and (request.number % 64 == 0 or request.number == log.groups - 1):
@@ -200,8 +211,8 @@ def run(
     results = {
         arm.name: ArmResult(
             values[arm.name],
-            clocks[arm.name][0] + arm.refresh_cpu_s - getattr(arm, "others_cpu_s", 0.0),
-            clocks[arm.name][1] - arm.refresh_cpu_s,
+            getattr(arm, "cost", None)
+            or {WHOLE: (clocks[arm.name][0] + arm.refresh_cpu_s, clocks[arm.name][1] - arm.refresh_cpu_s)},
             arm.trained_share,
             getattr(arm, "note", ""),
         )
@@ -210,22 +221,20 @@ def run(
     return Pass(split_ms, facts, results, len(log), time.perf_counter() - started)
 
 
-def _shared(arm: Arm) -> object:
-    """What an arm trains together with others; that each is charged all of it makes their order irrelevant."""
-    return getattr(arm, "shared", None) or arm
-
-
 def rankings(slate: Slate) -> tuple[Ranking, ...]:
     """The ranking that answers each of LISTS."""
     first = slate.overall
     return first, slate.novel or first, slate.repeat or first, first, first
 
 
-def scored_groups(log: EventLog, split_ms: int) -> Int64:
-    """Numbers of the groups with a positive row at or past the split. Raises InputError if there is none."""
+def scored_groups(log: EventLog, split_ms: int, left_out: Span | None = None) -> Int64:
+    """Numbers of the groups with a positive row at or past the split, outside a span; InputError if there is none."""
     answers = np.zeros(log.groups, np.bool_)
     answers[log.group_of[log.positive]] = True
-    scored = np.flatnonzero(answers & (log.group_t_ms >= split_ms))
+    answers &= log.group_t_ms >= split_ms
+    if left_out is not None:
+        answers &= (log.group_t_ms < left_out[0]) | (log.group_t_ms >= left_out[1])
+    scored = np.flatnonzero(answers)
     if len(scored) == 0:
         raise InputError(
             f"no group of {log.groups} is left to score at or past split_ms {split_ms}; choose a smaller --split"

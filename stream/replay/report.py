@@ -14,6 +14,7 @@ import plotly.offline
 from driftline.stream.replay.audit import AUDITS
 from driftline.stream.replay.charts import LISTS, METRIC, cost, drift, forest, freshness, plot, windows
 from driftline.stream.replay.named import about
+from driftline.stream.replay.protocol import WHOLE
 
 FAMILIES = {
     "headline": "The engine against the best simple arm",
@@ -60,7 +61,9 @@ def write_report(path: Path, metrics: Mapping[str, Any]) -> None:
     parts = [
         _head(metrics),
         _section(
-            "Arms", "NDCG@10 with its 95% interval over users; the best of each column is shaded.", _arms(metrics)
+            "Arms",
+            f"NDCG@10 with its 95% interval, {intervals_line(metrics['protocol'])}; the best of each column is shaded.",
+            _arms(metrics),
         ),
         _section(
             "Parts of the arms' figures",
@@ -86,7 +89,13 @@ def write_report(path: Path, metrics: Mapping[str, Any]) -> None:
             "items at most 30 days old.",
             plot(drift(metrics)),
         ),
-        _section("Cost", "CPU seconds of training over the whole log against quality.", plot(cost(metrics))),
+        _section(
+            "Cost",
+            "CPU seconds of training over the whole log against quality; below, of training and of scores by part. A "
+            "part that arms share is charged to each of them that needs it.",
+            plot(cost(metrics)),
+            _parts(metrics),
+        ),
         _section("How it was run", "", _protocol(metrics)),
     ]
     script = plotly.offline.get_plotlyjs()
@@ -129,7 +138,8 @@ def _head(metrics: Mapping[str, Any]) -> str:
     return (
         f"<h1>driftline replay</h1><p class='verdict'>{html.escape(lead)}</p>"
         f"<p class='quiet'>{_day(data['first_ms'])} to {_day(data['last_ms'])}; predict, then learn; scored from "
-        f"{_day(protocol['split_ms'])} on (split {protocol['split']:g}).{left_out}</p><div class='cards'>{shown}</div>"
+        f"{_day(protocol['split_ms'])} on (split {protocol['split']:g}{choices_line(protocol)}).{left_out}</p>"
+        f"<div class='cards'>{shown}</div>"
     )
 
 
@@ -168,6 +178,25 @@ def _details(metrics: Mapping[str, Any]) -> str:
     return f"<table><tr><th>arm</th>{heads}</tr>{body}</table>"
 
 
+def _parts(metrics: Mapping[str, Any]) -> str:
+    """Training and scoring by part; nothing for older reports and where no arm has parts."""
+    costs = {name: arm.get("cost", {}) for name, arm in metrics["arms"].items()}
+    parts = list(dict.fromkeys(part for of in costs.values() for part in of if part != WHOLE))
+    if not parts:
+        return ""
+
+    def cell(one: Mapping[str, float] | None) -> str:
+        return "<td></td>" if one is None else f"<td>{one['train_cpu_s']:,.1f} + {one['score_cpu_s']:,.1f}</td>"
+
+    rows = (
+        f"<tr><td>{html.escape(name)}</td>{''.join(cell(of.get(part)) for part in parts)}</tr>"
+        for name, of in costs.items()
+        if set(of) - {WHOLE}
+    )
+    heads = "".join(f"<th>{html.escape(part)}</th>" for part in parts)
+    return f"<table><tr><th>arm</th>{heads}</tr>{''.join(rows)}</table>"
+
+
 def _number(value: float | None) -> str:
     return "none" if value is None else f"{value:.4f}"
 
@@ -178,7 +207,8 @@ def _comparisons(metrics: Mapping[str, Any]) -> list[str]:
         found = [one for one in metrics["comparisons"] if one["family"] == family]
         if found:
             text = (
-                "Relative lift in NDCG@10 with 95% intervals, users drawn with replacement; p after Holm's correction."
+                f"Relative lift in NDCG@10 with 95% intervals, {intervals_line(metrics['protocol'])}; p after Holm's "
+                "correction."
             )
             sections.append(_section(title, text, plot(forest(found))))
     return sections
@@ -202,6 +232,26 @@ def _protocol(metrics: Mapping[str, Any]) -> str:
         rows["reachable"] = reachable_line(metrics)
     cells = (f"<tr><td>{name}</td><td><code>{html.escape(str(value))}</code></td></tr>" for name, value in rows.items())
     return f"<table>{''.join(cells)}</table>"
+
+
+def choices_line(protocol: Mapping[str, Any]) -> str:
+    """What the report has of the span on which choices were made, with a comma before it; older reports do not say."""
+    if "choices" not in protocol:
+        return ""
+    begin, end = protocol["choices"]["span"]
+    span = f"{begin:.0%} to {end:.0%} of the rows, the span that choices were made on"
+    if protocol["choices"]["left_out_ms"]:
+        return f", without {span}"
+    return f"; it looks into {span}: a figure to choose by, and no claim" if protocol["split"] < end else ""
+
+
+def intervals_line(protocol: Mapping[str, Any]) -> str:
+    """What intervals were drawn over, for people; older reports drew users alone."""
+    seeds = protocol.get("intervals", {}).get("seeds")
+    if seeds:
+        return f"drawn over users and {len(seeds)} seeds"
+    ran = "one seed ran" if len(protocol["seeds"]) == 1 else "no random arm ran with several"
+    return f"drawn over users alone: {ran}, so seeds were not resampled"
 
 
 def profiles_line(profiles: str | Mapping[str, Any]) -> str:
@@ -237,7 +287,8 @@ def audit_line(audit: Mapping[str, Any]) -> str:
     """What the leak audit looked at, for people; older reports do not say."""
     if "groups" not in audit:
         return "not told"
+    late = f", {audit['late']:,} groups late" if "late" in audit else ""
     return (
-        f"{audit['rows']:,} rows of {audit['users']:,} users; changed from {audit['groups']} groups on, "
+        f"{audit['rows']:,} rows of {audit['users']:,} users{late}; changed from {audit['groups']} groups on, "
         f"{audit['from_file']} of them with a profile of the file; {audit['compared']:,} groups compared"
     )

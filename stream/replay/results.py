@@ -11,7 +11,7 @@ import numpy as np
 from driftline.configs.errors import InputError
 from driftline.stream.replay.protocol import ArmResult, Facts, Pass
 
-FORMAT = 1
+FORMAT = 2
 FACTS = ("number", "user", "t_ms", "relevant", "reachable", "cold_user", "gap_ms")
 
 
@@ -48,8 +48,7 @@ def save(
     arm = result.arms[name]
     meta = {
         "format": FORMAT,
-        "train_cpu_s": arm.train_cpu_s,
-        "score_cpu_s": arm.score_cpu_s,
+        "parts": arm.cost,
         "trained_share": arm.trained_share,
         "note": arm.note,
         "split_ms": result.split_ms,
@@ -84,7 +83,8 @@ def load(path: Path) -> Saved:
         raise InputError(
             f"{path}: can't be read as the result of an arm: {error}; delete it or leave out --resume"
         ) from error
-    result = ArmResult(values, meta["train_cpu_s"], meta["score_cpu_s"], meta["trained_share"], meta.get("note", ""))
+    parts = {part: (train, score) for part, (train, score) in meta["parts"].items()}
+    result = ArmResult(values, parts, meta["trained_share"], meta.get("note", ""))
     split_ms, events, seconds, state_sha256 = (meta[key] for key in ("split_ms", "events", "seconds", "state_sha256"))
     wall, cpu = meta["cost"]
     return Saved(facts, result, split_ms, events, seconds, (wall, cpu), state_sha256, meta["adoptions"])

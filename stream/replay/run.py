@@ -55,6 +55,8 @@ BESIDE_ROWS = 30_000
 """A log of fewer rows is not worth a second process, which takes some seconds to start."""
 AUDIT_PUBLISH = 50
 """Groups between two graph versions in the audit's short log, so that adoptions are audited as well."""
+AUDIT_LATE_MS = 7 * 86_400_000
+"""Late window there: the short log has few groups within an hour. What is later still is only counted, as live."""
 Progress = Callable[[str, int, int], None]
 
 
@@ -221,6 +223,7 @@ def _run_seed(
             data.split_ms,
             lambda done, total: say(f"seed {seed}: {len(missing)} arms", done, total),
             worth_function(settings.goals, data.log),
+            data.left_out,
         )
         cost = time.perf_counter() - started[0], time.process_time() - started[1]
         state, adopted = setup.shared.get("state_sha256"), setup.shared.get("adoptions")
@@ -239,6 +242,7 @@ def _key(data: Input, options: Options, settings: Settings) -> str:
         data.sha256,
         None if options.items is None else hashlib.sha256(options.items.read_bytes()).hexdigest(),
         data.split_ms,
+        data.left_out,
         options.candidates,
         options.limit,
         (options.hold_out_items, options.seeds[0]) if options.hold_out_items else None,
@@ -293,7 +297,9 @@ def _audit(
     if rows == 0:
         return None
     graph = settings.graph.model_copy(update={"publish_groups": min(AUDIT_PUBLISH, settings.graph.publish_groups)})
-    settings = settings.model_copy(update={"graph": graph})
+    late_ms = settings.state.late_ms if settings.state.ttl_days else max(settings.state.late_ms, AUDIT_LATE_MS)
+    state = settings.state.model_copy(update={"late_ms": late_ms})
+    settings = settings.model_copy(update={"graph": graph, "state": state})
 
     def arms_of(log: EventLog) -> list[Any]:
         setup = data.setup(log, settings, options.seeds[0], options.usable_profiles)

@@ -21,9 +21,13 @@ from driftline.stream.events.records import Record
 from driftline.stream.events.schema import Item
 from driftline.stream.replay.arms import Setup
 from driftline.stream.replay.log import EventLog
+from driftline.stream.replay.protocol import Span
 
 LOG = logging.getLogger(__name__)
-KEPT = ("texts", "encoder", "written")
+CHOICES = (0.70, 0.85)
+"""Shares of the positive rows between which all choices were made: no figure that counts is of this span. A split
+before it leaves it out; one within it looks at the span itself, as a choice does, and the report says so."""
+KEPT = ("texts", "encoder", "written", "encoding")
 """What arms of one replay share over all passes: text vectors and written profiles depend on no log and no seed."""
 
 
@@ -79,6 +83,7 @@ class Input:
         log: the same as a log.
         items: what the items file says, by id.
         split_ms: where the warm-up ends.
+        left_out: span of time that is learnt and not scored, since choices were made on it.
         sha256: of the events file.
         duplicates: rows of it that have the event_id of an earlier one.
         log_of: a log of other rows by the same rules.
@@ -89,6 +94,7 @@ class Input:
     log: EventLog
     items: Mapping[str, Item]
     split_ms: int
+    left_out: Span | None
     sha256: str
     duplicates: int
     log_of: Callable[[Columns], EventLog]
@@ -143,8 +149,9 @@ def read(options: Options, settings: Settings) -> Input:
     def log_of(columns: Columns) -> EventLog:
         return EventLog(columns, settings.action, valid_from or None, held_out)
 
+    left_out = (log.split_ms(CHOICES[0]), log.split_ms(CHOICES[1])) if options.split < CHOICES[0] else None
     sha = hashlib.sha256(options.events.read_bytes())
-    return Input(columns, log_of(columns), items, split_ms, sha.hexdigest(), duplicates, log_of)
+    return Input(columns, log_of(columns), items, split_ms, left_out, sha.hexdigest(), duplicates, log_of)
 
 
 def _warn_of_items(options: Options, columns: Columns, items: Mapping[str, Item]) -> None:

@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from driftline.stream.replay.intervals import (
+    LEVEL,
+    RESAMPLES,
     Comparison,
     bootstrap_means,
     holm,
@@ -37,7 +39,7 @@ GAPS = (
 """Time since the user's group before: up to so many milliseconds."""
 HEADLINE = "ndcg@10"
 COMPARED = ("overall", "novel", "repeat")
-LONE_ARMS = ("hstu", "sasrec", "graph", "frozen", "retrain", "ranker")
+LONE_ARMS = ("hstu", "sasrec", "graph", "frozen", "weekly_frozen", "retrain", "ranker")
 Values = NDArray[np.float64]
 
 
@@ -48,7 +50,7 @@ class Table:
     Attributes:
         facts: of the scored groups.
         values: [m, lists, metrics] an arm, mean over its seeds.
-        seeds: the single runs by arm and seed.
+        seeds: the single runs by arm and seed; arms that are not random ran with one.
         seed: of the bootstrap.
     """
 
@@ -65,11 +67,28 @@ class Table:
         """[m] bool: groups that count in a list."""
         return np.asarray(self.facts.relevant[:, LISTS.index(which)] > 0)
 
+    @property
+    def drawn_seeds(self) -> list[int]:
+        """Seeds that intervals are drawn over: those that every random arm ran with; one is never drawn."""
+        ran = [set(seeds) for seeds in self.seeds.values()]
+        random = [seeds for seeds in ran if len(seeds) > 1]
+        return sorted(set.intersection(*random)) if random else [self.seed]
+
     def samples(self, arms: Sequence[str], which: str, metric: str = HEADLINE) -> Values:
-        """[resamples, arms] bootstrap means over the groups of a list."""
-        mask = self.counts(which)
-        columns = np.column_stack([self.column(arm, which, metric)[mask] for arm in arms])
-        return bootstrap_means(columns, self.facts.user[mask], self.seed)
+        """[resamples, arms] bootstrap means over the groups of a list and the seeds."""
+        mask, i, j = self.counts(which), LISTS.index(which), METRICS.index(metric)
+        seeds = self.drawn_seeds
+        columns = [
+            [(runs.get(seed) or next(iter(runs.values()))).result.values[mask, i, j] for seed in seeds]
+            for runs in (self.seeds[arm] for arm in arms)
+        ]
+        return bootstrap_means(np.array(columns).transpose(2, 0, 1), self.facts.user[mask], self.seed)
+
+
+def resampling(data: Table) -> dict[str, Any]:
+    """How intervals were made: `protocol.intervals` of metrics.json."""
+    seeds = data.drawn_seeds
+    return {"level": LEVEL, "resamples": RESAMPLES, "users": True, "seeds": seeds if len(seeds) > 1 else False}
 
 
 def table(runs: Mapping[str, Mapping[int, Saved]], seed: int) -> Table:
@@ -96,6 +115,13 @@ def arm_summary(data: Table, arm: str, split_ms: int, cis: Mapping[str, tuple[fl
     results = [saved.result for saved in data.seeds[arm].values()]
     entry["train_cpu_s"] = round(float(np.mean([result.train_cpu_s for result in results])), 3)
     entry["score_cpu_s"] = round(float(np.mean([result.score_cpu_s for result in results])), 3)
+    entry["cost"] = {
+        part: {
+            "train_cpu_s": round(float(np.mean([result.cost[part][0] for result in results])), 3),
+            "score_cpu_s": round(float(np.mean([result.cost[part][1] for result in results])), 3),
+        }
+        for part in results[0].cost
+    }
     entry["trained_share"] = round(float(np.mean([result.trained_share for result in results])), 6)
     return entry
 
@@ -207,7 +233,7 @@ def claims(data: Table, simple: Sequence[str]) -> list[tuple[str, str, str, str]
     )
     order = first_and_next(means)
     baseline = [arm for arm in arms if arm in simple]
-    engines = [arm for arm in ("incremental", "frozen", "retrain", "ranker", "hstu", "sasrec", "graph") if arm in arms]
+    engines = [arm for arm in ("incremental", *LONE_ARMS) if arm in arms]
     rivals = dict.fromkeys(order[1:2] + [arm for arm in order[1:] if arm in simple and order[0] not in simple][:1])
     found = [(FAMILY, order[0], arm, "overall") for arm in rivals]
     for which in COMPARED:

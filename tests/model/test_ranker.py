@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from driftline.configs.settings import Ranker as RankerSettings
-from driftline.model.ranker import Example, Ranker
+from driftline.model.ranker import Example, Ranker, lots_of
 
 SETTINGS = RankerSettings(hidden=8, members=2, sampled=20, rehearsal_groups=30, rehearsal_steps=2)
 F = 6
@@ -159,3 +159,46 @@ def test_a_ranker_sees_only_its_columns():
 
 def test_an_empty_pool_scores_to_nothing():
     assert make().score(np.zeros((0, F), np.float32)).shape == (3, 0)
+
+
+def test_what_is_sampled_of_an_item_depends_on_seed_step_and_item_alone():
+    x, positive, _ = request(np.random.default_rng(4), c=200)
+    own, scores = np.zeros(200, bool), np.zeros((3, 200), np.float32)
+    items = np.random.default_rng(5).permutation(1000)[:200].astype(np.int32)
+
+    def drawn(ranker, keep):
+        one = ranker.example(x[keep], positive[keep], own[keep], scores[:, keep], items[keep])
+        rows = (x[keep].astype(np.float16)[None] == one.x[:, None]).all(2).argmax(1)
+        return set(items[keep][rows[one.log_weight > 0]].tolist())
+
+    settings = SETTINGS.model_copy(update={"hard": 0.0})
+    everything, fewer = np.arange(200), np.arange(190)
+    whole = drawn(make(settings), everything)
+    assert len(whole) == settings.sampled
+    assert drawn(make(settings), everything[::-1]) == whole
+    assert whole & set(items[fewer].tolist()) <= drawn(make(settings), fewer)  # others only take the places of ten
+    later = make(settings)
+    later.steps = 1
+    assert len(drawn(later, everything) & whole) < settings.sampled / 2
+    assert len(drawn(make(settings, seed=1), everything) & whole) < settings.sampled / 2
+
+
+def test_every_item_is_sampled_equally_often():
+    counts = np.zeros(50)
+    for step in range(4000):
+        counts[np.argsort(lots_of(3, step, np.arange(50)))[:10]] += 1
+    assert np.abs(counts / 4000 - 0.2).max() < 0.03
+
+
+def test_a_column_of_a_part_changes_nothing_before_it_is_learnt_and_nothing_while_it_says_nothing():
+    alone = Ranker(SETTINGS, np.arange(F - 1), base=F - 1)
+    joined = Ranker(SETTINGS, np.arange(F), base=F - 1)
+    random = np.random.default_rng(0)
+    x, positive, own = request(random)
+    np.testing.assert_allclose(joined.score(x), alone.score(x[:, :-1]), atol=1e-6)
+    for _ in range(100):
+        x, positive, own = request(random)
+        x[:, -1] = 0
+        joined.learn(x, positive, own)
+        alone.learn(x[:, :-1].copy(), positive, own)
+    np.testing.assert_allclose(joined.score(x), alone.score(x[:, :-1]), atol=1e-3)

@@ -214,3 +214,23 @@ def test_scores_with_the_same_order_but_other_bits_are_told_apart(seed):
             return Slate(Ranking(super().score(request).overall.scores * self.scale))
 
     assert not audit(columns(seed=seed), log_of, lambda log: [Jitter()], seed=seed).passed
+
+
+def test_the_short_log_has_late_groups_and_up_to_500_users():
+    given = columns(n=6000, users=900)
+    result = audit(given, log_of, lambda log: [make() for make in SIMPLE_ARMS.values()], rows=5900, samples=2)
+    assert result.users == 500
+    assert result.late > 20
+    assert result.passed
+
+
+class LooksAtThePast(Popularity):
+    """Counts what happened before the request's time, also where it has not arrived yet."""
+
+    def score(self, request):
+        before = request.log.item[request.log.t_ms < request.t_ms]
+        return Slate(Ranking(np.bincount(before, minlength=request.pool)[: request.pool].astype(float)))
+
+
+def test_an_arm_that_knows_of_an_event_before_it_arrives_is_caught():
+    assert not audit(columns(), log_of, lambda log: [LooksAtThePast("early")], samples=12).passed

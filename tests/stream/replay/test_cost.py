@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from driftline.configs.settings import Settings
 from driftline.graph.profile import Profile
 from driftline.graph.view import FACETS
 from driftline.llm.profile import FORMAT
+from driftline.model.clocks import Clocks
 from driftline.model.engine import Engine
 from driftline.stream.bundled import EVENTS, ITEMS
 from driftline.stream.cli import app
@@ -139,14 +141,40 @@ def test_a_profile_written_from_the_last_group_of_a_log_exists_and_a_later_one_d
     assert found.written(user_id, 2, last_ms + 1) is None
 
 
+def test_a_placebo_keeps_who_has_a_profile_and_when_and_a_template_takes_none_of_the_file(
+    shop: tuple[EventLog, Any], tmp_path: Path
+) -> None:
+    setup, _ = setup_of(shop, written(shop[0], tmp_path / "profiles.jsonl"))
+    own, placebo, template = (
+        read_all(shop[0], made) for choice in ("", "placebo", "template") if (made := replay_profiles(setup, choice))
+    )
+    both = [(a, b) for a, b in zip(own, placebo, strict=True) if a is not None and b is not None]
+    assert both
+    assert all(a.valid_from_ms == b.valid_from_ms for a, b in both)
+    assert any((a.facets != b.facets).any() for a, b in both)  # templates may say the same
+    assert all(a is not None for a, b in zip(own, placebo, strict=True) if b is not None)
+    assert {one.source for one in template if one is not None} == {"template"}
+
+
+@pytest.mark.parametrize("name", ["incremental:profiles=placebo", "ranker+hstu:text=placebo:profiles=template"])
+def test_choices_are_composed_by_name_and_others_are_refused(shop: tuple[EventLog, Any], name: str) -> None:
+    setup, _ = setup_of(shop)
+    arm, _ = build_arm(name, setup)
+    assert arm.shared.choices == dict(part.split("=") for part in name.split(":")[1:])  # type: ignore[attr-defined]
+    assert build_arm("incremental", setup)[0].shared is not arm.shared  # type: ignore[attr-defined]
+    for wrong in ("incremental:text=template", "incremental:hstu=placebo"):
+        with pytest.raises(InputError, match="expected any of"):
+            build_arm(wrong, setup)
+
+
 class Eager(ReplayProfiles):
     """Writes and encodes each profile when it is asked for, whether or not it is read."""
 
     def request(self, record: bytes) -> None:
         super().request(record)
-        for user_id, (times, _) in self._valid.items():
-            for t_ms in times:
-                self.at(user_id, t_ms)
+        for user_id, (times, requests) in self._schedule._valid.items():
+            for valid_ms, request in zip(times, requests, strict=True):
+                self._made[user_id, request.version, valid_ms] = self._read(request, valid_ms)
 
 
 def ranks(shop: tuple[EventLog, Any], path: Path, *names: str) -> dict[str, np.ndarray]:
@@ -274,8 +302,53 @@ def without_clocks(metrics: dict[str, Any]) -> dict[str, Any]:
         text.pop(name)
     for arms in (text["arms"], *text["seeds"].values()):
         for arm in arms.values():
-            arm.pop("train_cpu_s"), arm.pop("score_cpu_s")
+            arm.pop("train_cpu_s"), arm.pop("score_cpu_s"), arm.pop("cost")
     return text
+
+
+def test_each_arm_is_charged_for_the_parts_that_it_needs_and_for_no_other(shop: tuple[EventLog, Any]) -> None:
+    setup, _ = setup_of(shop)
+    names = ("ranker", "ranker+hstu", "ranker+profiles", "incremental", "hstu", "graph", "popularity")
+    arms = [build_arm(name, setup)[0] for name in names]
+    before = time.process_time()
+    found = drive(shop[0], arms, shop[0].split_ms(0.6)).arms
+    whole = time.process_time() - before
+    base = {"state", "signals", "text", "ranker"}
+    parts = {name: set(found[name].cost) for name in names}
+    assert parts == {
+        "ranker": base,
+        "ranker+hstu": base | {"hstu"},
+        "ranker+profiles": base | {"profiles", "fused", "graph"},
+        "incremental": base | {"hstu", "graph", "fused", "profiles"},
+        "hstu": {"hstu"},
+        "graph": {"state", "graph", "profiles"},
+        "popularity": {"whole"},
+    }
+    cost = {name: found[name].cost for name in names}
+    assert cost["ranker+hstu"]["hstu"] == cost["incremental"]["hstu"]
+    assert cost["ranker"]["signals"] == cost["incremental"]["signals"]
+    assert cost["ranker"]["ranker"] != cost["incremental"]["ranker"]
+    assert 0 < cost["hstu"]["hstu"][0] < cost["incremental"]["hstu"][0]  # which also asks it for candidates
+    total = found["incremental"].train_cpu_s + found["incremental"].score_cpu_s
+    rankers = sum(sum(cost[name]["ranker"]) for name in names[:3])
+    encoding = sum(setup.shared["encoding"].values())
+    assert 0.6 * whole < total + rankers < whole + encoding
+
+
+def test_a_part_within_another_is_charged_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(time, "process_time", lambda: now[0])
+    clocks = Clocks()
+    with clocks.on("graph", "learn"):
+        now[0] += 1
+        with clocks.on("state", "learn"):
+            now[0] += 10
+        clocks.asked = True
+        now[0] += 100
+    now[0] += 1000  # nobody's
+    with clocks.on("graph", "learn"):
+        now[0] += 5
+    assert clocks.seconds == {("graph", "learn"): [1.0, 105.0], ("state", "learn"): [10.0, 0.0]}
 
 
 def test_simple_arms_and_audit_beside_the_engine_find_what_they_find_after_it(

@@ -22,10 +22,11 @@ from driftline.stream.replay.arms import Setup
 from driftline.stream.replay.audit import AUDITS
 from driftline.stream.replay.baselines import SIMPLE_ARMS
 from driftline.stream.replay.log import EventLog
+from driftline.stream.replay.protocol import scored_groups
 from driftline.stream.replay.registry import build_arm
-from driftline.stream.replay.report import audit_line, profiles_line
+from driftline.stream.replay.report import audit_line, intervals_line, profiles_line
 from driftline.stream.replay.run import replay
-from driftline.stream.replay.source import Options
+from driftline.stream.replay.source import CHOICES, Options
 
 ROWS, ARMS = 6000, ("popularity", "item_knn_recent", "personal_recency", "ease_recent")
 
@@ -41,7 +42,7 @@ def without_clocks(metrics):
         text.pop(name)
     for arms in (text["arms"], *text["seeds"].values()):
         for arm in arms.values():
-            arm.pop("train_cpu_s"), arm.pop("score_cpu_s")
+            arm.pop("train_cpu_s"), arm.pop("score_cpu_s"), arm.pop("cost")
     return text
 
 
@@ -221,6 +222,22 @@ def test_another_split_is_never_taken_from_what_lies_there(tmp_path):
     assert one["arms"]["popularity"]["overall"]["n"] < two["arms"]["popularity"]["overall"]["n"]
 
 
+def test_the_span_of_choices_is_in_no_figure_of_a_report_that_begins_before_it(first, tmp_path):
+    given = {"arms": ("popularity",), "audit_rows": 0}
+    whole = replay(options(tmp_path / "late", split=CHOICES[1], **given), Settings())
+    early = replay(options(tmp_path / "early", split=0.5, **given), Settings())
+    log = EventLog(read_columns(EVENTS, ROWS), Settings().action)
+    begin, end = early["protocol"]["choices"]["left_out_ms"]
+    assert (begin, end) == tuple(log.split_ms(share) for share in CHOICES)
+    scored = scored_groups(log, log.split_ms(0.5), (begin, end))
+    t_ms = log.group_t_ms[scored]
+    assert not ((t_ms >= begin) & (t_ms < end)).any()
+    assert early["protocol"]["groups"] == len(scored) > (t_ms >= end).sum() == whole["protocol"]["groups"]
+    assert "without 70% to 85% of the rows" in (tmp_path / "early" / "report.html").read_text()
+    assert "a figure to choose by, and no claim" in (first[0] / "report.html").read_text()
+    assert "choose by" not in (tmp_path / "late" / "report.html").read_text()
+
+
 def test_a_log_in_seconds_is_refused(tmp_path):
     path = tmp_path / "events.jsonl"
     rows = [{"user_id": f"u{n % 3}", "item_id": f"i{n % 5}", "timestamp_ms": 1_600_000_000 + n} for n in range(40)]
@@ -306,6 +323,17 @@ def test_candidates_of_no_items_file_are_refused(tmp_path):
     given = Options(EVENTS, tmp_path, arms=("popularity",), limit=1500, candidates="items")
     with pytest.raises(InputError, match="none is given; add --items FILE"):
         replay(given, Settings())
+
+
+def test_a_report_says_whether_seeds_were_drawn_too(first, tmp_path):
+    assert first[1]["protocol"]["intervals"]["seeds"] is False
+    said = "drawn over users alone: one seed ran, so seeds were not resampled"
+    assert intervals_line(first[1]["protocol"]) == said
+    assert said in (first[0] / "report.html").read_text()
+    given = options(tmp_path, arms=("sasrec",), limit=500, split=0.5)
+    two = replay(replace(given, seeds=(0, 1)), Settings.model_validate({"model": {"dim": 16, "max_len": 20}}))
+    assert two["protocol"]["intervals"]["seeds"] == [0, 1]
+    assert intervals_line(two["protocol"]) == "drawn over users and 2 seeds"
 
 
 def test_a_single_seed_is_listed_too(first):

@@ -1,0 +1,53 @@
+"""Processor time by part of an engine: what an evaluation charges each part for.
+
+The clock is the process's: a pass computes on one thread, and what numpy and torch start beside it is its own doing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+Key = tuple[str, str]
+"""A part, and what it did: "predict" or "learn"."""
+
+
+class Clocks:
+    """Seconds by part; a part within another is charged alone, and the outer one stands still meanwhile.
+
+    Attributes:
+        seconds: part and deed -> CPU seconds spent while the arms trained, and while they were asked for an answer.
+        asked: whether what runs now answers a request that is scored; else it serves training.
+    """
+
+    def __init__(self) -> None:
+        self.seconds: dict[Key, list[float]] = {}
+        self.asked = False
+        self._running: Key | None = None
+        self._since = 0.0
+
+    @contextmanager
+    def on(self, part: str, deed: str = "predict") -> Iterator[None]:
+        """Charges a part for what runs within."""
+        outer = self._running
+        self._run((part, deed))
+        try:
+            yield
+        finally:
+            self._run(outer)
+
+    def _run(self, key: Key | None) -> None:
+        now = time.process_time()
+        if self._running is not None:
+            self.seconds.setdefault(self._running, [0.0, 0.0])[self.asked] += now - self._since
+        self._running, self._since = key, now
+
+
+class NoClocks(Clocks):
+    """Charges nobody: what runs live, on several threads at once, is not told apart."""
+
+    @contextmanager
+    def on(self, part: str, deed: str = "predict") -> Iterator[None]:
+        """Nothing."""
+        yield

@@ -1,0 +1,63 @@
+"""Training offline before each week: by epochs, validated on the past's own end, blind to what comes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from driftline.configs.settings import Settings
+from driftline.model.engine import MAIN
+from driftline.stream.bundled import EVENTS, ITEMS
+from driftline.stream.events.files import read_columns
+from driftline.stream.replay.arms import Setup
+from driftline.stream.replay.audit import AUDITS
+from driftline.stream.replay.engine_arms import EnginePass
+from driftline.stream.replay.log import EventLog
+from driftline.stream.replay.offline import MOST_EPOCHS, PATIENCE, fit, settings_of_pass, until_worse
+from driftline.stream.replay.protocol import questions
+from driftline.stream.replay.run import replay
+from driftline.stream.replay.source import Options
+
+SETTINGS = Settings.model_validate(
+    {"model": {"dim": 16, "max_len": 30}, "ranker": {"hidden": 8, "members": 1}, "graph": {"weights": "off"}}
+)
+
+
+@pytest.mark.parametrize(
+    ("losses", "best"), [([3, 2, 1, 4, 5, 0], 3), ([1, 2, 3], 1), ([np.inf] * 9, 1), (range(99, 0, -1), MOST_EPOCHS)]
+)
+def test_training_ends_when_the_validation_stops_improving(losses: Sequence[float], best: int) -> None:
+    left = iter(losses)
+    epochs: list[int] = []
+    assert until_worse(lambda: epochs.append(1), lambda: next(left)) == best
+    assert len(epochs) == min(best + PATIENCE, MOST_EPOCHS)
+
+
+def test_hstu_and_ranker_are_trained_on_all_of_the_past_for_the_epochs_that_its_end_asked_for() -> None:
+    log = EventLog(read_columns(EVENTS, 2500), SETTINGS.action)
+    past = [(request, arrival) for request, arrival, _ in questions(log)]
+    made = EnginePass(Setup(log, SETTINGS), settings_of_pass(SETTINGS, len(past)))
+    ranker = made.learner.engine.arms[MAIN].ranker
+    epochs = fit(made.learner, made.learn, past)
+    fitted = made.learner.engine.arms[MAIN].ranker
+    per_step = 1 + SETTINGS.ranker.rehearsal_steps
+    assert fitted.steps == epochs["ranker"] * -(-len(ranker.log) // per_step)
+    assert made.learner.sequence is not None
+    assert made.learner.sequence.steps >= epochs["hstu"]
+    assert made.learner.sequence.log.end == sum((arrival.group.weight > 0).any() for _, arrival in past)
+    assert made.learner.engine.plugs["hstu"].encoder is made.learner.sequence  # type: ignore[attr-defined]
+
+
+def test_retraining_knows_nothing_of_what_comes_is_charged_and_is_another_arm_than_a_weekly_freeze(
+    tmp_path: Path,
+) -> None:
+    given = Options(EVENTS, tmp_path, ITEMS, ("weekly_frozen", "retrain"), 0.85, limit=700, audit_rows=500)
+    metrics = replay(given, SETTINGS)
+    assert {metrics["leak_audit"][name] for name in AUDITS} == {"pass"}
+    weekly, offline = metrics["arms"]["weekly_frozen"], metrics["arms"]["retrain"]
+    assert min(offline["train_cpu_s"], weekly["train_cpu_s"]) > 0
+    assert offline["note"].startswith("trained 1 times from scratch; epochs of HSTU and ranker: ")
+    assert offline["overall"]["mrr"] != weekly["overall"]["mrr"]

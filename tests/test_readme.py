@@ -97,7 +97,7 @@ def typed(tmp_path, monkeypatch):
 
     def run(line, *more):
         words = [str(Path(sys.executable).with_name("driftline")), *shlex.split(line)[1:], *more]
-        result = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+        result = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=300)
         assert result.returncode == 0, f"{line}: {result.stderr}"
         return result.stdout
 

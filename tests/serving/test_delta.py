@@ -120,7 +120,7 @@ def test_a_chain_that_is_long_or_large_is_followed_by_a_whole_snapshot(tmp_path)
     model = Model(tmp_path / "large", largest=0.25)
     deltas = []
     for _ in range(6):
-        model.learn(touch=500)
+        model.learn(touch=620)
         model.publish()
         deltas.append(model.publisher.deltas)
         same(open_snapshot(tmp_path / "large"), model.parts())
@@ -429,7 +429,7 @@ def test_adopting_a_delta_copies_the_pages_that_it_changes_and_not_the_base(tmp_
     model = Model(tmp_path, rows=400_000)
     versions = [model.publish()]
     for _ in range(2):
-        model.learn(touch=100)
+        model.learn(touch=620)
         versions.append(model.publish())
     expected, size = model.table.sum(), model.table.nbytes
     del model

@@ -429,7 +429,7 @@ def test_adopting_a_delta_copies_the_pages_that_it_changes_and_not_the_base(tmp_
     model = Model(tmp_path, rows=400_000)
     versions = [model.publish()]
     for _ in range(2):
-        model.learn(touch=620)
+        model.learn(touch=100)
         versions.append(model.publish())
     expected, size = model.table.sum(), model.table.nbytes
     del model

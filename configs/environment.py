@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from driftline.configs.explain import Fault, did_you_mean
-from driftline.configs.files import Leaf, Loader
+from driftline.configs.files import Leaf, parsed
 from driftline.configs.keys import SECRETS, KeyPath, is_text
 from driftline.configs.settings import Settings
 
@@ -84,4 +84,4 @@ def _value(path: KeyPath, text: str) -> Any:
     """Lists and groups are written as in YAML; the schema turns the text of anything else into its type."""
     if is_text(path) or not text.lstrip().startswith(("[", "{")):
         return text
-    return yaml.load(text, Loader)
+    return parsed(text)

@@ -68,6 +68,11 @@ Loader.yaml_implicit_resolvers = {
 }
 
 
+def parsed(text: str) -> Any:
+    """The value that a text has in YAML."""
+    return yaml.load(text, Loader)
+
+
 def compose(path: Path, loader: Any) -> yaml.Node | None:
     """The nodes of a file, with their lines.
 

@@ -31,6 +31,7 @@ NOT_RUN = {
     "snapshot rollback": "needs a snapshot",
     "snapshot release": "needs a snapshot",
     "chaos": "takes minutes",
+    "demo": "takes minutes",
     'import "SELECT': "needs DuckDB, which is an extra",
 }
 """How a line begins that is not run, and why."""

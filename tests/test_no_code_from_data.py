@@ -19,6 +19,8 @@ CALLS = {
     "yaml.unsafe_load", "yaml.unsafe_load_all",
 }  # fmt: skip
 SAFE_LOADERS = {"yaml.SafeLoader", "yaml.CSafeLoader", "yaml.BaseLoader", "yaml.CBaseLoader"}
+MAY = {("stream/ops/child.py", "imports runpy")}
+"""Runs a module of ours: a supervisor names it on the command line that it makes."""
 NUMPY = {
     f"{module}.{name}"
     for module, names in (("numpy", ("load", "save")), ("numpy.lib.format", ("read_array", "write_array")))
@@ -92,7 +94,12 @@ def faults(call, name, names, safe):
 def test_no_module_can_turn_what_it_reads_into_code():
     paths = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
     assert len(paths) > 150
-    assert {str(path.relative_to(ROOT)): found for path in paths if (found := offences(path.read_text("utf-8")))} == {}
+    found = {
+        (str(path.relative_to(ROOT)), line.partition(": ")[2])
+        for path in paths
+        for line in offences(path.read_text("utf-8"))
+    }
+    assert found == MAY
 
 
 @pytest.mark.parametrize(

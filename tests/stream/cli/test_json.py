@@ -102,7 +102,7 @@ def test_the_help_of_replay_has_a_line_on_each_arm_of_the_registry() -> None:
 
 def test_a_composed_arm_is_told_by_its_parts() -> None:
     assert about("ranker+hstu+graph") == f"{ENGINE['ranker']}, with hstu, with graph"
-    assert about("incremental-hstu:graph=random") == f"{ENGINE['incremental']}, without hstu, over graph weights random"
+    assert about("incremental-hstu:graph=random") == f"{ENGINE['incremental']}, without hstu, graph random"
 
 
 def test_a_simple_arm_of_each_name_can_be_built() -> None:

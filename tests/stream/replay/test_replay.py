@@ -70,7 +70,7 @@ def test_the_metrics_have_the_shape_that_the_contract_names(first):
         assert 0 <= low <= overall["ndcg@10"] <= high <= 1
         assert sum(window["n"] for window in arm["windows"]) == overall["n"]
     assert {metrics["leak_audit"][name] for name in AUDITS} == {"pass"}
-    assert metrics["leak_audit"]["rows"] >= 3000
+    assert 2000 <= metrics["leak_audit"]["rows"] <= 3000  # of whole users
     assert metrics["leak_audit"]["users"] < metrics["data"]["users"]
     assert metrics["leak_audit"]["groups"] == 4
     assert len(metrics["state_sha256"]) == 64

@@ -110,7 +110,19 @@ def folder(tmp_path, monkeypatch):
     (tmp_path / "items.jsonl").write_text('{"item_id": "85123A", "title": "Holder"}\n')
     (tmp_path / "garden.yaml").write_text(blocks(ROOT / "README.md", "yaml")[0])
     (tmp_path / "mine" / "driftline.yaml").write_text(blocks(ROOT / "docs/own-data.md", "yaml")[0])
+    repository(tmp_path / "path" / "to" / "repository")
     return tmp_path
+
+
+def repository(path):
+    """A git repository with some commits of two people."""
+    path.mkdir(parents=True)
+    git = ["git", "-C", str(path), "-c", "commit.gpgsign=false", "-c", "user.email=a@example.org"]
+    subprocess.run([*git, "init", "--quiet"], check=True)
+    for n in range(30):
+        (path / f"part{n % 7}.py").write_text(f"{n}\n")
+        subprocess.run([*git, "add", "."], check=True)
+        subprocess.run([*git, "-c", f"user.name=Ada {n % 2}", "commit", "--quiet", "-m", f"Part {n}"], check=True)
 
 
 def run(folder, line):

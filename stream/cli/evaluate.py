@@ -15,18 +15,11 @@ from driftline.configs.settings import UNKNOWN_ACTION, Settings
 from driftline.stream.bundled import BUNDLED
 from driftline.stream.cli.arms import print_arms
 from driftline.stream.cli.common import AsJson, Config, out, print_json, settings_of, when
+from driftline.stream.cli.composed import composed
 from driftline.stream.cli.own import (
+    FILES,
     SOURCES,
-    ActionName,
-    BadRows,
-    Decimal,
-    Encoding,
-    Header,
-    ItemsMap,
-    Map,
-    Time,
     Told,
-    Zone,
     checked_events,
     checked_items,
     own_files,
@@ -42,12 +35,13 @@ if TYPE_CHECKING:
 
 def register(app: typer.Typer) -> None:
     """Adds the commands of this file."""
-    app.command(help=f"{cleandoc(replay.__doc__ or '')}\n\n{help_of_arms()}")(replay)
-    app.command()(validate)
+    app.command(help=f"{cleandoc(replay.__doc__ or '')}\n\n{help_of_arms()}")(composed(replay, FILES))
+    app.command()(composed(validate, FILES))
 
 
 def replay(
     to: Annotated[Path, typer.Option("--out", help="Folder for metrics.json and report.html.")],
+    *,
     events: Annotated[str | None, typer.Option(help=f"Events: {SOURCES}; default: the bundled shop.")] = None,
     items: Annotated[str | None, typer.Option(help="Items, in the same formats.")] = None,
     data: Annotated[str | None, typer.Option(help="Bundled data instead: shop, or games.")] = None,
@@ -69,15 +63,7 @@ def replay(
     ] = None,
     audit: Annotated[bool, typer.Option("--audit/--no-audit", help="Prove that no arm knows the future.")] = True,
     state_only: Annotated[bool, typer.Option("--state-only", help="Only the state of the log: no arm runs.")] = False,
-    columns: Map = None,
-    item_columns: ItemsMap = None,
-    action: ActionName = None,
-    time: Time = None,
-    zone: Zone = None,
-    decimal: Decimal = None,
-    encoding: Encoding = None,
-    header: Header = None,
-    bad: BadRows = None,
+    told: Told,
     config: Config = None,
     as_json: AsJson = False,
 ) -> None:
@@ -108,7 +94,6 @@ def replay(
     settings = settings_of(config)
     records: list[Record] | None = None
     make_folder(to)
-    told = Told(columns, item_columns, action, time, zone, decimal, encoding, header, bad)
     with (
         tempfile.TemporaryDirectory() as folder,
         own_files(events, items, settings, told, to / "files") as (event_file, item_file),
@@ -148,15 +133,8 @@ def validate(
     file: Annotated[str | None, typer.Argument(metavar="[EVENTS]", help="The same as --events.")] = None,
     events: Annotated[str | None, typer.Option(help=f"Events: {SOURCES}.")] = None,
     items: Annotated[str | None, typer.Option(help="Items, in the same formats.")] = None,
-    columns: Map = None,
-    item_columns: ItemsMap = None,
-    action: ActionName = None,
-    time: Time = None,
-    zone: Zone = None,
-    decimal: Decimal = None,
-    encoding: Encoding = None,
-    header: Header = None,
-    bad: BadRows = None,
+    *,
+    told: Told,
     config: Config = None,
     as_json: AsJson = False,
 ) -> None:
@@ -173,7 +151,6 @@ def validate(
     if events is None and items is None:
         raise typer.BadParameter("say which file: --events, --items or both")
     settings = settings_of(config)
-    told = Told(columns, item_columns, action, time, zone, decimal, encoding, header, bad)
     reports: dict[str, Report] = {}
     whole: dict[str, Any] = {}
     if events is not None:

@@ -9,18 +9,11 @@ import typer
 
 from driftline.configs.settings import Settings
 from driftline.stream.cli.common import AsJson, Config, out, print_json, progress, settings_of, when
+from driftline.stream.cli.composed import composed
 from driftline.stream.cli.own import (
+    FILES,
     SOURCES,
-    ActionName,
-    BadRows,
-    Decimal,
-    Encoding,
-    Header,
-    ItemsMap,
-    Map,
-    Time,
     Told,
-    Zone,
     say,
     show,
 )
@@ -31,22 +24,15 @@ if TYPE_CHECKING:
 
 def register(app: typer.Typer) -> None:
     """Adds the command of this file."""
-    app.command("import")(import_files)
+    app.command("import")(composed(import_files, FILES))
 
 
 def import_files(
     source: Annotated[str, typer.Argument(metavar="SRC", help=f"Events: {SOURCES}.")],
     to: Annotated[Path, typer.Option("--out", help="Folder for events.parquet, items.parquet and driftline.yaml.")],
     items: Annotated[str | None, typer.Option(help="Items, in the same formats.")] = None,
-    columns: Map = None,
-    item_columns: ItemsMap = None,
-    action: ActionName = None,
-    time: Time = None,
-    zone: Zone = None,
-    decimal: Decimal = None,
-    encoding: Encoding = None,
-    header: Header = None,
-    bad: BadRows = None,
+    *,
+    told: Told,
     config: Config = None,
     as_json: AsJson = False,
 ) -> None:
@@ -61,7 +47,6 @@ def import_files(
     from driftline.stream.replay.source import make_folder
 
     settings = settings_of(config)
-    told = Told(columns, item_columns, action, time, zone, decimal, encoding, header, bad)
     event_files, item_files = told.events(settings), told.items(settings)
     plan = Plan.of(EVENTS, source, event_files)
     item_plan = Plan.of(ITEMS, items, item_files) if items is not None else titles_of(plan, item_files)
@@ -72,7 +57,7 @@ def import_files(
     make_folder(to)
     whole: dict[str, Any] = {}
     with progress(None, "rows of events read") as update:
-        done = write_events(plan, to / "events.parquet", settings, bad, update)
+        done = write_events(plan, to / "events.parquet", settings, told.bad, update)
     whole["events"] = done.report.as_json() | {"written": done.written, "put_aside": done.bad}
     files = [to / "events.parquet"]
     join = None
@@ -91,7 +76,7 @@ def import_files(
     if as_json:
         print_json(whole)
         return
-    _print_done(done, settings, bad)
+    _print_done(done, settings, told.bad)
     if item_plan is not None:
         out.print(f"{item_done.written:,} items{_aside(item_done, told.bad_items)}", soft_wrap=True)
     if join is not None:

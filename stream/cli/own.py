@@ -15,6 +15,7 @@ from rich.table import Table
 
 from driftline.configs.settings import EventFiles, ItemFiles, Settings
 from driftline.stream.cli.common import err, progress, when
+from driftline.stream.cli.composed import Maker
 
 if TYPE_CHECKING:
     from driftline.stream.convert.run import Done, Plan
@@ -48,17 +49,17 @@ BadRows = Annotated[
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """What options say of how files are read; None = they don't."""
+    """What options say of how files are read, one field an option; None = they don't."""
 
-    columns: list[str] | None = None
-    item_columns: list[str] | None = None
-    action: str | None = None
-    time: str | None = None
-    zone: str | None = None
-    decimal: str | None = None
-    encoding: str | None = None
-    header: str | None = None
-    bad: Path | None = None
+    columns: Map = None
+    item_columns: ItemsMap = None
+    action: ActionName = None
+    time: Time = None
+    zone: Zone = None
+    decimal: Decimal = None
+    encoding: Encoding = None
+    header: Header = None
+    bad: BadRows = None
 
     @property
     def bad_items(self) -> Path | None:
@@ -77,6 +78,10 @@ class Told:
 
     def _both(self) -> dict[str, Any]:
         return {"zone": self.zone, "decimal": self.decimal, "encoding": self.encoding}
+
+
+FILES: dict[str, Maker] = {"told": Told}
+"""What makes the parameters of commands that take such files: see `composed`."""
 
 
 def _with(files: Files, columns: list[str] | None, told: dict[str, Any]) -> Files:

@@ -22,18 +22,11 @@ from driftline.stream.cli.common import (
     settings_of,
     with_bootstrap,
 )
+from driftline.stream.cli.composed import composed
 from driftline.stream.cli.own import (
+    FILES,
     SOURCES,
-    ActionName,
-    BadRows,
-    Decimal,
-    Encoding,
-    Header,
-    ItemsMap,
-    Map,
-    Time,
     Told,
-    Zone,
     own_files,
 )
 from driftline.stream.ops.progress import progress_bars
@@ -46,7 +39,8 @@ Once = Annotated[bool, typer.Option("--until-caught-up", help="End when everythi
 
 def register(app: typer.Typer) -> None:
     """Adds the commands of this file."""
-    for command in (produce, worker, trainer, profiler, serve, demo):
+    app.command()(composed(produce, FILES))
+    for command in (worker, trainer, profiler, serve, demo):
         app.command()(command)
 
 
@@ -64,15 +58,8 @@ def produce(
     as_it_is: Annotated[
         bool, typer.Option("--as-it-is", help="Send events in the order of the file, late ones too.")
     ] = False,
-    columns: Map = None,
-    item_columns: ItemsMap = None,
-    action: ActionName = None,
-    time: Time = None,
-    zone: Zone = None,
-    decimal: Decimal = None,
-    encoding: Encoding = None,
-    header: Header = None,
-    bad: BadRows = None,
+    *,
+    told: Told,
     config: Config = None,
     as_json: AsJson = False,
 ) -> None:
@@ -88,7 +75,6 @@ def produce(
     if sort and as_it_is:
         raise typer.BadParameter("got --sort and --as-it-is; expected one of them")
     settings = settings_of(config)
-    told = Told(columns, item_columns, action, time, zone, decimal, encoding, header, bad)
     with own_files(events, items, settings, told, sort=False) as (event_file, item_file):
         if event_file is not None and not (sort or as_it_is):
             refuse_disorder(events, order_of(event_file, settings.state.late_ms, since or 0, until))

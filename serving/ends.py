@@ -6,14 +6,12 @@ A thread asks the broker every second. While it can't be reached nothing is know
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Mapping
+from typing import Any
 
-from driftline.configs.security import consumer_options
 from driftline.configs.settings import Broker
-from driftline.serving.follower import BOOTSTRAP_MS, RETRY_S, check_one_listens
-from driftline.serving.header_names import escape_header_names
+from driftline.serving.asking import Asking
 from driftline.serving.state_reader import StoredUser
 
 LOG = logging.getLogger(__name__)
@@ -62,52 +60,30 @@ class Ends:
         return max(0, end - max(first, stored.store_offset))
 
 
-class EndsFollower:
+class EndsFollower(Asking):
     """The thread.
 
     Args:
         ends: is told.
-        broker: how the client makes itself known, and the prefix of the topic.
-        bootstrap: Kafka servers.
-        name: of the topic, without prefix.
+        broker, bootstrap, name: see `Asking`.
     """
 
     def __init__(self, ends: Ends, broker: Broker, bootstrap: str, name: str = "interactions") -> None:
-        self._ends, self._topic, self._bootstrap = ends, broker.prefix + name, bootstrap
-        self._options = consumer_options(broker, bootstrap)
-        self._stop = threading.Event()
-        self._complaint = ""
-        self._thread = threading.Thread(target=self._follow, name="ends-follower", daemon=True)
-        self._thread.start()
+        self._ends, self._complaint = ends, ""
+        super().__init__(broker, bootstrap, name, "ends-follower")
 
-    def close(self) -> None:
-        """Stops asking."""
-        self._stop.set()
-        self._thread.join(timeout=5.0)
+    def _ask(self, consumer: Any) -> None:
+        from kafka import TopicPartition
 
-    def _follow(self) -> None:
         while not self._stop.is_set():
-            try:
-                self._ask_until_error()
-            except Exception as error:  # noqa: BLE001 - a thread that ends says nothing more
-                if type(error).__name__ != self._complaint:
-                    LOG.info("the end of topic %s can't be asked, trying again: %r", self._topic, error)
-                self._complaint = type(error).__name__
-            self._stop.wait(RETRY_S)
+            numbers = sorted(consumer.partitions_for_topic(self._topic) or ())
+            places = [TopicPartition(self._topic, number) for number in numbers]
+            first, ends = consumer.beginning_offsets(places), consumer.end_offsets(places)
+            self._ends.tell({place.partition: (first[place], ends[place]) for place in places})
+            self._complaint = ""
+            self._stop.wait(ASK_S)
 
-    def _ask_until_error(self) -> None:
-        from kafka import KafkaConsumer, TopicPartition
-
-        escape_header_names()
-        check_one_listens(self._bootstrap)
-        consumer = KafkaConsumer(**self._options, bootstrap_timeout_ms=BOOTSTRAP_MS)
-        try:
-            while not self._stop.is_set():
-                numbers = sorted(consumer.partitions_for_topic(self._topic) or ())
-                places = [TopicPartition(self._topic, number) for number in numbers]
-                first, ends = consumer.beginning_offsets(places), consumer.end_offsets(places)
-                self._ends.tell({place.partition: (first[place], ends[place]) for place in places})
-                self._complaint = ""
-                self._stop.wait(ASK_S)
-        finally:
-            consumer.close()
+    def _ended(self, error: Exception | None) -> None:
+        if error is not None and type(error).__name__ != self._complaint:
+            LOG.info("the end of topic %s can't be asked, trying again: %r", self._topic, error)
+            self._complaint = type(error).__name__

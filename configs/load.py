@@ -21,15 +21,9 @@ from driftline.configs import environment as variables
 from driftline.configs import files
 from driftline.configs.errors import ConfigError
 from driftline.configs.explain import Fault, faults_of, origin_of, sentences
-from driftline.configs.files import PRESETS, presets
-from driftline.configs.keys import SECRETS, KeyPath, leaves, shown
+from driftline.configs.keys import SECRETS, KeyPath, leaves
 from driftline.configs.meaning import faults_in
 from driftline.configs.settings import Settings
-
-__all__ = [
-    "MODEL_SECTIONS", "PRESETS", "SECRETS", "Loaded", "config_sha256", "leaves", "load", "load_settings", "presets",
-    "sections_sha256", "shown",
-]  # fmt: skip
 
 MODEL_SECTIONS = ("actions", "graph", "signals", "ranker", "model")
 """Sections that a trained model is rebuilt with."""

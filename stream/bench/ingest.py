@@ -26,7 +26,7 @@ import yaml
 
 from driftline.configs.addresses import free_port
 from driftline.configs.errors import DriftlineError
-from driftline.configs.load import SECRETS
+from driftline.configs.keys import SECRETS
 from driftline.configs.settings import Settings
 from driftline.stream.bundled import EVENTS
 from driftline.stream.events.files import read_messages

@@ -57,7 +57,8 @@ def show(
 
     Example: `driftline config show --origin -c ecommerce`
     """
-    from driftline.configs.load import leaves, load, shown
+    from driftline.configs.keys import leaves, shown
+    from driftline.configs.load import load
 
     loaded = load(config)
     values = {key: shown(key, value) for key, value in leaves(loaded.settings)}

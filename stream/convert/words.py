@@ -9,7 +9,8 @@ from typing import Any
 import yaml
 
 from driftline.configs.errors import InputError
-from driftline.configs.load import load_settings, presets
+from driftline.configs.files import presets
+from driftline.configs.load import load_settings
 from driftline.configs.settings import ItemFiles, Settings
 from driftline.stream.convert.guess import TIMES, Mapping
 from driftline.stream.convert.numbers import BETWEEN

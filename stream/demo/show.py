@@ -44,8 +44,6 @@ def history_bars(console: Console, total: int) -> Iterator[Callable[[int, int], 
             nonlocal spoken_s
             if not console.is_terminal and time.monotonic() - spoken_s > LINE_EVERY_S:
                 spoken_s = time.monotonic()
-                left = (spoken_s - began_s) * (total - learnt) / learnt if learnt else float("inf")
-                rest = f", about {left:.0f} s left" if learnt else ""
                 left = (spoken_s - began_s) * (total - learnt) / learnt if learnt else 0.0
                 rest = f", about {left:.0f} s left" if left else ""
                 console.print(f"history: {applied:,} of {total:,} events applied to state, {learnt:,} learnt{rest}")

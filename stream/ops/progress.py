@@ -61,11 +61,10 @@ class ProgressLines:
 
     Args:
         now_s: the clock.
-        tell: what is done with a line.
     """
 
-    def __init__(self, now_s: Callable[[], float] = time.monotonic, tell: Callable[[str], None] | None = None) -> None:
-        self._now_s, self._tell = now_s, tell or _to_stderr
+    def __init__(self, now_s: Callable[[], float] = time.monotonic) -> None:
+        self._now_s = now_s
         self._steps: dict[str, _Step] = {}
 
     def __call__(self, step: str, done: int, total: int | None) -> None:
@@ -83,7 +82,7 @@ class ProgressLines:
             left = ""
             if total is not None and done > one.start:
                 left = f"; {_minutes((now - one.start_s) / (done - one.start) * (total - done))} left"
-            self._tell(f"{step}: {_of(done, total)}{rate}{left}")
+            _tell(f"{step}: {_of(done, total)}{rate}{left}")
 
     def end(self) -> None:
         """The last line of steps whose end nobody knew."""
@@ -95,10 +94,10 @@ class ProgressLines:
         one.ended, one.told_s = True, now
         took = now - one.start_s
         rate = _rate(one.done - one.start, took)
-        self._tell(f"{step}: {_of(one.done, one.total)} in {_minutes(took)}{rate}")
+        _tell(f"{step}: {_of(one.done, one.total)} in {_minutes(took)}{rate}")
 
 
-def _to_stderr(line: str) -> None:
+def _tell(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 

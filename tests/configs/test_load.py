@@ -4,7 +4,9 @@ import pytest
 
 from driftline.configs.environment import strays
 from driftline.configs.errors import ConfigError
-from driftline.configs.load import config_sha256, leaves, load, load_settings, presets, shown
+from driftline.configs.files import presets
+from driftline.configs.keys import leaves, shown
+from driftline.configs.load import config_sha256, load, load_settings
 from driftline.configs.security import client_options
 from driftline.configs.settings import Broker, Settings
 

@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from driftline.configs.load import PRESETS, leaves, load_settings, presets
+from driftline.configs.files import PRESETS, presets
+from driftline.configs.keys import leaves
+from driftline.configs.load import load_settings
 from driftline.configs.reference import FILE, default_yaml
 from driftline.configs.settings import Action, Settings
 

@@ -12,6 +12,7 @@ import numpy as np
 import orjson
 import pytest
 import scipy.sparse as sp
+from tests.stream.replay.test_replay import without_clocks
 from typer.testing import CliRunner
 
 from driftline.configs.errors import InputError
@@ -294,16 +295,6 @@ def test_a_log_gets_a_line_a_minute_and_one_at_the_end_of_each_step(capsys: pyte
     assert lines[3] == "arms: 960 of 1,000, 4/s; 10 s left"
     assert lines[4:6] == ["arms: 1,000 of 1,000 in 4 min, 4/s", "audit: 9 of 9 in 0 s"]
     assert lines[6:] == ["rows: 30, 3.0/min", "rows: 30 in 10 min, 3.0/min"]
-
-
-def without_clocks(metrics: dict[str, Any]) -> dict[str, Any]:
-    text: dict[str, Any] = orjson.loads(orjson.dumps(metrics))
-    for name in ("seconds", "compute_seconds", "events_per_second"):
-        text.pop(name)
-    for arms in (text["arms"], *text["seeds"].values()):
-        for arm in arms.values():
-            arm.pop("train_cpu_s"), arm.pop("score_cpu_s"), arm.pop("cost")
-    return text
 
 
 def test_each_arm_is_charged_for_the_parts_that_it_needs_and_for_no_other(shop: tuple[EventLog, Any]) -> None:

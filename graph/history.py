@@ -68,15 +68,6 @@ class HistoryDigest:
         age = (now_ms - self.last_ms[:limit]).astype(np.float32)
         return np.exp2(np.maximum(age, 0) * np.float32(-1 / half_life_ms))
 
-    def decayed_times(self, now_ms: int, half_life_ms: float) -> Float32:
-        """Decayed number [m] of all touches of each item."""
-        if self.touches == 0:
-            return np.zeros(0, np.float32)
-        age = np.maximum((now_ms - self.row_ms).astype(np.float32), 0)
-        fresh = np.exp2(age * np.float32(-1 / half_life_ms))
-        out: Float32 = np.add.reduceat(fresh, self.row_start)
-        return out
-
 
 TRAITS = ("groups", "items", "basket", "price", "value", "span", "since")
 

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from tests.model.dense import decayed_times
 
 from driftline.configs.settings import Signals as SignalSettings
 from driftline.graph.counts import DecayedCounts
@@ -171,7 +172,7 @@ def test_the_digest_of_a_history_counts_groups_and_orders_by_recency():
     assert past.basket.tolist() == [2, 3]
     assert past.last_group.tolist() == [0, 0, 2]
     assert past.previous_ms.tolist() == [DAY, 2 * DAY, 0]
-    np.testing.assert_allclose(past.decayed_times(3 * DAY, DAY_MS), [0.5 + 0.25 + 0.125, 0.5, 0.125])
+    np.testing.assert_allclose(decayed_times(past, 3 * DAY, DAY_MS), [0.5 + 0.25 + 0.125, 0.5, 0.125])
 
 
 def test_unknown_and_returned_items_are_no_touches():

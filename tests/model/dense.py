@@ -499,9 +499,19 @@ def _personal(rows: _Rows, past: HistoryDigest, place: Int32, candidates: Int32,
         np.log1p(past.returned[inside]),
     ]
     values += [
-        np.log(past.decayed_times(now_ms, d * DAY_MS)[inside] + np.float32(0.001)) for d in PERSONAL_HALF_LIVES_DAYS
+        np.log(decayed_times(past, now_ms, d * DAY_MS)[inside] + np.float32(0.001)) for d in PERSONAL_HALF_LIVES_DAYS
     ]
     block[:, at] = np.stack(values)
+
+
+def decayed_times(past: HistoryDigest, now_ms: int, half_life_ms: float) -> Float32:
+    """Decayed number [m] of all touches of each item."""
+    if past.touches == 0:
+        return np.zeros(0, np.float32)
+    age = np.maximum((now_ms - past.row_ms).astype(np.float32), 0)
+    fresh = np.exp2(age * np.float32(-1 / half_life_ms))
+    out: Float32 = np.add.reduceat(fresh, past.row_start)
+    return out
 
 
 def _opinion(rows: _Rows, pool: Pool, name: str) -> None:

@@ -1,11 +1,17 @@
-"""How a process of driftline ends: one message for what a user can mend, a traceback for what only we can."""
+"""How a process of driftline ends: one message for what a user can mend, a traceback for what only we can.
+
+And whether one that was noted has ended.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
 import traceback
+from contextlib import suppress
 from typing import NoReturn
+
+import psutil
 
 from driftline.configs.errors import UNEXPECTED_EXIT_CODE, BrokerError, DriftlineError
 
@@ -40,3 +46,17 @@ def end_process(error: BaseException) -> NoReturn:
     code = report(error)
     sys.stdout.flush()
     os._exit(code)
+
+
+def still_running(pid: int, created: float, apart_s: float = 1.0) -> psutil.Process | None:
+    """A process that was noted, told from a later one with the same number by its start time; None when it is gone.
+
+    Args:
+        created: when it was started, in unix seconds.
+        apart_s: how far the start may be off; notes of whole seconds need more.
+    """
+    with suppress(psutil.NoSuchProcess):
+        process = psutil.Process(pid)
+        if abs(process.create_time() - created) < apart_s and process.status() != psutil.STATUS_ZOMBIE:
+            return process
+    return None

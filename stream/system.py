@@ -24,6 +24,7 @@ from driftline.configs.errors import LockedError
 from driftline.configs.settings import Settings
 from driftline.serving.ports import is_taken
 from driftline.stream.durable import has_name, open_locked, write_durably
+from driftline.stream.exits import still_running
 from driftline.stream.headway import duration
 from driftline.stream.kafka.broker import EmbeddedBroker
 from driftline.stream.ops.scrape import series
@@ -45,11 +46,7 @@ class Process(msgspec.Struct, frozen=True):
 
     def find(self) -> psutil.Process | None:
         """The process, None when it is gone."""
-        with suppress(psutil.NoSuchProcess):
-            process = psutil.Process(self.pid)
-            if abs(process.create_time() - self.created) < 1.0 and process.status() != psutil.STATUS_ZOMBIE:
-                return process
-        return None
+        return still_running(self.pid, self.created)
 
 
 class Note(msgspec.Struct):

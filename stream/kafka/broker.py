@@ -39,6 +39,7 @@ from driftline.configs.errors import BrokerError, ConfigError, LockedError
 from driftline.configs.security import bootstrap_ms, client_options
 from driftline.configs.settings import Broker
 from driftline.stream.durable import open_locked, try_lock, write_durably
+from driftline.stream.exits import still_running
 from driftline.stream.kafka.advertised import unreachable
 
 HOST = "127.0.0.1"
@@ -68,11 +69,7 @@ class Running:
 
     def process(self) -> psutil.Process | None:
         """The process, None when it is gone."""
-        with suppress(psutil.NoSuchProcess):
-            process = psutil.Process(self.pid)
-            if abs(process.create_time() - self.created) < 1.0 and process.status() != psutil.STATUS_ZOMBIE:
-                return process
-        return None
+        return still_running(self.pid, self.created)
 
 
 class EmbeddedBroker:

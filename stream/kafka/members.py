@@ -16,6 +16,7 @@ from kafka.admin import MemberToRemove
 from kafka.errors import KafkaError
 
 from driftline.configs.settings import Broker
+from driftline.stream.exits import still_running
 from driftline.stream.kafka.broker import admin
 
 PREFIX = "driftline"
@@ -31,10 +32,7 @@ def is_dead(client: str) -> bool:
     parts = client.split("-")
     if len(parts) != 4 or parts[:2] != [PREFIX, _host()] or not (parts[2].isdigit() and parts[3].isdigit()):
         return False
-    with suppress(psutil.NoSuchProcess):
-        process = psutil.Process(int(parts[2]))
-        return bool(abs(process.create_time() - int(parts[3])) > 2 or process.status() == psutil.STATUS_ZOMBIE)
-    return True
+    return still_running(int(parts[2]), int(parts[3]), 2.0) is None
 
 
 def remove_dead_members(settings: Broker, bootstrap: str, group: str) -> int:

@@ -106,9 +106,10 @@ def _run(trainer: Trainer, bootstrap: str, until_caught_up: bool, stopping: Call
         side_places = places(side, settings.broker, ["items", "profiles"])
         side.assign(side_places)
         side.seek_to_beginning(*side_places)
-        first, ends = side.beginning_offsets(side_places), side.end_offsets(side_places)
-        while any(side.position(place) < ends[place] for place in side_places):
-            _take_side(trainer, side, 200)
+        first = side.beginning_offsets(side_places)
+        ends = _take_all_of_side(trainer, side, stopping)
+        if stopping():
+            return  # half a catalogue says nothing about what was deleted
         items = [place for place in side_places if place.topic == trainer.catalogue.topic]
         trainer.read_whole_catalogue({place.partition: (first[place], ends[place]) for place in items})
         trainer.encode_items()
@@ -125,13 +126,13 @@ def _run(trainer: Trainer, bootstrap: str, until_caught_up: bool, stopping: Call
             for partition, record in _polled(reader, main_places, trainer, merge):
                 trainer.take(partition, record)
                 backlog.look()
-                trainer.publish_if_due()
+                _publish_if_due(trainer, side, stopping)
                 trainer.checkpoint_if_due()
                 if stopping():
                     break
-            if _take_side(trainer, side, 0):
-                trainer.encode_items()
-            trainer.publish_if_due()
+            _take_side(trainer, side, 0)
+            trainer.encode_items()
+            _publish_if_due(trainer, side, stopping)
             trainer.checkpoint_if_due()
             if until_caught_up and trainer.lag == 0 and not trainer.open_groups:
                 break
@@ -192,18 +193,34 @@ def _polled(
     trainer.close_idle({n for n, more in behind.items() if n not in read and more <= 0 and n not in waiting})
 
 
-def _take_side(trainer: Trainer, side: Any, timeout_ms: int) -> bool:
-    """Items and profiles that have arrived; True if an item was among them."""
-    items = False
+def _publish_if_due(trainer: Trainer, side: Any, stopping: Callable[[], bool]) -> None:
+    """A step towards the next snapshot; before its first one, all items and profiles that have been sent by now.
+
+    What is sent before an event is known by the snapshot that learnt it: no answer has an item without its title.
+    """
+    if trainer.snapshot_due:
+        _take_all_of_side(trainer, side, stopping)
+        trainer.encode_items()
+    trainer.publish_if_due()
+
+
+def _take_all_of_side(trainer: Trainer, side: Any, stopping: Callable[[], bool]) -> dict[TopicPartition, int]:
+    """Items and profiles up to the present ends of their topics, or less when asked to stop; these ends."""
+    ends: dict[TopicPartition, int] = side.end_offsets(list(side.assignment()))
+    while not stopping() and any(side.position(place) < end for place, end in ends.items()):
+        _take_side(trainer, side, 200)
+    return ends
+
+
+def _take_side(trainer: Trainer, side: Any, timeout_ms: int) -> None:
+    """Items and profiles that have arrived."""
     for place, records in polled(side, timeout_ms).items():
         for record in records:
             if place.topic == trainer.catalogue.topic:
                 trainer.take_item(record.value, record.key, (place.partition, record.offset), record.timestamp)
-                items = True
             elif record.key and not trainer.profiles.words.is_last(record.key, place.partition, record.timestamp):
                 continue  # the user has a newer one in another partition
             elif record.value:
                 trainer.take_profile(record.value)
             elif record.key:
                 trainer.profiles.forget(record.key.decode(errors="replace"))
-    return items

@@ -224,14 +224,18 @@ class Trainer:
         """
         if self._publishing.writing:
             return self._written(wait=False)
-        if not self._publishing.copying and not self._is_due():
+        if not self._publishing.copying and not self.snapshot_due:
             return None
         self.learner.refresh()
         if self._publishing.copy():
             self._write()
         return None
 
-    def _is_due(self) -> bool:
+    @property
+    def snapshot_due(self) -> bool:
+        """Whether the next step of `publish_if_due` is the first one of a snapshot."""
+        if self._publishing.writing or self._publishing.copying:
+            return False
         trainer = self.settings.trainer
         rarer = LAGGING_RARER if self.lag > trainer.catch_up_events else 1
         waited = time.monotonic() - self._published_s

@@ -1,13 +1,21 @@
 """Topics have no common order: an item's first event may arrive before the catalogue tells of the item."""
 
 import numpy as np
+import orjson
 import pytest
+from kafka import KafkaProducer
+from tests.stream.conftest import HOUR_MS, T0_MS, feed, log_of, rows
 
-from driftline.configs.settings import Graph, Model, Ranker, Settings
+from driftline.configs.settings import Graph, Model, Ranker, Settings, Trainer
 from driftline.graph.rows import Event
 from driftline.graph.view import view_of
+from driftline.serving.arrays import unpack_strings
 from driftline.serving.engine_scorer import EngineScorer
+from driftline.serving.snapshot import open_snapshot
+from driftline.stream.kafka.reading import consumer, places
+from driftline.stream.learn import trainer as trainer_module
 from driftline.stream.learn.learner import StreamLearner, group_of
+from driftline.stream.learn.loop import _publish_if_due
 
 SETTINGS = Settings(
     model=Model(dim=16, blocks=1, max_len=20, step_groups=4, batch=8),
@@ -56,3 +64,27 @@ def test_items_without_a_title_are_ranked_scored_and_compared(texts):
     assert len(scorer.rank(view, now_ms).items)
     assert all(np.isfinite(scores).all() for scores in scorer.score(view, now_ms, every).values())
     assert len(scorer.similar(0, 3).items)
+
+
+def test_a_snapshot_has_the_titles_that_were_sent_before_it_was_due(world, tmp_path):
+    world.create_topics()
+    serving = SETTINGS.serving.model_copy(update={"snapshots": tmp_path / "snapshots"})
+    learning = Trainer(root=tmp_path / "trainer", publish_s=1000, publish_events=9)
+    settings = SETTINGS.model_copy(update={"broker": world.settings.broker, "serving": serving, "trainer": learning})
+    trainer = trainer_module.Trainer(settings, 1, lambda outgoing: None, None)
+    with consumer(settings.broker, world.bootstrap) as side:
+        side.assign(places(side, settings.broker, ["items", "profiles"]))
+        side.seek_to_beginning()
+        side.poll(timeout_ms=0)  # nothing is there yet
+        sender = KafkaProducer(bootstrap_servers=world.bootstrap)
+        for number in range(9):
+            item = orjson.dumps({"item_id": f"i{number}", "title": f"Title {number}"})
+            sender.send(settings.broker.prefix + "items", key=b"i%d" % number, value=item)
+        sender.close()
+        groups = (rows("u1", n, T0_MS + n * HOUR_MS, range(n, n + 3)) for n in range(6))
+        feed(trainer, log_of([event for group in groups for event in group]))
+        _publish_if_due(trainer, side, lambda: False)
+    part = open_snapshot(serving.snapshots, trainer.publish_news()).parts["items"]
+    ids, titles = unpack_strings(part, "id"), unpack_strings(part, "title")
+    assert ids
+    assert titles == [item_id.replace("i", "Title ") for item_id in ids]

@@ -95,6 +95,7 @@ class Trainer:
         """Records taken in, and groups closed, since the start."""
         self._open = OpenGroups()
         self._ndcg: deque[float] = deque(maxlen=METRIC_GROUPS)
+        self._revision = git_revision()  # of the code that was loaded; asking it later would hold up learning
         self._gate = LevelGate(settings.trainer, settings.serving.snapshots, METRIC_GROUPS, self.metrics)
         self._published_out: frozenset[str] = frozenset()
         """Items that the last snapshot says are withdrawn."""
@@ -280,7 +281,7 @@ class Trainer:
             watermark_ms=self.learner.processor.window.watermark_ms,
             metrics=metrics,
             config_sha256=config_sha256(self.settings),
-            git_revision=git_revision(),
+            git_revision=self._revision,
             gate=refusal,
             extra={
                 "plugs": list(self.learner.engine.plugs),

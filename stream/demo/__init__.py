@@ -147,10 +147,10 @@ class Demo:
                     )
                 if sum(done) > far:
                     far, moved_s = sum(done), time.monotonic()
-                elif time.monotonic() - moved_s > STALLED_S:
+                elif time.monotonic() - max(moved_s, self.parts.said_s) > STALLED_S:
                     raise DemoError(
-                        f"no event was applied or learnt for {STALLED_S:g} s: {done[0]:,} of {total:,} are applied, "
-                        f"{done[1]:,} learnt; see {LOGS}"
+                        f"no event was applied or learnt, and no part said a word, for {STALLED_S:g} s: "
+                        f"{done[0]:,} of {total:,} are applied, {done[1]:,} learnt; see {LOGS}"
                     )
                 time.sleep(0.5)
         produce.wait()

@@ -67,6 +67,8 @@ class Parts:
 
     def __init__(self, settings: Settings, bootstrap: str, scene: Scene) -> None:
         LOGS.mkdir(parents=True, exist_ok=True)
+        self.said_s = time.monotonic()
+        """When a part last wrote a line."""
         self._logs: dict[str, IO[str]] = {}
         self._bootstrap, self._config, self._environment = bootstrap, scene.config, environment_of(scene)
         parts = [part for part in PARTS if part != "profiler" or scene.profiles]
@@ -114,6 +116,7 @@ class Parts:
             log.close()
 
     def _write(self, part: str, line: str) -> None:
+        self.said_s = time.monotonic()
         if part not in self._logs:
             self._logs[part] = (LOGS / f"{part}.log").open("w", buffering=1)
         with suppress(ValueError):  # closed

@@ -54,7 +54,11 @@ SCENES = {
         GAMES.events, GAMES.items, GAMES.preset, 120 * DAY_MS, "the last four months",
         "player", "plays", "played", "play",
         # single events cost the trainer as much as the baskets of a shop
-        settings={"DRIFTLINE__TRAINER__CATCH_UP_SHARE": "0.1", "DRIFTLINE__TRAINER__CATCH_UP_EVENTS": "500"},
+        settings={
+            "DRIFTLINE__TRAINER__CATCH_UP_SHARE": "0.1",
+            "DRIFTLINE__TRAINER__CATCH_UP_EVENTS": "500",
+            "DRIFTLINE__PROFILES__PROMPTS": "games",
+        },
         from_ms=START_OF_2020_MS,
     ),
 }  # fmt: skip

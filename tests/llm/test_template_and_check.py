@@ -167,7 +167,7 @@ def test_a_viewer_is_described_by_genres_and_titles():
 
 
 def test_an_unknown_prompt_file_and_a_broken_one_are_one_clear_message(tmp_path):
-    with pytest.raises(ConfigError, match=r"profiles.prompts is 'shoes'.*ecommerce, media"):
+    with pytest.raises(ConfigError, match=r"profiles.prompts is 'shoes'.*ecommerce, games, media"):
         load_prompts("shoes")
     path = tmp_path / "mine.yaml"
     path.write_text("instruction: hello\nunknown_key: 1\n")

@@ -38,14 +38,16 @@ class LevelGate:
     def __init__(self, settings: Trainer, root: Path, groups: int, metrics: TrainerMetrics) -> None:
         self._settings, self._root, self._groups, self._metrics = settings, root, groups, metrics
         self._refused: deque[float] = deque(maxlen=settings.gate_patience)
+        self._rose = False
 
     def judge(self, metrics: Mapping[str, float]) -> tuple[str, int]:
-        """Why a snapshot with these metrics may not serve ("" = it may), and its level."""
+        """Why a snapshot with these metrics may not serve ("" = it may), and its level. See `note`."""
         served = self._served()
         level = int(served.extra.get(LEVEL, 0))
         compared = served.metrics if served.metrics.get("groups", 0) >= self._groups else {}
-        enough = bool(compared) and metrics.get("groups", 0) >= self._groups
+        enough = bool(compared) and self._tells(metrics)
         reason = gate(metrics, compared, self._settings.gate_drop, METRIC, self._groups)
+        self._rose = False
         if reason and enough and len(self._refused) == self._settings.gate_patience:
             mean = float(np.mean(self._refused))
             if not gate(metrics, {**served.metrics, METRIC: mean}, self._settings.gate_drop):
@@ -53,15 +55,21 @@ class LevelGate:
                     "%s; so were the %d snapshots before, at %.4f: that is the new level, and this one may serve",
                     reason, len(self._refused), mean,
                 )  # fmt: skip
-                self._metrics.levels.inc()
-                reason, level = "", level + 1
-        if not reason:
-            self._refused.clear()
-        else:
-            self._metrics.gated.inc()
-            if enough and np.isfinite(metrics.get(METRIC, np.nan)):
-                self._refused.append(metrics[METRIC])
+                reason, level, self._rose = "", level + 1, True
         return reason, level
+
+    def note(self, written: Meta) -> None:
+        """Takes note of a snapshot that is on disk, the last one that was judged."""
+        if not written.gate:
+            self._metrics.levels.inc(self._rose)
+            self._refused.clear()
+            return
+        self._metrics.gated.inc()
+        if self._tells(written.metrics) and np.isfinite(written.metrics.get(METRIC, np.nan)):
+            self._refused.append(written.metrics[METRIC])
+
+    def _tells(self, metrics: Mapping[str, float]) -> bool:
+        return metrics.get("groups", 0) >= self._groups
 
     def _served(self) -> Meta:
         """Of the snapshot that CURRENT names; a new one is the cure for one that can't be read."""

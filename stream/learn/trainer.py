@@ -307,6 +307,7 @@ class Trainer:
         if written is None:
             return None
         self._unwritten = 0
+        self._gate.note(written.meta)
         self.snapshots += 1
         metrics = written.meta.metrics
         self.metrics.published(written.seconds, written.pause_s, written.bytes, metrics)

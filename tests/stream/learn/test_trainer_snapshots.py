@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -75,9 +76,12 @@ def test_a_lasting_drop_is_refused_for_a_while_and_then_is_the_new_level(setting
     assert open_snapshot(settings.serving.snapshots).version == good
     refused = [publish(ndcg) for ndcg in (0.05, 0.01, 0.06)]
     assert open_snapshot(settings.serving.snapshots).version == good
-    assert publish(float("nan")) not in refused
+    broken = publish(float("nan"))
+    assert broken not in refused
     assert open_snapshot(settings.serving.snapshots).version == good
-    lasting = publish(0.05)
+    shutil.rmtree(settings.serving.snapshots / broken)
+    lasting = publish(0.05)  # written only at the second try: what was not written does not count
+    assert f"{broken} is missing" in caplog.text
     served = open_snapshot(settings.serving.snapshots)
     assert (served.version, served.meta.extra["level"]) == (lasting, 1)
     assert "that is the new level" in caplog.text

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.progress import BarColumn, Progress, Task, TaskID, TextColumn, TimeRemainingColumn
 
+from driftline.stream.headway import duration
+
 LINE_S = 60.0
 Show = Callable[[str, int, int | None], None]
 """(step, done, total); None = nobody knows how much there is."""
@@ -81,7 +83,7 @@ class ProgressLines:
             rate = _rate(done - one.start, now - one.start_s)
             left = ""
             if total is not None and done > one.start:
-                left = f"; {_minutes((now - one.start_s) / (done - one.start) * (total - done))} left"
+                left = f"; {duration((now - one.start_s) / (done - one.start) * (total - done))} left"
             _tell(f"{step}: {_of(done, total)}{rate}{left}")
 
     def end(self) -> None:
@@ -94,7 +96,7 @@ class ProgressLines:
         one.ended, one.told_s = True, now
         took = now - one.start_s
         rate = _rate(one.done - one.start, took)
-        _tell(f"{step}: {_of(one.done, one.total)} in {_minutes(took)}{rate}")
+        _tell(f"{step}: {_of(one.done, one.total)} in {duration(took)}{rate}")
 
 
 def _tell(line: str) -> None:
@@ -110,7 +112,3 @@ def _rate(done: int, seconds: float) -> str:
     if seconds < 0.2 or done <= 0:
         return ""
     return f", {done / seconds:,.0f}/s" if done >= seconds else f", {60 * done / seconds:,.1f}/min"
-
-
-def _minutes(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"

@@ -215,6 +215,7 @@ def test_a_hung_worker_stops_its_own_partitions_only_and_loses_nothing_when_it_w
     with kafka_world.worker() as hung, kafka_world.worker() as healthy:
         wait(lambda: hung.partitions() == healthy.partitions() == 2, 60, "both own two partitions")
         wait(lambda: hung.applied() + healthy.applied() == 1000, 60, "the first events are applied")
+        wait(lambda: len(hung.offsets("driftline_item_next_offset")) == 2, 60, "it has opened its items, too")
         hung.process.send_signal(signal.SIGSTOP)
         kafka_world.produce(records[1000:])
         mine = set(healthy.offsets())

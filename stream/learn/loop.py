@@ -32,12 +32,14 @@ from driftline.stream.kafka.quiet import quiet_clients
 from driftline.stream.kafka.reading import consumer, places, polled
 from driftline.stream.learn.checkpoint import locked
 from driftline.stream.learn.merge import Merge
-from driftline.stream.learn.trainer import Trainer
+from driftline.stream.learn.trainer import TEXTS_AT_ONCE, Trainer
 from driftline.stream.owned.partitions import Bounds, check_partitions, check_position
 
 LOG = logging.getLogger(__name__)
 LOOK_S = 0.5
 """Between two looks at how far the trainer is behind."""
+AHEAD = TEXTS_AT_ONCE
+"""Texts that are encoded between two polls for items that no event has named yet: learning waits for them."""
 TOPIC_S = 3.0
 """Between two looks at whether the topic is still the one that is being learnt."""
 
@@ -59,10 +61,10 @@ def run_trainer(settings: Settings, bootstrap: str, until_caught_up: bool = Fals
         with outlet(settings.broker, bootstrap, "driftline-trainer") as send:
             trainer = Trainer(settings, partitions, send, TextEncoder(settings.encoder))
             trainer.metrics.serve(settings.metrics)
-            _run(trainer, bootstrap, until_caught_up, stopping)
-            LOG.info("stopping: publishing what was learnt since the last snapshot, then writing the checkpoint")
-            trainer.publish_news()
-            trainer.checkpoint()
+            if _run(trainer, bootstrap, until_caught_up, stopping):
+                LOG.info("stopping: publishing what was learnt since the last snapshot, then writing the checkpoint")
+                trainer.publish_news()
+                trainer.checkpoint()
             LOG.info("stopped; the next start goes on from here")
 
 
@@ -92,7 +94,11 @@ class Backlog:
         self._headway.tell(trainer.closed, left, f" ({trainer.lag:,} records)", now_s)
 
 
-def _run(trainer: Trainer, bootstrap: str, until_caught_up: bool, stopping: Callable[[], bool]) -> None:
+def _run(trainer: Trainer, bootstrap: str, until_caught_up: bool, stopping: Callable[[], bool]) -> bool:
+    """Whether it learnt, or could have. One that is stopped before knows half a catalogue, which is to be kept nowhere.
+
+    In a checkpoint it would hide what compaction takes of the other half; a snapshot of it would have no titles.
+    """
     settings = trainer.settings
     with (
         consumer(settings.broker, bootstrap) as side,
@@ -109,10 +115,12 @@ def _run(trainer: Trainer, bootstrap: str, until_caught_up: bool, stopping: Call
         first = side.beginning_offsets(side_places)
         ends = _take_all_of_side(trainer, side, stopping)
         if stopping():
-            return  # half a catalogue says nothing about what was deleted
+            return False
         items = [place for place in side_places if place.topic == trainer.catalogue.topic]
         trainer.read_whole_catalogue({place.partition: (first[place], ends[place]) for place in items})
-        trainer.encode_items()
+        trainer.encode_items(stopping)
+        if stopping():
+            return False
         gc.freeze()  # a full collection over all that is there by now would hold up learning for a fifth of a second
         merge = Merge(range(trainer.partitions), trainer.learner.processor.validated)
         backlog = Backlog(trainer)
@@ -131,11 +139,12 @@ def _run(trainer: Trainer, bootstrap: str, until_caught_up: bool, stopping: Call
                 if stopping():
                     break
             _take_side(trainer, side, 0)
-            trainer.encode_items()
+            trainer.encode_items(stopping, AHEAD)
             _publish_if_due(trainer, side, stopping)
             trainer.checkpoint_if_due()
             if until_caught_up and trainer.lag == 0 and not trainer.open_groups:
                 break
+    return True
 
 
 def check_topic(trainer: Trainer, identities: Identities) -> None:
@@ -200,7 +209,7 @@ def _publish_if_due(trainer: Trainer, side: Any, stopping: Callable[[], bool]) -
     """
     if trainer.snapshot_due:
         _take_all_of_side(trainer, side, stopping)
-        trainer.encode_items()
+        trainer.encode_items(stopping, AHEAD)
     trainer.publish_if_due()
 
 

@@ -483,3 +483,40 @@ def test_a_profile_that_was_being_written_when_its_user_was_forgotten_is_taken_b
     profiler.forget(first)
     assert [(out.topic, out.key, out.value) for out in sent] == [("profiles", first.encode(), None)]
     assert first not in [profile.user_id for profile in profiler.write()]
+
+
+def test_a_profile_is_taken_back_however_late_the_request_to_forget_is_read_and_over_a_restart(settings) -> None:
+    def asks(user_id: str, version: int = 1) -> bytes:
+        items = [{"item_id": "i1", "count": 1, "last_ms": T0_MS}]
+        return orjson.dumps({"user_id": user_id, "as_of_ms": T0_MS, "version": version, "events": 3, "items": items})
+
+    def started() -> tuple[Profiler, list[Any]]:
+        sent: list[Any] = []
+        client = make_client(settings.llm.model_copy(update={"client": "template"}))
+        profiler = Profiler(settings, ProfileGenerator(client, settings.profiles), sent.extend)
+        profiler.take_item(b'{"item_id": "i1", "title": "RED RETROSPOT CAKE STAND"}')
+        return profiler, sent
+
+    taken_back = [("profiles", b"u1", None)]
+    profiler, sent = started()
+    for user_id in ("u1", "u2"):  # a batch each, while the tombstone of the first lies behind thousands of requests
+        profiler.take_request(asks(user_id))
+        assert [profile.user_id for profile in profiler.write()] == [user_id]
+    profile = next(out.value for out in sent if out.key == b"u1")
+    sent.clear()
+    profiler.forget("u1")
+    profiler.forget("u1")
+    assert [(out.topic, out.key, out.value) for out in sent] == taken_back
+    # it was killed before it read the tombstone: the profile, which came later than its own, is all that is there
+    profiler, sent = started()
+    profiler.take_profile(profile)
+    profiler.forget("u1")
+    profiler.write()
+    assert [(out.topic, out.key, out.value) for out in sent] == taken_back
+    # the user came back since, and the profile is of then
+    profiler, sent = started()
+    profiler.take_profile(profile)
+    profiler.forget("u1")
+    profiler.take_request(asks("u1"))
+    profiler.write()
+    assert None not in [out.value for out in sent]

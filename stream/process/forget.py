@@ -20,7 +20,7 @@ import orjson
 from driftline.graph.rows import Event
 from driftline.serving.forget import FIELD, encode_forget
 from driftline.serving.owner import partition_of
-from driftline.stream.events.records import Outgoing, Record
+from driftline.stream.events.records import EVERYWHERE, Outgoing, Record
 from driftline.stream.events.schema import MAX_ID_BYTES
 from driftline.stream.process.intake import is_foreign, origin_of
 
@@ -47,10 +47,14 @@ def forgotten_user(record: Record) -> str | None:
     return user_id
 
 
-def tombstones(user_id: str) -> Iterator[Outgoing]:
-    """What takes a user out of the compacted topics."""
+def tombstones(user_id: str, partition: int | None = EVERYWHERE) -> Iterator[Outgoing]:
+    """What takes a user out of the compacted topics, whichever partition has a record of the user.
+
+    A topic that got more partitions may have one where the key does not lead any more. It would count again once
+    compaction has taken a tombstone that lies elsewhere.
+    """
     for topic in ("profile-requests", "profiles"):
-        yield Outgoing(topic, user_id.encode(), None)
+        yield Outgoing(topic, user_id.encode(), None, partition=partition)
 
 
 def to_items(user_id: str, partitions: int, source: bytes) -> Iterator[Outgoing]:

@@ -31,10 +31,10 @@ from driftline.llm.refresh import RequestQueue
 from driftline.llm.request import CatalogueItem, ProfileRequest, read_request
 from driftline.serving.partitions import LastWords, take_in_added
 from driftline.stream.events.produce import outlet
+from driftline.stream.events.records import EVERYWHERE, Outgoing
 from driftline.stream.events.schema import InvalidEvent, item_of
 from driftline.stream.kafka.reading import consumer, places, polled
 from driftline.stream.ops.metrics import ProfilerMetrics
-from driftline.stream.process.processor import Outgoing
 
 LOG = logging.getLogger(__name__)
 NICE = 19
@@ -120,7 +120,7 @@ class Profiler:
             self._stale.add(user_id)
 
     def _take_back(self, user_ids: Iterable[str]) -> None:
-        self._send([Outgoing("profiles", user_id.encode(), None) for user_id in user_ids])
+        self._send([Outgoing("profiles", user_id.encode(), None, partition=EVERYWHERE) for user_id in user_ids])
 
     def write(self) -> Sequence[Profile]:
         """Writes one batch as far as the budget goes; everything that was there at the start has been read."""

@@ -21,8 +21,11 @@ from driftline.serving.forget import Forgetter
 from driftline.serving.owner import partition_of
 from driftline.serving.state_reader import StateReader
 from driftline.stream.cli import app
+from driftline.stream.events.produce import outlet
+from driftline.stream.events.records import Outgoing
 from driftline.stream.events.schema import encode_event
-from driftline.stream.process.forget import Forgotten, encode_forget, forgotten_user, without_forgotten
+from driftline.stream.kafka.reading import read_all
+from driftline.stream.process.forget import Forgotten, encode_forget, forgotten_user, tombstones, without_forgotten
 from driftline.stream.process.intake import FORWARDED
 from driftline.stream.process.processor import Processor, Record
 from driftline.stream.profile.profiler import Profiler
@@ -520,3 +523,36 @@ def test_a_profile_is_taken_back_however_late_the_request_to_forget_is_read_and_
     profiler.take_request(asks("u1"))
     profiler.write()
     assert None not in [out.value for out in sent]
+
+
+def test_a_profile_in_a_partition_to_which_its_key_leads_no_more_does_not_come_back_once_tombstones_are_gone(
+    world: Any,
+) -> None:
+    world.partitions = 4
+    world.create_topics()
+    key, broker = b"u7", world.settings.broker
+    written = partition_of("u7", 2)  # where it was sent while the topic had two
+    assert written != partition_of("u7", 4)
+    with outlet(broker, world.bootstrap, "t") as send:
+        for topic in ("profiles", "profile-requests"):
+            send([Outgoing(topic, key, b"what is said of u7", partition=written)])
+        send(list(tombstones("u7")))
+    for topic in ("profiles", "profile-requests"):
+        log = [(r.partition, r.key, r.value) for r in read_all(broker, world.bootstrap, topic)]
+        compacted = {(partition, name): value for partition, name, value in log}
+        assert [name for (_, name), value in compacted.items() if value is not None] == []
+
+
+def test_a_worker_takes_who_is_forgotten_out_of_every_partition_of_profiles_and_their_requests(
+    world: Any, wait: Any
+) -> None:
+    world.partitions = 4
+    key, value = encode_forget("u7")
+    world.produce([(b"u7", encode_event(Event("u7", "i1", T0_MS))), (key, value)])
+
+    def gone(topic: str) -> list[int]:
+        return sorted(r.partition for r in read_all(world.settings.broker, world.bootstrap, topic) if r.value is None)
+
+    with world.worker() as worker:
+        wait(lambda: gone("profiles") == gone("profile-requests") == [0, 1, 2, 3], what="tombstones are everywhere")
+        worker.stop()

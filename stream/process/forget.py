@@ -68,9 +68,9 @@ class Forgotten:
     """Which records of a topic a log without forgotten users has.
 
     Of a forgotten user it has what came after the request, which is not in it either: by offset, and in another
-    partition by the time at which the broker took it. A record that is left out takes its copies with it wherever they
-    lie, and what has its event id: to a worker they are duplicates, and here they would be first ones. Offsets stay as
-    they are.
+    partition by the time at which the broker took it; of a copy those of its original count, too. A record that is left
+    out takes its copies with it wherever they lie, and what has its event id: to a worker they are duplicates, and here
+    they would be first ones. Offsets stay as they are.
 
     Args:
         records: gives all of the topic, each with its partition, in order of offsets; called twice if one is a request.
@@ -109,9 +109,15 @@ class Forgotten:
         return user_id in self._until and not self._gone.isdisjoint(self._names(partition, record, user_id, event_id))
 
     def _is_before_a_request(self, partition: int, record: Record, user_id: str) -> bool:
-        return not is_foreign(record, self._log_id) and any(
-            record.offset < offset if at == partition else 0 < record.timestamp_ms <= taken_ms
-            for at, offset, taken_ms in self._until[user_id]
+        """By its own place or, of a copy, by that of its original, which the broker may have deleted since."""
+        if is_foreign(record, self._log_id):
+            return False
+        origin = origin_of(record)
+        places = [(partition, record.offset, record.timestamp_ms), *([origin[:3]] if origin is not None else [])]
+        return any(
+            offset < asked if number == at else 0 < taken_ms <= asked_ms
+            for number, offset, taken_ms in places
+            for at, asked, asked_ms in self._until[user_id]
         )
 
     def _names(self, partition: int, record: Record, user_id: str, event_id: str | None) -> set[tuple[str, object]]:

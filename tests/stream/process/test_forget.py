@@ -245,7 +245,8 @@ def test_what_is_left_out_takes_its_copies_and_what_has_its_event_id_with_it() -
         (0, event(7, "u7", None, b"1:1:101:that"), False),  # of another log: the processor refuses it
         (1, event(0, "u7", None, b"0:5:105:that"), False),
         (1, event(1, "u7"), True),
-        (1, event(9, "u7", None, b"2:1:101:this"), False),
+        (1, event(8, "u7", None, b"2:1:101:this"), True),  # the broker has deleted what it is a copy of
+        (1, event(9, "u7", None, b"2:3:103:this"), False),
         (1, Record(10, encode_forget("other")[1], None, 110, ((FORWARDED, b"2:2:102:that"),)), False),
     ]
     records = [(partition, record) for partition, record, _ in log]

@@ -10,12 +10,13 @@ import gc
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, suppress
 from typing import Any
 
 import torch
 from kafka import TopicPartition
+from kafka.errors import OffsetOutOfRangeError
 
 from driftline.configs.errors import BrokerError
 from driftline.configs.logs import log_to_stderr
@@ -102,7 +103,7 @@ def _run(trainer: Trainer, bootstrap: str, until_caught_up: bool, stopping: Call
     settings = trainer.settings
     with (
         consumer(settings.broker, bootstrap) as side,
-        consumer(settings.broker, bootstrap) as reader,
+        consumer(settings.broker, bootstrap, skips=False) as reader,
         closing(Identities(settings.broker, bootstrap)) as identities,
     ):
         main_places = places(reader, settings.broker, ["interactions"])
@@ -167,9 +168,12 @@ def seek(reader: Any, main_places: list[TopicPartition], trainer: Trainer) -> No
         StateError: the topic is another one than the checkpoint was made from, or old records are gone.
     """
     reader.assign(main_places)
-    first, ends = reader.beginning_offsets(main_places), reader.end_offsets(main_places)
-    for place in main_places:
-        offset = trainer.offsets[place.partition]
+    _seek(reader, {place: trainer.offsets[place.partition] for place in main_places}, trainer)
+
+
+def _seek(reader: Any, offsets: Mapping[TopicPartition, int], trainer: Trainer) -> None:
+    first, ends = reader.beginning_offsets(list(offsets)), reader.end_offsets(list(offsets))
+    for place, offset in offsets.items():
         name = f"{place.topic} in trainer.root {trainer.settings.trainer.root}"
         check_position(name, place.partition, offset, Bounds(first[place], ends[place]))
         reader.seek(place, max(offset, first[place]))
@@ -181,11 +185,18 @@ def _polled(
     """One poll, and what may be taken by now; then the groups of partitions that have no more are closed when idle.
 
     A partition is not read on before its records are taken, so memory holds a fetch or two of each.
+
+    Raises:
+        StateError: the broker has deleted records that were not read yet.
     """
     waiting = merge.waiting
     reader.resume(*[place for place in main_places if place.partition not in waiting])
     reader.pause(*[place for place in main_places if place.partition in waiting])
-    batch = polled(reader, 0 if merge.more else 100, sys.maxsize)  # it mislays the rest of a fetch cut by a pause
+    try:
+        batch = polled(reader, 0 if merge.more else 100, sys.maxsize)  # it mislays the rest of a fetch cut by a pause
+    except OffsetOutOfRangeError as error:
+        _seek(reader, error.args[0], trainer)
+        batch = {}
     read = {place.partition: [record_of(r) for r in records] for place, records in batch.items()}
     now_s = time.monotonic()
     merge.put(read, now_s)

@@ -149,7 +149,8 @@ class Availability:
 
     def begin(self, bounds: Bounds) -> None:
         """The topic is read from its beginning; until its present end is reached, what was known before holds."""
-        self._reading, self._bounds, self._words = {}, bounds, LastWords()
+        self._reading, self._bounds = {}, bounds
+        self._words = LastWords(self._file.words if self._file is not None else None)
 
     def take(self, key: bytes | None, value: bytes | None, partition: int = 0, t_ms: int = 0) -> None:
         """One record, its partition and its time; one that can't be read is counted and changes nothing."""
@@ -188,7 +189,7 @@ class Availability:
             self._changed = False
             self._view = _View(self._view.version + 1, frozenset(self._withdrawn), self._bounds)
             if self._file is not None:
-                self._keep(self._file.merge(self._withdrawn, self._is_offered))
+                self._keep(self._file.merge(self._withdrawn, self._is_offered, self._words.of))
 
     def _is_offered(self, item_id: str) -> bool:
         return self._said.get(item_id, False)

@@ -8,10 +8,12 @@ times that the broker stamped.
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 LOG = logging.getLogger(__name__)
+Word = tuple[int, int]
+"""Time of a record in ms, as Kafka has it, and its partition."""
 
 
 class LastWords:
@@ -19,11 +21,15 @@ class LastWords:
 
     Within a partition the later offset counts, whatever the times. Between two partitions the one that had the later
     time of the id counts, and of equal ones the higher number.
+
+    Args:
+        before: of ids, what counted when the topic was read before: compaction may have taken it since, while what is
+            older stays in another partition.
     """
 
-    def __init__(self) -> None:
-        self._held: dict[int, tuple[int, int]] = {}
-        """Time and partition by hash: no names, since ids may have to be forgotten."""
+    def __init__(self, before: Mapping[str, Word] | None = None) -> None:
+        self._held: dict[int, Word] = {hash(name): word for name, word in (before or {}).items()}
+        """By hash: no names, since ids may have to be forgotten."""
 
     def is_last(self, name: bytes | str, partition: int, t_ms: int) -> bool:
         """Whether nothing newer is known of an id; records of a partition come in order of their offsets.
@@ -39,6 +45,10 @@ class LastWords:
             return False
         self._held[hash(name)] = t_ms, partition
         return True
+
+    def of(self, name: bytes | str) -> Word | None:
+        """The record that counts of an id, None if none is known."""
+        return self._held.get(hash(name))
 
 
 def take_in_added(consumer: Any, places: Collection[Any]) -> list[Any]:

@@ -39,7 +39,7 @@ from driftline.configs.faults import point
 from driftline.configs.settings import Settings
 from driftline.stream.events.dlq import TOPIC as DLQ
 from driftline.stream.events.dlq import fitting, shortened
-from driftline.stream.events.records import Outgoing, records_of
+from driftline.stream.events.records import EVERYWHERE, Outgoing, records_of
 from driftline.stream.events.topics import MAX_DEAD_LETTER_BYTES
 from driftline.stream.exits import end_process
 from driftline.stream.kafka.consumer import BUFFERED_BLOCKS, Block, BlockTransport, credentials, holes_in
@@ -116,12 +116,18 @@ class WorkerApp(faust.App):  # type: ignore[misc]
 
     async def send_all(self, outgoing: Sequence[Outgoing]) -> None:
         """Sends records; returns when all are acknowledged."""
-        sending = [await self._sent(fitting(out) if out.topic == DLQ else out) for out in outgoing]
-        for out, sent in zip(outgoing, await asyncio.gather(*sending, return_exceptions=True), strict=True):
+        each = [one for out in outgoing for one in await self._to_each(out)]
+        sending = [await self._sent(fitting(out) if out.topic == DLQ else out) for out in each]
+        for out, sent in zip(each, await asyncio.gather(*sending, return_exceptions=True), strict=True):
             if isinstance(sent, MessageSizeTooLargeError) and out.topic == DLQ:
                 await (await self._sent(shortened(out)))  # a topic that was made with a smaller limit
             elif isinstance(sent, BaseException):
                 raise sent
+
+    async def _to_each(self, out: Outgoing) -> list[Outgoing]:
+        if out.partition != EVERYWHERE:
+            return [out]
+        return out.to_each(await self.producer._ensure_producer().partitions_for(self.prefix + out.topic))
 
     async def _sent(self, out: Outgoing) -> Awaitable[Any]:
         """Hands a record to the producer; what to await for its acknowledgement."""

@@ -29,7 +29,7 @@ from driftline.stream.events.dlq import TOPIC as DLQ
 from driftline.stream.events.dlq import fitting, shortened
 from driftline.stream.events.files import item_counts, read_items, read_messages
 from driftline.stream.events.ids import Join
-from driftline.stream.events.records import Outgoing
+from driftline.stream.events.records import EVERYWHERE, Outgoing
 from driftline.stream.events.schema import encode_item
 from driftline.stream.events.sort import sorted_rows
 from driftline.stream.events.topics import MAX_DEAD_LETTER_BYTES
@@ -190,6 +190,9 @@ def outlet(settings: Broker, bootstrap: str, client_id: str) -> Iterator[Callabl
             partition=out.partition,
         )
 
+    def spread(out: Outgoing) -> list[Outgoing]:
+        return out.to_each(producer.partitions_for(settings.prefix + out.topic) if out.partition == EVERYWHERE else ())
+
     def acknowledged(out: Outgoing, sent: Any) -> None:
         wait_s = 3 * settings.connect_timeout_s + LATE_S  # batches after a lost one never end
         try:
@@ -201,7 +204,7 @@ def outlet(settings: Broker, bootstrap: str, client_id: str) -> Iterator[Callabl
 
     def send(outgoing: Sequence[Outgoing]) -> None:
         try:
-            fit = [fitting(out) if out.topic == DLQ else out for out in outgoing]
+            fit = [fitting(each) if each.topic == DLQ else each for out in outgoing for each in spread(out)]
             for out, sent in [(out, one(out)) for out in fit]:
                 acknowledged(out, sent)
         except KafkaError as error:

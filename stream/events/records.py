@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import orjson
@@ -17,6 +17,10 @@ FIRST_BROKER_MS = 1_293_840_000_000
 """January 2011, when Kafka was first released: no record was taken by a broker before it."""
 LOG_APPEND_TIME = 1
 """Timestamp type of a record that the broker stamped; else the producer did."""
+
+
+EVERYWHERE = -1
+"""Partition of an outgoing record that all partitions of its topic are to have."""
 
 
 @dataclass(slots=True)
@@ -74,7 +78,13 @@ class Outgoing:
     """None is a tombstone: what the compacted topic has of the key goes."""
     headers: tuple[tuple[str, bytes], ...] = ()
     partition: int | None = None
-    """Where it goes; None = where its key says."""
+    """Where it goes; None = where its key says, EVERYWHERE = to all partitions that the topic has."""
+
+    def to_each(self, partitions: Iterable[int]) -> list[Outgoing]:
+        """What is to be sent of one that goes everywhere, or of any other."""
+        if self.partition != EVERYWHERE:
+            return [self]
+        return [replace(self, partition=number) for number in sorted(partitions)]
 
 
 @dataclass(slots=True)

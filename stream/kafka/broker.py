@@ -194,7 +194,16 @@ class EmbeddedBroker:
                 start_new_session=True,
                 pass_fds=[alive.fileno()],
             )
+        try:
+            running = self._started(child)
+        except BaseException:  # a full disk, Ctrl-C: nobody would know of it
+            _end(child)
+            raise
         _children[child.pid] = child
+        return running
+
+    def _started(self, child: subprocess.Popen[bytes]) -> Running:
+        """Notes a new broker and waits until it listens."""
         running = Running(child.pid, psutil.Process(child.pid).create_time(), self.port)
         noted = json.dumps({n: getattr(running, n) for n in Running.__slots__})
         write_durably(self.directory / "broker.json", noted.encode())
@@ -207,7 +216,6 @@ class EmbeddedBroker:
 
     def _last_words(self, child: subprocess.Popen[bytes]) -> str:
         if child.poll() is None:
-            child.kill()
             return f"nothing listens after {START_S:g} s; see {self.directory / 'broker.log'}"
         lines = (self.directory / "broker.log").read_text(errors="replace").splitlines()
         return next((line for line in reversed(lines) if line.startswith("error")), f"exit code {child.returncode}")
@@ -356,6 +364,15 @@ def _listens(port: int) -> bool:
     with socket.socket() as probe:
         probe.settimeout(0.5)
         return probe.connect_ex((HOST, port)) == 0
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    child.terminate()
+    try:
+        child.wait(STOP_S)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.wait()
 
 
 def _wait_or_kill(process: psutil.Process, child: subprocess.Popen[bytes] | None) -> None:

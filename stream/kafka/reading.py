@@ -21,8 +21,12 @@ PAUSE_S = 0.02
 
 
 @contextmanager
-def consumer(settings: Broker, bootstrap: str, isolation: str = READ_COMMITTED) -> Iterator[Any]:
+def consumer(settings: Broker, bootstrap: str, isolation: str = READ_COMMITTED, skips: bool = True) -> Iterator[Any]:
     """A consumer without a group: the caller assigns and seeks. End offsets go as far as `isolation` lets one read.
+
+    Args:
+        skips: goes on with the first record that there is where the broker has deleted the next one; else `poll` raises
+            kafka-python's OffsetOutOfRangeError, which has the offset of each such place.
 
     Raises:
         BrokerError: nothing answers.
@@ -30,7 +34,8 @@ def consumer(settings: Broker, bootstrap: str, isolation: str = READ_COMMITTED) 
     check_reachable(settings, bootstrap)
     escape_header_names()
     reader = KafkaConsumer(
-        **consumer_options(settings, bootstrap) | {"isolation_level": isolation},
+        **consumer_options(settings, bootstrap)
+        | {"isolation_level": isolation, "auto_offset_reset": "earliest" if skips else "none"},
         bootstrap_timeout_ms=bootstrap_ms(settings),
         max_poll_records=2000,
     )

@@ -2,9 +2,9 @@
 
 The topic is read from its beginning at every start, but it forgets: once compaction has taken a deleted item's record
 and then its tombstone, nothing there tells that the item was deleted, while its events in `interactions` would bring it
-back. So deleted ids outlive the topic, in the trainer's checkpoint and in the file beside the snapshots; and the
-checkpoint (or, for a trainer without one, the current snapshot) knows where each record stood, so that one that is gone
-is noticed.
+back. So deleted ids outlive the topic, with the time and the partition of the record that said it, in the trainer's
+checkpoint and in the file beside the snapshots; and the checkpoint (or, for a trainer without one, the current
+snapshot) knows where each record stood, so that one that is gone is noticed.
 """
 
 from __future__ import annotations
@@ -45,8 +45,9 @@ class Catalogue:
         self.items: dict[str, Item] = {}
         self.changed: dict[str, str] = {}
         """Descriptions that are new since `take_changed`, by id; "" = the item says nothing any more."""
-        self._records, self._words, self._file = ItemRecords(), LastWords(), WithdrawnFile(snapshots)
+        self._records, self._file = ItemRecords(), WithdrawnFile(snapshots)
         self._deleted = set(self._file.read())
+        self._words = LastWords(self._file.words)
         self._unavailable: set[str] = set()
         self._listing: dict[str, Place] = {}
         self._listed_before: dict[str, Place] | None = None
@@ -98,7 +99,7 @@ class Catalogue:
         """Writes down what is withdrawn, and learns what others wrote: call it after records were taken."""
         if self._touched or self._file.changed():
             self._touched = False
-            kept = self._file.merge(self._deleted | self._unavailable, self.is_offered)
+            kept = self._file.merge(self._deleted | self._unavailable, self.is_offered, self._words.of)
             gone = {item_id for item_id in kept if item_id not in self.items}
             self._news |= gone - self._deleted
             self._deleted |= gone
@@ -142,11 +143,14 @@ class Catalogue:
 
     def state_dict(self) -> dict[str, Any]:
         """What outlives the topic, for a checkpoint."""
-        return {"deleted": sorted(self._deleted), "listing": dict(self._listing)}
+        words = {item_id: word for item_id in sorted(self._deleted) if (word := self._words.of(item_id)) is not None}
+        return {"deleted": sorted(self._deleted), "words": words, "listing": dict(self._listing)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on where `state_dict` was taken."""
         self._deleted |= set(state["deleted"])
+        words = {item_id: (int(t_ms), int(p)) for item_id, (t_ms, p) in state.get("words", {}).items()}
+        self._words = LastWords(words | self._file.words)
         self._news |= self._deleted
         self._listed_before = {item_id: (int(p), int(offset)) for item_id, (p, offset) in state["listing"].items()}
 

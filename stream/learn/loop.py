@@ -10,12 +10,13 @@ import gc
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, suppress
 from typing import Any
 
 import torch
 from kafka import TopicPartition
+from kafka.errors import OffsetOutOfRangeError
 
 from driftline.configs.errors import BrokerError
 from driftline.configs.logs import log_to_stderr
@@ -32,12 +33,14 @@ from driftline.stream.kafka.quiet import quiet_clients
 from driftline.stream.kafka.reading import consumer, places, polled
 from driftline.stream.learn.checkpoint import locked
 from driftline.stream.learn.merge import Merge
-from driftline.stream.learn.trainer import Trainer
+from driftline.stream.learn.trainer import TEXTS_AT_ONCE, Trainer
 from driftline.stream.owned.partitions import Bounds, check_partitions, check_position
 
 LOG = logging.getLogger(__name__)
 LOOK_S = 0.5
 """Between two looks at how far the trainer is behind."""
+AHEAD = TEXTS_AT_ONCE
+"""Texts that are encoded between two polls for items that no event has named yet: learning waits for them."""
 TOPIC_S = 3.0
 """Between two looks at whether the topic is still the one that is being learnt."""
 
@@ -59,10 +62,10 @@ def run_trainer(settings: Settings, bootstrap: str, until_caught_up: bool = Fals
         with outlet(settings.broker, bootstrap, "driftline-trainer") as send:
             trainer = Trainer(settings, partitions, send, TextEncoder(settings.encoder))
             trainer.metrics.serve(settings.metrics)
-            _run(trainer, bootstrap, until_caught_up, stopping)
-            LOG.info("stopping: publishing what was learnt since the last snapshot, then writing the checkpoint")
-            trainer.publish_news()
-            trainer.checkpoint()
+            if _run(trainer, bootstrap, until_caught_up, stopping):
+                LOG.info("stopping: publishing what was learnt since the last snapshot, then writing the checkpoint")
+                trainer.publish_news()
+                trainer.checkpoint()
             LOG.info("stopped; the next start goes on from here")
 
 
@@ -92,11 +95,15 @@ class Backlog:
         self._headway.tell(trainer.closed, left, f" ({trainer.lag:,} records)", now_s)
 
 
-def _run(trainer: Trainer, bootstrap: str, until_caught_up: bool, stopping: Callable[[], bool]) -> None:
+def _run(trainer: Trainer, bootstrap: str, until_caught_up: bool, stopping: Callable[[], bool]) -> bool:
+    """Whether it learnt, or could have. One that is stopped before knows half a catalogue, which is to be kept nowhere.
+
+    In a checkpoint it would hide what compaction takes of the other half; a snapshot of it would have no titles.
+    """
     settings = trainer.settings
     with (
         consumer(settings.broker, bootstrap) as side,
-        consumer(settings.broker, bootstrap) as reader,
+        consumer(settings.broker, bootstrap, skips=False) as reader,
         closing(Identities(settings.broker, bootstrap)) as identities,
     ):
         main_places = places(reader, settings.broker, ["interactions"])
@@ -109,10 +116,12 @@ def _run(trainer: Trainer, bootstrap: str, until_caught_up: bool, stopping: Call
         first = side.beginning_offsets(side_places)
         ends = _take_all_of_side(trainer, side, stopping)
         if stopping():
-            return  # half a catalogue says nothing about what was deleted
+            return False
         items = [place for place in side_places if place.topic == trainer.catalogue.topic]
         trainer.read_whole_catalogue({place.partition: (first[place], ends[place]) for place in items})
-        trainer.encode_items()
+        trainer.encode_items(stopping)
+        if stopping():
+            return False
         gc.freeze()  # a full collection over all that is there by now would hold up learning for a fifth of a second
         merge = Merge(range(trainer.partitions), trainer.learner.processor.validated)
         backlog = Backlog(trainer)
@@ -131,11 +140,12 @@ def _run(trainer: Trainer, bootstrap: str, until_caught_up: bool, stopping: Call
                 if stopping():
                     break
             _take_side(trainer, side, 0)
-            trainer.encode_items()
+            trainer.encode_items(stopping, AHEAD)
             _publish_if_due(trainer, side, stopping)
             trainer.checkpoint_if_due()
             if until_caught_up and trainer.lag == 0 and not trainer.open_groups:
                 break
+    return True
 
 
 def check_topic(trainer: Trainer, identities: Identities) -> None:
@@ -158,9 +168,12 @@ def seek(reader: Any, main_places: list[TopicPartition], trainer: Trainer) -> No
         StateError: the topic is another one than the checkpoint was made from, or old records are gone.
     """
     reader.assign(main_places)
-    first, ends = reader.beginning_offsets(main_places), reader.end_offsets(main_places)
-    for place in main_places:
-        offset = trainer.offsets[place.partition]
+    _seek(reader, {place: trainer.offsets[place.partition] for place in main_places}, trainer)
+
+
+def _seek(reader: Any, offsets: Mapping[TopicPartition, int], trainer: Trainer) -> None:
+    first, ends = reader.beginning_offsets(list(offsets)), reader.end_offsets(list(offsets))
+    for place, offset in offsets.items():
         name = f"{place.topic} in trainer.root {trainer.settings.trainer.root}"
         check_position(name, place.partition, offset, Bounds(first[place], ends[place]))
         reader.seek(place, max(offset, first[place]))
@@ -172,11 +185,18 @@ def _polled(
     """One poll, and what may be taken by now; then the groups of partitions that have no more are closed when idle.
 
     A partition is not read on before its records are taken, so memory holds a fetch or two of each.
+
+    Raises:
+        StateError: the broker has deleted records that were not read yet.
     """
     waiting = merge.waiting
     reader.resume(*[place for place in main_places if place.partition not in waiting])
     reader.pause(*[place for place in main_places if place.partition in waiting])
-    batch = polled(reader, 0 if merge.more else 100, sys.maxsize)  # it mislays the rest of a fetch cut by a pause
+    try:
+        batch = polled(reader, 0 if merge.more else 100, sys.maxsize)  # it mislays the rest of a fetch cut by a pause
+    except OffsetOutOfRangeError as error:
+        _seek(reader, error.args[0], trainer)
+        batch = {}
     read = {place.partition: [record_of(r) for r in records] for place, records in batch.items()}
     now_s = time.monotonic()
     merge.put(read, now_s)
@@ -200,7 +220,7 @@ def _publish_if_due(trainer: Trainer, side: Any, stopping: Callable[[], bool]) -
     """
     if trainer.snapshot_due:
         _take_all_of_side(trainer, side, stopping)
-        trainer.encode_items()
+        trainer.encode_items(stopping, AHEAD)
     trainer.publish_if_due()
 
 

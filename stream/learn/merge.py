@@ -6,6 +6,9 @@ A partition that is ahead waits for one that has more in the topic but nothing h
 event time that its own partition has reached by then, and what is in order in its partition is not late beside the
 others, however a consumer cuts its polls. For a partition that is read to its end the others wait only while it may
 just be slow, so an idle one holds nobody up. With one partition this is the order of the offsets.
+
+A request to forget has no event time: it waits for what the broker took before it in other partitions, since events of
+the user may be among that which would bring the user back.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from itertools import islice
 from driftline.graph.rows import Event
 from driftline.stream.events.records import Record
 from driftline.stream.events.schema import InvalidEvent
+from driftline.stream.process.forget import forgotten_user
 
 SLOW_S = 0.25
 """A partition that is read to its end is waited for until it brought nothing for so long."""
@@ -72,6 +76,8 @@ class Merge:
         heads = {number: self._time_ms(queue[0]) for number, queue in self._queues.items() if queue}
         while heads and not any(number in slow for number in self._queues.keys() - heads.keys()):
             first = min(heads, key=lambda number: (heads[number], number))
+            if heads[first] < 0 and self._requests(heads):
+                first = min(heads, key=lambda number: (self._waits(number, heads), heads[number], number))
             queue = self._queues[first]
             record = queue.popleft()
             if queue:
@@ -79,6 +85,24 @@ class Merge:
             else:
                 del heads[first]
             yield first, record
+
+    def _waits(self, number: int, heads: Collection[int]) -> bool:
+        """Whether a partition comes to a request to forget, and another one to what the broker took before that."""
+        requests = self._requests(heads)
+        if number not in requests:
+            return False
+        asked = (requests[number], number)
+        return any(
+            0 <= self._queues[other][0].timestamp_ms <= asked[0]
+            and (other not in requests or (requests[other], other) < asked)
+            for other in heads
+            if other != number
+        )
+
+    def _requests(self, heads: Collection[int]) -> dict[int, int]:
+        """When the broker took the requests to forget among the first records of some partitions."""
+        first = ((number, self._queues[number][0]) for number in heads)
+        return {number: record.timestamp_ms for number, record in first if forgotten_user(record) is not None}
 
     def _time_ms(self, record: Record) -> int:
         try:

@@ -16,6 +16,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,8 @@ class Trainer:
         self._published_out: frozenset[str] = frozenset()
         """Items that the last snapshot says are withdrawn."""
         self._withdrawal_news = False
+        self._ahead: dict[str, str] = {}
+        """Descriptions that are not encoded yet, of items that no event had named."""
         self._letters: list[Outgoing] = []
         self._judged: dict[int, int] = {}
         """Offset by partition of `items` below which every record was judged before."""
@@ -167,22 +170,34 @@ class Trainer:
         self.profiles.take(value)
         self.metrics.invalid_profiles.inc(self.profiles.invalid - before)
 
-    def encode_items(self) -> None:
-        """Text vectors of the items whose description changed since the last call; withdrawn ids are written down."""
+    def encode_items(self, stopping: Callable[[], bool] = lambda: False, ahead: int | None = None) -> None:
+        """Text vectors of the items whose description changed since the last call; withdrawn ids are written down.
+
+        Args:
+            stopping: ends it between two batches.
+            ahead: of items that no event has named yet, so many are encoded at most and the others wait for later
+                calls; None = all.
+        """
         self.catalogue.keep_withdrawn()
-        changed = self.catalogue.take_changed()
-        if self._encoder is None or not changed:
+        changed, waiting = self.catalogue.take_changed(), self._ahead
+        if self._encoder is None:
             return
-        said = [item_id for item_id, text in changed.items() if text]
+        waiting |= changed
+        now = [item_id for item_id in changed if self.learner.table.find(item_id) >= 0]
+        texts = {item_id: waiting.pop(item_id) for item_id in now}
+        texts |= {item_id: waiting.pop(item_id) for item_id in list(islice(waiting, ahead))}
+        said = [item_id for item_id, text in texts.items() if text]
         headway = Headway("trainer", "item texts encoded")
         for at in range(0, len(said), TEXTS_AT_ONCE):
+            if stopping():
+                return
             some = said[at : at + TEXTS_AT_ONCE]
-            vectors = self._encoder.encode([changed[item_id] for item_id in some])
+            vectors = self._encoder.encode([texts[item_id] for item_id in some])
             for item_id, vector in zip(some, vectors, strict=True):
                 self.learner.set_text(item_id, vector)
             headway.tell(at + len(some), len(said) - at - len(some))
         nothing = np.zeros(self.settings.ranker.text_dim, np.float32)
-        for item_id in (item_id for item_id, text in changed.items() if not text):
+        for item_id in (item_id for item_id, text in texts.items() if not text):
             self.learner.set_text(item_id, nothing)
 
     def take(self, partition: int, record: Record) -> None:

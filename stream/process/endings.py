@@ -63,4 +63,4 @@ def count_anew(
 
 def _without_profile(user_id: str, events: int, settings: Settings) -> Iterator[Outgoing]:
     """What ends the profile of a user whose row ended after so many events, if one was asked for."""
-    return tombstones(user_id) if due_version(0, events, settings.profiles) else iter(())
+    return tombstones(user_id, None) if due_version(0, events, settings.profiles) else iter(())

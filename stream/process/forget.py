@@ -20,7 +20,7 @@ import orjson
 from driftline.graph.rows import Event
 from driftline.serving.forget import FIELD, encode_forget
 from driftline.serving.owner import partition_of
-from driftline.stream.events.records import Outgoing, Record
+from driftline.stream.events.records import EVERYWHERE, Outgoing, Record
 from driftline.stream.events.schema import MAX_ID_BYTES
 from driftline.stream.process.intake import is_foreign, origin_of
 
@@ -47,10 +47,14 @@ def forgotten_user(record: Record) -> str | None:
     return user_id
 
 
-def tombstones(user_id: str) -> Iterator[Outgoing]:
-    """What takes a user out of the compacted topics."""
+def tombstones(user_id: str, partition: int | None = EVERYWHERE) -> Iterator[Outgoing]:
+    """What takes a user out of the compacted topics, whichever partition has a record of the user.
+
+    A topic that got more partitions may have one where the key does not lead any more. It would count again once
+    compaction has taken a tombstone that lies elsewhere.
+    """
     for topic in ("profile-requests", "profiles"):
-        yield Outgoing(topic, user_id.encode(), None)
+        yield Outgoing(topic, user_id.encode(), None, partition=partition)
 
 
 def to_items(user_id: str, partitions: int, source: bytes) -> Iterator[Outgoing]:
@@ -64,9 +68,9 @@ class Forgotten:
     """Which records of a topic a log without forgotten users has.
 
     Of a forgotten user it has what came after the request, which is not in it either: by offset, and in another
-    partition by the time at which the broker took it. A record that is left out takes its copies with it wherever they
-    lie, and what has its event id: to a worker they are duplicates, and here they would be first ones. Offsets stay as
-    they are.
+    partition by the time at which the broker took it; of a copy those of its original count, too. A record that is left
+    out takes its copies with it wherever they lie, and what has its event id: to a worker they are duplicates, and here
+    they would be first ones. Offsets stay as they are.
 
     Args:
         records: gives all of the topic, each with its partition, in order of offsets; called twice if one is a request.
@@ -105,9 +109,15 @@ class Forgotten:
         return user_id in self._until and not self._gone.isdisjoint(self._names(partition, record, user_id, event_id))
 
     def _is_before_a_request(self, partition: int, record: Record, user_id: str) -> bool:
-        return not is_foreign(record, self._log_id) and any(
-            record.offset < offset if at == partition else 0 < record.timestamp_ms <= taken_ms
-            for at, offset, taken_ms in self._until[user_id]
+        """By its own place or, of a copy, by that of its original, which the broker may have deleted since."""
+        if is_foreign(record, self._log_id):
+            return False
+        origin = origin_of(record)
+        places = [(partition, record.offset, record.timestamp_ms), *([origin[:3]] if origin is not None else [])]
+        return any(
+            offset < asked if number == at else 0 < taken_ms <= asked_ms
+            for number, offset, taken_ms in places
+            for at, asked, asked_ms in self._until[user_id]
         )
 
     def _names(self, partition: int, record: Record, user_id: str, event_id: str | None) -> set[tuple[str, object]]:

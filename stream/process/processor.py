@@ -12,7 +12,7 @@ what `unsent` lists and goes on at `next_offset`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from operator import attrgetter
 
 import numpy as np
@@ -301,9 +301,13 @@ class Processor:
 
     def _forget(self, user_id: str, changes: Changes) -> None:
         endings.forget(user_id, self.rows, self.window, changes)
+        changes.outgoing += self.to_items(user_id, self.next_offset - 1)
+
+    def to_items(self, user_id: str, offset: int) -> Iterator[Outgoing]:
+        """What takes a user out of the rings of items in other partitions, for a request at an offset of this one."""
         if not self.local_items:
-            source = f"{self.partition}:{self.next_offset - 1}:{self.intake.log_id}".encode()
-            changes.outgoing += to_items(user_id, self._item_partitions, source)
+            source = f"{self.partition}:{offset}:{self.intake.log_id}".encode()
+            yield from to_items(user_id, self._item_partitions, source)
 
     # -- opening -----------------------------------------------------------------------------------------------
 

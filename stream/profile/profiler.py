@@ -14,7 +14,7 @@ import dataclasses
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import orjson
@@ -31,10 +31,10 @@ from driftline.llm.refresh import RequestQueue
 from driftline.llm.request import CatalogueItem, ProfileRequest, read_request
 from driftline.serving.partitions import LastWords, take_in_added
 from driftline.stream.events.produce import outlet
+from driftline.stream.events.records import EVERYWHERE, Outgoing
 from driftline.stream.events.schema import InvalidEvent, item_of
 from driftline.stream.kafka.reading import consumer, places, polled
 from driftline.stream.ops.metrics import ProfilerMetrics
-from driftline.stream.process.processor import Outgoing
 
 LOG = logging.getLogger(__name__)
 NICE = 19
@@ -60,7 +60,10 @@ class Profiler:
         self.invalid = self.written = self.without_text = 0
         self.metrics = ProfilerMetrics()
         self._answered: dict[str, int] = {}
-        self._last: set[str] = set()
+        self._sent: set[str] = set()
+        """Users whose profile this process wrote since they were forgotten."""
+        self._stale: set[str] = set()
+        """Users of whom there is a profile from before the start, but no request that is newer than a tombstone."""
 
     def take_item(self, value: bytes) -> None:
         """One record of `items`; one that is not an item is passed over."""
@@ -87,6 +90,7 @@ class Profiler:
             return
         self.watermark_ms = max(self.watermark_ms, request.as_of_ms)
         answered = self._answered.get(request.user_id, 0)
+        self._stale.discard(request.user_id)
         if answered and not request.has_text:
             self._note_without_text()
         elif request.version > answered:
@@ -103,14 +107,26 @@ class Profiler:
         self.metrics.without_text.inc()
 
     def forget(self, user_id: str) -> None:
-        """A tombstone of `profiles` or `profile-requests`: no request of the user waits, and versions start anew."""
-        self._answered.pop(user_id, None)
+        """A tombstone of `profiles` or `profile-requests`: no request of the user waits, and versions start anew.
+
+        A profile that went out before the tombstone of its request was read lies behind its own, and is taken back.
+        """
+        answered = self._answered.pop(user_id, 0)
         self.queue.drop(user_id)
-        if user_id in self._last:  # it was being written when the tombstone came, and went out after it
-            self._send([Outgoing("profiles", user_id.encode(), None)])
+        if user_id in self._sent:
+            self._sent.discard(user_id)
+            self._take_back([user_id])
+        elif answered:
+            self._stale.add(user_id)
+
+    def _take_back(self, user_ids: Iterable[str]) -> None:
+        self._send([Outgoing("profiles", user_id.encode(), None, partition=EVERYWHERE) for user_id in user_ids])
 
     def write(self) -> Sequence[Profile]:
-        """Writes one batch as far as the budget goes."""
+        """Writes one batch as far as the budget goes; everything that was there at the start has been read."""
+        if self._stale:
+            self._take_back(self._stale)
+            self._stale.clear()
         requests = self.queue.take(time.monotonic())
         self.metrics.waiting.set(len(self.queue))
         if not requests:
@@ -126,7 +142,7 @@ class Profiler:
             self._answered[profile.user_id] = profile.version
             self.metrics.profiles.labels(profile.source).inc()
         self.metrics.seconds.observe((time.monotonic() - started) / len(stamped))
-        self._last = {profile.user_id for profile in stamped}
+        self._sent.update(profile.user_id for profile in stamped)
         self.written += len(stamped)
         return stamped
 

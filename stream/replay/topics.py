@@ -9,7 +9,7 @@ from pathlib import Path
 from driftline.configs.settings import Settings
 from driftline.stream.events.records import Record, record_of
 from driftline.stream.kafka.reading import first_offsets, read_all
-from driftline.stream.owned.versions import GraphVersion, decode_version, load_version
+from driftline.stream.owned.versions import GraphVersion, decode_version, load_version, version_path
 from driftline.stream.process.by_item import BY_ITEM
 from driftline.stream.process.intake import INTERACTIONS
 from driftline.stream.replay.adoptions import read_chains
@@ -34,7 +34,9 @@ def read_log(settings: Settings, bootstrap: str, folder: Path) -> Log:
     @lru_cache(maxsize=VERSIONS_HELD)
     def version_of(sha256: str) -> GraphVersion:
         path = _file(folder, sha256)
-        return decode_version(settings, path.read_bytes()) if path.exists() else load_version(settings, sha256)
+        if version_path(settings, sha256).exists() or not path.exists():
+            return load_version(settings, sha256)  # what this host adopted: others of the name may have come since
+        return decode_version(settings, path.read_bytes())
 
     users, first = _read(settings, bootstrap, INTERACTIONS)
     items, first_items = _read(settings, bootstrap, BY_ITEM) if len(users) > 1 else ({}, {})
@@ -48,11 +50,11 @@ def read_log(settings: Settings, bootstrap: str, folder: Path) -> Log:
 
 
 def _read(settings: Settings, bootstrap: str, name: str) -> tuple[dict[int, list[Record]], dict[tuple[str, int], int]]:
-    firsts = first_offsets(settings.broker, bootstrap, name)
-    logs = defaultdict[int, list[Record]](list, {partition: [] for partition in firsts})
+    logs = defaultdict[int, list[Record]](list)
     for received in read_all(settings.broker, bootstrap, name):
         logs[received.partition].append(record_of(received))
-    return dict(logs), {(name, partition): offset for partition, offset in firsts.items()}
+    firsts = first_offsets(settings.broker, bootstrap, name)  # asked last: what went meanwhile may not have been read
+    return {n: logs[n] for n in firsts}, {(name, partition): offset for partition, offset in firsts.items()}
 
 
 def _file(folder: Path, sha256: str) -> Path:

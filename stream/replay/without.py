@@ -24,7 +24,7 @@ from driftline.stream.owned.parts import TOPIC
 from driftline.stream.owned.versions import GraphVersion, adopted
 from driftline.stream.process.by_item import BY_ITEM, without
 from driftline.stream.process.forget import Forgotten, forgotten_user, tombstones, whose
-from driftline.stream.process.intake import FORWARDED, is_copy
+from driftline.stream.process.intake import FORWARDED, INTERACTIONS, is_copy
 from driftline.stream.process.items import ADOPTED, ItemProcessor
 from driftline.stream.process.processor import Processor
 from driftline.stream.state.store import MemoryStore, ReadableStore
@@ -122,16 +122,17 @@ class LeftOut:
             elif out.topic == BY_ITEM:
                 if (left := without(out, self.places)) is not None:
                     yield left
-            elif _named(out.headers, FORWARDED if out.topic == "interactions" else "source") not in self.places:
+            elif _came_of(out) not in self.places:
                 yield out
 
 
-def _named(headers: Sequence[tuple[str, bytes | None]], name: str) -> tuple[int, int] | None:
-    """The record of `interactions` that a header names."""
-    for header, value in headers:
-        if header == name and (found := _PLACE.match(value or b"")):
-            return int(found[1]), int(found[2])
-    return None
+def _came_of(out: Outgoing) -> tuple[int, int] | None:
+    """The record of `interactions` that the headers of a copy or a dead letter name."""
+    headers = dict(out.headers)
+    if headers.get("topic", INTERACTIONS.encode()) != INTERACTIONS.encode():
+        return None  # a dead letter of another topic
+    found = _PLACE.match(headers.get(FORWARDED if out.topic == INTERACTIONS else "source", b""))
+    return (int(found[1]), int(found[2])) if found else None
 
 
 def users_without(
@@ -160,6 +161,7 @@ def users_without(
         version_of=lambda sha256: weights_of(log.version_of(sha256)),
         item_partitions=len(log.items),
     )
+    processor.intake.note_log(start)  # what is sent on names it, also where no record was applied before
     (sent_to,) = now.get([f"m:offset:interactions:{partition}".encode()])
     driver = _Driver(processor, sent_to, after(user_places(log, partition, now), at) or [], log, 1)
     for record in (record for record in records if record.offset >= processor.next_offset):
@@ -290,6 +292,10 @@ def _of_request(processor: Processor, record: Record) -> list[Outgoing]:
     asked = Event(user_id, "", 0)
     if processor.intake.owner(asked) == processor.partition:
         others = processor.intake.to_others(record, user_id)
-        return [*tombstones(user_id), *others]  # the rings of items are rebuilt without the user
+        return [
+            *tombstones(user_id),
+            *processor.to_items(user_id, record.offset),
+            *others,
+        ]  # other hosts have items, too
     copy = processor.intake.copy(record, asked)
     return [copy] if copy is not None else []

@@ -90,6 +90,26 @@ def test_of_two_partitions_the_one_with_the_newer_record_counts_in_whatever_orde
     assert availability.withdrawn == {"b", "d"}, "offsets order a partition, times order two"
 
 
+def test_an_item_deleted_in_another_partition_than_its_record_s_stays_away_once_compaction_took_the_tombstone(tmp_path):
+    stale, tombstone = (*record("a"), 0, 10), (b"a", None, 1, 20)  # the topic got a second partition in between
+    read(Availability("items", WithdrawnFile(tmp_path)), [stale, tombstone])
+    later = Availability("items", WithdrawnFile(tmp_path))
+    for _ in range(2):  # a start, and a reconnection
+        read(later, [stale])
+        assert later.withdrawn == WithdrawnFile(tmp_path).read() == {"a"}
+    read(later, [(*record("a"), 0, 30)], begin=False)
+    assert later.withdrawn == WithdrawnFile(tmp_path).read() == set()
+    assert WithdrawnFile(tmp_path).words == {}
+
+
+def test_a_file_of_an_earlier_release_says_which_items_are_withdrawn_and_not_since_when(tmp_path):
+    (tmp_path / "withdrawn.json").write_bytes(orjson.dumps({"item_ids": ["a", "b"]}))
+    availability = read(Availability("items", WithdrawnFile(tmp_path)), [(*record("a"), 0, 10), (b"c", None, 0, 20)])
+    assert availability.withdrawn == {"b", "c"}
+    file = WithdrawnFile(tmp_path)
+    assert (file.read(), file.words) == ({"b", "c"}, {"c": (20, 0)})
+
+
 def test_a_tombstone_finds_its_item_under_the_key_that_a_serialiser_wrote():
     key, value = b'"a"', record("a")[1]
     assert offered(read(Availability(), [(key, value), (key, None)]), model()) == {"b", "c", "d"}

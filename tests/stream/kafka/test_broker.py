@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from kafka import KafkaProducer
 from kafka.errors import KafkaError
@@ -22,6 +23,7 @@ from driftline.configs.errors import BrokerError, ConfigError, LockedError
 from driftline.configs.security import producer_options
 from driftline.configs.settings import Broker, Settings
 from driftline.stream.events.topics import TOPICS, create_topics, partitions_of
+from driftline.stream.kafka import broker as module
 from driftline.stream.kafka.broker import EmbeddedBroker, broker
 from driftline.stream.kafka.identity import Identities
 from driftline.stream.kafka.reading import consumer, places, polled, read_all
@@ -116,6 +118,32 @@ def test_a_broker_whose_starter_was_killed_before_it_wrote_of_it_is_found_shared
     assert EmbeddedBroker(settings).running() is None
     with pytest.raises(ProcessLookupError):
         os.kill(orphan.pid, 0)
+
+
+@pytest.mark.parametrize(
+    ("step", "error"), [("write_durably", OSError(28, "No space left on device")), ("_listens", KeyboardInterrupt())]
+)
+def test_a_start_that_does_not_come_to_its_end_leaves_no_broker_behind(
+    settings: Broker, monkeypatch: pytest.MonkeyPatch, step: str, error: BaseException
+) -> None:
+    called: list[Any] = []
+
+    def fails(*arguments: Any) -> bool:
+        called.append(arguments)
+        if started := [child.pid for child in psutil.Process().children() if "noida" in child.name()]:
+            called.append(started)
+            raise error
+        return False
+
+    with monkeypatch.context() as broken:
+        broken.setattr(module, step, fails)
+        with pytest.raises(type(error)), EmbeddedBroker(settings):
+            pass
+    assert isinstance(called[-1], list)  # it ran
+    assert not any(psutil.pid_exists(pid) for pid in called[-1])
+    assert EmbeddedBroker(settings).running() is None
+    with EmbeddedBroker(settings):
+        assert EmbeddedBroker(settings).running() is not None
 
 
 def test_a_broker_that_was_killed_is_started_again_with_what_it_had_written(settings: Broker, wait: Any) -> None:

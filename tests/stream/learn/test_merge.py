@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from driftline.configs.settings import Graph, Model, Ranker, Settings, Trainer
 from driftline.graph.chunks import whole_users
 from driftline.graph.rows import Event, decode_user
+from driftline.serving.forget import encode_forget
 from driftline.stream.bundled import EVENTS
 from driftline.stream.events.produce import event_messages
 from driftline.stream.events.schema import encode_event
@@ -55,6 +57,26 @@ def test_a_partition_without_more_is_waited_for_only_while_it_may_be_slow() -> N
     one.put({1: records(1)}, SLOW_S / 2)
     assert taken(one, set(), SLOW_S) == [(0, 0), (1, 0)]  # the third is empty; the second brought something just now
     assert taken(one, set(), 2 * SLOW_S) == [(0, 1)]
+
+
+def test_a_request_to_forget_waits_for_what_the_broker_took_before_it_in_other_partitions() -> None:
+    def asks(offset: int, user_id: str, taken_ms: int) -> Record:
+        key, value = encode_forget(user_id)
+        return Record(offset, value, key, taken_ms)
+
+    def sent(taken_ms: int, *days: int) -> list[Record]:
+        return [replace(record, timestamp_ms=taken_ms + n) for n, record in enumerate(records(*days))]
+
+    now_ms = T0_MS + 400 * DAY_MS  # history that is produced now
+    one = merge(3)
+    asked = [*sent(now_ms, 1), asks(1, "u", now_ms + 10)]
+    one.put({0: asked, 1: sent(now_ms + 9, 5, 6, 7), 2: sent(now_ms + 90, 3)}, 0.0)
+    order = [(0, 0), (2, 0), (1, 0), (1, 1), (0, 1), (1, 2)]  # the third partition's came later: by event time alone
+    assert taken(one, set(), 10.0) == order
+    one.put({n: [asks(9, f"u{n}", now_ms)] for n in (2, 1, 0)}, 20.0)  # at one time: none waits for ever
+    assert taken(one, set(), 30.0) == [(0, 9), (1, 9), (2, 9)]
+    one.put({0: [asks(10, "u", -1)], 1: sent(now_ms, 8)}, 40.0)  # nothing is known of when it came
+    assert taken(one, set(), 50.0) == [(0, 10), (1, 0)]
 
 
 def test_a_record_that_is_no_event_or_is_late_in_its_partition_holds_nobody_up() -> None:

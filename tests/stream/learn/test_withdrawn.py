@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -212,6 +213,38 @@ def test_a_trainer_reads_the_newer_record_of_an_item_in_two_partitions_in_whatev
     flush(trainer).publish()
     assert [item_id for item_id, flag in available(settings).items() if not flag] == ["i3"]
     assert trainer.catalogue.state_dict()["listing"] == {"i4": (0, 1)}
+
+
+@pytest.mark.parametrize("kept", ["checkpoint", "snapshots"])
+def test_a_trainer_takes_an_older_record_in_another_partition_than_the_lost_tombstone_for_no_offer(
+    settings: Settings, kept: str, tmp_path: Any
+) -> None:
+    def read(settings: Settings, *said: tuple[bytes | None, int, int]) -> Any:
+        trainer = start(settings)
+        for value, partition, t_ms in said:
+            trainer.take_item(value, b"i3", (partition, 0), t_ms)
+        trainer.read_whole_catalogue({0: (0, 1), 1: (0, 1)})
+        trainer.encode_items()
+        return trainer
+
+    stale, tombstone = (record("i3")[1], 0, 10), (None, 1, 20)
+    trainer = flush(feed(read(settings, stale, tombstone), log_of(baskets(20))))
+    trainer.publish()
+    trainer.checkpoint()
+    snapshots, root = settings.serving.snapshots, settings.trainer.root
+    moved = settings.model_copy(
+        update={
+            "trainer": settings.trainer.model_copy(update={"root": root if kept == "checkpoint" else tmp_path / "new"}),
+            "serving": settings.serving.model_copy(
+                update={"snapshots": snapshots if kept == "snapshots" else tmp_path / "others"}
+            ),
+        }
+    )
+    for said, gone in (([stale], ["i3"]), ([stale, (record("i3")[1], 0, 30)], [])):
+        again = read(moved, *said)
+        flush(feed(again, [replace(r, offset=r.offset + 100) for r in log_of(baskets(20))]))
+        again.publish()
+        assert [item_id for item_id, flag in available(moved).items() if not flag] == gone
 
 
 def test_a_topic_that_was_made_anew_and_is_shorter_withdraws_nothing(settings: Settings) -> None:

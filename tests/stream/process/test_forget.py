@@ -21,8 +21,11 @@ from driftline.serving.forget import Forgetter
 from driftline.serving.owner import partition_of
 from driftline.serving.state_reader import StateReader
 from driftline.stream.cli import app
+from driftline.stream.events.produce import outlet
+from driftline.stream.events.records import Outgoing
 from driftline.stream.events.schema import encode_event
-from driftline.stream.process.forget import Forgotten, encode_forget, forgotten_user, without_forgotten
+from driftline.stream.kafka.reading import read_all
+from driftline.stream.process.forget import Forgotten, encode_forget, forgotten_user, tombstones, without_forgotten
 from driftline.stream.process.intake import FORWARDED
 from driftline.stream.process.processor import Processor, Record
 from driftline.stream.profile.profiler import Profiler
@@ -242,7 +245,8 @@ def test_what_is_left_out_takes_its_copies_and_what_has_its_event_id_with_it() -
         (0, event(7, "u7", None, b"1:1:101:that"), False),  # of another log: the processor refuses it
         (1, event(0, "u7", None, b"0:5:105:that"), False),
         (1, event(1, "u7"), True),
-        (1, event(9, "u7", None, b"2:1:101:this"), False),
+        (1, event(8, "u7", None, b"2:1:101:this"), True),  # the broker has deleted what it is a copy of
+        (1, event(9, "u7", None, b"2:3:103:this"), False),
         (1, Record(10, encode_forget("other")[1], None, 110, ((FORWARDED, b"2:2:102:that"),)), False),
     ]
     records = [(partition, record) for partition, record, _ in log]
@@ -483,3 +487,73 @@ def test_a_profile_that_was_being_written_when_its_user_was_forgotten_is_taken_b
     profiler.forget(first)
     assert [(out.topic, out.key, out.value) for out in sent] == [("profiles", first.encode(), None)]
     assert first not in [profile.user_id for profile in profiler.write()]
+
+
+def test_a_profile_is_taken_back_however_late_the_request_to_forget_is_read_and_over_a_restart(settings) -> None:
+    def asks(user_id: str, version: int = 1) -> bytes:
+        items = [{"item_id": "i1", "count": 1, "last_ms": T0_MS}]
+        return orjson.dumps({"user_id": user_id, "as_of_ms": T0_MS, "version": version, "events": 3, "items": items})
+
+    def started() -> tuple[Profiler, list[Any]]:
+        sent: list[Any] = []
+        client = make_client(settings.llm.model_copy(update={"client": "template"}))
+        profiler = Profiler(settings, ProfileGenerator(client, settings.profiles), sent.extend)
+        profiler.take_item(b'{"item_id": "i1", "title": "RED RETROSPOT CAKE STAND"}')
+        return profiler, sent
+
+    taken_back = [("profiles", b"u1", None)]
+    profiler, sent = started()
+    for user_id in ("u1", "u2"):  # a batch each, while the tombstone of the first lies behind thousands of requests
+        profiler.take_request(asks(user_id))
+        assert [profile.user_id for profile in profiler.write()] == [user_id]
+    profile = next(out.value for out in sent if out.key == b"u1")
+    sent.clear()
+    profiler.forget("u1")
+    profiler.forget("u1")
+    assert [(out.topic, out.key, out.value) for out in sent] == taken_back
+    # it was killed before it read the tombstone: the profile, which came later than its own, is all that is there
+    profiler, sent = started()
+    profiler.take_profile(profile)
+    profiler.forget("u1")
+    profiler.write()
+    assert [(out.topic, out.key, out.value) for out in sent] == taken_back
+    # the user came back since, and the profile is of then
+    profiler, sent = started()
+    profiler.take_profile(profile)
+    profiler.forget("u1")
+    profiler.take_request(asks("u1"))
+    profiler.write()
+    assert None not in [out.value for out in sent]
+
+
+def test_a_profile_in_a_partition_to_which_its_key_leads_no_more_does_not_come_back_once_tombstones_are_gone(
+    world: Any,
+) -> None:
+    world.partitions = 4
+    world.create_topics()
+    key, broker = b"u7", world.settings.broker
+    written = partition_of("u7", 2)  # where it was sent while the topic had two
+    assert written != partition_of("u7", 4)
+    with outlet(broker, world.bootstrap, "t") as send:
+        for topic in ("profiles", "profile-requests"):
+            send([Outgoing(topic, key, b"what is said of u7", partition=written)])
+        send(list(tombstones("u7")))
+    for topic in ("profiles", "profile-requests"):
+        log = [(r.partition, r.key, r.value) for r in read_all(broker, world.bootstrap, topic)]
+        compacted = {(partition, name): value for partition, name, value in log}
+        assert [name for (_, name), value in compacted.items() if value is not None] == []
+
+
+def test_a_worker_takes_who_is_forgotten_out_of_every_partition_of_profiles_and_their_requests(
+    world: Any, wait: Any
+) -> None:
+    world.partitions = 4
+    key, value = encode_forget("u7")
+    world.produce([(b"u7", encode_event(Event("u7", "i1", T0_MS))), (key, value)])
+
+    def gone(topic: str) -> list[int]:
+        return sorted(r.partition for r in read_all(world.settings.broker, world.bootstrap, topic) if r.value is None)
+
+    with world.worker() as worker:
+        wait(lambda: gone("profiles") == gone("profile-requests") == [0, 1, 2, 3], what="tombstones are everywhere")
+        worker.stop()

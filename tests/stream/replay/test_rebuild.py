@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 import orjson
 import pytest
+from kafka import TopicPartition
 from tests.stream.conftest import T0_MS
 from tests.stream.process.test_processor import shop_log
 from typer.testing import CliRunner
@@ -23,8 +24,11 @@ from driftline.graph.memory import GraphMemory
 from driftline.graph.rows import Event, decode_item, key64
 from driftline.serving.owner import partition_of
 from driftline.stream.cli import app
+from driftline.stream.events.produce import outlet
 from driftline.stream.events.records import Outgoing, Record, unpack
 from driftline.stream.events.schema import encode_event
+from driftline.stream.kafka.broker import admin
+from driftline.stream.kafka.reading import read_all
 from driftline.stream.owned.versions import (
     GraphVersion,
     decode_version,
@@ -37,13 +41,15 @@ from driftline.stream.process.forget import encode_forget, forgotten_user
 from driftline.stream.process.intake import FORWARDED
 from driftline.stream.process.items import ItemProcessor
 from driftline.stream.process.processor import Processor
+from driftline.stream.replay import topics
 from driftline.stream.replay.rebuild import rebuild
 from driftline.stream.replay.without import LeftOut, Log
 from driftline.stream.state.backup import backup
 from driftline.stream.state.graphs import needed
 from driftline.stream.state.layout import hold_to_layout
 from driftline.stream.state.live import has_user, read_live_state
-from driftline.stream.state.store import ReadOnlyStore, RocksStore, partition_path
+from driftline.stream.state.origin import KEY as TOPICS
+from driftline.stream.state.store import MemoryStore, ReadOnlyStore, RocksStore, partition_path
 
 PARTITIONS = 4
 USER = "u7"
@@ -279,6 +285,18 @@ def test_who_is_asked_to_be_forgotten_and_never_was_there_is_not_known() -> None
     assert (left_out.users, left_out.known) == ({USER, "nobody"}, {USER})
 
 
+def test_a_dead_letter_of_item_events_is_not_taken_for_one_of_the_forgotten_at_the_same_place() -> None:
+    left_out = LeftOut(Log(dealt(shop_log(40), ask_after=200)))
+    partition, offset = min(left_out.places)
+
+    def letter(topic: str) -> Outgoing:
+        source = ("source", b"%d:%d" % (partition, offset))
+        return Outgoing("interactions.dlq", None, b"{", (("reason", b"bad"), source, ("topic", topic.encode())))
+
+    letters = [letter("interactions.by-item"), letter("interactions")]
+    assert list(left_out.kept(letters, MemoryStore())) == letters[:1]
+
+
 def test_a_request_takes_the_user_out_of_the_rings_of_items_in_all_partitions(tmp_path: Path) -> None:
     live = System(tmp_path / "live")
     logs = dealt(shop_log(40), ask_after=200)
@@ -341,6 +359,40 @@ def test_what_the_workers_had_not_sent_or_not_read_is_sent_once_after_a_rebuild_
     }
     asked = {(out.topic, out.key) for out in live.other if out.value is not None}
     assert asked >= {(out.topic, out.key) for out in clean.other if out.value is not None}
+
+
+def test_a_request_that_no_worker_has_read_goes_on_from_a_rebuild_to_all_who_need_it_with_the_name_of_its_log(
+    tmp_path: Path,
+) -> None:
+    settings = Settings(state=State(root=tmp_path, sync=False, lock_wait_s=0.1))
+    hold_to_layout(settings, PARTITIONS)
+    own, elsewhere = partition_of(USER, PARTITIONS), (partition_of(USER, PARTITIONS) + 1) % PARTITIONS
+    key, request = encode_forget(USER)
+    logs: dict[int, list[Record]] = {n: [] for n in range(PARTITIONS)}
+    logs[own] = [Record(0, encode_event(Event(owned_by(own), "i1", T0_MS))), Record(1, request, key)]
+    logs[elsewhere] = [Record(0, request)]  # by a producer without keys
+    names = [f"{kind}-{n}" for kind in ("partition", "items") for n in range(PARTITIONS)]
+    for name in names[:-1]:  # the last one is on another host
+        store = RocksStore(tmp_path / name, sync=False)
+        store.commit({TOPICS: orjson.dumps({"interactions": {"topic_id": "this"}})})
+        store.close()
+    assert rebuild(settings, Log(logs, {n: [] for n in range(PARTITIONS)})).proven
+
+    def outbox(partition: int) -> list[Outgoing]:
+        store = RocksStore(partition_path(tmp_path, partition), sync=False)
+        found = [out for _, value in store.scan(b"o:") for out in unpack(value)]
+        store.close()
+        return found
+
+    (copy,) = outbox(elsewhere)
+    assert (copy.topic, copy.partition, copy.value) == ("interactions", own, request)
+    assert dict(copy.headers)[FORWARDED] == b"%d:0:-1:this" % elsewhere
+    sent = [out for out in outbox(own) if forgotten_user(Record(0, out.value)) == USER]
+    assert {(out.topic, out.partition) for out in sent} == {
+        *(("interactions", n) for n in range(PARTITIONS) if n != own),
+        *(("interactions.by-item", n) for n in range(PARTITIONS)),
+    }
+    assert {value for out in sent for _, value in out.headers} == {b"%d:1:-1:this" % own, b"%d:1:this" % own}
 
 
 def test_a_copy_that_a_killed_worker_sends_again_after_the_request_brings_nobody_back(tmp_path: Path) -> None:
@@ -505,6 +557,48 @@ def test_forget_rebuilds_the_four_partitions_that_a_worker_left_and_proves_it(wo
     assert b"u:" + USER.encode() not in world.stored_rows()
     expected = world.expected_rows()  # of the log with the request: users do not read one another's rows
     assert world.stored_rows() == expected
+
+
+def test_a_rebuild_follows_the_item_vectors_that_this_host_adopted_whatever_was_sent_under_their_name_since(
+    world: Any, tmp_path: Path
+) -> None:
+    world.partitions = 2
+    world.create_topics()
+    model, vectors = MODELS[2], vectors_of(MODELS[2])
+    others = {name: vector + 1 for name, vector in vectors.items()}  # of a trainer that was killed and learnt it again
+    sent = [encode_version(model, found) for found in (vectors, others)]
+    with outlet(world.settings.broker, world.bootstrap, "t") as send:
+        for parts in sent:
+            send(parts)
+    keep_version(world.settings, decode_version(world.settings, b"".join(out.value or b"" for out in sent[0])))
+    found = topics.read_log(world.settings, world.bootstrap, tmp_path).version_of(model.version())
+    assert {name: vector.tolist() for name, vector in found.item_vectors.items()} == {
+        name: vector.tolist() for name, vector in vectors.items()
+    }
+
+
+def test_records_that_the_broker_deletes_while_a_rebuild_reads_are_missing_and_not_taken_for_none(
+    world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = [Record(n, encode_event(event), event.user_id.encode()) for n, event in enumerate(shop_log(40))]
+    log.append(Record(len(log), encode_forget(USER)[1]))
+    world.produce([(record.key, record.value) for record in log])
+    hold_to_layout(world.settings, 1)
+    store = RocksStore(partition_path(world.settings.state.root, 0), sync=False)
+    processor = Processor(world.settings, store)
+    processor.commit(processor.apply(log))
+    store.close()
+
+    def read_cut(*where: Any) -> Any:
+        with admin(world.settings.broker, world.bootstrap) as client:
+            client.delete_records({TopicPartition(world.prefix + "interactions", 0): 100})
+        return read_all(*where)
+
+    monkeypatch.setattr(topics, "read_all", read_cut)
+    found = topics.read_log(world.settings, world.bootstrap, tmp_path)
+    assert found.users[0][0].offset == 100
+    with pytest.raises(StateError, match="begins at offset 100: what the state took before can't be replayed"):
+        rebuild(world.settings, found)
 
 
 def counted(root: Path) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from driftline.serving.state_reader import StateReader
 from driftline.stream.cli import app
 from driftline.stream.events.produce import outlet
 from driftline.stream.events.records import Outgoing
-from driftline.stream.events.schema import encode_event
+from driftline.stream.events.schema import MAX_ID_BYTES, encode_event, parse_event
 from driftline.stream.kafka.reading import read_all
 from driftline.stream.process.forget import Forgotten, encode_forget, forgotten_user, tombstones, without_forgotten
 from driftline.stream.process.intake import FORWARDED
@@ -432,6 +433,14 @@ def test_forget_on_a_running_worker_takes_the_row_within_seconds_and_rebuild_pro
     assert read_live_state(world.settings.state.root).state_sha256 == expected
     misspelt = CliRunner().invoke(app, ["forget", "U7", "--rebuild", "--config", config])
     assert (misspelt.exit_code, "check the id" in misspelt.stdout) == (65, True), misspelt.output
+
+
+@pytest.mark.parametrize("letter", ["a", '"', "\\", "\x01", "é", "\U0001f600"])
+def test_whoever_has_events_can_be_forgotten_however_long_the_id_is_in_json(letter: str) -> None:
+    user_id = letter * (MAX_ID_BYTES // len(letter.encode()))
+    assert parse_event(encode_event(Event(user_id, "i1", T0_MS))).user_id == user_id
+    for value in (encode_forget(user_id)[1], json.dumps({"forget_user_id": user_id}).encode()):
+        assert forgotten_user(Record(0, value)) == user_id
 
 
 def test_a_request_over_grpc_is_the_record_that_the_worker_reads(world: Any) -> None:

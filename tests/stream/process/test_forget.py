@@ -533,6 +533,13 @@ def test_a_profile_is_taken_back_however_late_the_request_to_forget_is_read_and_
     profiler.take_request(asks("u1"))
     profiler.write()
     assert None not in [out.value for out in sent]
+    # the topic still has the profile from before, its tombstone, and one of whoever writes profiles without requests
+    profiler, sent = started()
+    profiler.take_profile(profile)
+    profiler.forget_profile("u1")
+    profiler.take_profile(profile)
+    profiler.write()
+    assert sent == []
 
 
 def test_a_profile_in_a_partition_to_which_its_key_leads_no_more_does_not_come_back_once_tombstones_are_gone(

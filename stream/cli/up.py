@@ -184,6 +184,7 @@ def reset(
     Example: `driftline reset`
     """
     from driftline.configs.errors import InputError
+    from driftline.stream.durable import delete_folder
     from driftline.stream.system import places, unused
 
     settings = settings_of(config)
@@ -196,13 +197,18 @@ def reset(
                 f"{name} is {path}, which holds other things; expected a folder of its own. Delete by hand"
             )
     with unused(settings):
-        _delete(settings, found, yes)
+        _tell_what_goes(settings, found)
+    if not yes and not typer.confirm("delete all of this?", err=True):
+        raise typer.Exit(1)
+    with unused(settings):  # asked anew: partitions may have come to this host meanwhile
+        for path in found.values():
+            if path.exists():  # it was not in one of the others
+                delete_folder(path)
     return print_json({"deleted": [str(path) for path in found.values()]}) if as_json else out.print("deleted")
 
 
-def _delete(settings: Settings, found: dict[str, Path], yes: bool) -> None:
-    """Deletes folders by setting, once that was confirmed; the caller holds their locks."""
-    from driftline.stream.durable import delete_folder
+def _tell_what_goes(settings: Settings, found: dict[str, Path]) -> None:
+    """Lists folders by setting."""
     from driftline.stream.ops.doctor import bytes_in
 
     for name, path in found.items():
@@ -212,11 +218,6 @@ def _delete(settings: Settings, found: dict[str, Path], yes: bool) -> None:
     else:
         lost = "with the embedded broker's data all events go, too: keep the files that they came from"
         err.print(lost, soft_wrap=True)
-    if not yes and not typer.confirm("delete all of this?", err=True):
-        raise typer.Exit(1)
-    for path in found.values():
-        if path.exists():  # it was not in one of the others
-            delete_folder(path)
 
 
 class _View:

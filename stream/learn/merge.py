@@ -76,8 +76,8 @@ class Merge:
         heads = {number: self._time_ms(queue[0]) for number, queue in self._queues.items() if queue}
         while heads and not any(number in slow for number in self._queues.keys() - heads.keys()):
             first = min(heads, key=lambda number: (heads[number], number))
-            if heads[first] < 0 and self._requests(heads):
-                first = min(heads, key=lambda number: (self._waits(number, heads), heads[number], number))
+            if heads[first] < 0 and (requests := self._requests(heads)):
+                first = min(heads.keys() - self._waiting_of(requests, heads), key=lambda n: (heads[n], n))
             queue = self._queues[first]
             record = queue.popleft()
             if queue:
@@ -86,18 +86,18 @@ class Merge:
                 del heads[first]
             yield first, record
 
-    def _waits(self, number: int, heads: Collection[int]) -> bool:
-        """Whether a partition comes to a request to forget, and another one to what the broker took before that."""
-        requests = self._requests(heads)
-        if number not in requests:
-            return False
-        asked = (requests[number], number)
-        return any(
-            0 <= self._queues[other][0].timestamp_ms <= asked[0]
-            and (other not in requests or (requests[other], other) < asked)
-            for other in heads
-            if other != number
-        )
+    def _waiting_of(self, requests: dict[int, int], heads: Collection[int]) -> set[int]:
+        """Partitions whose request to forget has to wait, as another one comes to what the broker took before that."""
+        return {
+            number
+            for number, asked_ms in requests.items()
+            if any(
+                0 <= self._queues[other][0].timestamp_ms <= asked_ms
+                and (other not in requests or (requests[other], other) < (asked_ms, number))
+                for other in heads
+                if other != number
+            )
+        }
 
     def _requests(self, heads: Collection[int]) -> dict[int, int]:
         """When the broker took the requests to forget among the first records of some partitions."""

@@ -27,6 +27,8 @@ from driftline.stream.process.intake import is_foreign, origin_of
 __all__ = ["Forgotten", "encode_forget", "forgotten_user", "tombstones", "whose", "without_forgotten"]
 
 _MARK = b'"%s"' % FIELD.encode()
+_MOST_BYTES = 6 * MAX_ID_BYTES + 1000
+"""Of a request: JSON writes what is one byte of an id in six at most, and some space may stand around."""
 
 
 def forgotten_user(record: Record) -> str | None:
@@ -35,7 +37,7 @@ def forgotten_user(record: Record) -> str | None:
     As with events the key is not read.
     """
     value = record.value
-    if value is None or isinstance(value, Event) or _MARK not in value or len(value) > 2 * MAX_ID_BYTES + 1000:
+    if value is None or isinstance(value, Event) or _MARK not in value or len(value) > _MOST_BYTES:
         return None
     try:
         data = orjson.loads(value)

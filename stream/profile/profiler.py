@@ -106,10 +106,14 @@ class Profiler:
         self.without_text += 1
         self.metrics.without_text.inc()
 
-    def forget(self, user_id: str) -> None:
-        """A tombstone of `profiles` or `profile-requests`: no request of the user waits, and versions start anew.
+    def forget_profile(self, user_id: str) -> None:
+        """A tombstone of `profiles`: versions start anew."""
+        self._answered.pop(user_id, None)
 
-        A profile that went out before the tombstone of its request was read lies behind its own, and is taken back.
+    def forget(self, user_id: str) -> None:
+        """A tombstone of `profile-requests`: no request of the user waits, and versions start anew.
+
+        A profile that went out before this was read lies behind the tombstone of `profiles`, and is taken back.
         """
         answered = self._answered.pop(user_id, 0)
         self.queue.drop(user_id)
@@ -207,5 +211,6 @@ def _poll(
             if record.value:
                 take[topic](record.value)
             elif record.key and topic != "items":
-                profiler.forget(record.key.decode(errors="replace"))
+                forget = profiler.forget_profile if topic == "profiles" else profiler.forget
+                forget(record.key.decode(errors="replace"))
     return bool(batch)

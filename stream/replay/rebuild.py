@@ -17,10 +17,9 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 import orjson
@@ -40,10 +39,14 @@ from driftline.stream.state.layout import ITEM_PARTITIONS, LEAVING, moved_away, 
 from driftline.stream.state.lock import locked
 from driftline.stream.state.origin import KEY as TOPICS
 from driftline.stream.state.origin import origin_of
-from driftline.stream.state.store import MemoryStore, ReadableStore, RocksStore, state_directories, state_sha256
-
-ROWS = 10_000
-"""Rows that are written at once."""
+from driftline.stream.state.store import (
+    MemoryStore,
+    ReadableStore,
+    RocksStore,
+    state_directories,
+    state_sha256,
+    write_database,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +98,7 @@ def rebuild(settings: Settings, log: Log, backups: Sequence[Path] = ()) -> Rebui
     for name, had in {INTERACTIONS: made_with["partitions"], BY_ITEM: made_with.get(ITEM_PARTITIONS)}.items():
         if had not in (None, has[name]):
             raise InputError(f"{name} has {has[name]} partitions; expected the {had} of the state in {root}")
-    for left in (left for path in paths for left in _beside(path)):
-        shutil.rmtree(left, ignore_errors=True)
+    _clear(paths)
     with ExitStack() as stack:
         # an open database writes to its path, whatever lies there by then: nobody may have one open at the swap, this
         # process neither
@@ -111,7 +113,7 @@ def rebuild(settings: Settings, log: Log, backups: Sequence[Path] = ()) -> Rebui
         for path in paths:  # those of items first, whose dead letters go with a partition of users
             made = _replayed(settings, log, left_out, path, old[path], beginning, letters)  # 1
             versions |= needed(made)
-            _write(_beside(path)[0], made, settings.state.sync)  # 2
+            _write(paths, path, made, settings.state.sync)  # 2
         other = settings.state.model_copy(update={"epoch_events": max(1, settings.state.epoch_events // 2 + 1)})
         again = settings.model_copy(update={"state": other})
         proof = _hashes({path: _replayed(again, log, left_out, path, old[path], beginning, []) for path in paths})
@@ -166,13 +168,21 @@ def _replayed(
     return store
 
 
-def _write(path: Path, store: MemoryStore, sync: bool) -> None:
-    made = RocksStore(path, sync=sync)
+def _write(paths: Sequence[Path], path: Path, store: MemoryStore, sync: bool) -> None:
     try:
-        for rows in _batches(store):
-            made.commit(rows)
-    finally:
-        made.close()
+        write_database(_beside(path)[0], store.data.items(), sync)
+    except OSError as error:
+        _clear(paths)
+        raise StateError(
+            f"the rebuilt state can't be written: {error}; expected room for a second one beside {path}, which stays "
+            "as it was: make room and try again"
+        ) from None
+
+
+def _clear(paths: Sequence[Path]) -> None:
+    """Removes what lies beside directories: what a rebuild made and did not put in their places, or left of them."""
+    for left in (left for path in paths for left in _beside(path)):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def _swap(paths: Sequence[Path]) -> tuple[str, str]:
@@ -248,9 +258,3 @@ def _held(stack: ExitStack, store: RocksStore) -> RocksStore:
 def _beside(path: Path) -> tuple[Path, Path]:
     """Where the new database of a directory is made, and where the old one goes."""
     return path.with_name(f"{path.name}.rebuilt"), path.with_name(path.name + LEAVING)
-
-
-def _batches(store: MemoryStore) -> Iterator[dict[bytes, bytes | None]]:
-    rows = iter(store.data.items())
-    while some := list(islice(rows, ROWS)):
-        yield dict(some)

@@ -20,7 +20,6 @@ import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import suppress
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +31,12 @@ from driftline.stream.durable import write_durably
 from driftline.stream.state.graphs import needed
 from driftline.stream.state.layout import check_whole
 from driftline.stream.state.live import LiveState, count_strays, read_live_state
-from driftline.stream.state.store import ReadOnlyStore, RocksStore, state_directories
+from driftline.stream.state.store import ReadOnlyStore, RocksStore, state_directories, write_database
 
 SHA256 = re.compile(r"[0-9a-f]{64}")
 LAYOUT, LOST_AND_FOUND = "layout.json", "lost+found"
 TRIES = 5
 """A worker may delete a file of RocksDB between two reads of it: then the partition is copied again."""
-ROWS = 10_000
-"""Rows that are written at once."""
 
 
 def backup(root: Path, out: Path) -> LiveState:
@@ -128,17 +125,12 @@ def _copy(path: Path, to: Path) -> None:
         try:
             with tempfile.TemporaryDirectory(prefix="driftline-secondary-") as scratch:
                 source = ReadOnlyStore(path, Path(scratch) / "notes")
-                copy = RocksStore(to, sync=True)
                 try:
-                    rows = source.scan(b"")
-                    while some := dict(islice(rows, ROWS)):
-                        copy.commit(some)
+                    write_database(to, source.scan(b""))
                 finally:
-                    copy.close()
                     source.close()
             return
         except StateError:
-            shutil.rmtree(to, ignore_errors=True)
             if left == 1:
                 raise
 

@@ -14,11 +14,12 @@ from __future__ import annotations
 import hashlib
 import heapq
 import os
+import shutil
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Protocol
 
@@ -34,6 +35,8 @@ from driftline.stream.state.lock import holder
 from driftline.stream.state.options import RocksOptions
 
 DEFAULTS = RocksOptions()
+ROWS = 10_000
+"""Rows of a new database that are written at once."""
 Puts = Mapping[bytes, bytes | None]
 """Keys to new values of one commit; None deletes."""
 
@@ -207,6 +210,28 @@ class ReadOnlyStore:
     def close(self) -> None:
         """Closes the reader."""
         self._db.close()
+
+
+def write_database(path: Path, rows: Iterable[tuple[bytes, bytes]], sync: bool = True) -> None:
+    """Makes a database of pairs, or leaves nothing.
+
+    Raises:
+        OSError: it can't be written, as where the disk is full.
+        StateError: of `rows`, or the directory can't be made.
+    """
+    left = iter(rows)
+    try:
+        made = RocksStore(path, sync)
+        try:
+            while some := dict(islice(left, ROWS)):
+                made.commit(some)
+        finally:
+            made.close()
+    except BaseException as error:
+        shutil.rmtree(path, ignore_errors=True)
+        if isinstance(error, StateError) or not isinstance(error, Exception):
+            raise
+        raise OSError(f"{path}: {error}") from None  # rocksdict raises bare Exception
 
 
 def partition_path(root: Path, partition: int) -> Path:

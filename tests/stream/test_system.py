@@ -15,13 +15,18 @@ from typing import Any
 
 import psutil
 import pytest
+import yaml
+from typer.testing import CliRunner
 
 from driftline.configs.addresses import free_port
+from driftline.configs.errors import LockedError
 from driftline.configs.settings import Broker, Metrics, Settings, State, Trainer
 from driftline.serving.ports import open_metrics
+from driftline.stream.cli import app
 from driftline.stream.durable import delete_folder
 from driftline.stream.kafka.broker import EmbeddedBroker
 from driftline.stream.ops.metrics import TrainerMetrics
+from driftline.stream.state.store import RocksStore, partition_path
 from driftline.stream.system import (
     Note,
     Process,
@@ -148,6 +153,44 @@ def test_nothing_is_deleted_or_emptied_under_a_system_that_is_just_starting(syst
         write(starting(system.settings))
         assert f"a system is starting, process {os.getpid()}" in system.run("status").stdout
     assert running(system.settings) is None
+
+
+WORKS = """
+import sys, time
+from pathlib import Path
+from driftline.stream.state.store import RocksStore
+store = RocksStore(Path(sys.argv[1]))
+print("works", flush=True)
+time.sleep(120)
+"""
+
+
+def test_reset_deletes_nothing_under_a_worker_that_began_while_it_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, workers = tmp_path / "state", list[subprocess.Popen[str]]()
+    RocksStore(partition_path(root, 0)).close()
+    tree = {"state": {"root": str(root)}, "trainer": {"root": str(tmp_path / "trainer")}}
+    tree |= {"broker": {"bootstrap": "127.0.0.1:1"}, "serving": {"snapshots": str(tmp_path / "snapshots")}}
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(tree))
+
+    def asked(*_: object, **__: object) -> bool:
+        command = [sys.executable, "-c", WORKS, str(partition_path(root, 1))]  # a partition that was not here before
+        workers.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
+        assert workers[0].stdout is not None
+        assert workers[0].stdout.readline() == "works\n"
+        return True
+
+    monkeypatch.setattr("typer.confirm", asked)
+    try:
+        result = CliRunner().invoke(app, ["reset", "--config", str(tmp_path / "own.yaml")])
+    finally:
+        for worker in workers:
+            worker.kill()
+            worker.communicate()
+    assert isinstance(result.exception, LockedError), result.output
+    assert "partition-1 is held by process" in str(result.exception)
+    assert (partition_path(root, 0) / "CURRENT").exists()
 
 
 def test_reset_leaves_the_note_of_a_system_that_began_once_it_had_deleted(tmp_path: Path) -> None:

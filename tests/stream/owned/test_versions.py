@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,8 +21,9 @@ from driftline.graph.rows import Event
 from driftline.serving.owner import partition_of
 from driftline.stream.events.records import Outgoing
 from driftline.stream.events.schema import encode_event
+from driftline.stream.kafka.broker import admin
 from driftline.stream.owned.partitions import Partitions
-from driftline.stream.owned.parts import cut
+from driftline.stream.owned.parts import TOPIC, cut
 from driftline.stream.owned.versions import GraphVersions, encode_version, keep_version, version_path
 from driftline.stream.process.items import ItemProcessor
 from driftline.stream.process.processor import Processor, Record
@@ -62,6 +64,29 @@ def test_a_version_is_taken_though_its_last_part_was_read_before_the_end_was_kno
     versions.take(log, caught_up=False)
     versions.take([], caught_up=True)
     assert versions.newest.sha256 == trained(1).version()
+
+
+def test_a_version_on_a_topic_that_was_made_anew_and_is_shorter_is_taken(world: Any) -> None:
+    async def takes(versions: GraphVersions, model: GraphMemory) -> None:
+        deadline = time.monotonic() + 20
+        while versions.newest is None or versions.newest.sha256 != model.version():
+            assert time.monotonic() < deadline, versions.newest
+            await asyncio.sleep(0.05)
+
+    async def followed() -> None:
+        versions = GraphVersions(world.settings, world.bootstrap, send)
+        world.create_topics()
+        world.send([out for model in (trained(1), trained(2)) for out in encode_version(model, {})])
+        following = asyncio.create_task(versions.follow())
+        await takes(versions, trained(2))
+        with admin(world.settings.broker, world.bootstrap) as client:
+            client.delete_topics([world.prefix + TOPIC])
+        world.create_topics()
+        world.send(encode_version(trained(3), {}))
+        await takes(versions, trained(3))
+        following.cancel()
+
+    asyncio.run(followed())
 
 
 def test_a_version_of_another_shape_is_passed_over(caplog: pytest.LogCaptureFixture) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from driftline.serving.state_reader import StateReader
 from driftline.stream.cli import app
 from driftline.stream.events.produce import outlet
 from driftline.stream.events.records import Outgoing
-from driftline.stream.events.schema import encode_event
+from driftline.stream.events.schema import MAX_ID_BYTES, encode_event, parse_event
 from driftline.stream.kafka.reading import read_all
 from driftline.stream.process.forget import Forgotten, encode_forget, forgotten_user, tombstones, without_forgotten
 from driftline.stream.process.intake import FORWARDED
@@ -434,6 +435,14 @@ def test_forget_on_a_running_worker_takes_the_row_within_seconds_and_rebuild_pro
     assert (misspelt.exit_code, "check the id" in misspelt.stdout) == (65, True), misspelt.output
 
 
+@pytest.mark.parametrize("letter", ["a", '"', "\\", "\x01", "é", "\U0001f600"])
+def test_whoever_has_events_can_be_forgotten_however_long_the_id_is_in_json(letter: str) -> None:
+    user_id = letter * (MAX_ID_BYTES // len(letter.encode()))
+    assert parse_event(encode_event(Event(user_id, "i1", T0_MS))).user_id == user_id
+    for value in (encode_forget(user_id)[1], json.dumps({"forget_user_id": user_id}).encode()):
+        assert forgotten_user(Record(0, value)) == user_id
+
+
 def test_a_request_over_grpc_is_the_record_that_the_worker_reads(world: Any) -> None:
     world.create_topics()
     forgetter = Forgetter(world.settings.broker, world.bootstrap)
@@ -524,6 +533,13 @@ def test_a_profile_is_taken_back_however_late_the_request_to_forget_is_read_and_
     profiler.take_request(asks("u1"))
     profiler.write()
     assert None not in [out.value for out in sent]
+    # the topic still has the profile from before, its tombstone, and one of whoever writes profiles without requests
+    profiler, sent = started()
+    profiler.take_profile(profile)
+    profiler.forget_profile("u1")
+    profiler.take_profile(profile)
+    profiler.write()
+    assert sent == []
 
 
 def test_a_profile_in_a_partition_to_which_its_key_leads_no_more_does_not_come_back_once_tombstones_are_gone(

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
 
 import orjson
 import pytest
+from tests.stream.conftest import ENVIRONMENT, REPOSITORY
 from tests.stream.process.test_processor import records, run, shop_log
 from typer.testing import CliRunner
 
@@ -231,3 +234,44 @@ def test_a_worker_goes_on_from_a_backup_that_was_taken_while_it_ran(world: Any, 
         wait(lambda: worker.applied() == len(log), what="the rest is applied again")
         worker.stop()
     assert read_live_state(root) == whole
+
+
+FULL = """
+import resource, signal, sys
+from pathlib import Path
+from driftline.configs.errors import InputError, StateError
+from driftline.stream.process.forget import encode_forget
+from driftline.stream.process.processor import Record
+from driftline.stream.replay.rebuild import rebuild
+from driftline.stream.replay.without import Log
+from driftline.stream.state.backup import backup
+from tests.stream.state.test_backup import LOG, settings_at
+
+settings, what = settings_at(Path(sys.argv[1]) / "state"), sys.argv[2]
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))  # a disk has no more room
+try:
+    if what == "backup":
+        backup(settings.state.root, Path(sys.argv[1]) / "saved")
+    else:
+        rebuild(settings, Log({0: [*LOG, Record(len(LOG), encode_forget("u7")[1])]}))
+except (InputError, StateError) as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize(
+    ("what", "words"), [("backup", "saved can't be written"), ("rebuild", "the rebuilt state can't be written")]
+)
+def test_a_disk_that_fills_while_a_state_is_written_anew_is_one_sentence_and_leaves_nothing(
+    tmp_path: Path, what: str, words: str
+) -> None:
+    go_on(settings_at(tmp_path / "state"), LOG)
+    before = read_live_state(tmp_path / "state")
+    command = [sys.executable, "-c", FULL, str(tmp_path), what]
+    done = subprocess.run(command, cwd=REPOSITORY, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    assert words in done.stdout, done.stderr
+    assert "make room" in done.stdout
+    assert [path.name for path in tmp_path.iterdir()] == ["state"]
+    assert not list((tmp_path / "state").glob("*.rebuilt"))
+    assert read_live_state(tmp_path / "state") == before

@@ -8,6 +8,7 @@ import numpy as np
 
 from driftline.graph.rows import key64
 from driftline.model.incremental import History
+from driftline.model.part import VectorPlug
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,7 +38,7 @@ def wanted_history(view: UserView) -> History:
     return History(items, view.t_ms, view.user_id, max(0, view.events - len(items)))
 
 
-class SequencePlug:
+class SequencePlug(VectorPlug):
     """A sequence backbone: reads the user's history at the request time."""
 
     def __init__(self, encoder: Encoder) -> None:
@@ -52,11 +53,11 @@ class SequencePlug:
         return self.encoder.item_matrix()
 
     def item_codes(self) -> Codes | None:
-        """See model.engine.Plug."""
+        """See VectorPlug."""
         return self.encoder.item_codes()
 
 
-class NoisePlug:
+class NoisePlug(VectorPlug):
     """A useless part: random vectors that stay as they are, of users and items by number. It must change nothing.
 
     Args:
@@ -80,10 +81,6 @@ class NoisePlug:
             self._items = np.concatenate((self._items, self._vectors(0, len(self._items), 1024)))
         return self._items
 
-    def item_codes(self) -> Codes | None:
-        """None: all are compared."""
-        return None
-
     def _vectors(self, kind: int, number: int, rows: int) -> Float32:
         random = np.random.Generator(np.random.Philox(key=np.array([2 * self.seed + kind, number], np.uint64)))
         vectors = random.standard_normal((rows, self.dim)).astype(np.float32)
@@ -91,7 +88,7 @@ class NoisePlug:
         return vectors
 
 
-class GraphPlug:
+class GraphPlug(VectorPlug):
     """The graph: reads the user's memory and last neighbours; `fused` joins them with the profile's facets.
 
     A fused plug has no opinion on a user without a profile, so what it adds is what the profile adds.
@@ -114,5 +111,5 @@ class GraphPlug:
         return self.learner.item_matrix()
 
     def item_codes(self) -> Codes | None:
-        """See model.engine.Plug."""
+        """See VectorPlug."""
         return self.learner.item_codes()

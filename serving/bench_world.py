@@ -15,7 +15,8 @@ from driftline.configs.settings import Settings
 from driftline.graph.learn import GraphLearner
 from driftline.graph.rows import UserRow, action_code, encode_user, key64, pack_event
 from driftline.graph.view import Group, ItemTable, UserView, view_of
-from driftline.model.engine import Engine, Plug
+from driftline.model.engine import Engine
+from driftline.model.part import Plug
 from driftline.model.plugs import GraphPlug, SequencePlug
 from driftline.model.sequence import SequenceLearner
 from driftline.serving.arrays import Array, item_part

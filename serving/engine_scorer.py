@@ -21,8 +21,9 @@ from driftline.graph.arrays import Float32, Int32
 from driftline.graph.learn import GraphLearner
 from driftline.graph.sparse import best_rows
 from driftline.graph.view import ItemTable, UserView
-from driftline.model.engine import Engine, EngineSlate, Plug
+from driftline.model.engine import Engine, EngineSlate
 from driftline.model.history_cache import HistoryCache
+from driftline.model.part import Plug, VectorPlug
 from driftline.model.plugs import GraphPlug, SequencePlug
 from driftline.model.products import products
 from driftline.model.ranker import HEADS
@@ -123,6 +124,8 @@ class EngineScorer:
         if text.any():
             return text
         for plug in self.engine.plugs.values():
+            if not isinstance(plug, VectorPlug):
+                continue
             matrix = plug.item_matrix()
             out = np.zeros((len(items), matrix.shape[1]), np.float32)
             known = items < len(matrix)

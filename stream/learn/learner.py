@@ -28,7 +28,8 @@ from driftline.graph.texts import TextTable
 from driftline.graph.touched import Touched
 from driftline.graph.view import Group, ItemTable, ProfileVectors, UserView, view_of
 from driftline.model.clocks import Clocks, NoClocks
-from driftline.model.engine import Engine, EngineSlate, Plug
+from driftline.model.engine import Engine, EngineSlate
+from driftline.model.part import Plug
 from driftline.model.plugs import GraphPlug, NoisePlug, SequencePlug
 from driftline.model.sequence import SequenceLearner
 from driftline.stream.learn.waiting import WaitingEvents

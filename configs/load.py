@@ -25,7 +25,7 @@ from driftline.configs.keys import SECRETS, KeyPath, leaves
 from driftline.configs.meaning import faults_in
 from driftline.configs.settings import Settings
 
-MODEL_SECTIONS = ("actions", "graph", "signals", "ranker", "model")
+MODEL_SECTIONS = ("systems", "actions", "graph", "signals", "ranker", "model")
 """Sections that a trained model is rebuilt with."""
 OPERATION = {
     "state": {"root", "sync", "epoch_events", "epoch_ms", "lock_wait_s"},

@@ -1,9 +1,12 @@
-"""What joins the engine: a plug is one recaller and one block of columns, asked at every request.
+"""What joins the engine: a part learns, keeps a state and has plugs; a plug is one recaller and one block of columns.
 
-    opinion(asked) -> which items, with a score of each          the recaller
-    features(asked, ...) -> rows of numbers about candidates      the columns
+    plug.opinion(asked) -> which items, with a score of each           at every request
+    plug.features(asked, ...) -> rows of numbers about candidates
+    part.learn(group, view, learnt)                                     after every group, which was scored before
+    part.state_dict() -> checkpoint;  part.arrays() -> snapshot -> Part.opened(...), which only answers
 
-A plug that maps users and items into one space (`VectorPlug`) says both by its vectors alone. Nothing here learns.
+A plug that maps users and items into one space (`VectorPlug`) says both by its vectors alone. Training, replay and
+serving iterate the parts that the settings name (model/parts.py); what holds for each is in model/contracts.py.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 import numpy as np
 
@@ -20,11 +23,15 @@ from driftline.model.columns_kernel import opinion_columns
 from driftline.model.recall import Pool, Scored, Vectors, best_of, nearest
 
 if TYPE_CHECKING:
-    from driftline.graph.arrays import Float32, Int32
+    from collections.abc import Mapping
+
+    from driftline.configs.settings import Settings
+    from driftline.graph.arrays import Arrays, Float32, Int32
     from driftline.graph.codes import Codes
     from driftline.graph.history import HistoryDigest
     from driftline.graph.texts import TextTable
-    from driftline.graph.view import UserView
+    from driftline.graph.touched import Touched
+    from driftline.graph.view import Group, ItemTable, UserView
 
 # c candidates of a request, n items, d width of a space, s items that a recaller scored
 
@@ -154,3 +161,94 @@ class ProfilesPlug:
         _, rank = scored.of(pool.candidates)
         for row, values in zip(out, (*cosine.T, cosine.max(1), cosine.mean(1), np.log1p(rank), 1.0), strict=True):
             row[:] = values
+
+
+class Part:
+    """A model or a signal: what it learns on the stream, what it keeps, and the plugs by which the engine asks it.
+
+    A subclass says what differs from a part that has no state and learns nothing. It must not change while it answers.
+
+    Attributes:
+        name: of its state, its arrays and its cost; no two parts have one.
+        default: "on" or "off", where `systems` does not name it.
+    """
+
+    name: ClassVar[str]
+    default: ClassVar[str] = "off"
+
+    @classmethod
+    def made(cls, settings: Settings, table: ItemTable, text: TextTable) -> Self | None:
+        """A fresh one that will learn; None = other settings leave it out.
+
+        Args:
+            settings: the whole configuration.
+            table: the items, which grow.
+            text: their unit text vectors by index; others write them.
+        """
+        return cls()
+
+    @classmethod
+    def opened(cls, settings: Settings, table: ItemTable, arrays: Arrays, before: Self | None) -> Self:
+        """One that only answers, from what `arrays` of a learner gave; threads may share it.
+
+        Args:
+            settings: those that it was trained with.
+            table: the items of the snapshot.
+            arrays: read-only, perhaps memory-mapped; {} if there were none.
+            before: the one of the snapshot before, which may lend what it keeps.
+        """
+        return cls()
+
+    def plugs(self) -> dict[str, Plug]:
+        """By the name of their block."""
+        raise NotImplementedError
+
+    def add_item(self, index: int, item_id: str) -> None:
+        """An item is new in the table."""
+
+    def set_text(self, index: int, vector: Float32) -> None:
+        """The text of an item is new: its unit vector [text_dim] is in the table of texts already."""
+
+    def learn(self, group: Group, view: UserView, learnt: bool) -> None:
+        """Takes in a group.
+
+        Args:
+            group: with table indices; its items were added.
+            view: the user before the group.
+            learnt: False = weights stand still, counts and histories go on.
+        """
+
+    def refresh(self) -> None:
+        """Does what the next question would do first, so that it is not charged for it."""
+
+    def forget(self, user_id: str) -> None:
+        """Drops what is kept of a user; what was learnt from it stays."""
+
+    def freeze(self) -> None:
+        """Nothing will be learnt any more."""
+
+    def warm(self, budget_ms: float) -> None:
+        """Before it answers for the first time: prepares for those who ask most, for so long at most."""
+
+    def arrays(self, whole: bool = True) -> Arrays:
+        """What answering needs, as views; without `whole` what changes by rows alone."""
+        return {}
+
+    def touched(self) -> Mapping[str, Touched]:
+        """Which rows changed, for those of `arrays` that change by rows."""
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that learning goes on from, as plain values, arrays and tensors: copies."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on where `state_dict` of a part with the same settings was taken, to the bit."""
+
+
+class VectorPart(Part, VectorPlug):
+    """A part that is its own only plug, by vectors."""
+
+    def plugs(self) -> dict[str, Plug]:
+        """See Part."""
+        return {self.name: self}

@@ -1,22 +1,29 @@
-"""Sequence and graph learners as the engine's plugs: one vector for a user at a time, one for each item."""
+"""Sequence and graph learners as parts of the engine: one vector for a user at a time, one for each item."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from itertools import count
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import numpy as np
 
+from driftline.graph.learn import GraphLearner
 from driftline.graph.rows import key64
+from driftline.model.encode import SequenceScorer
+from driftline.model.history_cache import HistoryCache
 from driftline.model.incremental import History
-from driftline.model.part import VectorPlug
+from driftline.model.part import Part, Plug, VectorPlug
+from driftline.model.sequence import SequenceLearner
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
-    from driftline.graph.arrays import Float32
+    from driftline.configs.settings import Settings
+    from driftline.graph.arrays import Arrays, Float32
     from driftline.graph.codes import Codes
-    from driftline.graph.learn import GraphLearner
-    from driftline.graph.view import ItemTable, UserView
+    from driftline.graph.texts import TextTable
+    from driftline.graph.touched import Touched
+    from driftline.graph.view import Group, ItemTable, UserView
 
 
 class Encoder(Protocol):
@@ -113,3 +120,173 @@ class GraphPlug(VectorPlug):
     def item_codes(self) -> Codes | None:
         """See VectorPlug."""
         return self.learner.item_codes()
+
+
+class SequencePart(Part):
+    """The sequence backbone of `model.backbone`, which keeps the name of the first one.
+
+    Args:
+        encoder: a learner, or what a snapshot holds of one.
+        cache, versions: of an opened one: what is kept of users' histories, shared by all versions, and their count.
+    """
+
+    name = "hstu"
+    default = "on"
+
+    def __init__(
+        self, encoder: Encoder, cache: HistoryCache | None = None, versions: Iterator[int] | None = None
+    ) -> None:
+        self.encoder, self.cache, self._versions = encoder, cache, versions
+
+    @classmethod
+    def made(cls, settings: Settings, table: ItemTable, text: TextTable) -> Self | None:
+        """See Part."""
+        if settings.model.backbone == "off":
+            return None
+        return cls(SequenceLearner(settings.model, text_dim=settings.ranker.text_dim, texts=text))
+
+    @classmethod
+    def opened(cls, settings: Settings, table: ItemTable, arrays: Arrays, before: Self | None) -> Self:
+        """See Part."""
+        cache = before.cache if before is not None else HistoryCache(settings.serving.sequence_cache_mb << 20)
+        versions = before._versions if before is not None and before._versions is not None else count(1)
+        return cls(SequenceScorer.from_arrays(settings.model, arrays, cache, next(versions)), cache, versions)
+
+    @property
+    def learner(self) -> SequenceLearner:
+        """The learner; TypeError if it was opened to answer only."""
+        if not isinstance(self.encoder, SequenceLearner):
+            raise TypeError("a part of a snapshot only answers; expected one that learns")
+        return self.encoder
+
+    def plugs(self) -> dict[str, Plug]:
+        """See Part."""
+        return {self.name: SequencePlug(self.encoder)}
+
+    def set_text(self, index: int, vector: Float32) -> None:
+        """See Part."""
+        self.learner.set_text(index, vector)
+
+    def learn(self, group: Group, view: UserView, learnt: bool) -> None:
+        """See Part."""
+        if learnt:
+            self.learner.learn(group)
+        else:
+            self.learner.observe(group)
+
+    def refresh(self) -> None:
+        """See Part."""
+        self.encoder.item_matrix()
+
+    def forget(self, user_id: str) -> None:
+        """See Part."""
+        if self.cache is not None:
+            self.cache.forget(user_id)
+        else:
+            self.learner.forget(user_id)
+
+    def warm(self, budget_ms: float) -> None:
+        """See Part."""
+        if isinstance(self.encoder, SequenceScorer):
+            self.encoder.warm(budget_ms)
+
+    def arrays(self, whole: bool = True) -> Arrays:
+        """See Part."""
+        return self.learner.arrays(whole)
+
+    def touched(self) -> Mapping[str, Touched]:
+        """See Part."""
+        return self.learner.touched()
+
+    def state_dict(self) -> dict[str, Any]:
+        """See Part."""
+        return self.learner.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """See Part."""
+        self.learner.load_state_dict(state)
+
+
+class GraphPart(Part):
+    """The trained graph. It learns where the state takes a group in (`GraphLearner.around`); `learn` does nothing."""
+
+    name = "graph"
+    default = "on"
+
+    def __init__(self, learner: GraphLearner) -> None:
+        self.learner = learner
+
+    @classmethod
+    def made(cls, settings: Settings, table: ItemTable, text: TextTable) -> Self | None:
+        """See Part."""
+        if settings.graph.weights == "off":
+            return None
+        return cls(GraphLearner(settings.graph, settings.ranker.text_dim, text))
+
+    @classmethod
+    def opened(cls, settings: Settings, table: ItemTable, arrays: Arrays, before: Self | None) -> Self:
+        """See Part."""
+        return cls(GraphLearner.from_arrays(settings.graph, arrays))
+
+    def plugs(self) -> dict[str, Plug]:
+        """See Part."""
+        return {self.name: GraphPlug(self.learner), "fused": GraphPlug(self.learner, fused=True)}
+
+    def add_item(self, index: int, item_id: str) -> None:
+        """See Part."""
+        self.learner.add_item(index, item_id)
+
+    def set_text(self, index: int, vector: Float32) -> None:
+        """See Part."""
+        self.learner.text_changed(index)
+
+    def refresh(self) -> None:
+        """See Part."""
+        self.learner.item_matrix()
+
+    def forget(self, user_id: str) -> None:
+        """See Part."""
+        self.learner.forget(user_id)
+
+    def freeze(self) -> None:
+        """See Part."""
+        self.learner.freeze()
+
+    def arrays(self, whole: bool = True) -> Arrays:
+        """See Part."""
+        return self.learner.arrays()
+
+    def touched(self) -> Mapping[str, Touched]:
+        """See Part."""
+        return self.learner.touched()
+
+    def state_dict(self) -> dict[str, Any]:
+        """See Part."""
+        return self.learner.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """See Part."""
+        self.learner.load_state_dict(state)
+
+
+class NoisePart(Part):
+    """A part that knows nothing, which a replay holds the engine against."""
+
+    name = "noise"
+
+    def __init__(self, table: ItemTable, seed: int) -> None:
+        self._table, self._seed = table, seed
+
+    @classmethod
+    def made(cls, settings: Settings, table: ItemTable, text: TextTable) -> Self | None:
+        """See Part."""
+        return cls(table, settings.ranker.seed)
+
+    @classmethod
+    def opened(cls, settings: Settings, table: ItemTable, arrays: Arrays, before: Self | None) -> Self:
+        """See Part."""
+        return cls(table, settings.ranker.seed)
+
+    def plugs(self) -> dict[str, Plug]:
+        """See Part."""
+        return {self.name: NoisePlug(self._table, self._seed)}

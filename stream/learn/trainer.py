@@ -31,7 +31,7 @@ from driftline.llm.encoder import TextEncoder
 from driftline.model.engine import EngineSlate
 from driftline.serving.availability import CATALOGUE, Bounds, Place
 from driftline.serving.publisher import BrokenChainError
-from driftline.serving.snapshot import LEVEL, SETTINGS, Meta
+from driftline.serving.snapshot import LEVEL, PARTS, SETTINGS, Meta
 from driftline.stream.events.records import dead_letter
 from driftline.stream.events.schema import InvalidEvent
 from driftline.stream.headway import Headway
@@ -104,7 +104,7 @@ class Trainer:
         """Offset by partition of `items` below which every record was judged before."""
         self._learnt_groups = self._groups = 0
         self._publishing = Publishing(
-            settings.serving, self.learner.parts, self.learner.touched, self.catalogue, self.learner.table
+            settings.serving, self.learner.arrays, self.learner.touched, self.catalogue, self.learner.table
         )
         self._since_publish, self._published_s = 0, time.monotonic()
         self._unwritten = 0
@@ -283,7 +283,7 @@ class Trainer:
             git_revision=git_revision(),
             gate=refusal,
             extra={
-                "plugs": list(self.learner.engine.plugs),
+                PARTS: list(self.learner.parts),
                 "trained_share": self.trained_share,
                 SETTINGS: sections_sha256(self.settings, MODEL_SECTIONS),
                 LEVEL: level,

@@ -107,6 +107,8 @@ class EnginePass:
 
     def _learner(self) -> StreamLearner:
         settings = self.settings
+        if self.noise:
+            settings = settings.model_copy(update={"systems": settings.systems | {"noise": "on"}})
         if not self.whole:
             off = settings.model.model_copy(update={"backbone": "off"})
             settings = settings.model_copy(update={"model": off})
@@ -114,7 +116,7 @@ class EnginePass:
         if self.choices.get("text") == "placebo":
             texts = placebo_texts(texts, settings.ranker.seed)
         profiles = replay_profiles(self.setup, self.choices.get("profiles", ""))
-        learner = StreamLearner(settings, texts, profiles, self.noise)
+        learner = StreamLearner(settings, texts, profiles)
         if not self.whole:
             learner.engine = cast("Engine", NoEngine())
         learner.charge(self.clocks)

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from driftline.model.engine import MAIN
-from driftline.model.plugs import SequencePlug
+from driftline.model.plugs import SequencePart
 from driftline.model.ranker import Example, Ranker
 from driftline.model.sequence import History, SequenceLearner
 
@@ -118,8 +118,9 @@ def _observed(learner: StreamLearner, groups: Sequence[Group]) -> SequenceLearne
 
 
 def _exchange(learner: StreamLearner, sequence: SequenceLearner) -> None:
-    learner.sequence = sequence
-    learner.engine.plugs["hstu"] = SequencePlug(sequence)
+    part = SequencePart(sequence)
+    learner.parts[part.name] = part
+    learner.engine.plugs |= part.plugs()
 
 
 def _validated_sequence(learner: StreamLearner, groups: Sequence[Group], cut: int) -> tuple[SequenceLearner, int]:

@@ -68,13 +68,8 @@ def learner(whole_settings):
 
 def published(learner, root):
     """A snapshot of a learner, opened."""
-    parts = {
-        "engine": dict(learner.engine.arrays(rehearsal=False)),
-        "items": item_part(learner.table.ids),
-        "hstu": dict(learner.sequence.arrays()),
-        "graph": dict(learner.graph.arrays()),
-    }
-    publish(root, parts, Meta(extra={"plugs": list(learner.engine.plugs)}))
+    parts = learner.arrays() | {"items": item_part(learner.table.ids)}
+    publish(root, parts, Meta(extra={"parts": list(learner.parts)}))
     return open_snapshot(root)
 
 

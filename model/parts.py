@@ -10,8 +10,9 @@ from importlib.metadata import entry_points
 from typing import TYPE_CHECKING
 
 from driftline.configs.errors import ConfigError
-from driftline.model.part import Part, Plug
-from driftline.model.plugs import GraphPart, NoisePart, SequencePart
+from driftline.configs.systems import PARTS, is_brought
+from driftline.model.part import Part, Plug, VectorPlug
+from driftline.model.plugs import GraphPart, NoisePart, PlaceboPlug, SequencePart
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from driftline.graph.texts import TextTable
     from driftline.graph.view import ItemTable
 
-GROUP = "driftline.parts"
 OURS: dict[str, type[Part]] = {part.name: part for part in (SequencePart, GraphPart, NoisePart)}
 """In the order of their columns."""
 
@@ -34,22 +34,17 @@ def part_of(name: str) -> type[Part]:
     """
     if name in OURS:
         return OURS[name]
-    for entry in entry_points(group=GROUP, name=name):
+    for entry in entry_points(group=PARTS, name=name):
         part = entry.load()
         if not (isinstance(part, type) and issubclass(part, Part) and part.name == name):
             raise ConfigError(
-                f"{entry.value}, entry point {name!r} of {GROUP}, is {part!r}; expected a Part whose name is {name!r}"
+                f"{entry.value}, entry point {name!r} of {PARTS}, is {part!r}; expected a Part whose name is {name!r}"
             )
         return part
     raise ConfigError(
         f"no part {name!r} is installed; expected one of {', '.join(OURS)}, or a package with an entry point of this "
-        f"name in the group {GROUP}. Install it here, too, or take {name!r} out of `systems`"
+        f"name in the group {PARTS}. Install it here, too, or take {name!r} out of `systems`"
     )
-
-
-def is_brought(name: str) -> bool:
-    """Whether an installed package brings a part of this name; nothing is loaded."""
-    return bool(entry_points(group=GROUP, name=name))
 
 
 def wanted(settings: Settings) -> list[type[Part]]:
@@ -57,6 +52,16 @@ def wanted(settings: Settings) -> list[type[Part]]:
     names = [name for name, part in OURS.items() if settings.systems.get(name, part.default) != "off"]
     names += [n for n, arm in settings.systems.items() if n not in OURS and arm != "off" and is_brought(n)]
     return [part_of(name) for name in names]
+
+
+def is_part(name: str) -> bool:
+    """Whether there is a part of this name."""
+    return name in OURS or is_brought(name)
+
+
+def is_off(name: str, settings: Settings) -> bool:
+    """Whether a part is switched off, or was not switched on. Raises ConfigError if there is none of this name."""
+    return settings.systems.get(name, part_of(name).default) == "off"
 
 
 def made(settings: Settings, table: ItemTable, text: TextTable) -> dict[str, Part]:
@@ -83,6 +88,19 @@ def opened(
     return {name: part_of(name).opened(settings, table, arrays.get(name, {}), before.get(name)) for name in names}
 
 
-def plugs_of(parts: Mapping[str, Part]) -> dict[str, Plug]:
-    """The plugs of parts by block."""
-    return {block: plug for part in parts.values() for block, plug in part.plugs().items()}
+def plugs_of(parts: Mapping[str, Part], settings: Settings) -> dict[str, Plug]:
+    """The plugs of parts by block; where `systems` wants a placebo of a part, random vectors in their stead.
+
+    Raises:
+        ConfigError: a part that is more than vectors has no placebo.
+    """
+    plugs: dict[str, Plug] = {}
+    for name, part in parts.items():
+        for block, plug in part.plugs().items():
+            if settings.systems.get(name) != "placebo":
+                plugs[block] = plug
+            elif isinstance(plug, VectorPlug) and plug.columns == VectorPlug.columns:
+                plugs[block] = PlaceboPlug(plug, block, settings.ranker.seed)
+            else:
+                raise ConfigError(f"systems.{name}: got placebo; {block!r} is more than vectors and has none")
+    return plugs

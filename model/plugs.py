@@ -65,7 +65,7 @@ class SequencePlug(VectorPlug):
 
 
 class NoisePlug(VectorPlug):
-    """A useless part: random vectors that stay as they are, of users and items by number. It must change nothing.
+    """A useless plug: random vectors that stay as they are, of users and items by number. It must change nothing.
 
     Args:
         table: the items.
@@ -79,20 +79,54 @@ class NoisePlug(VectorPlug):
 
     def user_vector(self, view: UserView, now_ms: int) -> Float32:
         """[D] float32, of the user's id alone."""
-        vector: Float32 = self._vectors(1, key64(view.user_id), 1)[0]
+        vector: Float32 = noise(2 * self.seed + 1, key64(view.user_id), (1, self.dim))[0]
         return vector
 
     def item_matrix(self) -> Float32:
         """[N, D] float32, made by blocks: what an item gets does not depend on when."""
-        while len(self._items) < len(self.table):
-            self._items = np.concatenate((self._items, self._vectors(0, len(self._items), 1024)))
+        self._items = _lengthened(self._items, len(self.table), 2 * self.seed)
         return self._items
 
-    def _vectors(self, kind: int, number: int, rows: int) -> Float32:
-        random = np.random.Generator(np.random.Philox(key=np.array([2 * self.seed + kind, number], np.uint64)))
-        vectors = random.standard_normal((rows, self.dim)).astype(np.float32)
-        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-        return vectors
+
+class PlaceboPlug(VectorPlug):
+    """Random vectors in another plug's stead, for the same users at the same times, of the same items and width.
+
+    Args:
+        own: the plug; its vectors are asked for, not read.
+        block: its name, that no two placebos be alike.
+        seed: of the vectors.
+    """
+
+    def __init__(self, own: VectorPlug, block: str, seed: int) -> None:
+        self.own, self._key = own, (key64(block) + 2 * seed) & ~1 & (1 << 64) - 1
+        self._items: Float32 = np.zeros((0, own.item_matrix().shape[1]), np.float32)
+
+    def user_vector(self, view: UserView, now_ms: int) -> Float32:
+        """[D] float32, of the user's id alone; zeros where the plug has no opinion."""
+        own = self.own.user_vector(view, now_ms)
+        vector: Float32 = noise(self._key + 1, key64(view.user_id), (1, len(own)))[0] if np.any(own) else own
+        return vector
+
+    def item_matrix(self) -> Float32:
+        """[N, D] float32 of as many items as the plug knows."""
+        n = len(self.own.item_matrix())
+        self._items = _lengthened(self._items, n, self._key)
+        return self._items[:n]
+
+
+def noise(seed: int, number: int, shape: tuple[int, int]) -> Float32:
+    """Random unit vectors [rows, D] by a key of two numbers below 2^64."""
+    random = np.random.Generator(np.random.Philox(key=np.array([seed, number], np.uint64)))
+    vectors = random.standard_normal(shape).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors
+
+
+def _lengthened(vectors: Float32, n: int, seed: int) -> Float32:
+    """At least n random vectors, the first ones as they are."""
+    while len(vectors) < n:
+        vectors = np.concatenate((vectors, noise(seed, len(vectors), (1024, vectors.shape[1]))))
+    return vectors
 
 
 class GraphPlug(VectorPlug):

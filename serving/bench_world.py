@@ -46,7 +46,7 @@ def build_world(settings: Settings) -> World:
     text /= np.linalg.norm(text, axis=1, keepdims=True)
     texts = TextTable(settings.ranker.text_dim)
     learners = made(settings, table, texts)
-    engine = Engine(settings, table, plugs_of(learners), texts)
+    engine = Engine(settings, table, plugs_of(learners, settings), texts)
     for index, item_id in enumerate(table.ids):
         engine.set_text(index, text[index])
         for part in learners.values():

@@ -160,7 +160,7 @@ def engine_builder(settings: Settings, on_forget: list[Callable[[str], None]] | 
         table = ItemTable(unpack_strings(snapshot.parts["items"], "id")[:known])
         parts = opened(settings, table, snapshot.meta.extra.get(PARTS, ()), snapshot.parts, newest)
         newest.update(parts)
-        engine = Engine.from_arrays(settings, table, arrays, plugs_of(parts), read_only=True)
+        engine = Engine.from_arrays(settings, table, arrays, plugs_of(parts, settings), read_only=True)
         return EngineScorer(engine, list(parts.values()), settings.serving.sequence_warm_ms)
 
     return build

@@ -27,6 +27,7 @@ from driftline.graph.rows import Event
 from driftline.graph.texts import TextTable
 from driftline.graph.touched import Touched
 from driftline.graph.view import Group, ItemTable, ProfileVectors, UserView, view_of
+from driftline.model.artefact import Artefact
 from driftline.model.clocks import Clocks, NoClocks
 from driftline.model.engine import Engine, EngineSlate
 from driftline.model.parts import made, plugs_of
@@ -37,11 +38,8 @@ from driftline.stream.process.processor import Changes, Processor, Record
 from driftline.stream.state.store import MemoryStore
 
 
-class Profiles(Protocol):
-    """Where a user's profile comes from, as of an event time."""
-
-    def at(self, user_id: str, now_ms: int) -> ProfileVectors | None:
-        """The newest profile that is valid at `now_ms`."""
+class Profiles(Artefact[str, ProfileVectors], Protocol):
+    """Users' profiles by user id, the newest that is valid."""
 
     def request(self, record: bytes) -> None:
         """Takes a record that the processor meant for `profile-requests`."""
@@ -58,35 +56,30 @@ class NoProfiles:
         """Passes over it."""
 
 
-class Texts(Protocol):
-    """Text vectors of items by id."""
-
-    def get(self, item_id: str) -> Float32 | None:
-        """[text_dim] float32 unit vector, None = the item says nothing."""
-
-
 class StreamLearner:
     """Processor, engine and parts of one stream.
 
     Args:
         settings: the whole configuration.
-        texts: text vectors of items; None = no item has text.
-        profiles: None = nobody has a profile.
+        texts: unit text vectors [text_dim] of items by id; None = no item has text.
+        profiles: None = nobody has a profile. Neither is read where `systems` switches it off.
 
     Attributes:
         parts: what the settings switch on, by name.
     """
 
-    def __init__(self, settings: Settings, texts: Texts | None = None, profiles: Profiles | None = None) -> None:
+    def __init__(
+        self, settings: Settings, texts: Artefact[str, Float32] | None = None, profiles: Profiles | None = None
+    ) -> None:
         self.settings = settings
         self.table = ItemTable()
-        self.texts = texts
-        self.profiles = profiles or NoProfiles()
+        self.texts = None if settings.systems.get("text") == "off" else texts
+        self.profiles = NoProfiles() if profiles is None or settings.systems.get("profiles") == "off" else profiles
         self.processor = Processor(settings, MemoryStore())
         self.text = TextTable(settings.ranker.text_dim)
         """Vectors by table index, one table for the engine and all parts."""
         self.parts = made(settings, self.table, self.text)
-        self.engine = Engine(settings, self.table, plugs_of(self.parts), self.text)
+        self.engine = Engine(settings, self.table, plugs_of(self.parts, settings), self.text)
         self.learning = True
         self.late_waits = False
         """Whether late groups may wait before they are applied: `apply_late` does it. Offsets are then given anew."""
@@ -110,11 +103,12 @@ class StreamLearner:
 
     def add_items(self, item_ids: Sequence[str]) -> None:
         """Makes items candidates, in this order; those that are there already are passed over."""
+        now_ms = self.processor.window.watermark_ms
         for item_id in item_ids:
             if self.table.find(item_id) >= 0:
                 continue
             index = self.table.add(item_id)
-            text = self.texts.get(item_id) if self.texts is not None else None
+            text = self.texts.at(item_id, now_ms) if self.texts is not None else None
             for part in self.parts.values():
                 part.add_item(index, item_id)
             if text is not None:

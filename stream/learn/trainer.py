@@ -24,6 +24,7 @@ import numpy as np
 from driftline.configs.errors import SnapshotError, StateError
 from driftline.configs.load import MODEL_SECTIONS, config_sha256, sections_sha256
 from driftline.configs.settings import Settings
+from driftline.configs.systems import refuse_evaluation
 from driftline.graph.arrays import Float32
 from driftline.graph.rows import Event
 from driftline.graph.view import UserView
@@ -83,6 +84,7 @@ class Trainer:
         self.settings, self.partitions, self._send, self._encoder = settings, partitions, send, encoder
         self.catalogue = Catalogue(settings.broker.prefix + "items", settings.serving.snapshots)
         self.profiles = StreamProfiles(settings.ranker.text_dim)
+        refuse_evaluation(settings.systems)
         self.learner = StreamLearner(settings, CatalogueTexts(self.catalogue, encoder), self.profiles)
         self.learner.late_waits = True
         self.offsets: dict[int, int] = dict.fromkeys(range(partitions), 0)

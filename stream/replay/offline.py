@@ -108,8 +108,9 @@ def _observed(learner: StreamLearner, groups: Sequence[Group]) -> SequenceLearne
     """A fresh backbone that has seen groups and learnt nothing."""
     settings = learner.settings
     fresh = SequenceLearner(settings.model, text_dim=settings.ranker.text_dim, texts=learner.text)
+    now_ms = learner.processor.window.watermark_ms
     for index, item_id in enumerate(learner.table.ids):
-        text = None if learner.texts is None else learner.texts.get(item_id)
+        text = None if learner.texts is None else learner.texts.at(item_id, now_ms)
         if text is not None:
             fresh.set_text(index, text)
     for group in groups:

@@ -27,7 +27,7 @@ TEXT_DIM = 6
 class Texts:
     """A fixed unit vector for each item."""
 
-    def get(self, item_id):
+    def at(self, item_id, now_ms):
         vector = np.random.default_rng(int(item_id.split("-")[1])).standard_normal(TEXT_DIM).astype(np.float32)
         return vector / np.linalg.norm(vector)
 

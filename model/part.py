@@ -6,7 +6,7 @@
     part.state_dict() -> checkpoint;  part.arrays() -> snapshot -> Part.opened(...), which only answers
 
 A plug that maps users and items into one space (`VectorPlug`) says both by its vectors alone. Training, replay and
-serving iterate the parts that the settings name (model/parts.py); what holds for each is in model/contracts.py.
+serving iterate the parts that the settings name (model/parts.py); stream/learn/contracts.py checks what holds for each.
 """
 
 from __future__ import annotations

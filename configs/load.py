@@ -69,7 +69,8 @@ def load(source: str | Path | None = None, environment: Mapping[str, str] = os.e
     for name, (arm, origin) in chosen.items():
         if text := systems.fault_of(name, arm):
             faults.append((origin, f"systems.{name}: {text}"))
-    found += [*systems.overlay({name: arm for name, (arm, _) in chosen.items()}), *over]
+    laid = list(systems.overlay({name: arm for name, (arm, _) in chosen.items()}))
+    found += [leaf for leaf in laid if not systems.is_switch(leaf)] + over + list(filter(systems.is_switch, laid))
     tree: dict[str, Any] = {}
     origins: dict[str, str] = {}
     for path, value, origin in found:

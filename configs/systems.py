@@ -90,16 +90,27 @@ def overlay(chosen: Mapping[str, Any]) -> Iterator[Leaf]:
     for name, arm in chosen.items():
         found = systems().get(name)
         for path, value, origin in found.arms.get(arm, ()) if found is not None else ():
-            if path[0] != "systems":
+            if not is_switch((path, value, origin)):
                 yield path, value, origin
             elif path[1] not in chosen:
                 yield path, value, origin
                 yield from overlay({path[1]: value})
 
 
+def is_switch(leaf: Leaf) -> bool:
+    """Whether a leaf is of `systems`."""
+    return leaf[0][0] == "systems"
+
+
 def switches(leaves: Iterable[Leaf]) -> dict[str, tuple[Any, str]]:
-    """(arm, origin) of each system that leaves of settings switch, the last word counts."""
-    return {path[1]: (value, origin) for path, value, origin in leaves if path[0] == "systems" and len(path) == 2}
+    """(arm, origin) of each system that leaves of settings switch, the last word counts; a whole group is the last."""
+    found: dict[str, tuple[Any, str]] = {}
+    for path, value, origin in filter(is_switch, leaves):
+        if len(path) == 2:
+            found[path[1]] = value, origin
+        elif len(path) == 1 and isinstance(value, dict):
+            found = {name: (arm, origin) for name, arm in value.items()}
+    return found
 
 
 def refuse_evaluation(systems: Mapping[str, str]) -> None:

@@ -1,7 +1,7 @@
 """Which parts an engine has: those that driftline brings, and those of installed packages that the settings switch on.
 
 A package brings a part as an entry point of the group `driftline.parts`, under the part's name; it is loaded where
-`systems` names it. The order is that of the columns: ours first, then theirs as the settings name them.
+`systems` names it. The order is that of the columns: ours first, then theirs by name.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from driftline.graph.texts import TextTable
     from driftline.graph.view import ItemTable
 
+RESERVED = {"base", "engine", "items", "profiles", "signals", "state", "text"}
+"""Names of blocks, of files in a snapshot and of costs that are no part's."""
 OURS: dict[str, type[Part]] = {part.name: part for part in (SequencePart, GraphPart, NoisePart)}
 """In the order of their columns."""
 
@@ -36,9 +38,10 @@ def part_of(name: str) -> type[Part]:
         return OURS[name]
     for entry in entry_points(group=PARTS, name=name):
         part = entry.load()
-        if not (isinstance(part, type) and issubclass(part, Part) and part.name == name):
+        if not (isinstance(part, type) and issubclass(part, Part) and part.name == name) or name in RESERVED:
             raise ConfigError(
-                f"{entry.value}, entry point {name!r} of {PARTS}, is {part!r}; expected a Part whose name is {name!r}"
+                f"{entry.value}, entry point {name!r} of {PARTS}, is {part!r}; expected a Part whose name is that of "
+                f"the entry point and none of {', '.join(sorted(RESERVED))}"
             )
         return part
     raise ConfigError(
@@ -50,7 +53,8 @@ def part_of(name: str) -> type[Part]:
 def wanted(settings: Settings) -> list[type[Part]]:
     """The parts that the settings switch on."""
     names = [name for name, part in OURS.items() if settings.systems.get(name, part.default) != "off"]
-    names += [n for n, arm in settings.systems.items() if n not in OURS and arm != "off" and is_brought(n)]
+    brought = (name for name, arm in settings.systems.items() if name not in OURS and arm != "off")
+    names += sorted(filter(is_brought, brought))  # not as they are named: hashes of settings know no order
     return [part_of(name) for name in names]
 
 
@@ -97,6 +101,8 @@ def plugs_of(parts: Mapping[str, Part], settings: Settings) -> dict[str, Plug]:
     plugs: dict[str, Plug] = {}
     for name, part in parts.items():
         for block, plug in part.plugs().items():
+            if block in plugs:
+                raise ConfigError(f"part {name!r} has a block {block!r}, which is another part's; rename it")
             if settings.systems.get(name) != "placebo":
                 plugs[block] = plug
             elif isinstance(plug, VectorPlug) and plug.columns == VectorPlug.columns:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from driftline.model.engine import MAIN
+from driftline.model.parts import plugs_of
 from driftline.model.plugs import SequencePart
 from driftline.model.ranker import Example, Ranker
 from driftline.model.sequence import History, SequenceLearner
@@ -121,7 +122,7 @@ def _observed(learner: StreamLearner, groups: Sequence[Group]) -> SequenceLearne
 def _exchange(learner: StreamLearner, sequence: SequenceLearner) -> None:
     part = SequencePart(sequence)
     learner.parts[part.name] = part
-    learner.engine.plugs |= part.plugs()
+    learner.engine.plugs |= plugs_of({part.name: part}, learner.settings)
 
 
 def _validated_sequence(learner: StreamLearner, groups: Sequence[Group], cut: int) -> tuple[SequenceLearner, int]:

@@ -35,6 +35,15 @@ def test_a_switch_lies_over_the_file_and_under_the_environment(tmp_path):
     assert load(path, {}).origins["model.backbone"].endswith("systems/hstu.yaml:5")
 
 
+def test_a_variable_may_hold_all_switches_and_an_empty_group_takes_those_of_a_preset_away(tmp_path):
+    path = write(tmp_path, "systems: {hstu: off}\n")
+    settings = load(path, {"DRIFTLINE__SYSTEMS": "{dynllm: placebo}"}).settings
+    assert (settings.systems, settings.model.backbone) == ({"dynllm": "placebo", "profiles": "placebo"}, "hstu")
+    over = tmp_path / "over.yaml"
+    over.write_text("extends: own.yaml\nsystems: {}\n")
+    assert load(over, {}).settings == Settings()
+
+
 @pytest.mark.parametrize("order", [("dynllm", "profiles"), ("profiles", "dynllm")])
 def test_what_is_named_overrules_what_a_system_switches(tmp_path, order):
     said = {"dynllm": "placebo", "profiles": "on"}

@@ -49,13 +49,22 @@ def read(path: Path, faults: list[Fault], seen: tuple[Path, ...] = ()) -> Iterat
     if path.resolve() in seen:
         chain = " -> ".join(p.name for p in (*seen, path))
         raise ConfigError(f"{path}: extends itself: {chain}; take out one `extends`")
-    own = list(_walk(compose(path, Loader), (), path, faults))
+    own = list(leaves(path, faults))
     for key, base, origin in own:
         if key == ("extends",):
             if not isinstance(base, str):
                 raise ConfigError(f"{origin}: extends: got {quoted(base)}; expected a preset or a path")
             yield from read(find(base, f"{origin}: extends", path.parent), faults, (*seen, path.resolve()))
     yield from (leaf for leaf in own if leaf[0] != ("extends",))
+
+
+def leaves(path: Path, faults: list[Fault]) -> Iterator[Leaf]:
+    """The leaves of one file; what is wrong in it goes to `faults`.
+
+    Raises:
+        ConfigError: it can't be read or is not YAML.
+    """
+    yield from _walk(compose(path, Loader), (), path, faults)
 
 
 class Loader(yaml.SafeLoader):

@@ -1,6 +1,7 @@
 """From a preset or a YAML file and the environment to `Settings`, with the origin of every value.
 
-    defaults in configs/settings.py  <  preset or file (`extends: NAME` first)  <  DRIFTLINE__SECTION__KEY
+    defaults in configs/settings.py  <  preset or file (`extends: NAME` first)  <  `systems` that are switched
+                                     <  DRIFTLINE__SECTION__KEY
 
 Whatever is wrong is said at once, a sentence a mistake: where it stands, what was received, what was expected.
 """
@@ -18,14 +19,14 @@ import orjson
 from pydantic import ValidationError
 
 from driftline.configs import environment as variables
-from driftline.configs import files
+from driftline.configs import files, systems
 from driftline.configs.errors import ConfigError
 from driftline.configs.explain import Fault, faults_of, origin_of, sentences
 from driftline.configs.keys import SECRETS, KeyPath, leaves
 from driftline.configs.meaning import faults_in
 from driftline.configs.settings import Settings
 
-MODEL_SECTIONS = ("actions", "graph", "signals", "ranker", "model")
+MODEL_SECTIONS = ("systems", "actions", "graph", "signals", "ranker", "model")
 """Sections that a trained model is rebuilt with."""
 OPERATION = {
     "state": {"root", "sync", "epoch_events", "epoch_ms", "lock_wait_s"},
@@ -63,7 +64,13 @@ def load(source: str | Path | None = None, environment: Mapping[str, str] = os.e
     """As `load_settings`, with origins and with the environment as an argument."""
     faults: list[Fault] = []
     found = list(files.read(files.find(source or "default", "settings"), faults))
-    found += variables.read(environment, faults)
+    over = list(variables.read(environment, faults))
+    chosen = systems.switches([*found, *over])
+    for name, (arm, origin) in chosen.items():
+        if text := systems.fault_of(name, arm):
+            faults.append((origin, f"systems.{name}: {text}"))
+    laid = list(systems.overlay({name: arm for name, (arm, _) in chosen.items()}))
+    found += [leaf for leaf in laid if not systems.is_switch(leaf)] + over + list(filter(systems.is_switch, laid))
     tree: dict[str, Any] = {}
     origins: dict[str, str] = {}
     for path, value, origin in found:
@@ -78,6 +85,22 @@ def load(source: str | Path | None = None, environment: Mapping[str, str] = os.e
     if settings is None or faults:
         raise ConfigError(*sentences(faults, [origin for _, _, origin in found]))
     return Loaded(settings, {key: origin_of(key, origins) for key, _ in leaves(settings)})
+
+
+def switched(settings: Settings, chosen: Mapping[str, str]) -> Settings:
+    """Settings with some systems switched anew.
+
+    Raises:
+        ConfigError: there is no such system, or it has no such arm.
+    """
+    wrong = [f"systems.{name}: {text}" for name, arm in chosen.items() if (text := systems.fault_of(name, arm))]
+    if wrong:
+        raise ConfigError(*wrong)
+    tree = settings.model_dump()
+    for path, value, _ in systems.overlay(chosen):
+        _put(tree, path, value)
+    tree["systems"] |= chosen
+    return Settings.model_validate(tree)
 
 
 def config_sha256(settings: Settings) -> str:

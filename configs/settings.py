@@ -500,6 +500,9 @@ class Settings(Section):
     """The whole configuration."""
 
     name: str = Field("default", description="name of the business; shown in reports and metrics")
+    systems: dict[str, str] = Field(
+        {}, description="off, on, placebo or template by the name of a system or part; see `driftline systems table`"
+    )
     broker: Broker = Broker()
     state: State = State()
     actions: dict[str, Action] = Field(ACTIONS, description="what each action means; others weigh 1 and are counted")

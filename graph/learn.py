@@ -169,6 +169,11 @@ class GraphLearner:
             self.texts.set(index, text)
         self._touch([index])
 
+    def text_changed(self, index: int) -> None:
+        """Takes note that the shared table has a new text of an item."""
+        self._asked = None
+        self._touch([index])
+
     @contextmanager
     def around(
         self,
@@ -388,7 +393,7 @@ class GraphLearner:
         learner.size = len(vectors)
         return learner
 
-    def state_dict(self) -> dict[str, object]:
+    def state_dict(self) -> dict[str, Any]:
         """Everything that learning goes on from: weights, optimiser, raw messages, the open batch, RNG."""
         return {
             "memory": self.memory.state_dict(),

@@ -1,7 +1,8 @@
-"""Names and blocks of the ranker's features: base | profiles | one block for each plug (hstu, graph, ...)."""
+"""Names and blocks of the ranker's features: base | one block for each plug (profiles, hstu, graph, ...)."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,9 +43,6 @@ def base_columns(half_lives_days: tuple[float, ...]) -> tuple[str, ...]:
     return (*popularity, *trends, *ITEM, *MATCH, *USER, *PERSONAL, *recalled)
 
 
-PROFILE_COLUMNS = ("facet_0", "facet_1", "facet_2", "facet_3", "facet_best", "facet_mean", "facet_rank", "has_profile")
-
-
 @dataclass(frozen=True, slots=True)
 class Layout:
     """Names and blocks of the columns.
@@ -73,13 +71,13 @@ class Layout:
         return out
 
 
-def layout(half_lives_days: tuple[float, ...], plugs: tuple[str, ...]) -> Layout:
-    """The columns for these half-lives and plugs."""
+def layout(half_lives_days: tuple[float, ...], plugs: Mapping[str, Sequence[str]]) -> Layout:
+    """The columns for these half-lives and the columns of these plugs, by block."""
     blocks: dict[str, slice] = {}
     names: list[str] = []
-    parts = [("base", base_columns(half_lives_days)), ("profiles", PROFILE_COLUMNS)]
-    parts += [(plug, (f"{plug}_score", f"{plug}_rank")) for plug in plugs]
-    for block, columns in parts:
+    parts = {"base": base_columns(half_lives_days)}
+    parts |= {plug: tuple(f"{plug}_{column}" for column in columns) for plug, columns in plugs.items()}
+    for block, columns in parts.items():
         blocks[block] = slice(len(names), len(names) + len(columns))
         names += columns
     present = np.array([name.startswith("own_") for name in names])

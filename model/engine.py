@@ -4,7 +4,8 @@
     learn(group, view, slate) -> standardiser, rankers, signals, plugs      in this order: predict, then learn
 
 Training, replay and serving drive the same object: a snapshot is `arrays()`, serving opens it with
-`from_arrays(..., read_only=True)`. Sequence and graph models are plugs: each adds a recaller and a block of columns.
+`from_arrays(..., read_only=True)`. Profiles, sequence and graph models are plugs (model/part.py): each adds a recaller
+and a block of columns.
 Several rankers may learn side by side on one feature pass, each with its own blocks: those are the arms of the replay.
 """
 
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,17 +26,14 @@ from driftline.graph.touched import Touched
 from driftline.model.clocks import Clocks, NoClocks
 from driftline.model.columns import Layout, layout
 from driftline.model.features import features
+from driftline.model.part import Asked, Plug, ProfilesPlug
 from driftline.model.ranker import HEADS, Ranker
 from driftline.model.recall import (
     BASE_BITS,
-    BIT,
     PROFILES,
     Pool,
     Scored,
-    Vectors,
-    best_of,
     listed_base,
-    nearest,
     plug_bit,
     pool_of,
     score_base,
@@ -46,7 +44,6 @@ from driftline.model.standardiser import Standardiser
 if TYPE_CHECKING:
     from driftline.configs.settings import Settings
     from driftline.graph.arrays import Float32, Int32
-    from driftline.graph.codes import Codes
     from driftline.graph.view import Group, ItemTable, UserView
 
 MAIN = "incremental"
@@ -61,22 +58,6 @@ def ranker_part(arm: str) -> str:
 
 
 Which = Literal["novel", "repeat", "overall"]
-
-
-class Plug(Protocol):
-    """A model that maps a user at a time and all items into one space."""
-
-    def user_vector(self, view: UserView, now_ms: int) -> Float32:
-        """The user's vector [d]; zeros = no opinion."""
-        ...
-
-    def item_matrix(self) -> Float32:
-        """Vectors [n, d] of the items that it knows; further items have no opinion."""
-        ...
-
-    def item_codes(self) -> Codes | None:
-        """Codes of these vectors where there are many; None = all of them are compared."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +137,7 @@ class Engine:
         table: the items; only their names are read from it.
         text: unit vectors of the items' texts, which plugs may read as well.
         arms: name -> ranker with its blocks; `MAIN` answers requests.
-        plugs: name -> model; its name is the name of its block.
+        plugs: name -> plug; its name is the name of its block. Profiles are the first one.
         clocks: what each part costs, where somebody wants to know.
     """
 
@@ -168,12 +149,13 @@ class Engine:
         text: TextTable | None = None,
     ) -> None:
         self.settings, self.table = settings, table
-        self.plugs: dict[str, Plug] = dict(plugs or {})
-        self.layout: Layout = layout(settings.signals.half_lives_days, tuple(self.plugs))
+        self.text = TextTable(settings.ranker.text_dim) if text is None else text
+        self.plugs: dict[str, Plug] = {PROFILES: ProfilesPlug(self.text), **(plugs or {})}
+        blocks = {name: plug.columns for name, plug in self.plugs.items()}
+        self.layout: Layout = layout(settings.signals.half_lives_days, blocks)
         self._own = self.layout.names.index("own")
         self.signals = Signals(settings.signals)
         self.standardiser = Standardiser(self.layout.present)
-        self.text = TextTable(settings.ranker.text_dim) if text is None else text
         self.arms: dict[str, RankerArm] = {}
         self.clocks: Clocks = NoClocks()
         self.add_arm(MAIN, tuple(self.layout.blocks), settings.ranker.seed)
@@ -189,7 +171,6 @@ class Engine:
         bits = BASE_BITS
         for number, plug in enumerate(self.plugs):
             bits |= plug_bit(number) if plug in seen else np.uint32(0)
-        bits |= BIT[PROFILES] if PROFILES in seen else np.uint32(0)
         base = self.layout.blocks["base"]
         ranker = Ranker(self.settings.ranker, columns, seed, base.stop - base.start)
         self.arms[name] = RankerArm(ranker, seen, bits)
@@ -220,11 +201,12 @@ class Engine:
         return [self._slate(*one) for one in zip(views, now_ms, pasts, alike, strict=True)]
 
     def _slate(self, view: UserView, now_ms: int, past: HistoryDigest, alike: dict[str, Scored]) -> EngineSlate:
-        signals, ranker, text = self.signals, self.settings.ranker, self.text
-        scored, extra = self._opinions(view, past, now_ms, alike)
+        signals, ranker = self.signals, self.settings.ranker
+        asked = Asked(view, past, now_ms, signals.n, ranker.recall)
+        scored, extra = self._opinions(asked, alike)
         with self.clocks.on("signals"):
             pool = pool_of(past, scored, listed_base(view, signals, ranker), extra, signals.n, ranker)
-            raw = features(view, past, now_ms, pool, signals, text, self.layout)
+            raw = features(asked, pool, signals, self.text, self.plugs, self.layout)
             standardised = self.standardiser.apply(raw)
         with self.clocks.on(ranker_part(MAIN)):
             scores = self.arms[MAIN].ranker.score(standardised)
@@ -232,44 +214,29 @@ class Engine:
 
     def score_items(self, view: UserView, now_ms: int, items: Int32) -> Float32:
         """Scores [3, c] of the main ranker for given distinct items [c]; one need not be among the candidates."""
-        text, past = self.text, history_of(view, self.signals.n)
-        alike = score_texts([past], [now_ms], self.signals, text, self.settings.ranker.recall)[0]
-        scored, extra = self._opinions(view, past, now_ms, alike)
+        signals, ranker, past = self.signals, self.settings.ranker, history_of(view, self.signals.n)
+        asked = Asked(view, past, now_ms, signals.n, ranker.recall)
+        alike = score_texts([past], [now_ms], signals, self.text, ranker.recall)[0]
+        scored, extra = self._opinions(asked, alike)
         scored |= {name: one for name, (_, one) in extra.items()}
         pool = Pool(items, np.zeros(len(items), np.uint32), scored)
-        raw = features(view, past, now_ms, pool, self.signals, text, self.layout)
+        raw = features(asked, pool, signals, self.text, self.plugs, self.layout)
         return self.arms[MAIN].ranker.score(self.standardiser.apply(raw))
 
     def _opinions(
-        self, view: UserView, past: HistoryDigest, now_ms: int, alike: dict[str, Scored]
+        self, asked: Asked, alike: dict[str, Scored]
     ) -> tuple[dict[str, Scored], dict[str, tuple[np.uint32, Scored]]]:
-        """Of the base recallers, and of plugs and profiles with their bits."""
-        n, ranker = self.signals.n, self.settings.ranker
+        """Of the base recallers, and of the plugs with their bits."""
         with self.clocks.on("signals"):
-            scored = score_base(view, past, now_ms, self.signals, ranker) | alike
+            scored = score_base(asked.view, asked.past, asked.now_ms, self.signals, self.settings.ranker) | alike
         extra: dict[str, tuple[np.uint32, Scored]] = {}
         for i, (name, plug) in enumerate(self.plugs.items()):
-            if n:
+            if asked.n:
                 with self.clocks.on(name):
-                    extra[name] = plug_bit(i), self._opinion(plug, view, past, now_ms)
-        facets = None if view.profile is None else view.profile.facets
-        if facets is not None and n and facets.shape[1] == self.text.dim:
-            with self.clocks.on(PROFILES):
-                extra[PROFILES] = BIT[PROFILES], nearest(self.text, facets.mean(0), ranker.recall, past.items, n)
+                    one = plug.opinion(asked)
+                if one is not None:
+                    extra[name] = plug_bit(i), one
         return scored, extra
-
-    def _opinion(self, plug: Plug, view: UserView, past: HistoryDigest, now_ms: int) -> Scored:
-        n, vector = self.signals.n, plug.user_vector(view, now_ms)
-        matrix = plug.item_matrix()[:n]
-        if not np.any(vector):
-            return best_of(np.zeros(0, np.float32), 0, past.items, n)
-        if (codes := plug.item_codes()) is not None:
-            return nearest(Vectors(matrix, codes), vector, self.settings.ranker.recall, past.items, n, above=-np.inf)
-        scores = matrix @ vector
-        least, k = float(scores.min()) if len(scores) else 0.0, self.settings.ranker.recall
-        if len(scores) < min(n, k + len(past.items)):  # items that it does not know yet come last, but they come
-            scores = np.concatenate((scores, np.full(n - len(scores), least, np.float32)))
-        return best_of(scores, k, past.items, n, above=-np.inf, otherwise=least)
 
     def score(self, slate: EngineSlate, arm: str = MAIN) -> tuple[Int32, Float32]:
         """Another arm's pool [c] and scores [3, c] on the same feature pass."""
@@ -338,7 +305,7 @@ class Engine:
         read_only: bool = False,
         text: TextTable | None = None,
     ) -> Engine:
-        """The engine whose `arrays` these are, for the same settings and plugs.
+        """The engine whose `arrays` these are, for the same settings and plugs; profiles need not be among them.
 
         Args:
             settings, table, plugs: as at the start.

@@ -1,6 +1,6 @@
 """One row of numbers for each candidate of a request: the only function that makes features, for training and serving.
 
-    columns = base | profiles | one block for each plug (hstu, graph, ...)
+    columns = base | one block for each plug (profiles, hstu, graph, ...)
 
 A block is a slice of columns, so an arm of the replay is a set of blocks: a mask of columns and of recallers. Counts
 enter as logs, popularity as a share of all touches, recaller scores relative to the best of the request; columns are
@@ -11,7 +11,7 @@ items that the user has not touched and are standardised among those that are to
 from __future__ import annotations
 
 import math
-from functools import cache
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,25 +19,25 @@ from numpy.typing import NDArray
 
 from driftline.graph.history import DAY_MS, TRAITS, HistoryDigest, traits_of
 from driftline.graph.sparse import SCRATCH
-from driftline.model.columns import ITEM, PERSONAL, PERSONAL_HALF_LIVES_DAYS, PROFILE_COLUMNS, USER, Layout
+from driftline.model.columns import ITEM, PERSONAL, PERSONAL_HALF_LIVES_DAYS, USER, Layout
 from driftline.model.columns_kernel import (
     chance_columns,
     item_columns,
     log_shares,
     match_columns,
     nearest_columns,
-    opinion_columns,
     personal_columns,
     user_item_columns,
     usual,
 )
+from driftline.model.part import Asked, Plug, opinion_block
 from driftline.model.recall import SCORED, Pool
 
 if TYPE_CHECKING:
     from driftline.graph.arrays import Float32, Int32
     from driftline.graph.signals import Signals
     from driftline.graph.texts import TextTable
-    from driftline.graph.view import ProfileVectors, UserView
+    from driftline.graph.view import UserView
 
 NEAR_ITEMS = 32
 """Newest distinct items that a candidate's text is held against one by one."""
@@ -49,31 +49,25 @@ ITEM_COUNTS = (
 )  # fmt: skip
 """Columns of Signals in the order in which `item_columns` takes them."""
 PERSONAL_RATES = np.array([-1 / (days * DAY_MS) for days in PERSONAL_HALF_LIVES_DAYS], np.float32)
-NOTHING = np.zeros(0, np.int32)
 
 
 def features(
-    view: UserView,
-    past: HistoryDigest,
-    now_ms: int,
-    pool: Pool,
-    signals: Signals,
-    text: TextTable,
-    columns: Layout,
+    asked: Asked, pool: Pool, signals: Signals, text: TextTable, plugs: Mapping[str, Plug], columns: Layout
 ) -> Float32:
     """Raw features of a pool.
 
     Args:
-        view: the user; past: its digest.
-        now_ms: request time.
+        asked: the user and the request time.
         pool: candidates [c] and the recallers' opinions.
         signals: the counted state.
         text: unit text vectors by item.
+        plugs: by block, in the order of the layout.
         columns: the layout.
 
     Returns:
         [f, c] float32, to be standardised.
     """
+    view, past, now_ms = asked.view, asked.past, asked.now_ms
     c, n = len(pool.candidates), signals.n
     out = np.zeros((len(columns.names), c), np.float32)
     if c == 0:
@@ -88,10 +82,13 @@ def features(
         _user(rows, view, past, now_ms)
         _personal(rows, past, place, signals, now_ms)
         for name in SCORED:
-            _opinion(rows, pool, name, place, share=True)
-        _profile(rows, view.profile, pool, text)
-        for name in list(columns.blocks)[2:]:
-            _opinion(rows, pool, name, place, share=False)
+            block = rows.block(2)
+            if (one := pool.scored.get(name)) is not None:
+                opinion_block(items, place, one, block, share=True)
+        for name, plug in plugs.items():
+            block = rows.block(len(plug.columns))
+            if (one := pool.scored.get(name)) is not None:
+                plug.features(asked, pool, place, one, block)
     finally:
         place[items] = -1
     return out
@@ -205,30 +202,3 @@ def _personal(rows: _Rows, past: HistoryDigest, place: Int32, signals: Signals, 
         past.last_group, past.group_age, past.value, past.price, past.returned, past.row_ms, past.row_start,
         *of_items, PERSONAL_RATES, rows.block(len(PERSONAL)),
     )  # fmt: skip
-
-
-@cache
-def _log_ranks(k: int) -> Float32:
-    return np.log1p(np.arange(k + 1, dtype=np.float32))
-
-
-def _opinion(rows: _Rows, pool: Pool, name: str, place: Int32, share: bool) -> None:
-    """Score relative to the best of the list, as `opinion_columns` has it, and log rank; 0 without an opinion."""
-    one, block = pool.scored.get(name), rows.block(2)
-    if one is not None and len(one.best_scores):
-        items, scores = NOTHING if one.items is None else one.items, one.scores
-        if one.exact is not None:
-            items, scores = pool.candidates, one.exact(pool.candidates)
-        ranks = _log_ranks(len(one.best_scores))
-        opinion_columns(pool.candidates, items, scores, one.otherwise, place, one.best_scores, ranks, share, block)
-
-
-def _profile(rows: _Rows, profile: ProfileVectors | None, pool: Pool, text: TextTable) -> None:
-    """Cosines of the item's text to the user's facets."""
-    one = pool.scored.get("profiles")
-    if profile is None or one is None or text.dim == 0:
-        rows.put(*([0.0] * len(PROFILE_COLUMNS)))
-        return
-    cosine = text[pool.candidates] @ profile.facets.T  # [c, 4]
-    _, rank = one.of(pool.candidates)
-    rows.put(*cosine.T, cosine.max(1), cosine.mean(1), np.log1p(rank), 1.0)

@@ -1,21 +1,29 @@
-"""Sequence and graph learners as the engine's plugs: one vector for a user at a time, one for each item."""
+"""Sequence and graph learners as parts of the engine: one vector for a user at a time, one for each item."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from itertools import count
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import numpy as np
 
+from driftline.graph.learn import GraphLearner
 from driftline.graph.rows import key64
+from driftline.model.encode import SequenceScorer
+from driftline.model.history_cache import HistoryCache
 from driftline.model.incremental import History
+from driftline.model.part import Part, Plug, VectorPlug
+from driftline.model.sequence import SequenceLearner
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
-    from driftline.graph.arrays import Float32
+    from driftline.configs.settings import Settings
+    from driftline.graph.arrays import Arrays, Float32
     from driftline.graph.codes import Codes
-    from driftline.graph.learn import GraphLearner
-    from driftline.graph.view import ItemTable, UserView
+    from driftline.graph.texts import TextTable
+    from driftline.graph.touched import Touched
+    from driftline.graph.view import Group, ItemTable, UserView
 
 
 class Encoder(Protocol):
@@ -37,7 +45,7 @@ def wanted_history(view: UserView) -> History:
     return History(items, view.t_ms, view.user_id, max(0, view.events - len(items)))
 
 
-class SequencePlug:
+class SequencePlug(VectorPlug):
     """A sequence backbone: reads the user's history at the request time."""
 
     def __init__(self, encoder: Encoder) -> None:
@@ -52,12 +60,12 @@ class SequencePlug:
         return self.encoder.item_matrix()
 
     def item_codes(self) -> Codes | None:
-        """See model.engine.Plug."""
+        """See VectorPlug."""
         return self.encoder.item_codes()
 
 
-class NoisePlug:
-    """A useless part: random vectors that stay as they are, of users and items by number. It must change nothing.
+class NoisePlug(VectorPlug):
+    """A useless plug: random vectors that stay as they are, of users and items by number. It must change nothing.
 
     Args:
         table: the items.
@@ -71,27 +79,57 @@ class NoisePlug:
 
     def user_vector(self, view: UserView, now_ms: int) -> Float32:
         """[D] float32, of the user's id alone."""
-        vector: Float32 = self._vectors(1, key64(view.user_id), 1)[0]
+        vector: Float32 = noise(2 * self.seed + 1, key64(view.user_id), (1, self.dim))[0]
         return vector
 
     def item_matrix(self) -> Float32:
         """[N, D] float32, made by blocks: what an item gets does not depend on when."""
-        while len(self._items) < len(self.table):
-            self._items = np.concatenate((self._items, self._vectors(0, len(self._items), 1024)))
+        self._items = _lengthened(self._items, len(self.table), 2 * self.seed)
         return self._items
 
-    def item_codes(self) -> Codes | None:
-        """None: all are compared."""
-        return None
 
-    def _vectors(self, kind: int, number: int, rows: int) -> Float32:
-        random = np.random.Generator(np.random.Philox(key=np.array([2 * self.seed + kind, number], np.uint64)))
-        vectors = random.standard_normal((rows, self.dim)).astype(np.float32)
-        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-        return vectors
+class PlaceboPlug(VectorPlug):
+    """Random vectors in another plug's stead, for the same users at the same times, of the same items and width.
+
+    Args:
+        own: the plug; its vectors are asked for, not read.
+        block: its name, that no two placebos be alike.
+        seed: of the vectors.
+    """
+
+    def __init__(self, own: VectorPlug, block: str, seed: int) -> None:
+        self.own, self._key = own, (key64(block) + 2 * seed) & ~1 & (1 << 64) - 1
+        self._items: Float32 = np.zeros((0, own.item_matrix().shape[1]), np.float32)
+
+    def user_vector(self, view: UserView, now_ms: int) -> Float32:
+        """[D] float32, of the user's id alone; zeros where the plug has no opinion."""
+        own = self.own.user_vector(view, now_ms)
+        vector: Float32 = noise(self._key + 1, key64(view.user_id), (1, len(own)))[0] if np.any(own) else own
+        return vector
+
+    def item_matrix(self) -> Float32:
+        """[N, D] float32 of as many items as the plug knows."""
+        n = len(self.own.item_matrix())
+        self._items = _lengthened(self._items, n, self._key)
+        return self._items[:n]
 
 
-class GraphPlug:
+def noise(seed: int, number: int, shape: tuple[int, int]) -> Float32:
+    """Random unit vectors [rows, D] by a key of two numbers below 2^64."""
+    random = np.random.Generator(np.random.Philox(key=np.array([seed, number], np.uint64)))
+    vectors = random.standard_normal(shape).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors
+
+
+def _lengthened(vectors: Float32, n: int, seed: int) -> Float32:
+    """At least n random vectors, the first ones as they are."""
+    while len(vectors) < n:
+        vectors = np.concatenate((vectors, noise(seed, len(vectors), (1024, vectors.shape[1]))))
+    return vectors
+
+
+class GraphPlug(VectorPlug):
     """The graph: reads the user's memory and last neighbours; `fused` joins them with the profile's facets.
 
     A fused plug has no opinion on a user without a profile, so what it adds is what the profile adds.
@@ -114,5 +152,175 @@ class GraphPlug:
         return self.learner.item_matrix()
 
     def item_codes(self) -> Codes | None:
-        """See model.engine.Plug."""
+        """See VectorPlug."""
         return self.learner.item_codes()
+
+
+class SequencePart(Part):
+    """The sequence backbone of `model.backbone`, which keeps the name of the first one.
+
+    Args:
+        encoder: a learner, or what a snapshot holds of one.
+        cache, versions: of an opened one: what is kept of users' histories, shared by all versions, and their count.
+    """
+
+    name = "hstu"
+    default = "on"
+
+    def __init__(
+        self, encoder: Encoder, cache: HistoryCache | None = None, versions: Iterator[int] | None = None
+    ) -> None:
+        self.encoder, self.cache, self._versions = encoder, cache, versions
+
+    @classmethod
+    def made(cls, settings: Settings, table: ItemTable, text: TextTable) -> Self | None:
+        """See Part."""
+        if settings.model.backbone == "off":
+            return None
+        return cls(SequenceLearner(settings.model, text_dim=settings.ranker.text_dim, texts=text))
+
+    @classmethod
+    def opened(cls, settings: Settings, table: ItemTable, arrays: Arrays, before: Self | None) -> Self:
+        """See Part."""
+        cache = before.cache if before is not None else HistoryCache(settings.serving.sequence_cache_mb << 20)
+        versions = before._versions if before is not None and before._versions is not None else count(1)
+        return cls(SequenceScorer.from_arrays(settings.model, arrays, cache, next(versions)), cache, versions)
+
+    @property
+    def learner(self) -> SequenceLearner:
+        """The learner; TypeError if it was opened to answer only."""
+        if not isinstance(self.encoder, SequenceLearner):
+            raise TypeError("a part of a snapshot only answers; expected one that learns")
+        return self.encoder
+
+    def plugs(self) -> dict[str, Plug]:
+        """See Part."""
+        return {self.name: SequencePlug(self.encoder)}
+
+    def set_text(self, index: int, vector: Float32) -> None:
+        """See Part."""
+        self.learner.set_text(index, vector)
+
+    def learn(self, group: Group, view: UserView, learnt: bool) -> None:
+        """See Part."""
+        if learnt:
+            self.learner.learn(group)
+        else:
+            self.learner.observe(group)
+
+    def refresh(self) -> None:
+        """See Part."""
+        self.encoder.item_matrix()
+
+    def forget(self, user_id: str) -> None:
+        """See Part."""
+        if self.cache is not None:
+            self.cache.forget(user_id)
+        else:
+            self.learner.forget(user_id)
+
+    def warm(self, budget_ms: float) -> None:
+        """See Part."""
+        if isinstance(self.encoder, SequenceScorer):
+            self.encoder.warm(budget_ms)
+
+    def arrays(self, whole: bool = True) -> Arrays:
+        """See Part."""
+        return self.learner.arrays(whole)
+
+    def touched(self) -> Mapping[str, Touched]:
+        """See Part."""
+        return self.learner.touched()
+
+    def state_dict(self) -> dict[str, Any]:
+        """See Part."""
+        return self.learner.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """See Part."""
+        self.learner.load_state_dict(state)
+
+
+class GraphPart(Part):
+    """The trained graph. It learns where the state takes a group in (`GraphLearner.around`); `learn` does nothing."""
+
+    name = "graph"
+    default = "on"
+
+    def __init__(self, learner: GraphLearner) -> None:
+        self.learner = learner
+
+    @classmethod
+    def made(cls, settings: Settings, table: ItemTable, text: TextTable) -> Self | None:
+        """See Part."""
+        if settings.graph.weights == "off":
+            return None
+        return cls(GraphLearner(settings.graph, settings.ranker.text_dim, text))
+
+    @classmethod
+    def opened(cls, settings: Settings, table: ItemTable, arrays: Arrays, before: Self | None) -> Self:
+        """See Part."""
+        return cls(GraphLearner.from_arrays(settings.graph, arrays))
+
+    def plugs(self) -> dict[str, Plug]:
+        """See Part."""
+        return {self.name: GraphPlug(self.learner), "fused": GraphPlug(self.learner, fused=True)}
+
+    def add_item(self, index: int, item_id: str) -> None:
+        """See Part."""
+        self.learner.add_item(index, item_id)
+
+    def set_text(self, index: int, vector: Float32) -> None:
+        """See Part."""
+        self.learner.text_changed(index)
+
+    def refresh(self) -> None:
+        """See Part."""
+        self.learner.item_matrix()
+
+    def forget(self, user_id: str) -> None:
+        """See Part."""
+        self.learner.forget(user_id)
+
+    def freeze(self) -> None:
+        """See Part."""
+        self.learner.freeze()
+
+    def arrays(self, whole: bool = True) -> Arrays:
+        """See Part."""
+        return self.learner.arrays()
+
+    def touched(self) -> Mapping[str, Touched]:
+        """See Part."""
+        return self.learner.touched()
+
+    def state_dict(self) -> dict[str, Any]:
+        """See Part."""
+        return self.learner.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """See Part."""
+        self.learner.load_state_dict(state)
+
+
+class NoisePart(Part):
+    """A part that knows nothing, which a replay holds the engine against."""
+
+    name = "noise"
+
+    def __init__(self, table: ItemTable, seed: int) -> None:
+        self._table, self._seed = table, seed
+
+    @classmethod
+    def made(cls, settings: Settings, table: ItemTable, text: TextTable) -> Self | None:
+        """See Part."""
+        return cls(table, settings.ranker.seed)
+
+    @classmethod
+    def opened(cls, settings: Settings, table: ItemTable, arrays: Arrays, before: Self | None) -> Self:
+        """See Part."""
+        return cls(table, settings.ranker.seed)
+
+    def plugs(self) -> dict[str, Plug]:
+        """See Part."""
+        return {self.name: NoisePlug(self._table, self._seed)}

@@ -1,7 +1,7 @@
 """Which items are worth ranking for one request: a dozen recallers, each with a list of its own.
 
 A recaller brings its best `ranker.recall` items that the user has not touched; `personal` brings the user's own. Plugs
-and profiles bring fewer, `ranker.plug_recall`: longer lists made the order worse than they made the pool better.
+bring fewer, `ranker.plug_recall`: longer lists made the order worse than they made the pool better.
 Every candidate carries a bitmask of those that brought it, so an arm of the replay can drop a block's recallers from
 a pool that it shares with other arms: the pool without a block's bits is exactly the pool without that block.
 
@@ -50,25 +50,24 @@ LISTED = ("popularity", "first_buyers", "domain", "newest")
 """Recallers that only bring items."""
 BASE = ("personal", *SCORED, *LISTED)
 PROFILES = "profiles"
-FIRST_PLUG_BIT = 16
-"""Bits below belong to the base recallers and to profiles, those from here on to the plugs in their order."""
+"""The first plug of every engine."""
 
-PLUGS = 31 - FIRST_PLUG_BIT
-"""The last bit of a mask is that of the pool's joining (model/join.py)."""
+PLUGS = 31 - len(BASE)
+"""Bits after those of the base recallers; the last bit of a mask is that of the pool's joining (model/join.py)."""
 
 BASE_BITS = np.uint32((1 << len(BASE)) - 1)
-BIT = {name: np.uint32(1 << i) for i, name in enumerate((*BASE, PROFILES))}
+BIT = {name: np.uint32(1 << i) for i, name in enumerate(BASE)}
 
 
 def plug_bit(number: int) -> np.uint32:
-    """The bit of the plug with this number.
+    """The bit of the plug with this number, in the engine's order.
 
     Raises:
         ValueError: there is no bit left.
     """
     if not 0 <= number < PLUGS:
         raise ValueError(f"plug number {number}: a mask has room for {PLUGS} plugs; drop some arms")
-    return np.uint32(1 << (FIRST_PLUG_BIT + number))
+    return np.uint32(1 << (len(BASE) + number))
 
 
 NO_SCORES = np.zeros(0, np.float32)
@@ -283,7 +282,7 @@ def pool_of(
         past: the user's history; its newest `ranker.personal` items come in first.
         scored: base recallers with scores.
         listed: base recallers with lists alone.
-        extra: plug or profiles -> (bit, opinion); they may add candidates but never displace one.
+        extra: plug -> (bit, opinion); they may add candidates but never displace one.
         n: number of items.
         settings: `pool`, `recall`, `plug_recall`, `personal`.
     """

@@ -15,6 +15,7 @@ from typing import Any
 from driftline.configs.settings import Settings
 from driftline.graph.rows import action_code
 from driftline.model import engine as engine_module
+from driftline.model.part import VectorPlug
 from driftline.model.plugs import GraphPlug, SequencePlug
 from driftline.model.ranker import Ranker
 from driftline.model.standardiser import Standardiser
@@ -36,7 +37,7 @@ _WATCHED: tuple[tuple[Any, str, str], ...] = (
     (engine_module, "history_of", "digest of the history"),
     (engine_module, "score_texts", "recall: texts"),
     (engine_module, "score_base", "recall: sums over partners and users"),
-    (engine_module.Engine, "_opinion", "recall: products with HSTU's and the graph's vectors"),
+    (VectorPlug, "opinion", "recall: products with HSTU's and the graph's vectors"),
     (SequencePlug, "user_vector", "HSTU: the user's vector"),
     (GraphPlug, "user_vector", "graph: the user's vector"),
     (engine_module, "pool_of", "pool"),

@@ -12,15 +12,14 @@ import numpy as np
 from rocksdict import Options, Rdict, WriteBatch
 
 from driftline.configs.settings import Settings
-from driftline.graph.learn import GraphLearner
 from driftline.graph.rows import UserRow, action_code, encode_user, key64, pack_event
+from driftline.graph.texts import TextTable
 from driftline.graph.view import Group, ItemTable, UserView, view_of
-from driftline.model.engine import Engine, Plug
-from driftline.model.plugs import GraphPlug, SequencePlug
-from driftline.model.sequence import SequenceLearner
+from driftline.model.engine import Engine
+from driftline.model.parts import made, plugs_of
 from driftline.serving.arrays import Array, item_part
 from driftline.serving.publish import publish
-from driftline.serving.snapshot import Meta
+from driftline.serving.snapshot import PARTS, Meta
 
 ITEMS, USERS, GROUPS_A_USER, BASKET = 4000, 300, 5, 15
 RANKED_GROUPS = 40
@@ -45,37 +44,30 @@ def build_world(settings: Settings) -> World:
     random = np.random.default_rng(0)
     text = random.standard_normal((ITEMS, settings.ranker.text_dim)).astype(np.float32)
     text /= np.linalg.norm(text, axis=1, keepdims=True)
-    sequence = SequenceLearner(settings.model) if settings.model.backbone != "off" else None
-    graph = GraphLearner(settings.graph, settings.ranker.text_dim) if settings.graph.weights != "off" else None
-    plugs: dict[str, Plug] = {}
-    if sequence is not None:
-        plugs["hstu"] = SequencePlug(sequence)
-    if graph is not None:
-        plugs["graph"] = GraphPlug(graph)
-    engine = Engine(settings, table, plugs)
+    texts = TextTable(settings.ranker.text_dim)
+    learners = made(settings, table, texts)
+    engine = Engine(settings, table, plugs_of(learners, settings), texts)
     for index, item_id in enumerate(table.ids):
         engine.set_text(index, text[index])
-        if graph is not None:
-            graph.add_item(index, item_id, text[index])
+        for part in learners.values():
+            part.add_item(index, item_id)
+            part.set_text(index, text[index])
     engine.grow(ITEMS)
     rows: dict[str, UserRow] = {}
     for number, group in enumerate(_groups(random)):
         view = view_of(rows.get(group.user_id), table, group.user_id)
         slate = engine.slate(view, group.t_ms) if number % (USERS * GROUPS_A_USER // RANKED_GROUPS) == 0 else None
         engine.learn(group, view, slate)
-        if sequence is not None:
-            sequence.observe(group)
+        for part in learners.values():
+            part.learn(group, view, learnt=False)
         rows[group.user_id] = _applied(settings, rows.get(group.user_id), group, table, random)
     now_ms = max(row.last_update_ms for row in rows.values()) + STEP_MS
     parts: dict[str, dict[str, Array]] = {
         "engine": dict(engine.arrays(rehearsal=False)),
         "items": item_part(table.ids, [f"A thing to buy, number {n}" for n in range(ITEMS)]),
     }
-    if sequence is not None:
-        parts["hstu"] = dict(sequence.arrays())
-    if graph is not None:
-        parts["graph"] = dict(graph.arrays())
-    meta = Meta({"interactions:0": ITEMS}, now_ms, extra={"plugs": list(plugs)})
+    parts |= {name: dict(arrays) for name, part in learners.items() if (arrays := part.arrays())}
+    meta = Meta({"interactions:0": ITEMS}, now_ms, extra={PARTS: list(learners)})
     publish(settings.serving.snapshots, parts, meta)
     _write(settings, rows)
     sizes = [len(engine.slate(_view(rows, user, table), now_ms).candidates) for user in list(rows)[:50]]

@@ -1,15 +1,12 @@
 """The engine as a scorer: a snapshot's arrays, opened read-only, behind the seam of serving/scorer.py.
 
-Parts of a snapshot: `items` (serving.arrays.item_part) · `engine` (Engine.arrays(rehearsal=False)) · one part for each
-name in `meta.extra["plugs"]`, in that order: `graph` holds GraphLearner.arrays(), which `fused` reads as well, others
-SequenceLearner.arrays().
+Parts of a snapshot: `items` (serving.arrays.item_part) · `engine` (Engine.arrays(rehearsal=False)) · what each part of
+the engine keeps, under its name, if it keeps anything; `meta.extra["parts"]` names them all in their order.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from itertools import count
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -18,23 +15,20 @@ from driftline.configs.errors import SnapshotError
 from driftline.configs.load import MODEL_SECTIONS
 from driftline.configs.settings import Settings
 from driftline.graph.arrays import Float32, Int32
-from driftline.graph.learn import GraphLearner
 from driftline.graph.sparse import best_rows
 from driftline.graph.view import ItemTable, UserView
-from driftline.model.engine import Engine, EngineSlate, Plug
-from driftline.model.history_cache import HistoryCache
-from driftline.model.plugs import GraphPlug, SequencePlug
+from driftline.model.engine import Engine, EngineSlate
+from driftline.model.part import Part, VectorPlug
+from driftline.model.parts import opened, plugs_of
 from driftline.model.products import products
 from driftline.model.ranker import HEADS
 from driftline.model.reasons import explain
 from driftline.model.recall import Pool, nearest
-from driftline.model.sequence import SequenceScorer
 from driftline.serving.arrays import unpack_strings
 from driftline.serving.models import BuildScorer
 from driftline.serving.scorer import OVERALL, ScoredCandidates, Scorer
-from driftline.serving.snapshot import Snapshot, fits
+from driftline.serving.snapshot import PARTS, Snapshot, fits
 
-GRAPH, FUSED = "graph", "fused"
 _TEXT_WEIGHT = 0.1
 """Of the text's cosine beside the basket cosine: it decides where few baskets speak."""
 _ALIKE = 0.4
@@ -48,11 +42,12 @@ class EngineScorer:
 
     Args:
         engine: opened read-only; its table names exactly the items that it knows.
-        warm_ms: wall time in which each sequence model reads the histories of those who ask most.
+        parts: whose plugs it has.
+        warm_ms: wall time in which each of them may prepare for those who ask most.
     """
 
-    def __init__(self, engine: Engine, warm_ms: float = 0.0) -> None:
-        self.engine, self._warm_ms = engine, warm_ms
+    def __init__(self, engine: Engine, parts: Sequence[Part] = (), warm_ms: float = 0.0) -> None:
+        self.engine, self._parts, self._warm_ms = engine, parts, warm_ms
 
     @property
     def table(self) -> ItemTable:
@@ -123,6 +118,8 @@ class EngineScorer:
         if text.any():
             return text
         for plug in self.engine.plugs.values():
+            if not isinstance(plug, VectorPlug):
+                continue
             matrix = plug.item_matrix()
             out = np.zeros((len(items), matrix.shape[1]), np.float32)
             known = items < len(matrix)
@@ -132,23 +129,21 @@ class EngineScorer:
 
     def warm(self) -> None:
         """See Scorer."""
-        for plug in self.engine.plugs.values():
-            if isinstance(plug, SequencePlug) and isinstance(plug.encoder, SequenceScorer):
-                plug.encoder.warm(self._warm_ms)
+        for part in self._parts:
+            part.warm(self._warm_ms)
 
 
 def engine_builder(settings: Settings, on_forget: list[Callable[[str], None]] | None = None) -> BuildScorer:
     """How a snapshot becomes a scorer under some settings; they must be those that trained it.
 
-    Its scorers share what they keep of users' histories, one version a user; a call that drops a user's is put on
+    The parts of one snapshot may take over what those before kept of users; a call that drops a user's is put on
     `on_forget`.
     """
-    kept: defaultdict[str, HistoryCache] = defaultdict(lambda: HistoryCache(settings.serving.sequence_cache_mb << 20))
-    versions = count(1)
+    newest: dict[str, Part] = {}
 
     def forget(user_id: str) -> None:
-        for cache in list(kept.values()):
-            cache.forget(user_id)
+        for part in list(newest.values()):
+            part.forget(user_id)
 
     if on_forget is not None:
         on_forget.append(forget)
@@ -163,20 +158,9 @@ def engine_builder(settings: Settings, on_forget: list[Callable[[str], None]] | 
         arrays = snapshot.parts["engine"]
         known = int(arrays["signals.counts"][0])
         table = ItemTable(unpack_strings(snapshot.parts["items"], "id")[:known])
-        plugs = _plugs(settings, snapshot, kept, next(versions))
-        engine = Engine.from_arrays(settings, table, arrays, plugs, read_only=True)
-        return EngineScorer(engine, settings.serving.sequence_warm_ms)
+        parts = opened(settings, table, snapshot.meta.extra.get(PARTS, ()), snapshot.parts, newest)
+        newest.update(parts)
+        engine = Engine.from_arrays(settings, table, arrays, plugs_of(parts, settings), read_only=True)
+        return EngineScorer(engine, list(parts.values()), settings.serving.sequence_warm_ms)
 
     return build
-
-
-def _plugs(settings: Settings, snapshot: Snapshot, kept: Mapping[str, HistoryCache], version: int) -> dict[str, Plug]:
-    parts = snapshot.parts
-    graph = GraphLearner.from_arrays(settings.graph, parts[GRAPH]) if GRAPH in parts else None
-    plugs: dict[str, Plug] = {}
-    for name in snapshot.meta.extra.get("plugs", ()):
-        if graph is not None and name in (GRAPH, FUSED):
-            plugs[name] = GraphPlug(graph, fused=name == FUSED)
-        else:
-            plugs[name] = SequencePlug(SequenceScorer.from_arrays(settings.model, parts[name], kept[name], version))
-    return plugs

@@ -37,6 +37,8 @@ LEVEL = "level"
 """Key of `Meta.extra`: counts up when the trainer takes a lasting drop as normal; the gate compares within a level."""
 
 
+PARTS = "parts"
+"""Key of `Meta.extra`: names of the engine's parts (model/parts.py), in order."""
 SETTINGS = "settings"
 """Key of `Meta.extra`: hash of the sections that the model is rebuilt with."""
 

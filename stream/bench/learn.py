@@ -121,12 +121,12 @@ def watch(clock: Clock, shared: EnginePass) -> None:
         (learner, "slate", "slate"),
         (ranker, "score", "slate: ranker"),
         (engine.standardiser, "apply", "slate: standardiser"),
-        (engine, "_opinion", "slate: plugs"),
         (ranker, "learn", "ranker"),
         (engine.standardiser, "update", "standardiser"),
         (engine.signals, "observe", "signals"),
         (learner, "_apply", "processor"),
     ]
+    watched += [(plug, "opinion", "slate: plugs") for plug in engine.plugs.values()]
     watched += [] if sequence is None else [(sequence, "observe", "hstu: log"), (sequence, "step", "hstu: step")]
     watched += [] if graph is None else [(graph, "_step", "graph: step"), (graph, "refresh", "graph: memories")]
     for owner, name, part in watched:

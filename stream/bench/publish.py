@@ -147,7 +147,7 @@ def _used_by_steps(trainer: Trainer) -> None:
 
 
 def _whole(trainer: Trainer, root: Path) -> dict[str, Any]:
-    arrays = trainer.learner.parts()
+    arrays = trainer.learner.arrays()
     started = time.perf_counter()
     copies = {part: {name: array.copy() for name, array in of.items()} for part, of in arrays.items()}
     copied = time.perf_counter()

@@ -33,6 +33,7 @@ from driftline.stream.cli import (  # noqa: E402
     snapshots,
     state,
     streams,
+    systems,
     up,
     withdraw,
 )
@@ -56,6 +57,7 @@ app.add_typer(dlq.app, name="dlq")
 app.add_typer(inspect.config_app, name="config")
 app.add_typer(inspect.profile_app, name="profile")
 app.add_typer(bench.app, name="bench")
+app.add_typer(systems.app, name="systems")
 
 
 def print_version(wanted: bool) -> None:

@@ -181,8 +181,8 @@ class CatalogueTexts:
     def __init__(self, catalogue: Catalogue, encoder: TextEncoder | None) -> None:
         self._catalogue, self._encoder = catalogue, encoder
 
-    def get(self, item_id: str) -> Float32 | None:
-        """[text_dim] float32 unit vector, None = the item says nothing."""
+    def at(self, item_id: str, now_ms: int) -> Float32 | None:
+        """[text_dim] float32 unit vector of what the catalogue says as it is read, None = the item says nothing."""
         item = self._catalogue.items.get(item_id)
         text = "" if item is None else item.description()
         return self._encoder.encode([text])[0] if self._encoder is not None and text else None

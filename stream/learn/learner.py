@@ -2,7 +2,7 @@
 
     view = learner.view(user_id, now_ms)       what is known before the group
     slate = learner.slate(view, now_ms)        predict
-    learner.learn(group, events, view, slate)  then learn: engine, graph, processor, sequence, in this order
+    learner.learn(group, events, view, slate)  then learn: engine, graph, processor, parts, in this order
 
 Nothing here knows of Kafka. With `learning` off weights stand still while histories, memories and signals go on:
 that is the arm `frozen`, and what a trainer does with the groups that it passes over while it catches up.
@@ -27,20 +27,19 @@ from driftline.graph.rows import Event
 from driftline.graph.texts import TextTable
 from driftline.graph.touched import Touched
 from driftline.graph.view import Group, ItemTable, ProfileVectors, UserView, view_of
+from driftline.model.artefact import Artefact
 from driftline.model.clocks import Clocks, NoClocks
-from driftline.model.engine import Engine, EngineSlate, Plug
-from driftline.model.plugs import GraphPlug, NoisePlug, SequencePlug
+from driftline.model.engine import Engine, EngineSlate
+from driftline.model.parts import made, plugs_of
+from driftline.model.plugs import GraphPart, SequencePart
 from driftline.model.sequence import SequenceLearner
 from driftline.stream.learn.waiting import WaitingEvents
 from driftline.stream.process.processor import Changes, Processor, Record
 from driftline.stream.state.store import MemoryStore
 
 
-class Profiles(Protocol):
-    """Where a user's profile comes from, as of an event time."""
-
-    def at(self, user_id: str, now_ms: int) -> ProfileVectors | None:
-        """The newest profile that is valid at `now_ms`."""
+class Profiles(Artefact[str, ProfileVectors], Protocol):
+    """Users' profiles by user id, the newest that is valid."""
 
     def request(self, record: bytes) -> None:
         """Takes a record that the processor meant for `profile-requests`."""
@@ -57,56 +56,30 @@ class NoProfiles:
         """Passes over it."""
 
 
-class Texts(Protocol):
-    """Text vectors of items by id."""
-
-    def get(self, item_id: str) -> Float32 | None:
-        """[text_dim] float32 unit vector, None = the item says nothing."""
-
-
 class StreamLearner:
-    """Processor, engine and plugs of one stream.
+    """Processor, engine and parts of one stream.
 
     Args:
-        settings: the whole configuration; `model.backbone` and `graph.weights` may be "off".
-        texts: text vectors of items; None = no item has text.
-        profiles: None = nobody has a profile.
-        noise: with a part that knows nothing, which a replay holds the engine against.
+        settings: the whole configuration.
+        texts: unit text vectors [text_dim] of items by id; None = no item has text.
+        profiles: None = nobody has a profile. Neither is read where `systems` switches it off.
+
+    Attributes:
+        parts: what the settings switch on, by name.
     """
 
     def __init__(
-        self,
-        settings: Settings,
-        texts: Texts | None = None,
-        profiles: Profiles | None = None,
-        noise: bool = False,
+        self, settings: Settings, texts: Artefact[str, Float32] | None = None, profiles: Profiles | None = None
     ) -> None:
         self.settings = settings
         self.table = ItemTable()
-        self.texts = texts
-        self.profiles = profiles or NoProfiles()
+        self.texts = None if settings.systems.get("text") == "off" else texts
+        self.profiles = NoProfiles() if profiles is None or settings.systems.get("profiles") == "off" else profiles
         self.processor = Processor(settings, MemoryStore())
         self.text = TextTable(settings.ranker.text_dim)
-        """Vectors by table index, one table for the engine and both models."""
-        self.sequence = (
-            SequenceLearner(settings.model, text_dim=settings.ranker.text_dim, texts=self.text)
-            if settings.model.backbone != "off"
-            else None
-        )
-        self.graph = (
-            GraphLearner(settings.graph, settings.ranker.text_dim, self.text)
-            if settings.graph.weights != "off"
-            else None
-        )
-        plugs: dict[str, Plug] = {}
-        if self.sequence is not None:
-            plugs["hstu"] = SequencePlug(self.sequence)
-        if self.graph is not None:
-            plugs["graph"] = GraphPlug(self.graph)
-            plugs["fused"] = GraphPlug(self.graph, fused=True)
-        if noise:
-            plugs["noise"] = NoisePlug(self.table, settings.ranker.seed)
-        self.engine = Engine(settings, self.table, plugs, self.text)
+        """Vectors by table index, one table for the engine and all parts."""
+        self.parts = made(settings, self.table, self.text)
+        self.engine = Engine(settings, self.table, plugs_of(self.parts, settings), self.text)
         self.learning = True
         self.late_waits = False
         """Whether late groups may wait before they are applied: `apply_late` does it. Offsets are then given anew."""
@@ -116,15 +89,28 @@ class StreamLearner:
         self.adoptions = 0
         """Graph versions that were adopted, `processor.graph.model` last."""
 
+    @property
+    def sequence(self) -> SequenceLearner | None:
+        """The sequence backbone, for who asks it alone."""
+        part = self.parts.get(SequencePart.name)
+        return part.learner if isinstance(part, SequencePart) else None
+
+    @property
+    def graph(self) -> GraphLearner | None:
+        """The trained graph: its memory is the processor's, so it learns as the processor applies."""
+        part = self.parts.get(GraphPart.name)
+        return part.learner if isinstance(part, GraphPart) else None
+
     def add_items(self, item_ids: Sequence[str]) -> None:
         """Makes items candidates, in this order; those that are there already are passed over."""
+        now_ms = self.processor.window.watermark_ms
         for item_id in item_ids:
             if self.table.find(item_id) >= 0:
                 continue
             index = self.table.add(item_id)
-            text = self.texts.get(item_id) if self.texts is not None else None
-            if self.graph is not None:
-                self.graph.add_item(index, item_id)
+            text = self.texts.at(item_id, now_ms) if self.texts is not None else None
+            for part in self.parts.values():
+                part.add_item(index, item_id)
             if text is not None:
                 self.set_text(item_id, text)
         self.engine.grow(len(self.table))
@@ -134,10 +120,8 @@ class StreamLearner:
         index = self.table.find(item_id)
         if index < 0 or not self.text.set(index, vector):
             return
-        if self.sequence is not None:
-            self.sequence.set_text(index, vector)
-        if self.graph is not None:
-            self.graph.add_item(index, item_id)
+        for part in self.parts.values():
+            part.set_text(index, vector)
 
     def view(self, user_id: str, now_ms: int) -> UserView:
         """What is known of a user at `now_ms`: it picks the profile, and a row that ended by then is none."""
@@ -164,25 +148,23 @@ class StreamLearner:
             self.apply_late()
             events = self._numbered(events)
         self.engine.learn(group, view, slate if self.learning else None)
+        graph = self.graph
         with self.clocks.on("graph", "learn"), self._graph_around(group, events, view, learnt):
             waits = self.late_waits and self._waiting.takes(events, self.processor.window)
             changes = Changes() if waits else self._apply(events)
-        if self.sequence is not None:
-            with self.clocks.on("hstu", "learn"):
-                if learnt:
-                    self.sequence.learn(group)
-                else:
-                    self.sequence.observe(group)
+        for name, part in self.parts.items():
+            with self.clocks.on(name, "learn"):
+                part.learn(group, view, learnt)
         if not waits:
             self._waiting.applied(len(events))
         if self._waiting.due:
             self.apply_late()
         self.groups += 1
         due = self.groups % self.settings.graph.publish_groups == 0
-        if due and self.learning and self.graph is not None and self.graph.trained:
+        if due and self.learning and graph is not None and graph.trained:
             self.apply_late()
             with self.clocks.on("graph", "learn"):
-                self.adopt(self.graph.version())
+                self.adopt(graph.version())
         return changes
 
     def apply_late(self) -> None:
@@ -228,28 +210,19 @@ class StreamLearner:
         return self.graph.around(processor.graph, user, nodes_now, view, group, sample)
 
     def refresh(self) -> None:
-        """Brings the item vectors up to date, as the next slate would: no work that `parts` is then the cause of."""
-        for model in (self.sequence, self.graph):
-            if model is not None:
-                model.item_matrix()
+        """Brings the item vectors up to date, as the next slate would: no work that `arrays` is then the cause of."""
+        for part in self.parts.values():
+            part.refresh()
 
-    def parts(self, whole: bool = True) -> dict[str, Arrays]:
+    def arrays(self, whole: bool = True) -> dict[str, Arrays]:
         """What a snapshot holds, the items aside: views, which learning changes; or what changes by rows alone."""
-        parts: dict[str, Arrays] = {"engine": self.engine.arrays(rehearsal=False)}
-        if self.sequence is not None:
-            parts["hstu"] = dict(self.sequence.arrays(whole))
-        if self.graph is not None:
-            parts["graph"] = dict(self.graph.arrays())
-        return parts
+        arrays = {name: part.arrays(whole) for name, part in self.parts.items()}
+        return {"engine": self.engine.arrays(rehearsal=False), **{name: dict(of) for name, of in arrays.items() if of}}
 
     def touched(self) -> dict[str, dict[str, Touched]]:
-        """Which rows of `parts` changed, for those that change by rows."""
-        touched = {"engine": self.engine.touched()}
-        if self.sequence is not None:
-            touched["hstu"] = self.sequence.touched()
-        if self.graph is not None:
-            touched["graph"] = self.graph.touched()
-        return touched
+        """Which rows of `arrays` changed, for those that change by rows."""
+        touched = {name: dict(part.touched()) for name, part in self.parts.items()}
+        return {"engine": self.engine.touched(), **{name: of for name, of in touched.items() if of}}
 
     def adopt(self, model: GraphMemory) -> None:
         """Adopts a graph version at the processor's next offset."""
@@ -263,10 +236,8 @@ class StreamLearner:
         self.processor.acknowledged = True  # the worker sends the tombstones
         self.processor.clear_outbox()
         self.engine.signals.users.forget(user_id)
-        if self.sequence is not None:
-            self.sequence.forget(user_id)
-        if self.graph is not None:
-            self.graph.forget(user_id)
+        for part in self.parts.values():
+            part.forget(user_id)
 
     def charge(self, clocks: Clocks) -> None:
         """Has every part's processor time counted from here on."""
@@ -275,8 +246,8 @@ class StreamLearner:
     def freeze(self) -> None:
         """Weights stand still from here on."""
         self.learning = False
-        if self.graph is not None:
-            self.graph.freeze()
+        for part in self.parts.values():
+            part.freeze()
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that learning goes on from, for a checkpoint; late events that waited are applied before."""
@@ -287,8 +258,7 @@ class StreamLearner:
             "older": {v.sha256: v.model.state_dict() for v in self.processor.versions.older if v.sha256},
             "ids": list(self.table.ids),
             "engine": {name: _copied(array) for name, array in self.engine.arrays().items()},
-            "sequence": self.sequence.state_dict() if self.sequence is not None else None,
-            "graph": self.graph.state_dict() if self.graph is not None else None,
+            "parts": {name: part.state_dict() for name, part in self.parts.items()},
             "groups": self.groups,
         }
 
@@ -308,10 +278,8 @@ class StreamLearner:
         for item_id in state["ids"]:
             self.table.add(item_id)
         self.text.restore(state["engine"])
-        if self.sequence is not None:
-            self.sequence.load_state_dict(state["sequence"])
-        if self.graph is not None:
-            self.graph.load_state_dict(state["graph"])
+        for name, part in self.parts.items():
+            part.load_state_dict(state["parts"][name])
         self.engine = Engine.from_arrays(self.settings, self.table, state["engine"], self.engine.plugs, text=self.text)
         self.groups = state["groups"]
 

@@ -25,6 +25,7 @@ import numpy as np
 from driftline.configs.errors import SnapshotError, StateError
 from driftline.configs.load import MODEL_SECTIONS, config_sha256, sections_sha256
 from driftline.configs.settings import Settings
+from driftline.configs.systems import refuse_evaluation
 from driftline.graph.arrays import Float32
 from driftline.graph.rows import Event
 from driftline.graph.view import UserView
@@ -32,7 +33,7 @@ from driftline.llm.encoder import TextEncoder
 from driftline.model.engine import EngineSlate
 from driftline.serving.availability import CATALOGUE, Bounds, Place
 from driftline.serving.publisher import BrokenChainError
-from driftline.serving.snapshot import LEVEL, SETTINGS, Meta
+from driftline.serving.snapshot import LEVEL, PARTS, SETTINGS, Meta
 from driftline.stream.events.records import dead_letter
 from driftline.stream.events.schema import InvalidEvent
 from driftline.stream.headway import Headway
@@ -84,6 +85,7 @@ class Trainer:
         self.settings, self.partitions, self._send, self._encoder = settings, partitions, send, encoder
         self.catalogue = Catalogue(settings.broker.prefix + "items", settings.serving.snapshots)
         self.profiles = StreamProfiles(settings.ranker.text_dim)
+        refuse_evaluation(settings.systems)
         self.learner = StreamLearner(settings, CatalogueTexts(self.catalogue, encoder), self.profiles)
         self.learner.late_waits = True
         self.offsets: dict[int, int] = dict.fromkeys(range(partitions), 0)
@@ -108,7 +110,7 @@ class Trainer:
         """Offset by partition of `items` below which every record was judged before."""
         self._learnt_groups = self._groups = 0
         self._publishing = Publishing(
-            settings.serving, self.learner.parts, self.learner.touched, self.catalogue, self.learner.table
+            settings.serving, self.learner.arrays, self.learner.touched, self.catalogue, self.learner.table
         )
         self._since_publish, self._published_s = 0, time.monotonic()
         self._unwritten = 0
@@ -299,7 +301,7 @@ class Trainer:
             git_revision=self._revision,
             gate=refusal,
             extra={
-                "plugs": list(self.learner.engine.plugs),
+                PARTS: list(self.learner.parts),
                 "trained_share": self.trained_share,
                 SETTINGS: sections_sha256(self.settings, MODEL_SECTIONS),
                 LEVEL: level,

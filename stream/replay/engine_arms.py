@@ -1,17 +1,15 @@
 """Arms that run the engine: the lone backbones, the ranker with its blocks on and off, frozen, incremental, retrained.
 
     hstu, sasrec, graph          one model alone: no ranker, no signals
-    ranker[+hstu][+graph][+profiles]   the engine with the named blocks
-    incremental[-BLOCK]          the whole engine, or all but one block
-    incremental+noise, ranker+noise   with a part of random numbers: it must change nothing
-    incremental:profiles=placebo   each profile, at its time, that of somebody else; =template: none of the file
-    incremental:text=placebo     the text of each item that of another one
-    incremental:graph=random     the whole engine over a graph that is not trained; =off: without graph memory anywhere
+    incremental[:NAME=ARM]...    the whole engine, systems and parts switched as `systems` of the settings switches them
+    incremental[-NAME]...        all blocks but those that count for a part, or for profiles
+    ranker[+NAME]...             the engine with these blocks alone
     frozen                       the whole engine, weights fixed at the split, histories and signals live
     weekly_frozen                what `incremental` is at the start of every week, fixed in between
     retrain                      the whole engine, trained from scratch before every week by epochs, fixed in between
 
-Arms of one pass that differ only in what their ranker sees share one StreamLearner: features are computed once.
+A part that is off by default is switched on by `+NAME`, too. Arms that differ only in what their ranker sees, by + and
+-, share one StreamLearner: features are computed once. Those that switch something have one of their own.
 """
 
 from __future__ import annotations
@@ -25,15 +23,19 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from driftline.configs.errors import ConfigError, InputError
+from driftline.configs.load import switched
 from driftline.configs.settings import Settings
 from driftline.model.clocks import Clocks
 from driftline.model.engine import MAIN, EngineSlate, ranker_part
+from driftline.model.parts import is_off, is_part
 from driftline.model.plugs import wanted_history
 from driftline.model.ranker import HEADS
+from driftline.model.recall import PROFILES
 from driftline.model.sequence import SequenceLearner
 from driftline.stream.learn.learner import StreamLearner
 from driftline.stream.replay.arms import Arm, Arrival, Cost, Ranking, Request, Setup, Slate
-from driftline.stream.replay.inputs import placebo_texts, replay_profiles, replay_texts
+from driftline.stream.replay.inputs import replay_profiles, replay_texts, texts_of
 from driftline.stream.replay.offline import fit, settings_of_pass
 from driftline.stream.state.store import state_sha256
 
@@ -42,8 +44,8 @@ if TYPE_CHECKING:
     from driftline.graph.view import Group, UserView
     from driftline.model.engine import Engine, RankerArm
 
-BLOCKS = {"hstu": ("hstu",), "graph": ("graph",), "profiles": ("profiles", "fused")}
-"""Blocks of an arm's name, and the engine's blocks of columns that each stands for.
+BLOCKS = {"profiles": ("profiles", "fused")}
+"""Blocks of columns that count for a name; others count for their own.
 
 `fused` is a profile joined with the graph memory of its user: so `-graph` leaves that much of the graph in,
 `:graph=off` nothing.
@@ -51,12 +53,7 @@ BLOCKS = {"hstu": ("hstu",), "graph": ("graph",), "profiles": ("profiles", "fuse
 BASE_PARTS = ("state", "signals", "text")
 """Parts that every arm of the engine needs."""
 WEEK_MS = 7 * 86_400_000
-CHOICES = {"graph": ("trained", "random", "off"), "profiles": ("placebo", "template"), "text": ("placebo",)}
-"""What may stand after a colon in an arm's name."""
-_NAME = re.compile(
-    r"(?P<base>ranker|incremental)(?P<blocks>([+-](hstu|graph|profiles))*)(?P<noise>\+noise)?"
-    r"(?P<choices>(:(graph|profiles|text)=\w+)*)"
-)
+_NAME = re.compile(r"(?P<base>ranker|incremental)(?P<blocks>([+-]\w+)*)(?P<switches>(:\w+=\w+)*)")
 
 
 class NoEngine:
@@ -84,22 +81,12 @@ class EnginePass:
 
     Args:
         setup: of the pass.
-        settings: with the seeds of the pass.
+        settings: with the seeds and switches of the pass.
         whole: with engine and backbone; else the graph alone, until an arm asks for more.
-        noise: with a part that knows nothing.
-        choices: "placebo" or "template" in place of what "profiles" or "text" says.
     """
 
-    def __init__(
-        self,
-        setup: Setup,
-        settings: Settings,
-        whole: bool = True,
-        noise: bool = False,
-        choices: Mapping[str, str] | None = None,
-    ) -> None:
-        self.setup, self.settings, self.whole, self.noise = setup, settings, whole, noise
-        self.choices = dict(choices or {})
+    def __init__(self, setup: Setup, settings: Settings, whole: bool = True) -> None:
+        self.setup, self.settings, self.whole = setup, settings, whole
         self.clocks = Clocks()
         self.learner = self._learner()
         self._slate: tuple[int, EngineSlate] | None = None
@@ -110,11 +97,8 @@ class EnginePass:
         if not self.whole:
             off = settings.model.model_copy(update={"backbone": "off"})
             settings = settings.model_copy(update={"model": off})
-        texts = replay_texts(self.setup)
-        if self.choices.get("text") == "placebo":
-            texts = placebo_texts(texts, settings.ranker.seed)
-        profiles = replay_profiles(self.setup, self.choices.get("profiles", ""))
-        learner = StreamLearner(settings, texts, profiles, self.noise)
+        profiles = replay_profiles(self.setup, settings.systems.get("profiles", "on"))
+        learner = StreamLearner(settings, texts_of(self.setup, settings), profiles)
         if not self.whole:
             learner.engine = cast("Engine", NoEngine())
         learner.charge(self.clocks)
@@ -194,9 +178,10 @@ class EngineArm:
     @property
     def cost(self) -> Cost:
         """Of what every arm needs, of the blocks that it sees, and of its own ranker."""
-        blocks = self.shared.learner.engine.arms[self.arm].blocks
-        graph = ("graph",) if "fused" in blocks else ()
-        return self.shared.cost((*BASE_PARTS, *blocks, *graph, ranker_part(self.arm)))
+        learner = self.shared.learner
+        blocks = learner.engine.arms[self.arm].blocks
+        parts = (name for name, part in learner.parts.items() if not part.plugs().keys().isdisjoint(blocks))
+        return self.shared.cost({*BASE_PARTS, *blocks, *parts, ranker_part(self.arm)})
 
     def start(self, split_ms: int) -> None:
         """Nothing changes at the split."""
@@ -408,25 +393,25 @@ def answer(shared: EnginePass, request: Request, arm: str) -> Slate:
     return Slate(rankings["overall"], rankings["novel"], rankings["repeat"])
 
 
-def seeded(settings: Settings, seed: int, **graph: Any) -> Settings:
-    """The settings with every seed shifted, and a changed graph section."""
+def seeded(settings: Settings, seed: int) -> Settings:
+    """The settings with every seed shifted."""
     sections = {name: getattr(settings, name) for name in ("model", "ranker", "graph")}
     changed = {name: s.model_copy(update={"seed": s.seed + seed}) for name, s in sections.items()}
-    changed["graph"] = changed["graph"].model_copy(update=graph)
     return settings.model_copy(update=changed)
 
 
 def build(name: str, setup: Setup) -> Arm | None:
-    """The arm of a name, None if it is none of these."""
-    settings = seeded(setup.settings, setup.seed)
+    """The arm of a name, None if it is none of these.
 
-    def shared_pass(whole: bool = True, noise: bool = False, choices: dict[str, str] | None = None) -> EnginePass:
-        choices = dict(sorted((choices or {}).items()))
-        key = f"pass {choices}{' noise' if noise else ''}"
+    Raises:
+        InputError: it switches what there is not.
+    """
+
+    def shared_pass(whole: bool = True, switches: Mapping[str, str] | None = None) -> EnginePass:
+        chosen = dict(sorted((switches or {}).items()))
+        key = f"pass {chosen}"
         if key not in setup.shared:
-            graph = {"weights": choices["graph"]} if "graph" in choices else {}
-            changed = seeded(setup.settings, setup.seed, **graph)
-            made = setup.shared[key] = EnginePass(setup, changed, whole, noise, choices)
+            made = setup.shared[key] = EnginePass(setup, _switched(name, settings, chosen), whole)
             setup.shared.setdefault("state_sha256", lambda: state_sha256([made.learner.processor.store]))
             setup.shared.setdefault("adoptions", lambda: made.learner.adoptions)
         shared: EnginePass = setup.shared[key]
@@ -434,6 +419,7 @@ def build(name: str, setup: Setup) -> Arm | None:
             shared.widen()
         return shared
 
+    settings = seeded(setup.settings, setup.seed)
     match name:
         case "hstu" | "sasrec":
             changed = settings.model_copy(update={"model": settings.model.model_copy(update={"backbone": name})})
@@ -449,17 +435,27 @@ def build(name: str, setup: Setup) -> Arm | None:
     found = _NAME.fullmatch(name)
     if found is None:
         return None
-    signed = re.findall(r"([+-])(\w+)", found["blocks"])
     whole = found["base"] == "incremental"
-    if any(sign == ("+" if whole else "-") for sign, _ in signed):
+    signed = {part: sign for sign, part in re.findall(r"([+-])(\w+)", found["blocks"])}
+    switches = dict(re.findall(r":(\w+)=(\w+)", found["switches"]))
+    if not all(part == PROFILES or is_part(part) for part in signed):
         return None
-    named, noise = {block for _, block in signed}, found["noise"] is not None
-    blocks = tuple(part for block, parts in BLOCKS.items() if (block in named) != whole for part in parts)
-    blocks += ("noise",) if noise else ()
-    choices = dict(re.findall(r":(\w+)=(\w+)", found["choices"]))
-    if any(choice not in CHOICES[what] for what, choice in choices.items()):
+    added = {part for part in signed if part != PROFILES and is_off(part, settings)}
+    if not all(sign == "+" if part in added or not whole else sign == "-" for part, sign in signed.items()):
         return None
-    shared = shared_pass(noise=noise, choices=choices)
-    arm = MAIN if whole and not signed else name
+    shared = shared_pass(switches=dict.fromkeys(added, "on") | switches)
+    named = {block for part in signed for block in BLOCKS.get(part, (part,))}
+    plugs = shared.learner.engine.plugs
+    if not whole and not named <= plugs.keys():
+        return None
+    blocks = tuple(block for block in plugs if (block in named) != whole or (block in added and whole))
+    arm = MAIN if whole and blocks == tuple(plugs) else name
     shared.add(arm, blocks)
     return EngineArm(name, shared, arm)
+
+
+def _switched(name: str, settings: Settings, chosen: Mapping[str, str]) -> Settings:
+    try:
+        return switched(settings, chosen)
+    except ConfigError as error:
+        raise InputError(f"--arms got {name!r}: {error}") from None

@@ -24,6 +24,7 @@ from driftline.llm.offline import LogEvent, requests_of_log
 from driftline.llm.profile import read_profiles, with_vectors
 from driftline.llm.refresh import due_version
 from driftline.llm.request import CatalogueItem, ProfileRequest, read_request
+from driftline.model.artefact import Artefact, Placebo, Template, shuffled
 from driftline.stream.replay.schedule import Asked, Schedule
 
 if TYPE_CHECKING:
@@ -64,10 +65,38 @@ def catalogue_of(items: Mapping[str, Item]) -> dict[str, CatalogueItem]:
     return {i: CatalogueItem(item.title or item.text, item.categories, item.brand) for i, item in items.items()}
 
 
+class Written:
+    """Profiles by request: those of a file, the template's where the file has none or one that knows more.
+
+    Args:
+        written: of the file.
+        template: from a request to its profile.
+    """
+
+    def __init__(self, written: Iterable[Profile], template: Template[ProfileRequest, Profile]) -> None:
+        self._from_file = {(profile.user_id, profile.version): profile for profile in written}
+        self._template = template
+
+    def find(self, user_id: str, version: int, as_of_ms: int) -> Profile | None:
+        """What the file has for a request."""
+        found = self._from_file.get((user_id, version))
+        return None if found is None or found.as_of_ms > as_of_ms else found
+
+    def at(self, request: ProfileRequest, now_ms: int) -> Profile:
+        """See Artefact."""
+        found = self.find(request.user_id, request.version, request.as_of_ms)
+        return self._template.at(request, now_ms) if found is None else found
+
+
 class ReplayProfiles:
-    """Profiles by user and time: those of a file, the template's where the file has none.
+    """Profiles by user and time, each valid when the live profiler would have written it.
 
     A profile is written and encoded when it is read for the first time: most users get one that nobody reads.
+
+    Args:
+        settings, items, encoder: of the replay.
+        written: profiles of a file.
+        arm: "on", "placebo" (what was written before it for another user) or "template" (nothing of the file).
     """
 
     def __init__(
@@ -76,15 +105,15 @@ class ReplayProfiles:
         items: Mapping[str, Item],
         encoder: TextEncoder,
         written: Iterable[Profile],
-        placebo: bool = False,
+        arm: str = "on",
     ) -> None:
-        """With `placebo` a user gets, at the time of the own one, what was written before it for another user."""
-        self._settings, self._encoder, self._placebo = settings.profiles, encoder, placebo
+        self._settings, self._encoder, self._arm = settings.profiles, encoder, arm
         self._catalogue = catalogue_of(items)
-        self._template = ProfileGenerator(TemplateClient(), settings.profiles)
-        self._from_file = {(profile.user_id, profile.version): profile for profile in written}
+        self._generator = ProfileGenerator(TemplateClient(), settings.profiles)
+        template = Template[ProfileRequest, Profile](lambda request: self._generator.generate([request])[0])
+        self._own = Written(() if arm == "template" else written, template)
         self._schedule: Schedule[ProfileRequest] = Schedule(self._settings)
-        self._made: dict[tuple[str, int, int], ProfileVectors] = {}
+        self._made: dict[tuple[str, int, int], ProfileVectors | None] = {}
 
     def __deepcopy__(self, memo: dict[int, object]) -> ReplayProfiles:
         """A copy with requests of its own; what answers them is a function of the request, and is shared."""
@@ -98,11 +127,6 @@ class ReplayProfiles:
         if newest is None:
             return None
         valid_from_ms, request = newest
-        if self._placebo:
-            other = self._schedule.before(request)
-            if other is None:
-                return None
-            request = other
         key = request.user_id, request.version, valid_from_ms
         if key not in self._made:
             self._made[key] = self._read(request, valid_from_ms)
@@ -112,24 +136,22 @@ class ReplayProfiles:
         """Takes a profile request; its profile is valid later."""
         self._schedule.offer(read_request(record, self._catalogue, self._settings))
 
-    def _read(self, request: ProfileRequest, valid_from_ms: int) -> ProfileVectors:
-        written = self.written(request.user_id, request.version, request.as_of_ms)
+    def _read(self, request: ProfileRequest, valid_from_ms: int) -> ProfileVectors | None:
+        says: Artefact[ProfileRequest, Profile] = self._own
+        if self._arm == "placebo":
+            says = Placebo(self._own, self._schedule.before)
+        written = says.at(request, valid_from_ms)
         if written is None:
-            written = self._template.generate([request])[0]
+            return None
         facets = with_vectors([written], self._encoder)[0].view().facets
         return ProfileVectors(np.ascontiguousarray(facets), valid_from_ms, written.version, written.source)
-
-    def written(self, user_id: str, version: int, as_of_ms: int) -> Profile | None:
-        """The profile that the file has for a request, None where it has none or one that knows more."""
-        found = self._from_file.get((user_id, version))
-        return None if found is None or found.as_of_ms > as_of_ms else found
 
     def encode_ahead(self, log: EventLog, settings: Settings, say: Say = quiet) -> None:
         """Encodes what the groups of a log will read, many texts a pass: it changes the cost, nothing else."""
         texts: dict[str, None] = {}
         unwritten: set[tuple[str, int]] = set()
         for read in dict.fromkeys(one for one in read_by_groups(log, settings) if one is not None):
-            found = self.written(*read)
+            found = self._own.find(*read)
             if found is None:
                 unwritten.add((read.user_id, read.version))
             else:
@@ -137,17 +159,30 @@ class ReplayProfiles:
         if unwritten:
             asked = requests_of_log(log_events(log), self._catalogue, settings)
             wanted = [request for request in asked if (request.user_id, request.version) in unwritten]
-            for profile in self._template.generate(wanted):
+            for profile in self._generator.generate(wanted):
                 texts.update(dict.fromkeys(profile.facets.values()))
         texts.pop("", None)
         encoded(sorted(texts), self._encoder, "profiles", say)
 
 
-def placebo_texts(texts: Mapping[str, Float32], seed: int) -> dict[str, Float32]:
-    """Text vectors, each with another item that has one; which items have one, and from when on, stays as it is."""
-    ids = sorted(texts)
-    order = np.random.default_rng(seed).permutation(len(ids)).tolist()  # one cycle: nobody keeps the own one
-    return {ids[a]: texts[ids[b]] for a, b in zip(order, order[1:] + order[:1], strict=True)}
+class ItemTexts:
+    """Text vectors of the items of a replay, by id."""
+
+    def __init__(self, vectors: Mapping[str, Float32]) -> None:
+        self._vectors = vectors
+
+    def at(self, item_id: str, now_ms: int) -> Float32 | None:
+        """See Artefact: an items file says of each item what holds from its first event on."""
+        return self._vectors.get(item_id)
+
+
+def texts_of(setup: Setup, settings: Settings) -> Artefact[str, Float32]:
+    """Texts as the settings want them: "placebo" = each with another item that has one."""
+    vectors = replay_texts(setup)
+    own = ItemTexts(vectors)
+    if settings.systems.get("text") == "placebo":
+        return Placebo(own, shuffled(list(vectors), settings.ranker.seed).get)
+    return own
 
 
 def replay_texts(setup: Setup) -> dict[str, Float32]:
@@ -161,18 +196,15 @@ def replay_texts(setup: Setup) -> dict[str, Float32]:
     return texts
 
 
-def replay_profiles(setup: Setup, choice: str = "") -> ReplayProfiles | None:
-    """Profiles of a replay; None without an items file, since a profile speaks of titles.
-
-    With choice "template" all are of the template, with "placebo" each is of somebody else.
+def replay_profiles(setup: Setup, arm: str = "on") -> ReplayProfiles | None:
+    """Profiles of a replay; None without an items file, since a profile speaks of titles, and where they are off.
 
     Those that were written from events past the end of the log do not exist.
     """
-    if not setup.items:
+    if not setup.items or arm == "off":
         return None
     written = (profile for profile in _written(setup) if profile.as_of_ms <= setup.log.t_ms.max())
-    usable = () if choice == "template" else written
-    profiles = ReplayProfiles(setup.settings, setup.items, _encoder(setup), usable, choice == "placebo")
+    profiles = ReplayProfiles(setup.settings, setup.items, _encoder(setup), written, arm)
     if "facets" not in setup.shared:
         with _charged(setup, "profiles"):
             profiles.encode_ahead(setup.log, setup.settings, setup.say)

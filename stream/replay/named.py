@@ -27,6 +27,10 @@ ENGINE = {
     "incremental-profiles": "the whole engine without profiles",
     "incremental:graph=random": "the whole engine over a graph that is not trained",
     "incremental:graph=off": "the whole engine without graph memory anywhere",
+    "incremental:hstu=placebo": "the whole engine, random vectors in place of HSTU's",
+    "incremental:dynllm=off": "the whole engine without graph memory and profiles",
+    "incremental:dynllm=placebo": "the whole engine, graph memory with profiles of somebody else",
+    "incremental:dynllm=template": "the whole engine, graph memory with profiles from the template",
     "incremental:profiles=placebo": "the whole engine, each profile that of somebody else",
     "incremental:profiles=template": "the whole engine, all profiles from the template",
     "incremental:text=placebo": "the whole engine, the text of each item that of another one",
@@ -36,7 +40,11 @@ ENGINE = {
     "retrain": "the whole engine, trained offline before every week: shuffled epochs until its validation stops",
     "incremental": "the whole engine, learning as it runs live",
 }
-"""The engine and its parts; `ranker` and `incremental` take any of their parts, as in ranker+hstu+graph, and noise."""
+"""The engine and its parts.
+
+`ranker` and `incremental` take any of them, as in ranker+hstu+graph, and any switch of `systems` in the settings, as in
+incremental:hstu=off.
+"""
 DEFAULT = (*SIMPLE, "hstu", "ranker", "frozen", "incremental")
 """Those that run where none are named."""
 

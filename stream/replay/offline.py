@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from driftline.model.engine import MAIN
-from driftline.model.plugs import SequencePlug
+from driftline.model.parts import plugs_of
+from driftline.model.plugs import SequencePart
 from driftline.model.ranker import Example, Ranker
 from driftline.model.sequence import History, SequenceLearner
 
@@ -108,8 +109,9 @@ def _observed(learner: StreamLearner, groups: Sequence[Group]) -> SequenceLearne
     """A fresh backbone that has seen groups and learnt nothing."""
     settings = learner.settings
     fresh = SequenceLearner(settings.model, text_dim=settings.ranker.text_dim, texts=learner.text)
+    now_ms = learner.processor.window.watermark_ms
     for index, item_id in enumerate(learner.table.ids):
-        text = None if learner.texts is None else learner.texts.get(item_id)
+        text = None if learner.texts is None else learner.texts.at(item_id, now_ms)
         if text is not None:
             fresh.set_text(index, text)
     for group in groups:
@@ -118,8 +120,9 @@ def _observed(learner: StreamLearner, groups: Sequence[Group]) -> SequenceLearne
 
 
 def _exchange(learner: StreamLearner, sequence: SequenceLearner) -> None:
-    learner.sequence = sequence
-    learner.engine.plugs["hstu"] = SequencePlug(sequence)
+    part = SequencePart(sequence)
+    learner.parts[part.name] = part
+    learner.engine.plugs |= plugs_of({part.name: part}, learner.settings)
 
 
 def _validated_sequence(learner: StreamLearner, groups: Sequence[Group], cut: int) -> tuple[SequenceLearner, int]:

@@ -17,7 +17,8 @@ from driftline.graph.history import DAY_MS, TRAITS, HistoryDigest, history_of, t
 from driftline.graph.rows import key64
 from driftline.graph.signals import Signals
 from driftline.graph.view import ProfileVectors, UserView
-from driftline.model.columns import PERSONAL, PERSONAL_HALF_LIVES_DAYS, PROFILE_COLUMNS, Layout
+from driftline.model.columns import PERSONAL, PERSONAL_HALF_LIVES_DAYS, Layout
+from driftline.model.part import ProfilesPlug
 from driftline.model.recall import BIT, PROFILES, SCORED, Pool, listed_base, plug_bit
 
 NEAR_ITEMS = 32
@@ -34,11 +35,11 @@ def slate(engine, view, now_ms, given=None):
     extra = {
         name: (plug_bit(i), opinion(engine, plug, view, past, now_ms))
         for i, (name, plug) in enumerate(engine.plugs.items())
-        if signals.n
+        if signals.n and name != PROFILES
     }
     facets = None if view.profile is None else view.profile.facets
     if facets is not None and signals.n and facets.shape[1] == text.shape[1]:
-        extra[PROFILES] = (BIT[PROFILES], best_of((text @ facets.T).mean(1), ranker.recall, past.items))
+        extra[PROFILES] = (plug_bit(0), best_of((text @ facets.T).mean(1), ranker.recall, past.items))
     if given is not None:
         scored, extra = (
             with_lists(scored, given),
@@ -539,7 +540,7 @@ def _profile(rows: _Rows, profile: ProfileVectors | None, pool: Pool, text: Floa
     """Cosines of the item's text to the user's facets."""
     one = pool.scored.get("profiles")
     if profile is None or one is None or text.shape[1] == 0:
-        rows.put(*([0.0] * len(PROFILE_COLUMNS)))
+        rows.put(*([0.0] * len(ProfilesPlug.columns)))
         return
     cosine = text[pool.candidates] @ profile.facets.T  # [c, 4]
     _, rank = one.of(pool.candidates)

@@ -10,6 +10,7 @@ from driftline.configs.settings import Ranker, Settings, Signals
 from driftline.graph.history import DAY_MS
 from driftline.graph.view import Group, ItemTable, ProfileVectors, UserView
 from driftline.model.engine import Engine
+from driftline.model.part import VectorPlug
 
 HERE = Path(__file__).parent
 DAY = int(DAY_MS)
@@ -17,7 +18,7 @@ ITEMS, USERS, DIM = 150, 30, 16
 ACTIONS = np.array([1.0, 0.3, 3.0, -1.0], np.float32)
 
 
-class Plug:
+class Plug(VectorPlug):
     """Knows fewer items than there are, and nothing of users without a history."""
 
     def __init__(self, known: int) -> None:
@@ -29,9 +30,6 @@ class Plug:
 
     def item_matrix(self) -> np.ndarray:
         return self.matrix
-
-    def item_codes(self) -> None:
-        return None
 
 
 def some(random, scale, n):
@@ -143,7 +141,7 @@ def test_a_failed_request_leaves_nothing_in_the_scratch_space(monkeypatch):
     expected = engine.slate(view, group.t_ms)
     other = next(one for _, one in stream(4) if len(one.items) and one.user_id != view.user_id)
     with monkeypatch.context() as patch:
-        patch.setattr("driftline.model.features._profile", lambda *_: 1 / 0)
+        patch.setattr("driftline.model.features.opinion_block", lambda *_, **__: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             engine.slate(other, group.t_ms - 30 * DAY)
     again = engine.slate(view, group.t_ms)

@@ -7,8 +7,9 @@ from driftline.configs.settings import Ranker, Settings, Signals
 from driftline.graph.history import DAY_MS
 from driftline.graph.view import Group, ItemTable, ProfileVectors, UserView
 from driftline.model.engine import MAIN, Engine
+from driftline.model.part import VectorPlug
 from driftline.model.reasons import explain
-from driftline.model.recall import BIT, plug_bit
+from driftline.model.recall import plug_bit
 
 DAY = int(DAY_MS)
 DIM, ITEMS, USERS = 8, 60, 12
@@ -19,7 +20,7 @@ SETTINGS = Settings(
 TABLE = ItemTable(f"item {i}" for i in range(ITEMS))
 
 
-class Plug:
+class Plug(VectorPlug):
     """A model whose opinion is a fixed random space."""
 
     def __init__(self, seed: int) -> None:
@@ -31,9 +32,6 @@ class Plug:
 
     def item_matrix(self) -> np.ndarray:
         return self.matrix
-
-    def item_codes(self) -> None:
-        return None
 
 
 def view(user_id: str, rows: list[tuple[int, int]], profile=None) -> UserView:
@@ -188,7 +186,7 @@ def test_an_arm_without_a_plug_is_exactly_an_engine_without_it():
 def test_a_plug_brings_candidates_and_columns():
     engine = taught(plugs={"hstu": Plug(1)})
     slate = engine.slate(view("u", HISTORY), NOW)
-    brought = (slate.recalled & plug_bit(0)) != 0
+    brought = (slate.recalled & plug_bit(1)) != 0
     assert brought.sum() == SETTINGS.ranker.recall
     assert np.ptp(slate.features[:, engine.layout.blocks["hstu"]][:, 0]) > 0
     assert (engine.arms[MAIN].rows(slate)).all()
@@ -198,9 +196,9 @@ def test_a_profile_brings_candidates_near_its_facets():
     engine = taught()
     facets = np.tile(engine.text[11], (4, 1))
     slate = engine.slate(view("u", HISTORY, ProfileVectors(facets, 0)), NOW)
-    assert slate.recalled[slate.candidates.tolist().index(11)] & BIT["profiles"]
+    assert slate.recalled[slate.candidates.tolist().index(11)] & plug_bit(0)
     plain = engine.slate(view("u", HISTORY), NOW)
-    assert not np.any(plain.recalled & BIT["profiles"])
+    assert not np.any(plain.recalled & plug_bit(0))
 
 
 def test_a_frozen_arm_keeps_its_weights():

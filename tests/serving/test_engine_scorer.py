@@ -27,7 +27,7 @@ TEXT_DIM = 6
 class Texts:
     """A fixed unit vector for each item."""
 
-    def get(self, item_id):
+    def at(self, item_id, now_ms):
         vector = np.random.default_rng(int(item_id.split("-")[1])).standard_normal(TEXT_DIM).astype(np.float32)
         return vector / np.linalg.norm(vector)
 
@@ -68,13 +68,8 @@ def learner(whole_settings):
 
 def published(learner, root):
     """A snapshot of a learner, opened."""
-    parts = {
-        "engine": dict(learner.engine.arrays(rehearsal=False)),
-        "items": item_part(learner.table.ids),
-        "hstu": dict(learner.sequence.arrays()),
-        "graph": dict(learner.graph.arrays()),
-    }
-    publish(root, parts, Meta(extra={"plugs": list(learner.engine.plugs)}))
+    parts = learner.arrays() | {"items": item_part(learner.table.ids)}
+    publish(root, parts, Meta(extra={"parts": list(learner.parts)}))
     return open_snapshot(root)
 
 

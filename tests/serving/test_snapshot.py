@@ -32,7 +32,7 @@ PARTS = {
     },
     "items": item_part(["a", "ä", ""], ["A", "", "long title"]),
 }
-META = Meta(offsets={"interactions:0": 7}, watermark_ms=9, metrics={"ndcg@10": 0.1}, extra={"plugs": ["graph"]})
+META = Meta(offsets={"interactions:0": 7}, watermark_ms=9, metrics={"ndcg@10": 0.1}, extra={"parts": ["graph"]})
 
 
 def test_what_is_published_is_what_opens(tmp_path):

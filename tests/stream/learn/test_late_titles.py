@@ -16,6 +16,7 @@ from driftline.stream.kafka.reading import consumer, places
 from driftline.stream.learn import trainer as trainer_module
 from driftline.stream.learn.learner import StreamLearner, group_of
 from driftline.stream.learn.loop import _publish_if_due
+from driftline.stream.replay.inputs import ItemTexts
 
 SETTINGS = Settings(
     model=Model(dim=16, blocks=1, max_len=20, step_groups=4, batch=8),
@@ -25,7 +26,7 @@ SETTINGS = Settings(
 
 
 def learner_after(texts, groups=30):
-    learner, offset = StreamLearner(SETTINGS, texts), 0
+    learner, offset = StreamLearner(SETTINGS, ItemTexts(texts)), 0
     for number in range(groups):
         t_ms = 1_600_000_000_000 + number * 60_000
         events = [Event(f"u{number % 5}", f"i{(number + k) % 9}", t_ms, group_id=f"g{number}") for k in range(3)]

@@ -154,7 +154,7 @@ def test_a_trainer_that_starts_again_from_its_checkpoint_publishes_the_same_snap
     second = TrainerLoop(other, 1, sent.extend, None)
     assert second.offsets == {0: middle}
     feed(second, log)  # the broker may send again what was learnt
-    theirs, ours = whole.learner.parts(), second.learner.parts()
+    theirs, ours = whole.learner.arrays(), second.learner.arrays()
     for part, arrays in theirs.items():
         for name, array in arrays.items():
             assert ours[part][name].tobytes() == array.tobytes(), (part, name)
@@ -193,7 +193,7 @@ def test_a_snapshot_says_where_it_comes_from(settings) -> None:
     assert snapshot.version == version
     assert snapshot.meta.offsets == {"interactions:0": len(log)}
     assert snapshot.meta.metrics["groups"] == 30
-    assert snapshot.meta.extra["plugs"] == ["hstu", "graph", "fused"]
+    assert snapshot.meta.extra["parts"] == ["hstu", "graph"]
 
 
 def test_a_server_with_other_settings_refuses_a_snapshot_and_says_so(settings) -> None:

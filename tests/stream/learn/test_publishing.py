@@ -79,7 +79,7 @@ class Stream:
         """The snapshot holds what the trainer has."""
         trainer, table = self.trainer, self.trainer.learner.table
         opened, catalogue = open_snapshot(trainer.settings.serving.snapshots, version), trainer.catalogue
-        for part, arrays in trainer.learner.parts().items():
+        for part, arrays in trainer.learner.arrays().items():
             assert opened.parts[part].keys() == arrays.keys()
             for name, array in arrays.items():
                 held = opened.parts[part][name]
@@ -172,7 +172,7 @@ def test_deltas_hold_what_the_trainer_has_while_its_catalogue_becomes_a_large_on
     def publish() -> None:
         stream.check(stream.trainer.publish())
         deltas.append(list_snapshots(settings.serving.snapshots)[0].deltas)
-        parts = stream.trainer.learner.parts()
+        parts = stream.trainer.learner.arrays()
         names.update(f"{part}.{name}" for part, arrays in parts.items() for name in arrays)
 
     large = {"engine.text.codes", "hstu.matrix", "hstu.matrix.codes", "graph.item_vectors.codes"}
@@ -229,7 +229,7 @@ def test_a_copy_in_many_steps_between_which_learning_goes_on_is_of_its_last_mome
 
     def spy(*arguments: Any) -> None:
         write(*arguments)
-        parts = {p: {k: a.copy() for k, a in of.items()} for p, of in trainer.learner.parts().items()}
+        parts = {p: {k: a.copy() for k, a in of.items()} for p, of in trainer.learner.arrays().items()}
         finished.append((steps, parts))
 
     trainer._publishing.write = spy  # type: ignore[method-assign]

@@ -51,7 +51,7 @@ def test_a_checkpoint_behind_an_open_group_keeps_the_group_and_a_restart_learns_
     flush(feed(second, log))
     assert histories(second) == histories(whole)
     assert uses(first).get("learnt", 0) + uses(second)["learnt"] == 12
-    theirs, ours = whole.learner.parts(), second.learner.parts()
+    theirs, ours = whole.learner.arrays(), second.learner.arrays()
     for part, arrays in theirs.items():
         for name, array in arrays.items():
             assert ours[part][name].tobytes() == array.tobytes(), (part, name)

@@ -174,7 +174,7 @@ class ReadsEveryProfile(SimpleArm):
         self.profiles = replay_profiles(Setup(log, Settings(), items=items, profiles=path, shared=shared))
 
     def score(self, request):
-        known = sum(user_id == request.user_id for user_id, _ in self.profiles._from_file)
+        known = sum(user_id == request.user_id for user_id, _ in self.profiles._own._from_file)
         return Slate(Ranking(np.full(request.pool, float(known))))
 
     def learn(self, request, arrival):

@@ -138,8 +138,8 @@ def test_a_profile_written_from_the_last_group_of_a_log_exists_and_a_later_one_d
     path.write_bytes(b"\n".join([orjson.dumps({"format": FORMAT}), *(one.to_json() for one in profiles)]))
     found = replay_profiles(setup_of(shop, path)[0])
     assert found is not None
-    assert found.written(user_id, 1, last_ms) is not None
-    assert found.written(user_id, 2, last_ms + 1) is None
+    assert found._own.find(user_id, 1, last_ms) is not None
+    assert found._own.find(user_id, 2, last_ms + 1) is None
 
 
 def test_a_placebo_keeps_who_has_a_profile_and_when_and_a_template_takes_none_of_the_file(
@@ -147,7 +147,7 @@ def test_a_placebo_keeps_who_has_a_profile_and_when_and_a_template_takes_none_of
 ) -> None:
     setup, _ = setup_of(shop, written(shop[0], tmp_path / "profiles.jsonl"))
     own, placebo, template = (
-        read_all(shop[0], made) for choice in ("", "placebo", "template") if (made := replay_profiles(setup, choice))
+        read_all(shop[0], made) for choice in ("on", "placebo", "template") if (made := replay_profiles(setup, choice))
     )
     both = [(a, b) for a, b in zip(own, placebo, strict=True) if a is not None and b is not None]
     assert both
@@ -158,14 +158,28 @@ def test_a_placebo_keeps_who_has_a_profile_and_when_and_a_template_takes_none_of
 
 
 @pytest.mark.parametrize("name", ["incremental:profiles=placebo", "ranker+hstu:text=placebo:profiles=template"])
-def test_choices_are_composed_by_name_and_others_are_refused(shop: tuple[EventLog, Any], name: str) -> None:
+def test_switches_are_composed_by_name_and_others_are_refused(shop: tuple[EventLog, Any], name: str) -> None:
     setup, _ = setup_of(shop)
     arm, _ = build_arm(name, setup)
-    assert arm.shared.choices == dict(part.split("=") for part in name.split(":")[1:])  # type: ignore[attr-defined]
+    assert arm.shared.settings.systems == dict(part.split("=") for part in name.split(":")[1:])  # type: ignore[attr-defined]
     assert build_arm("incremental", setup)[0].shared is not arm.shared  # type: ignore[attr-defined]
-    for wrong in ("incremental:text=template", "incremental:hstu=placebo"):
-        with pytest.raises(InputError, match="expected any of"):
+    for wrong, said in (
+        ("incremental:text=template", "systems.text: got 'template'; expected any of on, off, placebo"),
+        ("incremental:hstv=placebo", "did you mean 'hstu'"),
+        ("ranker+hstv", "expected any of"),
+        ("incremental+hstu", "expected any of"),
+        ("ranker-hstu", "expected any of"),
+    ):
+        with pytest.raises(InputError, match=said):
             build_arm(wrong, setup)
+
+
+def test_a_system_is_the_settings_of_its_overlay(shop: tuple[EventLog, Any]) -> None:
+    setup, _ = setup_of(shop)
+    off, placebo = (build_arm(f"incremental:dynllm={arm}", setup)[0].shared for arm in ("off", "placebo"))  # type: ignore[attr-defined]
+    assert list(off.learner.parts) == ["hstu"]
+    assert list(placebo.learner.parts) == ["hstu", "graph"]
+    assert placebo.settings.systems == {"dynllm": "placebo", "profiles": "placebo"}
 
 
 class Eager(ReplayProfiles):

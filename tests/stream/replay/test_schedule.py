@@ -6,7 +6,8 @@ import numpy as np
 
 from driftline.configs.settings import Profiles
 from driftline.llm.refresh import RequestQueue
-from driftline.stream.replay.inputs import placebo_texts
+from driftline.model.artefact import Placebo, shuffled
+from driftline.stream.replay.inputs import ItemTexts
 from driftline.stream.replay.schedule import Asked, Schedule
 
 SECOND = 1000
@@ -75,7 +76,9 @@ def test_a_placebo_is_what_was_written_before_for_somebody_else_and_each_is_used
 
 def test_a_placebo_of_texts_gives_each_item_that_of_another_one() -> None:
     texts = {f"i{n}": np.full(3, n, np.float32) for n in range(50)}
-    other = placebo_texts(texts, 0)
+    placebo = Placebo(ItemTexts(texts), shuffled(list(texts), 0).get)
+    assert placebo.at("i50", 0) is None
+    other = {name: vector for name in texts if (vector := placebo.at(name, 0)) is not None}
     assert set(other) == set(texts)
     assert sorted(float(vector[0]) for vector in other.values()) == [float(n) for n in range(50)]
     assert not any(other[name] is texts[name] for name in texts)

@@ -122,9 +122,18 @@ class State(Section):
     ttl_days: float = Field(
         0.0, ge=0, le=36500, description="days after its last event that the row of a user or an item ends; 0 = never"
     )
+    groups: Literal["baskets", "sessions"] = Field(
+        "baskets",
+        description="rows of one user and time: baskets = one moment; sessions = one by one, in the log's order",
+    )
     lock_wait_s: float = Field(
         10.0, ge=0, description="how long a lock may be held before a worker says so, or a second trainer gives up"
     )
+
+    @property
+    def ordered(self) -> bool:
+        """Whether every row is a moment of its own."""
+        return self.groups == "sessions"
 
     @property
     def ttl_ms(self) -> int:

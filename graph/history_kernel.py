@@ -14,13 +14,16 @@ DAY_MS = 86_400_000.0
 _HASH = np.uint32(2654435769)
 
 
-@compiled(f"({_I}, {_L}, {_F}, {_F}, {_F}, int64)")
-def digest(items: Int32, t_ms: Int64, weights: Float32, values: Float32, prices: Float32, known: int) -> Any:
+@compiled(f"({_I}, {_L}, {_F}, {_F}, {_F}, int64, boolean)")
+def digest(
+    items: Int32, t_ms: Int64, weights: Float32, values: Float32, prices: Float32, known: int, ordered: bool
+) -> Any:
     """The arrays of a `HistoryDigest` in the order of its fields, without those that are no array.
 
     Args:
         items, t_ms, weights, values, prices: [n] as in `UserView`.
         known: items from this number on are left out.
+        ordered: every touch is a group of its own, also where two have one time.
     """
     rows, back = np.empty(len(items), np.int64), 0
     for r in range(len(items)):
@@ -29,7 +32,7 @@ def digest(items: Int32, t_ms: Int64, weights: Float32, values: Float32, prices:
             back += 1
     group, group_ms, groups = np.empty(back, np.int32), np.empty(back, np.int64), 0
     for i in range(back):
-        if i == 0 or t_ms[rows[i]] != t_ms[rows[i - 1]]:
+        if i == 0 or ordered or t_ms[rows[i]] != t_ms[rows[i - 1]]:
             group_ms[groups] = t_ms[rows[i]]
             groups += 1
         group[i] = groups - 1

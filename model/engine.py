@@ -214,7 +214,7 @@ class Engine:
 
     def slates(self, views: Sequence[UserView], now_ms: Sequence[int]) -> list[EngineSlate]:
         """`slate` of several users: what is read whole for each of them, the texts, is read once for all."""
-        pasts = [history_of(view, self.signals.n) for view in views]
+        pasts = [self._past(view) for view in views]
         with self.clocks.on("text"):
             alike = score_texts(pasts, now_ms, self.signals, self.text, self.settings.ranker.recall)
         return [self._slate(*one) for one in zip(views, now_ms, pasts, alike, strict=True)]
@@ -232,13 +232,16 @@ class Engine:
 
     def score_items(self, view: UserView, now_ms: int, items: Int32) -> Float32:
         """Scores [3, c] of the main ranker for given distinct items [c]; one need not be among the candidates."""
-        text, past = self.text, history_of(view, self.signals.n)
+        text, past = self.text, self._past(view)
         alike = score_texts([past], [now_ms], self.signals, text, self.settings.ranker.recall)[0]
         scored, extra = self._opinions(view, past, now_ms, alike)
         scored |= {name: one for name, (_, one) in extra.items()}
         pool = Pool(items, np.zeros(len(items), np.uint32), scored)
         raw = features(view, past, now_ms, pool, self.signals, text, self.layout)
         return self.arms[MAIN].ranker.score(self.standardiser.apply(raw))
+
+    def _past(self, view: UserView) -> HistoryDigest:
+        return history_of(view, self.signals.n, self.settings.state.ordered)
 
     def _opinions(
         self, view: UserView, past: HistoryDigest, now_ms: int, alike: dict[str, Scored]
@@ -286,7 +289,7 @@ class Engine:
             view: the user before the group.
             slate: what `slate(view, group.t_ms)` gave before; None = only the signals learn.
         """
-        past = slate.past if slate is not None else history_of(view, self.signals.n)
+        past = slate.past if slate is not None else self._past(view)
         if slate is not None and len(slate.candidates):
             wanted = group.items[group.positive & (group.items >= 0)]
             is_wanted = np.zeros(max(self.signals.n, len(self.table)), np.bool_)

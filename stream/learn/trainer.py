@@ -93,7 +93,7 @@ class Trainer:
         self.lag = 0
         self.taken = self.closed = 0
         """Records taken in, and groups closed, since the start."""
-        self._open = OpenGroups()
+        self._open = OpenGroups(settings.state.ordered)
         self._ndcg: deque[float] = deque(maxlen=METRIC_GROUPS)
         self._gate = LevelGate(settings.trainer, settings.serving.snapshots, METRIC_GROUPS, self.metrics)
         self._published_out: frozenset[str] = frozenset()

@@ -52,6 +52,7 @@ class Request:
         events: earlier rows of the user (positive or not).
         groups: earlier groups of the user with a positive row.
         log: columns of the log; only rows in `history` belong to this user's past.
+        session: key64 of the session that the user is in, 0 = none.
     """
 
     number: int
@@ -64,6 +65,15 @@ class Request:
     events: int
     groups: int
     log: EventLog = field(repr=False)
+    session: int = 0
+
+    @property
+    def in_session(self) -> Int32:
+        """Sorted distinct items of the session so far."""
+        if not self.session:
+            return np.zeros(0, np.int32)
+        rows = self.history[self.log.group_key[self.history] == np.uint64(self.session)]
+        return np.unique(self.log.item[rows])
 
     def view(self, limit: int = 1024) -> UserView:
         """The user's last `limit` events as scorers read them; memory and profile are left empty."""

@@ -1,12 +1,14 @@
 """A whole log as columns, cut into groups: what one replay reads, and nothing that an arm may not see.
 
-A group is every row of one user at one time stamp; groups come in the order of their first row. Items get dense
-indices in the order in which they enter the pool (`seen`: with their first group; `items`: at `valid_from_ms`, or
-with their first group if that is earlier), so the pool of a request is a prefix of the item indices.
+A group is every row of one user at one time stamp, or a row by itself where rows are ordered; groups come in the order
+of their first row. Items get dense indices in the order in which they enter the pool (`seen`: with their first group;
+`items`: at `valid_from_ms`, or with their first group if that is earlier), so the pool of a request is a prefix of the
+item indices.
 """
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,6 +18,7 @@ from driftline.graph.arrays import Int32, Int64
 from driftline.graph.rows import Event, action_code, key64
 from driftline.graph.view import Group
 from driftline.stream.events.columns import Columns
+from driftline.stream.replay.sessions import Sessions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Mapping
@@ -47,6 +50,7 @@ class EventLog:
         action_of: Callable[[str], Action],
         valid_from_ms: Mapping[str, int] | None = None,
         held_out: Container[str] = (),
+        ordered: bool = False,
     ) -> None:
         """Group and index the rows.
 
@@ -55,6 +59,7 @@ class EventLog:
             action_of: the configured meaning of an action.
             valid_from_ms: item id -> time from which it is a candidate, seen or not; others from their first group on.
             held_out: ids of items whose past was taken out of the log on purpose.
+            ordered: rows of one user and time came one after the other, each is a group of its own.
 
         Raises:
             InputError: there are no rows.
@@ -74,7 +79,7 @@ class EventLog:
         self.action_code = np.array([action_code(name) for name in names], np.uint32)[codes]
         group_codes, group_names = columns.group_id
         self.group_key = np.array([0] + [key64(name) for name in group_names], np.uint64)[group_codes + 1]
-        self._cut_groups()
+        self._cut_groups(ordered)
         self._index_items(valid_from_ms)
         self.held_out = np.array([item_id in held_out for item_id in self.item_ids], np.bool_)
 
@@ -86,12 +91,12 @@ class EventLog:
         """Number of groups."""
         return len(self.group_user)
 
-    def _cut_groups(self) -> None:
+    def _cut_groups(self, ordered: bool) -> None:
         n = len(self)
         order = np.lexsort((np.arange(n), self.user, self.t_ms))
         user, t = self.user[order], self.t_ms[order]
         new = np.ones(n, np.bool_)
-        new[1:] = (user[1:] != user[:-1]) | (t[1:] != t[:-1])
+        new[1:] = ordered | (user[1:] != user[:-1]) | (t[1:] != t[:-1])
         number = np.cumsum(new) - 1
         first_row = order[new]  # rows of one group are ascending, so its first row is its arrival
         rank = np.empty(len(first_row), np.int64)
@@ -103,6 +108,11 @@ class EventLog:
         first = np.sort(first_row)
         self.group_user: Int32 = self.user[first]
         self.group_t_ms: Int64 = self.t_ms[first]
+
+    @cached_property
+    def sessions(self) -> Sessions:
+        """Which session each group is of."""
+        return Sessions.of(self)
 
     def _index_items(self, valid_from_ms: Mapping[str, int] | None) -> None:
         file_codes, names = self.columns.item_id

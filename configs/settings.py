@@ -237,6 +237,12 @@ class Ranker(Section):
     seed: int = Field(0, ge=0, lt=1 << 32, description="of the initial weights and of the sampled rows")
 
 
+EVENT_FIELDS = (
+    "user_id", "item_id", "timestamp_ms", "action", "event_id", "value", "price", "group_id", "domain"
+)  # fmt: skip
+"""Fields of an event that the schema knows."""
+
+
 class Signals(Section):
     """Counters over the stream that need no gradient."""
 
@@ -267,11 +273,30 @@ class Signals(Section):
     top: int = Field(400, ge=1, description="most popular items kept by half-life")
     domains: int = Field(64, ge=0, description="domains with a popularity of their own; further ones share none")
     domain_half_life_days: float = Field(30.0, gt=0, description="of the popularity within a domain")
+    context: tuple[str, ...] = Field(
+        (),
+        description="fields of an event that say how its request was made (device, region): what is taken under each",
+    )
+    context_half_lives_days: tuple[Positive, ...] = Field(
+        (0.04, 1.0, 14.0), min_length=1, description="of what is taken under a value of `context`, shortest first"
+    )
+    context_values: int = Field(64, ge=1, description="values of a field with counts of their own; the first ones")
 
     @model_validator(mode="after")
     def _half_lives_rise(self) -> Self:
-        if list(self.half_lives_days) != sorted(set(self.half_lives_days)):
-            raise ValueError(f"got half_lives_days {list(self.half_lives_days)}; expected each once, shortest first")
+        for name in ("half_lives_days", "context_half_lives_days"):
+            if (lives := list(getattr(self, name))) != sorted(set(lives)):
+                raise ValueError(f"got {name} {lives}; expected each once, shortest first")
+        return self
+
+    @model_validator(mode="after")
+    def _context_is_of_unknown_fields(self) -> Self:
+        wrong = [name for name in self.context if not name.strip() or name in EVENT_FIELDS]
+        if wrong or len(set(self.context)) < len(self.context):
+            raise ValueError(
+                f"got context {list(self.context)}; expected names, each once, of fields that events have beside "
+                f"{', '.join(EVENT_FIELDS)}: leave out {wrong[0] if wrong else 'what is named twice'!r}"
+            )
         return self
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from driftline.graph.arrays import Arrays, grown
+from driftline.graph.contexts import Contexts
 from driftline.graph.counts import DecayedCounts
 from driftline.graph.history import DAY_MS, TRAITS, HistoryDigest, history_of, traits_of
 from driftline.graph.neighbors import PartnerTable
@@ -58,6 +59,7 @@ class Signals:
         owned: [n] decayed groups of users who had touched the item before; requests: [1] decayed groups in all.
         traits: [n, 7] running mean of the TRAITS of those who take the item.
         domains: key64 of a domain -> decayed touches within it.
+        contexts: decayed touches under the circumstances of a request.
         basket: partners in one group; following: from the previous group to the next; onward: from the recent
             history to items that are new to the user.
         users: vectors of the most recent users.
@@ -80,6 +82,12 @@ class Signals:
         self.requests.ensure(1)
         self.traits: Float32 = np.full((0, len(TRAITS)), np.nan, np.float32)
         self.domains: dict[int, DecayedCounts] = {}
+        self.contexts = Contexts(
+            settings.context,
+            tuple(days * DAY_MS for days in settings.context_half_lives_days),
+            settings.context_values,
+            settings.top,
+        )
         fresh_ms = settings.fresh_half_life_days * DAY_MS
         held = (settings.partner_items, settings.partner_ttl_days * DAY_MS)
         self.basket = PartnerTable(settings.neighbors, pair_ms, *held)
@@ -108,6 +116,7 @@ class Signals:
         self.traits = grown(self.traits, n, float("nan"))
         for counts in (self.popularity, self.first_buyers, self.owned, *self.domains.values()):
             counts.ensure(n)
+        self.contexts.ensure(n)
         for table in (self.basket, self.basket_fresh, self.following, self.onward):
             table.ensure(n)
 
@@ -179,6 +188,7 @@ class Signals:
         inside = self._domain(group.domain)
         if inside is not None:
             inside.add(items, weight, t)
+        self.contexts.add(group.context, items, weight, t)
         self._touched.add(items)
         c["times"][items] += weight
         c["groups"][items] += 1
@@ -257,6 +267,7 @@ class Signals:
         out["domains"] = np.fromiter(self.domains, np.uint64, len(self.domains))
         for i, counts in enumerate(self.domains.values()):
             out |= counts.arrays(f"domain.{i}", self.n)
+        out |= self.contexts.arrays(self.n)
         for name in TABLES:
             out |= getattr(self, name).arrays(name)
         return out | self.users.arrays("users", latest)
@@ -268,6 +279,7 @@ class Signals:
         out |= self.owned.touched("owned")
         for i, counts in enumerate(self.domains.values()):
             out |= counts.touched(f"domain.{i}")
+        out |= self.contexts.touched()
         for name in TABLES:
             out |= getattr(self, name).touched(name)
         return out
@@ -295,6 +307,7 @@ class Signals:
         for i, key in enumerate(arrays["domains"].tolist()):
             self.domains[key] = DecayedCounts((settings.domain_half_life_days * DAY_MS,), settings.top)
             self.domains[key].restore(arrays, f"domain.{i}")
+        self.contexts.restore(arrays)
         for name in TABLES:
             getattr(self, name).restore(arrays, name)
         self.users.restore(arrays, "users")

@@ -1,4 +1,4 @@
-"""Names and blocks of the ranker's features: base | profiles | one block for each plug (hstu, graph, ...)."""
+"""Names and blocks of the ranker's features: base | profiles | one block for each plug (hstu, graph, ...) | context."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from driftline.graph.history import TRAITS
+from driftline.model.context_columns import CONTEXT
 from driftline.model.recall import SCORED
 
 PERSONAL_HALF_LIVES_DAYS = (3.0, 10.0, 30.0, 100.0)
@@ -73,12 +74,13 @@ class Layout:
         return out
 
 
-def layout(half_lives_days: tuple[float, ...], plugs: tuple[str, ...]) -> Layout:
-    """The columns for these half-lives and plugs."""
+def layout(half_lives_days: tuple[float, ...], plugs: tuple[str, ...], context: tuple[str, ...] = ()) -> Layout:
+    """The columns for these half-lives and plugs, then those of the context, which are named."""
     blocks: dict[str, slice] = {}
     names: list[str] = []
     parts = [("base", base_columns(half_lives_days)), ("profiles", PROFILE_COLUMNS)]
     parts += [(plug, (f"{plug}_score", f"{plug}_rank")) for plug in plugs]
+    parts += [(CONTEXT, context)] if context else []
     for block, columns in parts:
         blocks[block] = slice(len(names), len(names) + len(columns))
         names += columns

@@ -24,6 +24,7 @@ from driftline.graph.texts import TextTable
 from driftline.graph.touched import Touched
 from driftline.model.clocks import Clocks, NoClocks
 from driftline.model.columns import Layout, layout
+from driftline.model.context_columns import CONTEXT, context_names
 from driftline.model.features import features
 from driftline.model.ranker import HEADS, Ranker
 from driftline.model.recall import (
@@ -169,7 +170,8 @@ class Engine:
     ) -> None:
         self.settings, self.table = settings, table
         self.plugs: dict[str, Plug] = dict(plugs or {})
-        self.layout: Layout = layout(settings.signals.half_lives_days, tuple(self.plugs))
+        context = context_names(settings.signals.context, settings.signals.context_half_lives_days)
+        self.layout: Layout = layout(settings.signals.half_lives_days, tuple(self.plugs), context)
         self._own = self.layout.names.index("own")
         self.signals = Signals(settings.signals)
         self.standardiser = Standardiser(self.layout.present)
@@ -179,13 +181,13 @@ class Engine:
         self.add_arm(MAIN, tuple(self.layout.blocks), settings.ranker.seed)
 
     def add_arm(self, name: str, blocks: tuple[str, ...], seed: int = 0) -> RankerArm:
-        """Add a ranker that sees only some blocks; "base" is always among them.
+        """Add a ranker that sees only some blocks; "base" and "context" are always among them.
 
         Raises:
             KeyError: a block does not exist.
         """
-        seen = tuple(block for block in self.layout.blocks if block == "base" or block in blocks)
-        columns = np.flatnonzero(self.layout.mask(tuple({*blocks, "base"})))
+        seen = tuple(block for block in self.layout.blocks if block in ("base", CONTEXT, *blocks))
+        columns = np.flatnonzero(self.layout.mask(tuple({*blocks, *seen})))
         bits = BASE_BITS
         for number, plug in enumerate(self.plugs):
             bits |= plug_bit(number) if plug in seen else np.uint32(0)

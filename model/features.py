@@ -1,6 +1,6 @@
 """One row of numbers for each candidate of a request: the only function that makes features, for training and serving.
 
-    columns = base | profiles | one block for each plug (hstu, graph, ...)
+    columns = base | profiles | one block for each plug (hstu, graph, ...) | context
 
 A block is a slice of columns, so an arm of the replay is a set of blocks: a mask of columns and of recallers. Counts
 enter as logs, popularity as a share of all touches, recaller scores relative to the best of the request; columns are
@@ -31,6 +31,7 @@ from driftline.model.columns_kernel import (
     user_item_columns,
     usual,
 )
+from driftline.model.context_columns import CONTEXT, context_columns
 from driftline.model.recall import SCORED, Pool
 
 if TYPE_CHECKING:
@@ -91,7 +92,11 @@ def features(
             _opinion(rows, pool, name, place, share=True)
         _profile(rows, view.profile, pool, text)
         for name in list(columns.blocks)[2:]:
-            _opinion(rows, pool, name, place, share=False)
+            if name == CONTEXT:
+                block = columns.blocks[CONTEXT]
+                context_columns(view.context, signals.contexts, items, n, rows.block(block.stop - block.start))
+            else:
+                _opinion(rows, pool, name, place, share=False)
     finally:
         place[items] = -1
     return out

@@ -46,7 +46,7 @@ SCORED = (
     "text_last",
 )
 """Recallers whose score and rank are base features."""
-LISTED = ("popularity", "first_buyers", "domain", "newest")
+LISTED = ("popularity", "first_buyers", "domain", "newest", "context")
 """Recallers that only bring items."""
 BASE = ("personal", *SCORED, *LISTED)
 PROFILES = "profiles"
@@ -266,6 +266,7 @@ def listed_base(view: UserView, signals: Signals, settings: RankerSettings) -> d
         "first_buyers": signals.first_buyers.best(),
         "domain": [] if domain is None else domain.best(),
         "newest": [np.arange(signals.n - 1, max(signals.n - 1 - settings.newest, -1), -1, dtype=np.int32)],
+        "context": signals.contexts.best(view.context),
     }
 
 

@@ -59,6 +59,11 @@ class EngineScorer:
         """See Scorer."""
         return self.engine.table
 
+    @property
+    def context(self) -> tuple[str, ...]:
+        """See Scorer."""
+        return self.engine.signals.contexts.names
+
     def rank(self, view: UserView, now_ms: int) -> ScoredCandidates:
         """See Scorer."""
         return self._ranking(self.engine.slate(view, now_ms))

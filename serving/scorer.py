@@ -46,6 +46,10 @@ class Scorer(Protocol):
     def table(self) -> ItemTable:
         """The items that it knows."""
 
+    @property
+    def context(self) -> tuple[str, ...]:
+        """The fields of a request's context that it reads, in the order of `UserView.context`."""
+
     def rank(self, view: UserView, now_ms: int) -> ScoredCandidates:
         """Candidates and scores for a user at a time."""
 
@@ -79,6 +83,11 @@ class PopularityScorer:
     def table(self) -> ItemTable:
         """See Scorer."""
         return self._table
+
+    @property
+    def context(self) -> tuple[str, ...]:
+        """See Scorer; popularity is one for all."""
+        return ()
 
     def rank(self, view: UserView, now_ms: int) -> ScoredCandidates:
         """See Scorer."""

@@ -25,6 +25,7 @@ from driftline.configs.errors import SnapshotError, StateError
 from driftline.configs.load import MODEL_SECTIONS, config_sha256, sections_sha256
 from driftline.configs.settings import Settings
 from driftline.graph.arrays import Float32
+from driftline.graph.contexts import context_of
 from driftline.graph.rows import Event
 from driftline.graph.view import UserView
 from driftline.llm.encoder import TextEncoder
@@ -388,7 +389,7 @@ class Trainer:
         self.closed += 1
         learner, user_id, t_ms = self.learner, events[0].user_id, events[0].timestamp_ms
         events = [event.changed(offset=learner.processor.next_offset + n) for n, event in enumerate(events)]
-        view = learner.view(user_id, t_ms)
+        view = learner.view(user_id, t_ms, context_of(events[0].extra, self.settings.signals.context))
         use = self._use(events, view)
         slate = learner.slate(view, t_ms) if use == "learnt" else None
         learner.add_items(list(dict.fromkeys(event.item_id for event in events)))

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from driftline.configs.settings import Settings
+    from driftline.graph.contexts import Context
     from driftline.graph.rows import Event
     from driftline.stream.events.schema import Item
     from driftline.stream.replay.log import EventLog
@@ -53,6 +54,7 @@ class Request:
         groups: earlier groups of the user with a positive row.
         log: columns of the log; only rows in `history` belong to this user's past.
         session: key64 of the session that the user is in, 0 = none.
+        context: of the request, one value for each field of `signals.context`.
     """
 
     number: int
@@ -66,6 +68,7 @@ class Request:
     groups: int
     log: EventLog = field(repr=False)
     session: int = 0
+    context: Context = ()
 
     @property
     def in_session(self) -> Int32:
@@ -92,6 +95,7 @@ class Request:
             events=self.events,
             first_ms=-1 if empty else int(log.t_ms[self.history[0]]),
             domain="" if empty else log.domain_of(int(rows[-1])),
+            context=self.context,
         )
 
 

@@ -238,13 +238,15 @@ def _compare(truth: Slates, other: Slates, number: int) -> str:
 
 
 def _permuted(log: EventLog, number: int, rng: np.random.Generator) -> Columns:
-    """The log with other items, values and prices in all groups from `number` on."""
+    """The log with other items, values and prices in all groups from `number` on; of unknown fields only contexts."""
     rows = log.group_rows[log.group_start[number] :]
     item = log.item.copy()
     item[rows] = rng.integers(0, log.pool[number], len(rows))
     value, price = log.value.copy(), log.price.copy()
     value[rows], price[rows] = value[rng.permutation(rows)], price[rng.permutation(rows)]
-    changed = dataclasses.replace(log.columns, item_id=(item, log.item_ids), value=value, price=price, extra=None)
+    changed = dataclasses.replace(
+        log.columns, item_id=(item, log.item_ids), value=value, price=price, extra=log.contexts()
+    )
     return changed.take(np.arange(len(log)))
 
 
@@ -272,4 +274,5 @@ def _question(log: EventLog, shorter: EventLog, number: int) -> Request:
         groups=len(np.unique(shorter.group_of[liked])),
         log=shorter,
         session=int(log.sessions.key[number]),
+        context=log.context_of(number),
     )

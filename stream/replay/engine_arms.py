@@ -136,7 +136,7 @@ class EnginePass:
         if self._slate is not None and self._slate[0] == request.number:
             return self._slate[1].view
         self.learner.add_items(self.setup.log.item_ids[len(self.learner.table) : request.pool])
-        return self.learner.view(request.user_id, request.t_ms)
+        return self.learner.view(request.user_id, request.t_ms, request.context)
 
     @contextmanager
     def asked(self) -> Iterator[None]:

@@ -12,16 +12,18 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from driftline.configs.errors import InputError
 from driftline.graph.arrays import Int32, Int64
+from driftline.graph.contexts import Context, context_of
 from driftline.graph.rows import Event, action_code, key64
 from driftline.graph.view import Group
 from driftline.stream.events.columns import Columns
 from driftline.stream.replay.sessions import Sessions
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container, Mapping
+    from collections.abc import Callable, Container, Mapping, Sequence
 
     from driftline.configs.settings import Action
 
@@ -51,6 +53,7 @@ class EventLog:
         valid_from_ms: Mapping[str, int] | None = None,
         held_out: Container[str] = (),
         ordered: bool = False,
+        context: Sequence[str] = (),
     ) -> None:
         """Group and index the rows.
 
@@ -60,13 +63,14 @@ class EventLog:
             valid_from_ms: item id -> time from which it is a candidate, seen or not; others from their first group on.
             held_out: ids of items whose past was taken out of the log on purpose.
             ordered: rows of one user and time came one after the other, each is a group of its own.
+            context: unknown fields of a row that are known of its request.
 
         Raises:
             InputError: there are no rows.
         """
         if len(columns) == 0:
             raise InputError("the log holds 0 events; replay needs at least one: check --events and --limit")
-        self.columns = columns
+        self.columns, self._context = columns, tuple(context)
         self.t_ms = columns.t_ms
         self.offset = np.arange(len(columns)) if columns.offset is None else columns.offset
         self.value, self.price = columns.value, columns.price
@@ -158,7 +162,22 @@ class EventLog:
             price=self.price[rows],
             positive=self.positive[rows],
             domain=self.domain_of(int(rows[-1])),
+            context=self.context_of(number),
         )
+
+    def context_of(self, number: int) -> Context:
+        """The context of a group's request: that of its first row."""
+        if not self._context:
+            return ()
+        extra = self.columns.extra
+        return context_of(None if extra is None else extra[self.group_rows[self.group_start[number]]], self._context)
+
+    def contexts(self) -> NDArray[np.object_] | None:
+        """[n] unknown fields of each row that are of its context alone; None where there are none."""
+        if not self._context or self.columns.extra is None:
+            return None
+        rows = [{k: row[k] for k in self._context if k in row} if row else None for row in self.columns.extra]
+        return np.array([*rows, None], object)[:-1]
 
     def domain_of(self, row: int) -> str:
         """The domain of a row, "" = none."""

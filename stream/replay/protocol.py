@@ -166,6 +166,7 @@ def questions(log: EventLog) -> Iterator[tuple[Request, Arrival, int | None]]:
             groups=state.groups,
             log=log,
             session=int(sessions[number]),
+            context=group.context,
         )
         yield request, Arrival(number, user, group, rows, int(log.pool[number + 1]), log), state.last_ms
         state.events += len(rows)

@@ -154,7 +154,9 @@ def read(options: Options, settings: Settings) -> Input:
         }
 
     def log_of(columns: Columns) -> EventLog:
-        return EventLog(columns, settings.action, valid_from or None, held_out, settings.state.ordered)
+        return EventLog(
+            columns, settings.action, valid_from or None, held_out, settings.state.ordered, settings.signals.context
+        )
 
     left_out = (log.split_ms(CHOICES[0]), log.split_ms(CHOICES[1])) if options.split < CHOICES[0] else None
     scope = Scope(left_out, options.session, options.session_share)

@@ -164,6 +164,10 @@ class Graph(Section):
 
     memory_dim: int = Field(32, ge=4, le=512, description="width of a node's memory")
     time_dim: int = Field(16, ge=2, le=256, description="width of the time encoding")
+    shortest_period_h: float = Field(
+        1.0, ge=1 / 3600, description="of the time encoding at the start, in hours; the others rise by equal factors"
+    )
+    longest_period_days: float = Field(1095.0, gt=0, description="of the time encoding at the start")
     message_dim: int = Field(32, ge=4, le=512, description="width of a message between two nodes")
     neighbors: int = Field(20, ge=1, le=512, description="last-K temporal neighbours of a node")
     embed_dim: int = Field(32, ge=4, le=512, description="width of what attention over neighbours reads out")
@@ -177,6 +181,15 @@ class Graph(Section):
     negatives: int = Field(1024, ge=1, description="else so many are drawn, shared by the batch")
     publish_groups: int = Field(2000, ge=1, description="groups learnt between two graph versions")
     seed: int = Field(0, ge=0, lt=1 << 32, description="of the initial weights and of the sampled links")
+
+    @model_validator(mode="after")
+    def _periods_rise(self) -> Self:
+        if self.shortest_period_h >= 24 * self.longest_period_days:
+            raise ValueError(
+                f"got shortest_period_h {self.shortest_period_h:g} with longest_period_days "
+                f"{self.longest_period_days:g}; expected less: the shortest period is told in hours"
+            )
+        return self
 
 
 class Action(Section):
@@ -251,6 +264,12 @@ class Signals(Section):
         min_length=1,
         description="of the decayed popularity counters, shortest first",
     )
+    personal_half_lives_days: tuple[Positive, ...] = Field(
+        (3.0, 10.0, 30.0, 100.0), min_length=1, description="of a user's own touches of an item, shortest first"
+    )
+    age_unit_days: float = Field(
+        1.0, ge=1e-6, le=365, description="ages are log1p(age / this): 1 tells days apart, 0.0007 minutes, too"
+    )
     neighbors: int = Field(128, ge=4, le=4096, description="partners kept for an item in each table")
     partner_items: int = Field(
         262_144, ge=64, description="items with partners in each table, the more frequent ones; 1 KB each with 128"
@@ -284,7 +303,7 @@ class Signals(Section):
 
     @model_validator(mode="after")
     def _half_lives_rise(self) -> Self:
-        for name in ("half_lives_days", "context_half_lives_days"):
+        for name in ("half_lives_days", "personal_half_lives_days", "context_half_lives_days"):
             if (lives := list(getattr(self, name))) != sorted(set(lives)):
                 raise ValueError(f"got {name} {lives}; expected each once, shortest first")
         return self

@@ -40,7 +40,7 @@ class GraphReader(nn.Module):
         memory, embed, time = settings.memory_dim, settings.embed_dim, settings.time_dim
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed + 1)
-            self.time = TimeEncoder(time)
+            self.time = TimeEncoder(settings)
             self.item_state = nn.Linear(memory + CODE_DIM, embed)
             self.item_text = nn.Linear(text_dim, embed, bias=False)
             self.query = nn.Linear(memory + time, embed)

@@ -72,9 +72,9 @@ class HistoryDigest:
 TRAITS = ("groups", "items", "basket", "price", "value", "span", "since")
 
 
-def traits_of(past: HistoryDigest, now_ms: int) -> Float32:
-    """What kind of user this is: logs of the TRAITS [7] float32, NaN = not known."""
-    return traits(past.price, past.value, past.group_ms, past.touches, now_ms)  # type: ignore[no-any-return]
+def traits_of(past: HistoryDigest, now_ms: int, unit_ms: float = DAY_MS) -> Float32:
+    """What kind of user this is: logs of the TRAITS [7] float32, ages in a unit, NaN = not known."""
+    return traits(past.price, past.value, past.group_ms, past.touches, now_ms, unit_ms)  # type: ignore[no-any-return]
 
 
 def history_of(view: UserView, items: int | None = None, ordered: bool = False) -> HistoryDigest:

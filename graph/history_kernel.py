@@ -94,13 +94,13 @@ def digest(
     )  # fmt: skip
 
 
-@compiled(f"({_F}, {_F}, {_L}, int64, int64)")
-def traits(price: Float32, value: Float32, group_ms: Int64, touches: int, now_ms: int) -> Any:
+@compiled(f"({_F}, {_F}, {_L}, int64, int64, float64)")
+def traits(price: Float32, value: Float32, group_ms: Int64, touches: int, now_ms: int, unit_ms: float) -> Any:
     """The TRAITS [7] float32 of graph/history.py.
 
     Args:
         price, value: [m] of the distinct items; group_ms: [g] times of the groups.
-        touches: events in all; now_ms: request time.
+        touches: events in all; now_ms: request time; unit_ms: of ages.
     """
     out, groups = np.full(7, np.nan, np.float32), len(group_ms)
     out[0], out[1] = np.log1p(float(groups)), np.log1p(float(len(price)))
@@ -119,6 +119,6 @@ def traits(price: Float32, value: Float32, group_ms: Int64, touches: int, now_ms
         out[3] = paid / n_paid
     if n_bought:
         out[4] = bought / n_bought
-    out[5] = np.log1p(max(now_ms - group_ms[0], 0) / DAY_MS)
-    out[6] = np.log1p(max(now_ms - group_ms[groups - 1], 0) / DAY_MS)
+    out[5] = np.log1p(max(now_ms - group_ms[0], 0) / unit_ms)
+    out[6] = np.log1p(max(now_ms - group_ms[groups - 1], 0) / unit_ms)
     return out

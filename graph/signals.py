@@ -38,7 +38,7 @@ _COLUMNS: dict[str, tuple[Any, float]] = {
     "buyers": (np.float64, 0),  # users to whom it was new
     "first_ms": (np.int64, -1),
     "last_ms": (np.int64, -1),
-    "interval_sum": (np.float64, 0),  # log1p days between two touches of one user
+    "interval_sum": (np.float64, 0),  # log1p of `signals.age_unit_days` between two touches of one user
     "interval_n": (np.float64, 0),
     "value_sum": (np.float64, 0),  # log1p of the event's value
     "value_n": (np.float64, 0),
@@ -54,6 +54,7 @@ class Signals:
 
     Attributes:
         n: items known.
+        age_unit_ms: ages are log1p(age / age_unit_ms).
         popularity: [n, h] decayed touches; first_buyers: [n, h] decayed first touches.
         reference: number of the half-life, the second longest, at which popularity is compared with other things.
         owned: [n] decayed groups of users who had touched the item before; requests: [1] decayed groups in all.
@@ -69,6 +70,7 @@ class Signals:
         self.settings = settings
         lives = tuple(days * DAY_MS for days in settings.half_lives_days)
         self.user_half_life_ms = settings.user_half_life_days * DAY_MS
+        self.age_unit_ms = settings.age_unit_days * DAY_MS
         pair_ms = settings.pair_half_life_days * DAY_MS
         self.n = 0
         self.groups = 0
@@ -184,7 +186,7 @@ class Signals:
         self.first_buyers.add(items[new], weight[new], t)
         self.owned.add(past.items, np.ones(len(past.items)), t)
         self.requests.add(np.zeros(1, np.int32), np.ones(1), t)
-        self._traits(items, traits_of(past, t))
+        self._traits(items, traits_of(past, t, self.age_unit_ms))
         inside = self._domain(group.domain)
         if inside is not None:
             inside.add(items, weight, t)
@@ -196,7 +198,7 @@ class Signals:
         c["first_ms"][items] = np.where(c["first_ms"][items] < 0, t, c["first_ms"][items])
         c["last_ms"][items] = np.maximum(c["last_ms"][items], t)
         again, since = items[~new], past.last_ms[at[~new]]
-        c["interval_sum"][again] += np.log1p(np.maximum(t - since, 0) / DAY_MS)
+        c["interval_sum"][again] += np.log1p(np.maximum(t - since, 0) / self.age_unit_ms)
         c["interval_n"][again] += 1
         value, price = group.value[wanted][row], group.price[wanted][row]
         given = np.isfinite(value) & (value > -1)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from driftline.graph.history import TRAITS
-from driftline.model.context_columns import CONTEXT
+from driftline.model.context_columns import CONTEXT, context_names
 from driftline.model.recall import SCORED
 
-PERSONAL_HALF_LIVES_DAYS = (3.0, 10.0, 30.0, 100.0)
-"""Half-lives of the user's own decayed counts."""
+if TYPE_CHECKING:
+    from driftline.configs.settings import Signals
 
 ITEM = (
     "log_times", "log_age", "log_since_sold", "log_overdue", "log_buyers", "repeat_rate", "groups_per_buyer",
@@ -30,17 +31,19 @@ USER = (
 PERSONAL = (
     "own", "own_times", "own_weight", "own_since_last", "own_since_first", "own_interval", "own_elapsed",
     "own_last_interval", "own_elapsed_last", "own_share", "own_share_since", "own_groups_since", "own_in_last",
-    "own_value", "own_price_change", "own_returned", *(f"own_decayed_{days:g}d" for days in PERSONAL_HALF_LIVES_DAYS),
+    "own_value", "own_price_change", "own_returned",
 )  # fmt: skip
+"""What stands before the user's own decayed counts."""
 
 
-def base_columns(half_lives_days: tuple[float, ...]) -> tuple[str, ...]:
-    """Names of the base block's columns, in order."""
+def base_columns(half_lives_days: tuple[float, ...], personal_days: tuple[float, ...]) -> tuple[str, ...]:
+    """Names of the base block's columns, in order, for half-lives of popularity and of the user's own counts."""
     lives = [f"{days:g}d" for days in half_lives_days]
     popularity = [f"popularity_{life}" for life in lives] + [f"first_buyers_{life}" for life in lives]
     trends = [f"trend_{a}_{b}" for a, b in zip(lives, lives[2:], strict=False)]
     recalled = [f"{kind}_{name}" for name in SCORED for kind in ("score", "rank")]
-    return (*popularity, *trends, *ITEM, *MATCH, *USER, *PERSONAL, *recalled)
+    own = [f"own_decayed_{days:g}d" for days in personal_days]
+    return (*popularity, *trends, *ITEM, *MATCH, *USER, *PERSONAL, *own, *recalled)
 
 
 PROFILE_COLUMNS = ("facet_0", "facet_1", "facet_2", "facet_3", "facet_best", "facet_mean", "facet_rank", "has_profile")
@@ -74,11 +77,13 @@ class Layout:
         return out
 
 
-def layout(half_lives_days: tuple[float, ...], plugs: tuple[str, ...], context: tuple[str, ...] = ()) -> Layout:
-    """The columns for these half-lives and plugs, then those of the context, which are named."""
+def layout(settings: Signals, plugs: tuple[str, ...]) -> Layout:
+    """The columns for these settings and plugs."""
     blocks: dict[str, slice] = {}
     names: list[str] = []
-    parts = [("base", base_columns(half_lives_days)), ("profiles", PROFILE_COLUMNS)]
+    context = context_names(settings.context, settings.context_half_lives_days)
+    base = base_columns(settings.half_lives_days, settings.personal_half_lives_days)
+    parts = [("base", base), ("profiles", PROFILE_COLUMNS)]
     parts += [(plug, (f"{plug}_score", f"{plug}_rank")) for plug in plugs]
     parts += [(CONTEXT, context)] if context else []
     for block, columns in parts:

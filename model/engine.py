@@ -24,7 +24,7 @@ from driftline.graph.texts import TextTable
 from driftline.graph.touched import Touched
 from driftline.model.clocks import Clocks, NoClocks
 from driftline.model.columns import Layout, layout
-from driftline.model.context_columns import CONTEXT, context_names
+from driftline.model.context_columns import CONTEXT
 from driftline.model.features import features
 from driftline.model.ranker import HEADS, Ranker
 from driftline.model.recall import (
@@ -170,8 +170,7 @@ class Engine:
     ) -> None:
         self.settings, self.table = settings, table
         self.plugs: dict[str, Plug] = dict(plugs or {})
-        context = context_names(settings.signals.context, settings.signals.context_half_lives_days)
-        self.layout: Layout = layout(settings.signals.half_lives_days, tuple(self.plugs), context)
+        self.layout: Layout = layout(settings.signals, tuple(self.plugs))
         self._own = self.layout.names.index("own")
         self.signals = Signals(settings.signals)
         self.standardiser = Standardiser(self.layout.present)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from driftline.graph.history import DAY_MS, TRAITS, HistoryDigest, traits_of
 from driftline.graph.sparse import SCRATCH
-from driftline.model.columns import ITEM, PERSONAL, PERSONAL_HALF_LIVES_DAYS, PROFILE_COLUMNS, USER, Layout
+from driftline.model.columns import ITEM, PERSONAL, PROFILE_COLUMNS, USER, Layout
 from driftline.model.columns_kernel import (
     chance_columns,
     item_columns,
@@ -43,13 +43,11 @@ if TYPE_CHECKING:
 NEAR_ITEMS = 32
 """Newest distinct items that a candidate's text is held against one by one."""
 NEAR_COSINE = 0.6
-HOUR_MS = 3_600_000.0
 ITEM_COUNTS = (
     "times", "groups", "buyers", "first_ms", "last_ms", "interval_sum", "interval_n", "value_sum", "value_n",
     "returned", "price",
 )  # fmt: skip
 """Columns of Signals in the order in which `item_columns` takes them."""
-PERSONAL_RATES = np.array([-1 / (days * DAY_MS) for days in PERSONAL_HALF_LIVES_DAYS], np.float32)
 NOTHING = np.zeros(0, np.int32)
 
 
@@ -86,7 +84,7 @@ def features(
         share = _popularity(rows, items, signals)
         raw = _item(rows, items, signals, now_ms, share[-1])
         _match(rows, view, past, items, signals, raw, share[signals.reference], text, now_ms)
-        _user(rows, view, past, now_ms)
+        _user(rows, view, past, now_ms, signals.age_unit_ms)
         _personal(rows, past, place, signals, now_ms)
         for name in SCORED:
             _opinion(rows, pool, name, place, share=True)
@@ -134,7 +132,7 @@ def _item(rows: _Rows, items: Int32, signals: Signals, now_ms: int, longest: Flo
     raw = np.empty((4, len(items)), np.float32)
     counted = [signals.columns[name] for name in ITEM_COUNTS]
     average, block = signals.n / max(signals.touches(), 1.0), rows.block(len(ITEM))
-    item_columns(items, now_ms, average, *counted, longest, block, raw)  # type: ignore[call-arg]
+    item_columns(items, now_ms, _per(signals), average, *counted, longest, block, raw)  # type: ignore[call-arg]
     return raw
 
 
@@ -153,7 +151,7 @@ def _match(
     first_ms, taken, at = signals.columns["first_ms"], signals.popularity, signals.reference
     n = float(signals.n)
     of_user = usual(
-        past.items, past.price, past.value, past.first_ms, first_ms, taken.count, taken.total, n, at
+        past.items, past.price, past.value, past.first_ms, first_ms, taken.count, taken.total, n, at, _per(signals)
     ).astype(np.float32)
     domain, inside = signals.domain_counts(view.domain), share
     if domain is not None:
@@ -163,9 +161,12 @@ def _match(
     block, age = rows.block(7), np.empty((1, len(items)), np.float32)
     match_columns(of_user, raw, share, inside, domain is not None, block, age)
     _chances(rows, items, signals, now_ms)
-    since = math.log1p(max(now_ms - int(past.group_ms[-1]), 0) / DAY_MS) if past.groups else 0.0
+    unit_ms = signals.age_unit_ms
+    since = math.log1p(max(now_ms - int(past.group_ms[-1]), 0) / unit_ms) if past.groups else 0.0
     block = rows.block(len(TRAITS) + 3)
-    user_item_columns(items, traits_of(past, now_ms), signals.traits, past.group_ms, first_ms, since, raw[2], block)
+    user_item_columns(
+        items, traits_of(past, now_ms, unit_ms), signals.traits, past.group_ms, first_ms, since, raw[2], block
+    )
     rows.put(age[0])
     near = past.items[:NEAR_ITEMS]
     if len(near) and text.dim:
@@ -181,8 +182,9 @@ def _chances(rows: _Rows, items: Int32, signals: Signals, now_ms: int) -> None:
     chance_columns(items, taken.count, first.count, owned.count, at, fade, requests, rows.block(2))
 
 
-def _user(rows: _Rows, view: UserView, past: HistoryDigest, now_ms: int) -> None:
+def _user(rows: _Rows, view: UserView, past: HistoryDigest, now_ms: int, unit_ms: float) -> None:
     """The user's activity and the clock: the same for every candidate, for the network to combine."""
+    part_ms = unit_ms / 24  # of a day an hour: the time since the last group is told finer
     since = max(now_ms - int(past.group_ms[-1]), 0) if past.groups else 0
     span = max(now_ms - int(past.group_ms[0]), 0) if past.groups else 0
     usually = span / past.groups if past.groups > 1 else 0.0
@@ -191,12 +193,12 @@ def _user(rows: _Rows, view: UserView, past: HistoryDigest, now_ms: int) -> None
     values = (
         math.log1p(view.events),
         math.log1p(past.groups),
-        math.log1p(since / HOUR_MS),
-        math.log1p(span / DAY_MS),
+        math.log1p(since / part_ms),
+        math.log1p(span / unit_ms),
         math.log1p(past.touches / max(past.groups, 1)),
         1 - len(past.items) / max(past.touches, 1),
         math.log1p(len(past.items)),
-        math.log((since + HOUR_MS) / (usually + HOUR_MS)) if usually else 0.0,
+        math.log((since + part_ms) / (usually + part_ms)) if usually else 0.0,
         *(turn(angle) for angle in angles for turn in (math.sin, math.cos)),
     )
     rows.block(len(USER))[:] = np.array(values, np.float32)[:, None]
@@ -205,11 +207,22 @@ def _user(rows: _Rows, view: UserView, past: HistoryDigest, now_ms: int) -> None
 def _personal(rows: _Rows, past: HistoryDigest, place: Int32, signals: Signals, now_ms: int) -> None:
     """What the user did with the item before; 0 where nothing, so real values avoid 0."""
     of_items = (signals.columns[name] for name in ("interval_sum", "interval_n", "price"))
+    rates = _rates(signals.settings.personal_half_lives_days)
     personal_columns(  # type: ignore[call-arg]
-        past.items, place, now_ms, past.groups, past.first_ms, past.last_ms, past.previous_ms, past.times, past.weight,
-        past.last_group, past.group_age, past.value, past.price, past.returned, past.row_ms, past.row_start,
-        *of_items, PERSONAL_RATES, rows.block(len(PERSONAL)),
+        past.items, place, now_ms, _per(signals), past.groups, past.first_ms, past.last_ms, past.previous_ms,
+        past.times, past.weight, past.last_group, past.group_age, past.value, past.price, past.returned, past.row_ms,
+        past.row_start, *of_items, rates, rows.block(len(PERSONAL) + len(rates)),
     )  # fmt: skip
+
+
+@cache
+def _rates(half_lives_days: tuple[float, ...]) -> Float32:
+    return np.array([-1 / (days * DAY_MS) for days in half_lives_days], np.float32)
+
+
+def _per(signals: Signals) -> float:
+    """Units of ages in a millisecond."""
+    return 1 / signals.age_unit_ms
 
 
 @cache

@@ -1,12 +1,13 @@
 import numpy as np
 import pytest
 
+from driftline.configs.settings import Signals
 from driftline.model.columns import layout
 from driftline.model.standardiser import CLIP, Standardiser
 
 
 def test_columns_are_named_once_and_blocks_cover_them():
-    columns = layout((1.0, 7.0, 30.0), ("hstu", "graph"))
+    columns = layout(Signals(half_lives_days=(1.0, 7.0, 30.0)), ("hstu", "graph"))
     assert len(set(columns.names)) == len(columns.names)
     covered = np.concatenate([np.arange(len(columns.names))[block] for block in columns.blocks.values()])
     np.testing.assert_array_equal(covered, np.arange(len(columns.names)))
@@ -14,7 +15,7 @@ def test_columns_are_named_once_and_blocks_cover_them():
 
 
 def test_a_mask_holds_its_blocks_alone():
-    columns = layout((1.0, 7.0, 30.0), ("hstu", "graph"))
+    columns = layout(Signals(half_lives_days=(1.0, 7.0, 30.0)), ("hstu", "graph"))
     mask = columns.mask(("base", "graph"))
     assert not mask[columns.blocks["hstu"]].any()
     assert mask[columns.blocks["graph"]].all()

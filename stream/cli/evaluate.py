@@ -67,6 +67,9 @@ def replay(
         str, typer.Option(help="Ask for the next event of a session, or for its last; default: for all groups.")
     ] = "",
     session_share: Annotated[float, typer.Option(min=1e-6, max=1, help="Share of the sessions that is scored.")] = 1.0,
+    learn_share: Annotated[
+        float, typer.Option(min=1e-3, max=1, help="Share of the groups that is learnt; the others are only counted.")
+    ] = 1.0,
     told: Told,
     config: Config = None,
     as_json: AsJson = False,
@@ -113,7 +116,7 @@ def replay(
             Path(str(event_file)), to, item_file, [name for name in arms.split(",") if name], split, candidates,
             numbers, limit, resume, hold_out_items, profiles,
             adoptions=adoptions, records=records, audit_rows=None if audit else 0, state_only=state_only,
-            session=session, session_share=session_share,
+            session=session, session_share=session_share, learn_share=learn_share,
         )  # fmt: skip
         with progress_bars() as show:
             metrics = run(options, settings, show)

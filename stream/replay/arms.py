@@ -198,6 +198,7 @@ class Setup:
         shared: arms of one pass put here what they share (one processor, one set of features). An arm family that
             drives a Processor leaves callables "state_sha256" and "adoptions" (their number) here.
         say: gets (what, done, total) of what is prepared.
+        learn_share: share of the groups that live learners learn from; the others are only counted.
     """
 
     log: EventLog
@@ -207,6 +208,7 @@ class Setup:
     profiles: Path | None = None
     shared: dict[str, Any] = field(default_factory=dict)
     say: Callable[[str, int, int], None] = field(default=lambda what, done, total: None, repr=False)
+    learn_share: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,6 +65,7 @@ def content_of(
             "choices": {"span": list(CHOICES), "left_out_ms": data.scope.left_out},
             "group": True,
             "session": session_of(options, joined.facts),
+            "learn_share": options.learn_share,
             "candidates": options.candidates,
             "groups": len(joined.facts.number),
             "seed": seed,

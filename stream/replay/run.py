@@ -244,6 +244,7 @@ def _key(data: Input, options: Options, settings: Settings) -> str:
         None if options.items is None else hashlib.sha256(options.items.read_bytes()).hexdigest(),
         data.split_ms,
         dataclasses.astuple(data.scope),
+        options.learn_share,
         options.candidates,
         options.limit,
         (options.hold_out_items, options.seeds[0]) if options.hold_out_items else None,

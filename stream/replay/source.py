@@ -53,6 +53,7 @@ class Options:
         records: the log that the adoptions belong to; None = the events file, a row's number is its offset.
         session: "next" or "last": which events of a session are asked for; "" = all groups, sessions or not.
         session_share: share of the sessions that are scored; all are learnt.
+        learn_share: share of the groups that the engine's arms learn from, evenly spread; the others are only counted.
     """
 
     events: Path
@@ -72,6 +73,7 @@ class Options:
     records: Sequence[Record] | None = None
     session: Which = ""
     session_share: float = 1.0
+    learn_share: float = 1.0
 
     @property
     def usable_profiles(self) -> Path | None:
@@ -92,6 +94,7 @@ class Input:
         sha256: of the events file.
         duplicates: rows of it that have the event_id of an earlier one.
         log_of: a log of other rows by the same rules.
+        learn_share: see Options.
         kept: see KEPT.
     """
 
@@ -103,6 +106,7 @@ class Input:
     sha256: str
     duplicates: int
     log_of: Callable[[Columns], EventLog]
+    learn_share: float = 1.0
     kept: dict[str, Any] = field(default_factory=dict)
 
     def setup(
@@ -114,7 +118,7 @@ class Input:
         say: Callable[[str, int, int], None] = lambda what, done, total: None,
     ) -> Setup:
         """A fresh set-up for one pass."""
-        return Setup(log, settings, seed, self.items, profiles, dict(self.kept), say)
+        return Setup(log, settings, seed, self.items, profiles, dict(self.kept), say, self.learn_share)
 
     def keep(self, setup: Setup) -> None:
         """Hand on to later passes what they may share."""
@@ -160,8 +164,8 @@ def read(options: Options, settings: Settings) -> Input:
 
     left_out = (log.split_ms(CHOICES[0]), log.split_ms(CHOICES[1])) if options.split < CHOICES[0] else None
     scope = Scope(left_out, options.session, options.session_share)
-    sha = hashlib.sha256(options.events.read_bytes())
-    return Input(columns, log_of(columns), items, split_ms, scope, sha.hexdigest(), duplicates, log_of)
+    digest = hashlib.sha256(options.events.read_bytes()).hexdigest()
+    return Input(columns, log_of(columns), items, split_ms, scope, digest, duplicates, log_of, options.learn_share)
 
 
 def _warn_of_items(options: Options, columns: Columns, items: Mapping[str, Item]) -> None:

@@ -246,7 +246,7 @@ class Ranker(Section):
         1000, ge=10, description="candidates of the base recallers at most; replay and Recommend share it"
     )
     personal: int = Field(300, ge=0, description="the user's own past items in the pool at most")
-    text_dim: int = Field(384, ge=0, description="width of the items' text vectors")
+    text_dim: int = Field(384, ge=0, description="width of the items' text vectors; 0 = none is made or read")
     seed: int = Field(0, ge=0, lt=1 << 32, description="of the initial weights and of the sampled rows")
 
 

@@ -66,6 +66,7 @@ def content_of(
             "group": True,
             "session": session_of(options, joined.facts),
             "learn_share": options.learn_share,
+            "text": data.has_text and settings.ranker.text_dim > 0,
             "candidates": options.candidates,
             "groups": len(joined.facts.number),
             "seed": seed,

@@ -7,6 +7,7 @@ import logging
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,7 @@ class Options:
         return None if self.hold_out_items else self.profiles
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Input:
     """What was read.
 
@@ -117,8 +118,15 @@ class Input:
         profiles: Path | None,
         say: Callable[[str, int, int], None] = lambda what, done, total: None,
     ) -> Setup:
-        """A fresh set-up for one pass."""
+        """A fresh set-up for one pass; without a text to read, nothing has room for one."""
+        if not self.has_text:
+            settings = settings.model_copy(update={"ranker": settings.ranker.model_copy(update={"text_dim": 0})})
         return Setup(log, settings, seed, self.items, profiles, dict(self.kept), say, self.learn_share)
+
+    @cached_property
+    def has_text(self) -> bool:
+        """Whether an item of the events says anything."""
+        return any(self.items[name].description() for name in self.log.item_ids if name in self.items)
 
     def keep(self, setup: Setup) -> None:
         """Hand on to later passes what they may share."""

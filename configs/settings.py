@@ -292,6 +292,10 @@ class Signals(Section):
     top: int = Field(400, ge=1, description="most popular items kept by half-life")
     domains: int = Field(64, ge=0, description="domains with a popularity of their own; further ones share none")
     domain_half_life_days: float = Field(30.0, gt=0, description="of the popularity within a domain")
+    one_id_space: bool = Field(
+        False,
+        description="ids of users are ids of items: who was written to may write back, nobody to oneself",
+    )
     context: tuple[str, ...] = Field(
         (),
         description="fields of an event that say how its request was made (device, region): what is taken under each",

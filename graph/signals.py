@@ -21,6 +21,7 @@ from driftline.graph.contexts import Contexts
 from driftline.graph.counts import DecayedCounts
 from driftline.graph.history import DAY_MS, TRAITS, HistoryDigest, history_of, traits_of
 from driftline.graph.neighbors import PartnerTable
+from driftline.graph.reverse import Reverse
 from driftline.graph.rows import key64
 from driftline.graph.touched import Touched
 from driftline.graph.user_vectors import UserVectors
@@ -63,6 +64,7 @@ class Signals:
         contexts: decayed touches under the circumstances of a request.
         basket: partners in one group; following: from the previous group to the next; onward: from the recent
             history to items that are new to the user.
+        reverse: who acted on an item that is a user, too.
         users: vectors of the most recent users.
     """
 
@@ -96,6 +98,7 @@ class Signals:
         self.basket_fresh = PartnerTable(settings.neighbors, fresh_ms, *held)
         self.following = PartnerTable(settings.neighbors, pair_ms, *held)
         self.onward = PartnerTable(settings.neighbors, pair_ms, *held)
+        self.reverse = Reverse(settings.one_id_space, settings.neighbors, (pair_ms, fresh_ms), held)
         self.users = UserVectors(
             settings.users, self.user_half_life_ms, fresh_ms, settings.refresh_ms, settings.nearest
         )
@@ -119,16 +122,20 @@ class Signals:
         for counts in (self.popularity, self.first_buyers, self.owned, *self.domains.values()):
             counts.ensure(n)
         self.contexts.ensure(n)
+        self.reverse.ensure(n)
         for table in (self.basket, self.basket_fresh, self.following, self.onward):
             table.ensure(n)
 
-    def observe(self, group: Group, view_before: UserView, history: HistoryDigest | None = None) -> None:
+    def observe(
+        self, group: Group, view_before: UserView, history: HistoryDigest | None = None, user: int = -1
+    ) -> None:
         """Learn one group.
 
         Args:
             group: its rows.
             view_before: the user before the group.
             history: `history_of(view_before)` if the caller has it.
+            user: the user's index among the items, where they share one space of ids; -1 = none.
 
         Raises:
             ValueError: the signals were opened read-only.
@@ -153,6 +160,7 @@ class Signals:
             at = np.where(past.items[order[place]] == items, order[place], -1)
         self._count(group, items, row, weight, wanted, past, at)
         self._pairs(items, weight.astype(np.float32), past, at, group.t_ms)
+        self.reverse.add(user, items, group.t_ms)
         others = np.ones(len(past.items), np.bool_)
         others[at[at >= 0]] = False
         kept, last = past.items[others], past.last_ms[others]
@@ -272,7 +280,7 @@ class Signals:
         out |= self.contexts.arrays(self.n)
         for name in TABLES:
             out |= getattr(self, name).arrays(name)
-        return out | self.users.arrays("users", latest)
+        return out | self.reverse.arrays() | self.users.arrays("users", latest)
 
     def touched(self) -> dict[str, Touched]:
         """Which rows changed, for those of `arrays` that change by rows."""
@@ -284,7 +292,7 @@ class Signals:
         out |= self.contexts.touched()
         for name in TABLES:
             out |= getattr(self, name).touched(name)
-        return out
+        return out | self.reverse.touched()
 
     @classmethod
     def from_arrays(cls, settings: SignalSettings, arrays: Arrays, read_only: bool = False) -> Signals:
@@ -312,5 +320,6 @@ class Signals:
         self.contexts.restore(arrays)
         for name in TABLES:
             getattr(self, name).restore(arrays, name)
+        self.reverse.restore(arrays)
         self.users.restore(arrays, "users")
         return self

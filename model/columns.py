@@ -1,4 +1,4 @@
-"""Names and blocks of the ranker's features: base | profiles | one block for each plug (hstu, graph, ...) | context."""
+"""Names and blocks of the ranker's features: base | profiles | one for each plug (hstu, graph) | reverse | context."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from driftline.graph.history import TRAITS
+from driftline.graph.reverse import REVERSE
 from driftline.model.context_columns import CONTEXT, context_names
 from driftline.model.recall import SCORED
 
@@ -46,6 +47,7 @@ def base_columns(half_lives_days: tuple[float, ...], personal_days: tuple[float,
     return (*popularity, *trends, *ITEM, *MATCH, *USER, *PERSONAL, *own, *recalled)
 
 
+OF_REVERSE = tuple(f"{name}_{kind}" for name in REVERSE for kind in ("score", "rank"))
 PROFILE_COLUMNS = ("facet_0", "facet_1", "facet_2", "facet_3", "facet_best", "facet_mean", "facet_rank", "has_profile")
 
 
@@ -85,6 +87,7 @@ def layout(settings: Signals, plugs: tuple[str, ...]) -> Layout:
     base = base_columns(settings.half_lives_days, settings.personal_half_lives_days)
     parts = [("base", base), ("profiles", PROFILE_COLUMNS)]
     parts += [(plug, (f"{plug}_score", f"{plug}_rank")) for plug in plugs]
+    parts += [("reverse", OF_REVERSE)] if settings.one_id_space else []
     parts += [(CONTEXT, context)] if context else []
     for block, columns in parts:
         blocks[block] = slice(len(names), len(names) + len(columns))

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from driftline.graph.arrays import Arrays
 from driftline.graph.history import HistoryDigest, history_of
 from driftline.graph.signals import Signals
+from driftline.graph.sparse import best_rows
 from driftline.graph.texts import TextTable
 from driftline.graph.touched import Touched
 from driftline.model.clocks import Clocks, NoClocks
@@ -180,17 +181,19 @@ class Engine:
         self.add_arm(MAIN, tuple(self.layout.blocks), settings.ranker.seed)
 
     def add_arm(self, name: str, blocks: tuple[str, ...], seed: int = 0) -> RankerArm:
-        """Add a ranker that sees only some blocks; "base" and "context" are always among them.
+        """Add a ranker that sees only some blocks; "base", "reverse" and "context" are always among them.
 
         Raises:
             KeyError: a block does not exist.
         """
-        seen = tuple(block for block in self.layout.blocks if block in ("base", CONTEXT, *blocks))
+        seen = tuple(block for block in self.layout.blocks if block in ("base", "reverse", CONTEXT, *blocks))
         columns = np.flatnonzero(self.layout.mask(tuple({*blocks, *seen})))
         bits = BASE_BITS
         for number, plug in enumerate(self.plugs):
             bits |= plug_bit(number) if plug in seen else np.uint32(0)
         bits |= BIT[PROFILES] if PROFILES in seen else np.uint32(0)
+        for number in range(len(self.signals.reverse.tables)):
+            bits |= plug_bit(len(self.plugs) + number)
         base = self.layout.blocks["base"]
         ranker = Ranker(self.settings.ranker, columns, seed, base.stop - base.start)
         self.arms[name] = RankerArm(ranker, seen, bits)
@@ -224,7 +227,8 @@ class Engine:
         signals, ranker, text = self.signals, self.settings.ranker, self.text
         scored, extra = self._opinions(view, past, now_ms, alike)
         with self.clocks.on("signals"):
-            pool = pool_of(past, scored, listed_base(view, signals, ranker), extra, signals.n, ranker)
+            oneself = self.node(view.user_id)
+            pool = pool_of(past, scored, listed_base(view, signals, ranker), extra, signals.n, ranker, oneself)
             raw = features(view, past, now_ms, pool, signals, text, self.layout)
             standardised = self.standardiser.apply(raw)
         with self.clocks.on(ranker_part(MAIN)):
@@ -241,6 +245,11 @@ class Engine:
         raw = features(view, past, now_ms, pool, self.signals, text, self.layout)
         return self.arms[MAIN].ranker.score(self.standardiser.apply(raw))
 
+    def node(self, user_id: str) -> int:
+        """The index of a user among the items, -1 where there is none, or ids of users are no ids of items."""
+        node = self.table.find(user_id) if self.settings.signals.one_id_space else -1
+        return node if node < self.signals.n else -1
+
     def _past(self, view: UserView) -> HistoryDigest:
         return history_of(view, self.signals.n, self.settings.state.ordered)
 
@@ -248,14 +257,17 @@ class Engine:
         self, view: UserView, past: HistoryDigest, now_ms: int, alike: dict[str, Scored]
     ) -> tuple[dict[str, Scored], dict[str, tuple[np.uint32, Scored]]]:
         """Of the base recallers, and of plugs and profiles with their bits."""
-        n, ranker = self.signals.n, self.settings.ranker
+        signals, n, ranker = self.signals, self.signals.n, self.settings.ranker
         with self.clocks.on("signals"):
-            scored = score_base(view, past, now_ms, self.signals, ranker) | alike
+            scored = score_base(view, past, now_ms, signals, ranker) | alike
         extra: dict[str, tuple[np.uint32, Scored]] = {}
         for i, (name, plug) in enumerate(self.plugs.items()):
             if n:
                 with self.clocks.on(name):
                     extra[name] = plug_bit(i), self._opinion(plug, view, past, now_ms)
+        for i, (name, (items, scores)) in enumerate(signals.reverse.sums(self.node(view.user_id), n).items()):
+            best = best_rows(items, scores, ranker.recall, past.items, n)
+            extra[name] = plug_bit(len(self.plugs) + i), Scored(items, scores, *best)
         facets = None if view.profile is None else view.profile.facets
         if facets is not None and n and facets.shape[1] == self.text.dim:
             with self.clocks.on(PROFILES):
@@ -308,7 +320,7 @@ class Engine:
             with self.clocks.on("signals", "learn"):
                 self.standardiser.update(slate.raw, (slate.recalled & BASE_BITS) != 0)
         with self.clocks.on("signals", "learn"):
-            self.signals.observe(group, view, past)
+            self.signals.observe(group, view, past, self.node(group.user_id))
 
     def arrays(self, rehearsal: bool = True) -> Arrays:
         """The whole state by name, plugs and item names left out.

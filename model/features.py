@@ -1,6 +1,6 @@
 """One row of numbers for each candidate of a request: the only function that makes features, for training and serving.
 
-    columns = base | profiles | one block for each plug (hstu, graph, ...) | context
+    columns = base | profiles | one block for each plug (hstu, graph, ...) | reverse | context
 
 A block is a slice of columns, so an arm of the replay is a set of blocks: a mask of columns and of recallers. Counts
 enter as logs, popularity as a share of all touches, recaller scores relative to the best of the request; columns are
@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from driftline.graph.history import DAY_MS, TRAITS, HistoryDigest, traits_of
+from driftline.graph.reverse import REVERSE
 from driftline.graph.sparse import SCRATCH
 from driftline.model.columns import ITEM, PERSONAL, PROFILE_COLUMNS, USER, Layout
 from driftline.model.columns_kernel import (
@@ -93,6 +94,9 @@ def features(
             if name == CONTEXT:
                 block = columns.blocks[CONTEXT]
                 context_columns(view.context, signals.contexts, items, n, rows.block(block.stop - block.start))
+            elif name == "reverse":
+                for one in REVERSE:
+                    _opinion(rows, pool, one, place, share=True)
             else:
                 _opinion(rows, pool, name, place, share=False)
     finally:

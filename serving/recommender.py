@@ -92,7 +92,7 @@ class Recommender:
     """Answers from a state reader, a feature store and a model slot; owns none of them.
 
     A row whose last event is more than `ttl_ms` before the time of a request is none; 0 = rows do not end. `ends` says
-    how far state and model are behind.
+    how far state and model are behind; with `one_id_space` ids of users are ids of items.
     """
 
     def __init__(
@@ -105,13 +105,14 @@ class Recommender:
         availability: Availability | None = None,
         ttl_ms: int = 0,
         ends: Ends | None = None,
+        one_id_space: bool = False,
     ) -> None:
         self._state, self._profiles, self._models, self._messages = state, profiles, models, messages
         self._availability = availability or Availability()
         self._poll_ms, self._ttl_ms = settings.state_poll_ms, ttl_ms
         self._rankings = RecentRankings(settings.cache_users, settings.cache_ms)
         profiles.on_forget.append(self._rankings.forget)
-        self._popularity = Popular(lambda: state.popular())
+        self._popularity = Popular(lambda: state.popular(), one_id_space)
         self._ends = ends or Ends()
 
     def model(self, min_sequence: int) -> Served | None:
@@ -347,6 +348,7 @@ class Recommender:
     ) -> pb.Slate:
         table = served.scorer.table
         excluded = {table.find(item_id) for item_id in options.excluded}
+        excluded |= {served.scorer.oneself(view.user_id)} - {-1}
         if options.which == NOVEL:
             excluded |= set(view.items[view.weight < 0].tolist())  # only returned or disliked: nothing to show as new
         own = view.items[view.weight > 0]

@@ -130,6 +130,11 @@ class StreamLearner:
                 self.set_text(item_id, text)
         self.engine.grow(len(self.table))
 
+    def add_group(self, events: Sequence[Event]) -> None:
+        """Makes the items of a group candidates, and then its user where ids of users are ids of items."""
+        oneself = [events[0].user_id] if self.settings.signals.one_id_space else []
+        self.add_items(list(dict.fromkeys([*(event.item_id for event in events), *oneself])))
+
     def set_text(self, item_id: str, vector: Float32) -> None:
         """Gives a candidate its text vector; the catalogue may tell of an item after its first event."""
         index = self.table.find(item_id)

@@ -392,7 +392,7 @@ class Trainer:
         view = learner.view(user_id, t_ms, context_of(events[0].extra, self.settings.signals.context))
         use = self._use(events, view)
         slate = learner.slate(view, t_ms) if use == "learnt" else None
-        learner.add_items(list(dict.fromkeys(event.item_id for event in events)))
+        learner.add_group(events)
         group = group_of(events, learner.table, self.settings)
         if slate is not None:
             self._ndcg.append(ndcg_at_10(slate, group.items[group.positive]))

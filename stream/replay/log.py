@@ -43,6 +43,7 @@ class EventLog:
         pool: [g + 1] int64, candidates of group g's request; the last entry is the size after the last group.
         entered_ms: [items] int64, when an item entered the pool.
         held_out: [items] bool, items whose past was taken out of the log on purpose.
+        own_item: [users] int32 dense index of a user among the items, -1 where they share no ids.
         offset: [n] int64 ascending, offsets of the rows; dropped duplicates left gaps.
     """
 
@@ -54,6 +55,7 @@ class EventLog:
         held_out: Container[str] = (),
         ordered: bool = False,
         context: Sequence[str] = (),
+        one_id_space: bool = False,
     ) -> None:
         """Group and index the rows.
 
@@ -64,6 +66,7 @@ class EventLog:
             held_out: ids of items whose past was taken out of the log on purpose.
             ordered: rows of one user and time came one after the other, each is a group of its own.
             context: unknown fields of a row that are known of its request.
+            one_id_space: users are items, too: candidates from the group after their first one.
 
         Raises:
             InputError: there are no rows.
@@ -84,7 +87,7 @@ class EventLog:
         group_codes, group_names = columns.group_id
         self.group_key = np.array([0] + [key64(name) for name in group_names], np.uint64)[group_codes + 1]
         self._cut_groups(ordered)
-        self._index_items(valid_from_ms)
+        self._index_items(valid_from_ms, one_id_space)
         self.held_out = np.array([item_id in held_out for item_id in self.item_ids], np.bool_)
 
     def __len__(self) -> int:
@@ -118,9 +121,11 @@ class EventLog:
         """Which session each group is of."""
         return Sessions.of(self)
 
-    def _index_items(self, valid_from_ms: Mapping[str, int] | None) -> None:
+    def _index_items(self, valid_from_ms: Mapping[str, int] | None, one_id_space: bool) -> None:
         file_codes, names = self.columns.item_id
         catalogue = names if valid_from_ms is None else list(dict.fromkeys([*valid_from_ms, *names]))
+        if one_id_space:
+            catalogue = list(dict.fromkeys([*catalogue, *self.user_ids]))
         place = {name: i for i, name in enumerate(catalogue)}
         codes = np.array([place[name] for name in names], np.int64)[file_codes]
         last = self.groups
@@ -130,6 +135,10 @@ class EventLog:
         position[self.group_rows] = np.arange(len(self))
         np.minimum.at(group, codes, self.group_of)
         np.minimum.at(row, codes, position)
+        people = np.array([place.get(name, -1) for name in self.user_ids], np.int64)
+        if one_id_space:
+            np.minimum.at(group, people[self.group_user], np.arange(last))
+            np.minimum.at(row, people[self.group_user], self.group_start[1:] - 1)
         entry = group + 1  # a candidate from the next group on
         time = np.where(group < last, self.group_t_ms[np.minimum(group, last - 1)], NEVER_MS)
         if valid_from_ms is not None:
@@ -143,6 +152,7 @@ class EventLog:
         dense[order] = np.arange(len(catalogue), dtype=np.int32)
         self.item: Int32 = dense[codes]
         self.item_ids = [catalogue[i] for i in order]
+        self.own_item: Int32 = dense[people] if one_id_space else np.full(len(people), -1, np.int32)
         self.entered_ms: Int64 = time[order]
         self.pool: Int64 = np.searchsorted(entry[order], np.arange(last + 1), side="right")
 

@@ -2,7 +2,7 @@
 
 Source: Gama, Sebastião, Rodrigues, "On evaluating stream learning algorithms", 2013 (prequential evaluation).
 A group is scored by every arm before any arm learns any row of it. A user touches an item by an event of positive
-weight, as in learning and serving. Lists:
+weight, as in learning and serving; where users are items, nobody is a candidate of oneself. Lists:
 
     overall     every candidate; relevant: all positive items of the group
     novel       candidates that the user never touched; relevant: those of the group; users with a past only
@@ -276,13 +276,16 @@ def _lists(request: Request, arrival: Arrival, session: bool) -> Iterator[tuple[
     """(candidate mask [pool], relevant items) for each of LISTS."""
     wanted = np.unique(arrival.group.items[arrival.group.positive])
     everything = np.ones(request.pool, np.bool_)
+    if (oneself := int(request.log.own_item[request.user])) >= 0:
+        wanted = wanted[wanted != oneself]
+        everything[oneself : oneself + 1] = False
     own = np.zeros(request.pool, np.bool_)
     own[request.touched] = True
     known = wanted[wanted < request.pool]
     repeated = known[own[known]]
     yield everything, wanted
-    yield ~own, np.setdiff1d(wanted, repeated, assume_unique=True) if request.groups else NO_ITEMS
-    yield own, repeated
+    yield everything & ~own, np.setdiff1d(wanted, repeated, assume_unique=True) if request.groups else NO_ITEMS
+    yield everything & own, repeated
     yield everything, known[request.log.entered_ms[known] >= request.t_ms - COLD_ITEM_MS]
     yield everything, known[request.log.held_out[known]]
     others = everything.copy()

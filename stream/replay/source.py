@@ -166,9 +166,9 @@ def read(options: Options, settings: Settings) -> Input:
         }
 
     def log_of(columns: Columns) -> EventLog:
-        return EventLog(
-            columns, settings.action, valid_from or None, held_out, settings.state.ordered, settings.signals.context
-        )
+        state, signals = settings.state, settings.signals
+        rules = (valid_from or None, held_out, state.ordered, signals.context, signals.one_id_space)
+        return EventLog(columns, settings.action, *rules)
 
     left_out = (log.split_ms(CHOICES[0]), log.split_ms(CHOICES[1])) if options.split < CHOICES[0] else None
     scope = Scope(left_out, options.session, options.session_share)

@@ -31,6 +31,7 @@ class Made:
         preset: the configuration that fits.
         actions: what actions mean that the preset does not have.
         others: further files of events, by name.
+        sections: further settings that fit.
     """
 
     events: pa.Table
@@ -39,6 +40,7 @@ class Made:
     preset: str = "default"
     actions: dict[str, Any] = field(default_factory=dict)
     others: Mapping[str, pa.Table] = field(default_factory=dict)
+    sections: dict[str, Any] = field(default_factory=dict)
 
 
 def write_made(made: Made, out: Path, **packed: Any) -> list[Path]:
@@ -62,7 +64,7 @@ def write_made(made: Made, out: Path, **packed: Any) -> list[Path]:
     if made.items is not None:
         files.append(out / "items.parquet")
         _write(made.items, ITEMS, files[-1], **packed)
-    if write_config(out / "driftline.yaml", made.preset, {}, {}, made.actions):
+    if write_config(out / "driftline.yaml", made.preset, {}, {}, made.actions, made.sections):
         files.append(out / "driftline.yaml")
     return files
 

@@ -122,9 +122,18 @@ class State(Section):
     ttl_days: float = Field(
         0.0, ge=0, le=36500, description="days after its last event that the row of a user or an item ends; 0 = never"
     )
+    groups: Literal["baskets", "sessions"] = Field(
+        "baskets",
+        description="rows of one user and time: baskets = one moment; sessions = one by one, in the log's order",
+    )
     lock_wait_s: float = Field(
         10.0, ge=0, description="how long a lock may be held before a worker says so, or a second trainer gives up"
     )
+
+    @property
+    def ordered(self) -> bool:
+        """Whether every row is a moment of its own."""
+        return self.groups == "sessions"
 
     @property
     def ttl_ms(self) -> int:
@@ -155,6 +164,10 @@ class Graph(Section):
 
     memory_dim: int = Field(32, ge=4, le=512, description="width of a node's memory")
     time_dim: int = Field(16, ge=2, le=256, description="width of the time encoding")
+    shortest_period_h: float = Field(
+        1.0, ge=1 / 3600, description="of the time encoding at the start, in hours; the others rise by equal factors"
+    )
+    longest_period_days: float = Field(1095.0, gt=0, description="of the time encoding at the start")
     message_dim: int = Field(32, ge=4, le=512, description="width of a message between two nodes")
     neighbors: int = Field(20, ge=1, le=512, description="last-K temporal neighbours of a node")
     embed_dim: int = Field(32, ge=4, le=512, description="width of what attention over neighbours reads out")
@@ -168,6 +181,15 @@ class Graph(Section):
     negatives: int = Field(1024, ge=1, description="else so many are drawn, shared by the batch")
     publish_groups: int = Field(2000, ge=1, description="groups learnt between two graph versions")
     seed: int = Field(0, ge=0, lt=1 << 32, description="of the initial weights and of the sampled links")
+
+    @model_validator(mode="after")
+    def _periods_rise(self) -> Self:
+        if self.shortest_period_h >= 24 * self.longest_period_days:
+            raise ValueError(
+                f"got shortest_period_h {self.shortest_period_h:g} with longest_period_days "
+                f"{self.longest_period_days:g}; expected less: the shortest period is told in hours"
+            )
+        return self
 
 
 class Action(Section):
@@ -224,8 +246,14 @@ class Ranker(Section):
         1000, ge=10, description="candidates of the base recallers at most; replay and Recommend share it"
     )
     personal: int = Field(300, ge=0, description="the user's own past items in the pool at most")
-    text_dim: int = Field(384, ge=0, description="width of the items' text vectors")
+    text_dim: int = Field(384, ge=0, description="width of the items' text vectors; 0 = none is made or read")
     seed: int = Field(0, ge=0, lt=1 << 32, description="of the initial weights and of the sampled rows")
+
+
+EVENT_FIELDS = (
+    "user_id", "item_id", "timestamp_ms", "action", "event_id", "value", "price", "group_id", "domain"
+)  # fmt: skip
+"""Fields of an event that the schema knows."""
 
 
 class Signals(Section):
@@ -235,6 +263,12 @@ class Signals(Section):
         (1.0, 3.0, 7.0, 14.0, 30.0, 90.0),
         min_length=1,
         description="of the decayed popularity counters, shortest first",
+    )
+    personal_half_lives_days: tuple[Positive, ...] = Field(
+        (3.0, 10.0, 30.0, 100.0), min_length=1, description="of a user's own touches of an item, shortest first"
+    )
+    age_unit_days: float = Field(
+        1.0, ge=1e-6, le=365, description="ages are log1p(age / this): 1 tells days apart, 0.0007 minutes, too"
     )
     neighbors: int = Field(128, ge=4, le=4096, description="partners kept for an item in each table")
     partner_items: int = Field(
@@ -258,11 +292,34 @@ class Signals(Section):
     top: int = Field(400, ge=1, description="most popular items kept by half-life")
     domains: int = Field(64, ge=0, description="domains with a popularity of their own; further ones share none")
     domain_half_life_days: float = Field(30.0, gt=0, description="of the popularity within a domain")
+    one_id_space: bool = Field(
+        False,
+        description="ids of users are ids of items: who was written to may write back, nobody to oneself",
+    )
+    context: tuple[str, ...] = Field(
+        (),
+        description="fields of an event that say how its request was made (device, region): what is taken under each",
+    )
+    context_half_lives_days: tuple[Positive, ...] = Field(
+        (0.04, 1.0, 14.0), min_length=1, description="of what is taken under a value of `context`, shortest first"
+    )
+    context_values: int = Field(64, ge=1, description="values of a field with counts of their own; the first ones")
 
     @model_validator(mode="after")
     def _half_lives_rise(self) -> Self:
-        if list(self.half_lives_days) != sorted(set(self.half_lives_days)):
-            raise ValueError(f"got half_lives_days {list(self.half_lives_days)}; expected each once, shortest first")
+        for name in ("half_lives_days", "personal_half_lives_days", "context_half_lives_days"):
+            if (lives := list(getattr(self, name))) != sorted(set(lives)):
+                raise ValueError(f"got {name} {lives}; expected each once, shortest first")
+        return self
+
+    @model_validator(mode="after")
+    def _context_is_of_unknown_fields(self) -> Self:
+        wrong = [name for name in self.context if not name.strip() or name in EVENT_FIELDS]
+        if wrong or len(set(self.context)) < len(self.context):
+            raise ValueError(
+                f"got context {list(self.context)}; expected names, each once, of fields that events have beside "
+                f"{', '.join(EVENT_FIELDS)}: leave out {wrong[0] if wrong else 'what is named twice'!r}"
+            )
         return self
 
 

@@ -27,12 +27,23 @@ from driftline.graph.memory import CODE_DIM, EDGE_DIM, TimeEncoder
 MASKED = -1e9
 
 
+class OfText(nn.Linear):
+    """A projection of text vectors; of those of width 0 one to zeros."""
+
+    def reset_parameters(self) -> None:
+        """As nn.Linear, which warns where there is nothing to draw."""
+        if self.in_features:
+            super().reset_parameters()
+        elif self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+
 class GraphReader(nn.Module):
     """Temporal attention for users, one projection for items.
 
     Args:
         settings: dimensions.
-        text_dim: X, width of the frozen text vectors.
+        text_dim: X, width of the frozen text vectors; 0 = there are none.
     """
 
     def __init__(self, settings: Graph, text_dim: int) -> None:
@@ -40,15 +51,15 @@ class GraphReader(nn.Module):
         memory, embed, time = settings.memory_dim, settings.embed_dim, settings.time_dim
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed + 1)
-            self.time = TimeEncoder(time)
+            self.time = TimeEncoder(settings)
             self.item_state = nn.Linear(memory + CODE_DIM, embed)
-            self.item_text = nn.Linear(text_dim, embed, bias=False)
+            self.item_text = OfText(text_dim, embed, bias=False)
             self.query = nn.Linear(memory + time, embed)
             self.key = nn.Linear(embed + time + EDGE_DIM, embed)
             self.value = nn.Linear(embed + time + EDGE_DIM, embed)
             self.out = nn.Sequential(nn.Linear(memory + time + embed, embed), nn.ReLU(), nn.Linear(embed, embed))
-            self.facet_key = nn.Linear(text_dim, embed)
-            self.facet_value = nn.Linear(text_dim, embed)
+            self.facet_key = OfText(text_dim, embed)
+            self.facet_value = OfText(text_dim, embed)
 
     def items(self, memory_NM: Tensor, code_NC: Tensor, text_NX: Tensor) -> Tensor:
         """Item vectors [N, D]."""

@@ -1,7 +1,7 @@
 """One user's past, digested once a request: what the signals, the recallers and the features all read.
 
 Only events with a positive action weight count as touches; the others (returns) are kept apart. A group is every
-touch of one time stamp. It knows nothing of the stream: a `UserView` in, arrays out.
+touch of one time stamp, or each touch by itself. It knows nothing of the stream: a `UserView` in, arrays out.
 """
 
 from __future__ import annotations
@@ -72,17 +72,18 @@ class HistoryDigest:
 TRAITS = ("groups", "items", "basket", "price", "value", "span", "since")
 
 
-def traits_of(past: HistoryDigest, now_ms: int) -> Float32:
-    """What kind of user this is: logs of the TRAITS [7] float32, NaN = not known."""
-    return traits(past.price, past.value, past.group_ms, past.touches, now_ms)  # type: ignore[no-any-return]
+def traits_of(past: HistoryDigest, now_ms: int, unit_ms: float = DAY_MS) -> Float32:
+    """What kind of user this is: logs of the TRAITS [7] float32, ages in a unit, NaN = not known."""
+    return traits(past.price, past.value, past.group_ms, past.touches, now_ms, unit_ms)  # type: ignore[no-any-return]
 
 
-def history_of(view: UserView, items: int | None = None) -> HistoryDigest:
+def history_of(view: UserView, items: int | None = None, ordered: bool = False) -> HistoryDigest:
     """Digest a view.
 
     Args:
         view: one user.
         items: number of known items; touches of further ones are left out. None = all with an index are known.
+        ordered: touches of one time stamp came one after the other (`state.groups: sessions`).
     """
     known = np.iinfo(np.int32).max if items is None else items
-    return HistoryDigest(*digest(view.items, view.t_ms, view.weight, view.value, view.price, known))
+    return HistoryDigest(*digest(view.items, view.t_ms, view.weight, view.value, view.price, known, ordered))

@@ -14,13 +14,16 @@ DAY_MS = 86_400_000.0
 _HASH = np.uint32(2654435769)
 
 
-@compiled(f"({_I}, {_L}, {_F}, {_F}, {_F}, int64)")
-def digest(items: Int32, t_ms: Int64, weights: Float32, values: Float32, prices: Float32, known: int) -> Any:
+@compiled(f"({_I}, {_L}, {_F}, {_F}, {_F}, int64, boolean)")
+def digest(
+    items: Int32, t_ms: Int64, weights: Float32, values: Float32, prices: Float32, known: int, ordered: bool
+) -> Any:
     """The arrays of a `HistoryDigest` in the order of its fields, without those that are no array.
 
     Args:
         items, t_ms, weights, values, prices: [n] as in `UserView`.
         known: items from this number on are left out.
+        ordered: every touch is a group of its own, also where two have one time.
     """
     rows, back = np.empty(len(items), np.int64), 0
     for r in range(len(items)):
@@ -29,7 +32,7 @@ def digest(items: Int32, t_ms: Int64, weights: Float32, values: Float32, prices:
             back += 1
     group, group_ms, groups = np.empty(back, np.int32), np.empty(back, np.int64), 0
     for i in range(back):
-        if i == 0 or t_ms[rows[i]] != t_ms[rows[i - 1]]:
+        if i == 0 or ordered or t_ms[rows[i]] != t_ms[rows[i - 1]]:
             group_ms[groups] = t_ms[rows[i]]
             groups += 1
         group[i] = groups - 1
@@ -91,13 +94,13 @@ def digest(items: Int32, t_ms: Int64, weights: Float32, values: Float32, prices:
     )  # fmt: skip
 
 
-@compiled(f"({_F}, {_F}, {_L}, int64, int64)")
-def traits(price: Float32, value: Float32, group_ms: Int64, touches: int, now_ms: int) -> Any:
+@compiled(f"({_F}, {_F}, {_L}, int64, int64, float64)")
+def traits(price: Float32, value: Float32, group_ms: Int64, touches: int, now_ms: int, unit_ms: float) -> Any:
     """The TRAITS [7] float32 of graph/history.py.
 
     Args:
         price, value: [m] of the distinct items; group_ms: [g] times of the groups.
-        touches: events in all; now_ms: request time.
+        touches: events in all; now_ms: request time; unit_ms: of ages.
     """
     out, groups = np.full(7, np.nan, np.float32), len(group_ms)
     out[0], out[1] = np.log1p(float(groups)), np.log1p(float(len(price)))
@@ -116,6 +119,6 @@ def traits(price: Float32, value: Float32, group_ms: Int64, touches: int, now_ms
         out[3] = paid / n_paid
     if n_bought:
         out[4] = bought / n_bought
-    out[5] = np.log1p(max(now_ms - group_ms[0], 0) / DAY_MS)
-    out[6] = np.log1p(max(now_ms - group_ms[groups - 1], 0) / DAY_MS)
+    out[5] = np.log1p(max(now_ms - group_ms[0], 0) / unit_ms)
+    out[6] = np.log1p(max(now_ms - group_ms[groups - 1], 0) / unit_ms)
     return out

@@ -35,14 +35,15 @@ LARGEST = np.finfo(np.float32).max
 
 
 class TimeEncoder(nn.Module):
-    """Harmonic encoding of an elapsed time: cos(w dt + b), periods from an hour to three years at the start.
+    """Harmonic encoding of an elapsed time: cos(w dt + b), periods of the settings, at equal factors, at the start.
 
-    Shorter periods would only turn the rounding of long times into noise: float32 holds a year to about a second.
+    Much shorter ones turn the rounding of long times into noise: float32 holds a year to about a second.
     """
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, settings: Graph) -> None:
         super().__init__()
-        periods_days = torch.logspace(math.log10(1 / 24), math.log10(3 * 365), dim)
+        dim, shortest_days = settings.time_dim, settings.shortest_period_h / 24
+        periods_days = torch.logspace(math.log10(shortest_days), math.log10(settings.longest_period_days), dim)
         self.w = nn.Parameter(2 * math.pi / periods_days)
         self.b = nn.Parameter(torch.zeros(dim))
 
@@ -56,7 +57,7 @@ class Side(nn.Module):
 
     def __init__(self, settings: Graph, other_dim: int) -> None:
         super().__init__()
-        self.time = TimeEncoder(settings.time_dim)
+        self.time = TimeEncoder(settings)
         self.dim_in = settings.memory_dim + other_dim + EDGE_DIM
         self.message_function = nn.Sequential(
             nn.Linear(self.dim_in + settings.time_dim, settings.message_dim),

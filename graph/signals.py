@@ -17,9 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from driftline.graph.arrays import Arrays, grown
+from driftline.graph.contexts import Contexts
 from driftline.graph.counts import DecayedCounts
 from driftline.graph.history import DAY_MS, TRAITS, HistoryDigest, history_of, traits_of
 from driftline.graph.neighbors import PartnerTable
+from driftline.graph.reverse import Reverse
 from driftline.graph.rows import key64
 from driftline.graph.touched import Touched
 from driftline.graph.user_vectors import UserVectors
@@ -37,7 +39,7 @@ _COLUMNS: dict[str, tuple[Any, float]] = {
     "buyers": (np.float64, 0),  # users to whom it was new
     "first_ms": (np.int64, -1),
     "last_ms": (np.int64, -1),
-    "interval_sum": (np.float64, 0),  # log1p days between two touches of one user
+    "interval_sum": (np.float64, 0),  # log1p of `signals.age_unit_days` between two touches of one user
     "interval_n": (np.float64, 0),
     "value_sum": (np.float64, 0),  # log1p of the event's value
     "value_n": (np.float64, 0),
@@ -53,13 +55,16 @@ class Signals:
 
     Attributes:
         n: items known.
+        age_unit_ms: ages are log1p(age / age_unit_ms).
         popularity: [n, h] decayed touches; first_buyers: [n, h] decayed first touches.
         reference: number of the half-life, the second longest, at which popularity is compared with other things.
         owned: [n] decayed groups of users who had touched the item before; requests: [1] decayed groups in all.
         traits: [n, 7] running mean of the TRAITS of those who take the item.
         domains: key64 of a domain -> decayed touches within it.
+        contexts: decayed touches under the circumstances of a request.
         basket: partners in one group; following: from the previous group to the next; onward: from the recent
             history to items that are new to the user.
+        reverse: who acted on an item that is a user, too.
         users: vectors of the most recent users.
     """
 
@@ -67,6 +72,7 @@ class Signals:
         self.settings = settings
         lives = tuple(days * DAY_MS for days in settings.half_lives_days)
         self.user_half_life_ms = settings.user_half_life_days * DAY_MS
+        self.age_unit_ms = settings.age_unit_days * DAY_MS
         pair_ms = settings.pair_half_life_days * DAY_MS
         self.n = 0
         self.groups = 0
@@ -80,12 +86,19 @@ class Signals:
         self.requests.ensure(1)
         self.traits: Float32 = np.full((0, len(TRAITS)), np.nan, np.float32)
         self.domains: dict[int, DecayedCounts] = {}
+        self.contexts = Contexts(
+            settings.context,
+            tuple(days * DAY_MS for days in settings.context_half_lives_days),
+            settings.context_values,
+            settings.top,
+        )
         fresh_ms = settings.fresh_half_life_days * DAY_MS
         held = (settings.partner_items, settings.partner_ttl_days * DAY_MS)
         self.basket = PartnerTable(settings.neighbors, pair_ms, *held)
         self.basket_fresh = PartnerTable(settings.neighbors, fresh_ms, *held)
         self.following = PartnerTable(settings.neighbors, pair_ms, *held)
         self.onward = PartnerTable(settings.neighbors, pair_ms, *held)
+        self.reverse = Reverse(settings.one_id_space, settings.neighbors, (pair_ms, fresh_ms), held)
         self.users = UserVectors(
             settings.users, self.user_half_life_ms, fresh_ms, settings.refresh_ms, settings.nearest
         )
@@ -108,16 +121,21 @@ class Signals:
         self.traits = grown(self.traits, n, float("nan"))
         for counts in (self.popularity, self.first_buyers, self.owned, *self.domains.values()):
             counts.ensure(n)
+        self.contexts.ensure(n)
+        self.reverse.ensure(n)
         for table in (self.basket, self.basket_fresh, self.following, self.onward):
             table.ensure(n)
 
-    def observe(self, group: Group, view_before: UserView, history: HistoryDigest | None = None) -> None:
+    def observe(
+        self, group: Group, view_before: UserView, history: HistoryDigest | None = None, user: int = -1
+    ) -> None:
         """Learn one group.
 
         Args:
             group: its rows.
             view_before: the user before the group.
             history: `history_of(view_before)` if the caller has it.
+            user: the user's index among the items, where they share one space of ids; -1 = none.
 
         Raises:
             ValueError: the signals were opened read-only.
@@ -142,6 +160,7 @@ class Signals:
             at = np.where(past.items[order[place]] == items, order[place], -1)
         self._count(group, items, row, weight, wanted, past, at)
         self._pairs(items, weight.astype(np.float32), past, at, group.t_ms)
+        self.reverse.add(user, items, group.t_ms)
         others = np.ones(len(past.items), np.bool_)
         others[at[at >= 0]] = False
         kept, last = past.items[others], past.last_ms[others]
@@ -175,10 +194,11 @@ class Signals:
         self.first_buyers.add(items[new], weight[new], t)
         self.owned.add(past.items, np.ones(len(past.items)), t)
         self.requests.add(np.zeros(1, np.int32), np.ones(1), t)
-        self._traits(items, traits_of(past, t))
+        self._traits(items, traits_of(past, t, self.age_unit_ms))
         inside = self._domain(group.domain)
         if inside is not None:
             inside.add(items, weight, t)
+        self.contexts.add(group.context, items, weight, t)
         self._touched.add(items)
         c["times"][items] += weight
         c["groups"][items] += 1
@@ -186,7 +206,7 @@ class Signals:
         c["first_ms"][items] = np.where(c["first_ms"][items] < 0, t, c["first_ms"][items])
         c["last_ms"][items] = np.maximum(c["last_ms"][items], t)
         again, since = items[~new], past.last_ms[at[~new]]
-        c["interval_sum"][again] += np.log1p(np.maximum(t - since, 0) / DAY_MS)
+        c["interval_sum"][again] += np.log1p(np.maximum(t - since, 0) / self.age_unit_ms)
         c["interval_n"][again] += 1
         value, price = group.value[wanted][row], group.price[wanted][row]
         given = np.isfinite(value) & (value > -1)
@@ -257,9 +277,10 @@ class Signals:
         out["domains"] = np.fromiter(self.domains, np.uint64, len(self.domains))
         for i, counts in enumerate(self.domains.values()):
             out |= counts.arrays(f"domain.{i}", self.n)
+        out |= self.contexts.arrays(self.n)
         for name in TABLES:
             out |= getattr(self, name).arrays(name)
-        return out | self.users.arrays("users", latest)
+        return out | self.reverse.arrays() | self.users.arrays("users", latest)
 
     def touched(self) -> dict[str, Touched]:
         """Which rows changed, for those of `arrays` that change by rows."""
@@ -268,9 +289,10 @@ class Signals:
         out |= self.owned.touched("owned")
         for i, counts in enumerate(self.domains.values()):
             out |= counts.touched(f"domain.{i}")
+        out |= self.contexts.touched()
         for name in TABLES:
             out |= getattr(self, name).touched(name)
-        return out
+        return out | self.reverse.touched()
 
     @classmethod
     def from_arrays(cls, settings: SignalSettings, arrays: Arrays, read_only: bool = False) -> Signals:
@@ -295,7 +317,9 @@ class Signals:
         for i, key in enumerate(arrays["domains"].tolist()):
             self.domains[key] = DecayedCounts((settings.domain_half_life_days * DAY_MS,), settings.top)
             self.domains[key].restore(arrays, f"domain.{i}")
+        self.contexts.restore(arrays)
         for name in TABLES:
             getattr(self, name).restore(arrays, name)
+        self.reverse.restore(arrays)
         self.users.restore(arrays, "users")
         return self

@@ -18,6 +18,8 @@ from driftline.graph.rows import UserRow, key64
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from driftline.graph.contexts import Context
+
 
 class ItemTable:
     """Append-only table of the items of one process: dense index <-> id <-> key64."""
@@ -87,6 +89,7 @@ class UserView:
         last_update_ms: time of the memory's last update, -1 = none.
         domain: last domain, "" = none.
         profile: valid at the request time, or None.
+        context: of the request, one value for each field of `signals.context`, "" = not given; () = all of them.
     """
 
     user_id: str
@@ -103,17 +106,22 @@ class UserView:
     last_update_ms: int = -1
     domain: str = ""
     profile: ProfileVectors | None = None
+    context: Context = ()
 
 
 def view_of(
-    row: UserRow | None, table: ItemTable, user_id: str = "", profile: ProfileVectors | None = None
+    row: UserRow | None,
+    table: ItemTable,
+    user_id: str = "",
+    profile: ProfileVectors | None = None,
+    context: Context = (),
 ) -> UserView:
     """The view of a stored row; None gives the view of a user never seen."""
     if row is None:
         empty = np.zeros(0, np.float32)
         return UserView(
             user_id, np.zeros(0, np.int32), np.zeros(0, np.int64), empty, empty, empty,
-            np.zeros(0, np.uint64), np.zeros(0, np.uint32), profile=profile,
+            np.zeros(0, np.uint64), np.zeros(0, np.uint32), profile=profile, context=context,
         )  # fmt: skip
     events = row.events_array()
     return UserView(
@@ -131,6 +139,7 @@ def view_of(
         last_update_ms=row.last_update_ms,
         domain=row.domain,
         profile=profile,
+        context=context,
     )
 
 
@@ -145,6 +154,7 @@ class Group:
         weight, value, price: [b] float32, as in UserView.
         positive: [b] bool, rows that the user wanted (targets); returns and the like are not.
         domain: "" = none.
+        context: of the request that it answered, as in UserView.
     """
 
     user_id: str
@@ -155,3 +165,4 @@ class Group:
     price: Float32
     positive: NDArray[np.bool_]
     domain: str = ""
+    context: Context = ()

@@ -16,10 +16,8 @@ from driftline.graph.compiled import compiled, inlined
 
 Float64 = NDArray[np.float64]
 
-DAY_MS = 86_400_000.0
 SHARE_FLOOR = np.float32(0.02)
 _TINY, _SCORE_FLOOR = np.float32(1e-2), np.float32(3e-3)
-_PER_DAY = np.float32(1 / DAY_MS)
 _LARGEST = np.float32(np.finfo(np.float32).max)
 
 _I, _F, _D, _L = (f"Array({kind}, 1, 'C', readonly=True)" for kind in ("int32", "float32", "float64", "int64"))
@@ -28,9 +26,9 @@ _OUT = "float32[:, ::1]"
 
 
 @inlined
-def _days(ms: Any) -> Any:
-    """log1p of days, 0 for the past of the past."""
-    return np.log1p(np.float32(max(ms, 0)) * _PER_DAY)
+def _age(ms: Any, per: Any) -> Any:
+    """log1p of an age in units, of which a millisecond is `per`; 0 for the past of the past."""
+    return np.log1p(np.float32(max(ms, 0)) * per)
 
 
 @inlined
@@ -51,12 +49,13 @@ def log_shares(rows: Int32, count: Float64, total: Float64, items: float, out: F
 
 
 @compiled(
-    f"void({_I}, int64, float64, {_D}, {_D}, {_D}, {_L}, {_L}, {_D}, {_D}, {_D}, {_D}, {_D}, {_F}, {_F}, {_OUT},"
-    f" {_OUT})"
+    f"void({_I}, int64, float32, float64, {_D}, {_D}, {_D}, {_L}, {_L}, {_D}, {_D}, {_D}, {_D}, {_D}, {_F}, {_F},"
+    f" {_OUT}, {_OUT})"
 )
 def item_columns(
     items: Int32,
     now_ms: int,
+    per: float,
     average: float,
     times: Float64,
     groups: Float64,
@@ -76,7 +75,7 @@ def item_columns(
     """The ITEM columns [12, c], and what others need of them: raw [4, c] log age, log price, interval, value.
 
     Args:
-        items: [c] rows; now_ms: request time.
+        items: [c] rows; now_ms: request time; per: units of ages in a millisecond.
         average: items / touches of all items.
         longest: [c] log shares at the longest half-life.
     """
@@ -87,14 +86,14 @@ def item_columns(
         held, users = max(groups[item], 1.0), max(buyers[item], 1.0)
         gap = max(last_ms[item] - first_ms[item], 1) / held
         price = prices[item]
-        raw[0, i] = _days(now_ms - first_ms[item]) if seen else np.float32(0)
+        raw[0, i] = _age(now_ms - first_ms[item], per) if seen else np.float32(0)
         raw[1, i] = np.log1p(max(price, np.float32(0))) if np.isfinite(price) else np.float32(np.nan)
         raw[2, i] = interval_sum[item] / max(interval_n[item], 1.0)
         raw[3, i] = value_sum[item] / max(value_n[item], 1.0)
         log_times = np.log(times[item] * average + 0.02)
         out[0, i] = log_times
         out[1, i] = raw[0, i]
-        out[2, i] = _days(since_ms)
+        out[2, i] = _age(since_ms, per)
         out[3, i] = np.log1p(since_ms / gap)
         out[4, i] = np.log1p(buyers[item])
         out[5, i] = 1 - (users + 1) / (held + 2)
@@ -160,13 +159,14 @@ def user_item_columns(
 
 
 @compiled(
-    f"void({_I}, {_I}, int64, int64, {_L}, {_L}, {_L}, {_F}, {_F}, {_I}, {_I}, {_F}, {_F}, {_F}, {_L}, {_L},"
+    f"void({_I}, {_I}, int64, float32, int64, {_L}, {_L}, {_L}, {_F}, {_F}, {_I}, {_I}, {_F}, {_F}, {_F}, {_L}, {_L},"
     f" {_D}, {_D}, {_F}, {_F}, {_OUT})"
 )
 def personal_columns(
     items: Int32,
     place: Int32,
     now_ms: int,
+    per: float,
     groups: int,
     first_ms: Int64,
     last_ms: Int64,
@@ -189,6 +189,7 @@ def personal_columns(
     """The PERSONAL columns of those of the user's items [m] that are candidates, at `place` [n], where it is not -1.
 
     Args:
+        per: units of ages in a millisecond.
         rates: [d] -1 / half-life in ms of each decayed count. Others: see HistoryDigest and Signals.columns.
     """
     for m in range(len(items)):
@@ -197,15 +198,15 @@ def personal_columns(
             continue
         n, span = times[m], last_ms[m] - first_ms[m]
         again = n > 1
-        known = _days(span / max(n - 1, np.float32(1))) if again else np.float32(0)
-        last_gap = _days(last_ms[m] - previous_ms[m])
+        known = _age(span / max(n - 1, np.float32(1)), per) if again else np.float32(0)
+        last_gap = _age(last_ms[m] - previous_ms[m], per)
         expected = float(known) if again else interval_sum[items[m]] / max(interval_n[items[m]], 1.0)
-        elapsed = _days(now_ms - last_ms[m])
+        elapsed = _age(now_ms - last_ms[m], per)
         out[0, i] = 1
         out[1, i] = np.log1p(n)
         out[2, i] = np.log1p(weight[m])
         out[3, i] = elapsed + _TINY
-        out[4, i] = _days(now_ms - first_ms[m]) + _TINY
+        out[4, i] = _age(now_ms - first_ms[m], per) + _TINY
         out[5, i] = known + _TINY if again else np.float32(0)
         out[6, i] = elapsed - expected
         out[7, i] = last_gap + _TINY if again else np.float32(0)
@@ -278,7 +279,7 @@ def opinion_columns(
         out[0, i] = np.log(max(score, np.float32(0)) / top + _SCORE_FLOOR) if share else score - best
 
 
-@compiled(f"float64[::1]({_I}, {_F}, {_F}, {_L}, {_L}, {_DD}, {_D}, float64, int64)")
+@compiled(f"float64[::1]({_I}, {_F}, {_F}, {_L}, {_L}, {_DD}, {_D}, float64, int64, float32)")
 def usual(
     items: Int32,
     price: Float32,
@@ -289,6 +290,7 @@ def usual(
     total: Float64,
     n: float,
     at: int,
+    per: float,
 ) -> Float64:
     """What a user usually takes [5]: mean and deviation of log prices, means of log values, of log shares at half-life
     `at` and of the log ages of items when the user took them first; NaN = not known.
@@ -296,6 +298,7 @@ def usual(
     Args:
         items: [m] of the history; price, value: [m] of their last touch; taken_ms: [m] of their first touch.
         first_ms: [n] of the items' first touch by anybody; count: [n, h], total: [h] and n as in `log_shares`.
+        per: units of ages in a millisecond.
     """
     sums, held = np.zeros(5), np.zeros(5)
     scale = n / max(total[at], 1e-300)
@@ -309,7 +312,7 @@ def usual(
             sums[2] += np.log1p(value[m])
             held[2] += 1
         sums[3] += np.log(np.float32(count[items[m], at] * scale) + SHARE_FLOOR)
-        sums[4] += _days(taken_ms[m] - first_ms[items[m]])
+        sums[4] += _age(taken_ms[m] - first_ms[items[m]], per)
         held[3:] += 1
     out = sums / held
     out[1] = np.sqrt(max(out[1] - out[0] * out[0], 0.0))

@@ -21,10 +21,12 @@ from numpy.typing import NDArray
 from driftline.graph.arrays import Arrays
 from driftline.graph.history import HistoryDigest, history_of
 from driftline.graph.signals import Signals
+from driftline.graph.sparse import best_rows
 from driftline.graph.texts import TextTable
 from driftline.graph.touched import Touched
 from driftline.model.clocks import Clocks, NoClocks
 from driftline.model.columns import Layout, layout
+from driftline.model.context_columns import CONTEXT
 from driftline.model.features import features
 from driftline.model.part import Asked, Plug, ProfilesPlug
 from driftline.model.ranker import HEADS, Ranker
@@ -151,8 +153,7 @@ class Engine:
         self.settings, self.table = settings, table
         self.text = TextTable(settings.ranker.text_dim) if text is None else text
         self.plugs: dict[str, Plug] = {PROFILES: ProfilesPlug(self.text), **(plugs or {})}
-        blocks = {name: plug.columns for name, plug in self.plugs.items()}
-        self.layout: Layout = layout(settings.signals.half_lives_days, blocks)
+        self.layout: Layout = layout(settings.signals, {name: plug.columns for name, plug in self.plugs.items()})
         self._own = self.layout.names.index("own")
         self.signals = Signals(settings.signals)
         self.standardiser = Standardiser(self.layout.present)
@@ -161,16 +162,18 @@ class Engine:
         self.add_arm(MAIN, tuple(self.layout.blocks), settings.ranker.seed)
 
     def add_arm(self, name: str, blocks: tuple[str, ...], seed: int = 0) -> RankerArm:
-        """Add a ranker that sees only some blocks; "base" is always among them.
+        """Add a ranker that sees only some blocks; "base", "reverse" and "context" are always among them.
 
         Raises:
             KeyError: a block does not exist.
         """
-        seen = tuple(block for block in self.layout.blocks if block == "base" or block in blocks)
-        columns = np.flatnonzero(self.layout.mask(tuple({*blocks, "base"})))
+        seen = tuple(block for block in self.layout.blocks if block in ("base", "reverse", CONTEXT, *blocks))
+        columns = np.flatnonzero(self.layout.mask(tuple({*blocks, *seen})))
         bits = BASE_BITS
         for number, plug in enumerate(self.plugs):
             bits |= plug_bit(number) if plug in seen else np.uint32(0)
+        for number in range(len(self.signals.reverse.tables)):
+            bits |= plug_bit(len(self.plugs) + number)
         base = self.layout.blocks["base"]
         ranker = Ranker(self.settings.ranker, columns, seed, base.stop - base.start)
         self.arms[name] = RankerArm(ranker, seen, bits)
@@ -195,7 +198,7 @@ class Engine:
 
     def slates(self, views: Sequence[UserView], now_ms: Sequence[int]) -> list[EngineSlate]:
         """`slate` of several users: what is read whole for each of them, the texts, is read once for all."""
-        pasts = [history_of(view, self.signals.n) for view in views]
+        pasts = [self._past(view) for view in views]
         with self.clocks.on("text"):
             alike = score_texts(pasts, now_ms, self.signals, self.text, self.settings.ranker.recall)
         return [self._slate(*one) for one in zip(views, now_ms, pasts, alike, strict=True)]
@@ -205,7 +208,8 @@ class Engine:
         asked = Asked(view, past, now_ms, signals.n, ranker.recall)
         scored, extra = self._opinions(asked, alike)
         with self.clocks.on("signals"):
-            pool = pool_of(past, scored, listed_base(view, signals, ranker), extra, signals.n, ranker)
+            oneself = self.node(view.user_id)
+            pool = pool_of(past, scored, listed_base(view, signals, ranker), extra, signals.n, ranker, oneself)
             raw = features(asked, pool, signals, self.text, self.plugs, self.layout)
             standardised = self.standardiser.apply(raw)
         with self.clocks.on(ranker_part(MAIN)):
@@ -214,7 +218,7 @@ class Engine:
 
     def score_items(self, view: UserView, now_ms: int, items: Int32) -> Float32:
         """Scores [3, c] of the main ranker for given distinct items [c]; one need not be among the candidates."""
-        signals, ranker, past = self.signals, self.settings.ranker, history_of(view, self.signals.n)
+        signals, ranker, past = self.signals, self.settings.ranker, self._past(view)
         asked = Asked(view, past, now_ms, signals.n, ranker.recall)
         alike = score_texts([past], [now_ms], signals, self.text, ranker.recall)[0]
         scored, extra = self._opinions(asked, alike)
@@ -223,12 +227,21 @@ class Engine:
         raw = features(asked, pool, signals, self.text, self.plugs, self.layout)
         return self.arms[MAIN].ranker.score(self.standardiser.apply(raw))
 
+    def node(self, user_id: str) -> int:
+        """The index of a user among the items, -1 where there is none, or ids of users are no ids of items."""
+        node = self.table.find(user_id) if self.settings.signals.one_id_space else -1
+        return node if node < self.signals.n else -1
+
+    def _past(self, view: UserView) -> HistoryDigest:
+        return history_of(view, self.signals.n, self.settings.state.ordered)
+
     def _opinions(
         self, asked: Asked, alike: dict[str, Scored]
     ) -> tuple[dict[str, Scored], dict[str, tuple[np.uint32, Scored]]]:
         """Of the base recallers, and of the plugs with their bits."""
+        signals, k = self.signals, self.settings.ranker.recall
         with self.clocks.on("signals"):
-            scored = score_base(asked.view, asked.past, asked.now_ms, self.signals, self.settings.ranker) | alike
+            scored = score_base(asked.view, asked.past, asked.now_ms, signals, self.settings.ranker) | alike
         extra: dict[str, tuple[np.uint32, Scored]] = {}
         for i, (name, plug) in enumerate(self.plugs.items()):
             if asked.n:
@@ -236,6 +249,10 @@ class Engine:
                     one = plug.opinion(asked)
                 if one is not None:
                     extra[name] = plug_bit(i), one
+        node = self.node(asked.view.user_id)
+        for i, (name, (items, scores)) in enumerate(signals.reverse.sums(node, asked.n).items()):
+            best = best_rows(items, scores, k, asked.past.items, asked.n)
+            extra[name] = plug_bit(len(self.plugs) + i), Scored(items, scores, *best)
         return scored, extra
 
     def score(self, slate: EngineSlate, arm: str = MAIN) -> tuple[Int32, Float32]:
@@ -253,7 +270,7 @@ class Engine:
             view: the user before the group.
             slate: what `slate(view, group.t_ms)` gave before; None = only the signals learn.
         """
-        past = slate.past if slate is not None else history_of(view, self.signals.n)
+        past = slate.past if slate is not None else self._past(view)
         if slate is not None and len(slate.candidates):
             wanted = group.items[group.positive & (group.items >= 0)]
             is_wanted = np.zeros(max(self.signals.n, len(self.table)), np.bool_)
@@ -271,7 +288,7 @@ class Engine:
             with self.clocks.on("signals", "learn"):
                 self.standardiser.update(slate.raw, (slate.recalled & BASE_BITS) != 0)
         with self.clocks.on("signals", "learn"):
-            self.signals.observe(group, view, past)
+            self.signals.observe(group, view, past, self.node(group.user_id))
 
     def arrays(self, rehearsal: bool = True) -> Arrays:
         """The whole state by name, plugs and item names left out.

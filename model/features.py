@@ -1,6 +1,6 @@
 """One row of numbers for each candidate of a request: the only function that makes features, for training and serving.
 
-    columns = base | one block for each plug (profiles, hstu, graph, ...)
+    columns = base | one block for each plug (profiles, hstu, graph, ...) | reverse | context
 
 A block is a slice of columns, so an arm of the replay is a set of blocks: a mask of columns and of recallers. Counts
 enter as logs, popularity as a share of all touches, recaller scores relative to the best of the request; columns are
@@ -12,14 +12,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from driftline.graph.history import DAY_MS, TRAITS, HistoryDigest, traits_of
+from driftline.graph.reverse import REVERSE
 from driftline.graph.sparse import SCRATCH
-from driftline.model.columns import ITEM, PERSONAL, PERSONAL_HALF_LIVES_DAYS, USER, Layout
+from driftline.model.columns import ITEM, PERSONAL, USER, Layout
 from driftline.model.columns_kernel import (
     chance_columns,
     item_columns,
@@ -30,6 +32,7 @@ from driftline.model.columns_kernel import (
     user_item_columns,
     usual,
 )
+from driftline.model.context_columns import CONTEXT, context_columns
 from driftline.model.part import Asked, Plug, opinion_block
 from driftline.model.recall import SCORED, Pool
 
@@ -42,13 +45,11 @@ if TYPE_CHECKING:
 NEAR_ITEMS = 32
 """Newest distinct items that a candidate's text is held against one by one."""
 NEAR_COSINE = 0.6
-HOUR_MS = 3_600_000.0
 ITEM_COUNTS = (
     "times", "groups", "buyers", "first_ms", "last_ms", "interval_sum", "interval_n", "value_sum", "value_n",
     "returned", "price",
 )  # fmt: skip
 """Columns of Signals in the order in which `item_columns` takes them."""
-PERSONAL_RATES = np.array([-1 / (days * DAY_MS) for days in PERSONAL_HALF_LIVES_DAYS], np.float32)
 
 
 def features(
@@ -79,7 +80,7 @@ def features(
         share = _popularity(rows, items, signals)
         raw = _item(rows, items, signals, now_ms, share[-1])
         _match(rows, view, past, items, signals, raw, share[signals.reference], text, now_ms)
-        _user(rows, view, past, now_ms)
+        _user(rows, view, past, now_ms, signals.age_unit_ms)
         _personal(rows, past, place, signals, now_ms)
         for name in SCORED:
             block = rows.block(2)
@@ -89,6 +90,13 @@ def features(
             block = rows.block(len(plug.columns))
             if (one := pool.scored.get(name)) is not None:
                 plug.features(asked, pool, place, one, block)
+        for name in REVERSE if "reverse" in columns.blocks else ():
+            block = rows.block(2)
+            if (one := pool.scored.get(name)) is not None:
+                opinion_block(items, place, one, block, share=True)
+        if (context := columns.blocks.get(CONTEXT)) is not None:
+            block = rows.block(context.stop - context.start)
+            context_columns(view.context, signals.contexts, items, n, block)
     finally:
         place[items] = -1
     return out
@@ -126,7 +134,7 @@ def _item(rows: _Rows, items: Int32, signals: Signals, now_ms: int, longest: Flo
     raw = np.empty((4, len(items)), np.float32)
     counted = [signals.columns[name] for name in ITEM_COUNTS]
     average, block = signals.n / max(signals.touches(), 1.0), rows.block(len(ITEM))
-    item_columns(items, now_ms, average, *counted, longest, block, raw)  # type: ignore[call-arg]
+    item_columns(items, now_ms, _per(signals), average, *counted, longest, block, raw)  # type: ignore[call-arg]
     return raw
 
 
@@ -145,7 +153,7 @@ def _match(
     first_ms, taken, at = signals.columns["first_ms"], signals.popularity, signals.reference
     n = float(signals.n)
     of_user = usual(
-        past.items, past.price, past.value, past.first_ms, first_ms, taken.count, taken.total, n, at
+        past.items, past.price, past.value, past.first_ms, first_ms, taken.count, taken.total, n, at, _per(signals)
     ).astype(np.float32)
     domain, inside = signals.domain_counts(view.domain), share
     if domain is not None:
@@ -155,9 +163,12 @@ def _match(
     block, age = rows.block(7), np.empty((1, len(items)), np.float32)
     match_columns(of_user, raw, share, inside, domain is not None, block, age)
     _chances(rows, items, signals, now_ms)
-    since = math.log1p(max(now_ms - int(past.group_ms[-1]), 0) / DAY_MS) if past.groups else 0.0
+    unit_ms = signals.age_unit_ms
+    since = math.log1p(max(now_ms - int(past.group_ms[-1]), 0) / unit_ms) if past.groups else 0.0
     block = rows.block(len(TRAITS) + 3)
-    user_item_columns(items, traits_of(past, now_ms), signals.traits, past.group_ms, first_ms, since, raw[2], block)
+    user_item_columns(
+        items, traits_of(past, now_ms, unit_ms), signals.traits, past.group_ms, first_ms, since, raw[2], block
+    )
     rows.put(age[0])
     near = past.items[:NEAR_ITEMS]
     if len(near) and text.dim:
@@ -173,8 +184,9 @@ def _chances(rows: _Rows, items: Int32, signals: Signals, now_ms: int) -> None:
     chance_columns(items, taken.count, first.count, owned.count, at, fade, requests, rows.block(2))
 
 
-def _user(rows: _Rows, view: UserView, past: HistoryDigest, now_ms: int) -> None:
+def _user(rows: _Rows, view: UserView, past: HistoryDigest, now_ms: int, unit_ms: float) -> None:
     """The user's activity and the clock: the same for every candidate, for the network to combine."""
+    part_ms = unit_ms / 24  # of a day an hour: the time since the last group is told finer
     since = max(now_ms - int(past.group_ms[-1]), 0) if past.groups else 0
     span = max(now_ms - int(past.group_ms[0]), 0) if past.groups else 0
     usually = span / past.groups if past.groups > 1 else 0.0
@@ -183,12 +195,12 @@ def _user(rows: _Rows, view: UserView, past: HistoryDigest, now_ms: int) -> None
     values = (
         math.log1p(view.events),
         math.log1p(past.groups),
-        math.log1p(since / HOUR_MS),
-        math.log1p(span / DAY_MS),
+        math.log1p(since / part_ms),
+        math.log1p(span / unit_ms),
         math.log1p(past.touches / max(past.groups, 1)),
         1 - len(past.items) / max(past.touches, 1),
         math.log1p(len(past.items)),
-        math.log((since + HOUR_MS) / (usually + HOUR_MS)) if usually else 0.0,
+        math.log((since + part_ms) / (usually + part_ms)) if usually else 0.0,
         *(turn(angle) for angle in angles for turn in (math.sin, math.cos)),
     )
     rows.block(len(USER))[:] = np.array(values, np.float32)[:, None]
@@ -197,8 +209,19 @@ def _user(rows: _Rows, view: UserView, past: HistoryDigest, now_ms: int) -> None
 def _personal(rows: _Rows, past: HistoryDigest, place: Int32, signals: Signals, now_ms: int) -> None:
     """What the user did with the item before; 0 where nothing, so real values avoid 0."""
     of_items = (signals.columns[name] for name in ("interval_sum", "interval_n", "price"))
+    rates = _rates(signals.settings.personal_half_lives_days)
     personal_columns(  # type: ignore[call-arg]
-        past.items, place, now_ms, past.groups, past.first_ms, past.last_ms, past.previous_ms, past.times, past.weight,
-        past.last_group, past.group_age, past.value, past.price, past.returned, past.row_ms, past.row_start,
-        *of_items, PERSONAL_RATES, rows.block(len(PERSONAL)),
+        past.items, place, now_ms, _per(signals), past.groups, past.first_ms, past.last_ms, past.previous_ms,
+        past.times, past.weight, past.last_group, past.group_age, past.value, past.price, past.returned, past.row_ms,
+        past.row_start, *of_items, rates, rows.block(len(PERSONAL) + len(rates)),
     )  # fmt: skip
+
+
+@cache
+def _rates(half_lives_days: tuple[float, ...]) -> Float32:
+    return np.array([-1 / (days * DAY_MS) for days in half_lives_days], np.float32)
+
+
+def _per(signals: Signals) -> float:
+    """Units of ages in a millisecond."""
+    return 1 / signals.age_unit_ms

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from driftline.graph.texts import TextTable
     from driftline.graph.view import ItemTable
 
-RESERVED = {"base", "engine", "items", "profiles", "signals", "state", "text"}
+RESERVED = {"base", "context", "reverse", "engine", "items", "profiles", "signals", "state", "text"}
 """Names of blocks, of files in a snapshot and of costs that are no part's."""
 OURS: dict[str, type[Part]] = {part.name: part for part in (SequencePart, GraphPart, NoisePart)}
 """In the order of their columns."""

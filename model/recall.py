@@ -46,7 +46,7 @@ SCORED = (
     "text_last",
 )
 """Recallers whose score and rank are base features."""
-LISTED = ("popularity", "first_buyers", "domain", "newest")
+LISTED = ("popularity", "first_buyers", "domain", "newest", "context")
 """Recallers that only bring items."""
 BASE = ("personal", *SCORED, *LISTED)
 PROFILES = "profiles"
@@ -265,6 +265,7 @@ def listed_base(view: UserView, signals: Signals, settings: RankerSettings) -> d
         "first_buyers": signals.first_buyers.best(),
         "domain": [] if domain is None else domain.best(),
         "newest": [np.arange(signals.n - 1, max(signals.n - 1 - settings.newest, -1), -1, dtype=np.int32)],
+        "context": signals.contexts.best(view.context),
     }
 
 
@@ -275,6 +276,7 @@ def pool_of(
     extra: dict[str, tuple[np.uint32, Scored]],
     n: int,
     settings: RankerSettings,
+    oneself: int = -1,
 ) -> Pool:
     """Join the recallers' lists.
 
@@ -285,11 +287,14 @@ def pool_of(
         extra: plug -> (bit, opinion); they may add candidates but never displace one.
         n: number of items.
         settings: `pool`, `recall`, `plug_recall`, `personal`.
+        oneself: the user's own index among the items, which is no candidate; -1 = none.
     """
     most = settings.recall + len(past.items)  # of a list no further entry can count
     base = [(BIT[name], one.best) for name, one in scored.items()]
     base += [(BIT[name], one[:most]) for name, several in listed.items() for one in several]
     more = [(bit, one.best[: settings.plug_recall]) for bit, one in extra.values()]
-    own = past.items[: settings.personal]
-    candidates, recalled = join(base, more, past.items, own, BIT["personal"], settings.recall, settings.pool, max(n, 1))
+    touched, own = past.items, past.items[: settings.personal]
+    if oneself >= 0:
+        touched, own = np.append(touched, np.int32(oneself)), own[own != oneself]
+    candidates, recalled = join(base, more, touched, own, BIT["personal"], settings.recall, settings.pool, max(n, 1))
     return Pool(candidates, recalled, scored | {name: one for name, (_, one) in extra.items()})

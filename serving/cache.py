@@ -35,7 +35,7 @@ class RecentRankings:
         self._lock = threading.Lock()
 
     def get(self, user_id: str, model: str, key: object, now_ms: int) -> ScoredCandidates | None:
-        """What a model made for this user with an equal key (state, profile, domain) at about this time."""
+        """What a model made for this user with an equal key (state, profile, domain, context) at about this time."""
         kept = self._kept.get(user_id)
         if kept is None or kept[0] != (model, key) or abs(now_ms - kept[1]) > self._close_ms:
             return None

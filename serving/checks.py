@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from driftline.graph.rows import MAX_NUMBER
@@ -22,9 +22,14 @@ MAX_BATCH_ITEMS = 25_600
 MAX_SCORED = 1000
 MAX_NAMES, MAX_NAME_BYTES = 100, 1024
 """Names of one list of a filter, and bytes of one."""
+MAX_CONTEXT = 16
+"""Fields of a request's context."""
 MAX_HISTORY = 65_536
 LATEST_MS = 32_503_680_000_000
 """The year 3000: a larger time is a unit error (micro- or nanoseconds)."""
+
+Context = tuple[tuple[str, str], ...]
+"""Fields of a request's context and their values, in order of the names."""
 
 _LISTS: dict[int, str] = {
     pb.SLATE_LIST_UNSPECIFIED: OVERALL,
@@ -49,6 +54,7 @@ class Options:
     which: str = OVERALL
     min_user_state_version: int = 0
     item_reasons: bool = True
+    context: Context = ()
 
     @property
     def steered(self) -> bool:
@@ -126,6 +132,7 @@ class Checks:
             which=self.which("options.list", message.list),
             min_user_state_version=self.version("options.min_user_state_version", message.min_user_state_version),
             item_reasons=not message.omit_item_reasons,
+            context=self.context("options.context", message.context),
         )
 
     def steering(self, field: str, message: pb.SlateOptions | pb.SimilarItemsRequest, diversity: float) -> Options:
@@ -149,6 +156,18 @@ class Checks:
             diversity=diversity,
             most_bytes=share_bytes(),
         )
+
+    def context(self, field: str, given: Mapping[str, str]) -> Context:
+        """Names and values in order of names."""
+        if len(given) > MAX_CONTEXT:
+            self._add(
+                field, f"got {len(given)} fields, expected {MAX_CONTEXT} at most: those that signals.context names"
+            )
+        pairs = sorted(given.items())[:MAX_CONTEXT]
+        for name, value in pairs:
+            self._text(f"{field} name", name, 1)
+            self._text(f"{field}[{name:.100}]", value, 1)
+        return tuple(pairs)
 
     def filter(self, field: str, message: pb.ItemFilter) -> Filter:
         """All fields of ItemFilter, and that they can hold together."""

@@ -54,6 +54,15 @@ class EngineScorer:
         """See Scorer."""
         return self.engine.table
 
+    @property
+    def context(self) -> tuple[str, ...]:
+        """See Scorer."""
+        return self.engine.signals.contexts.names
+
+    def oneself(self, user_id: str) -> int:
+        """See Scorer."""
+        return self.engine.node(user_id)
+
     def rank(self, view: UserView, now_ms: int) -> ScoredCandidates:
         """See Scorer."""
         return self._ranking(self.engine.slate(view, now_ms))

@@ -26,14 +26,15 @@ class Popular:
 
     Args:
         read: gives items with their popularity, best first; it may take long.
+        one_id_space: ids of users are ids of items.
     """
 
-    def __init__(self, read: Callable[[], Sequence[tuple[str, float]]]) -> None:
-        self._read = read
+    def __init__(self, read: Callable[[], Sequence[tuple[str, float]]], one_id_space: bool = False) -> None:
+        self._read, self._one_id_space = read, one_id_space
         self._lock = threading.Lock()
         self._reading: threading.Event | None = None
         self._read_s = float("-inf")
-        self._served = _served(())
+        self._served = _served((), one_id_space)
 
     def served(self) -> Served:
         """What was read last, maybe no items; only where nothing was read yet, the first reading is waited for."""
@@ -49,7 +50,7 @@ class Popular:
 
     def _read_anew(self, done: threading.Event) -> None:
         try:
-            self._served = _served(self._read())
+            self._served = _served(self._read(), self._one_id_space)
         except Exception:
             LOG.exception("the popularity of items could not be read; what was read last goes on answering")
         with self._lock:
@@ -57,6 +58,6 @@ class Popular:
         done.set()
 
 
-def _served(scores: Sequence[tuple[str, float]]) -> Served:
-    n = len(scores)
-    return Served(_NO_SNAPSHOT, PopularityScorer(scores), [], np.ones(n, np.bool_), np.zeros(n, np.int32), {})
+def _served(scores: Sequence[tuple[str, float]], one_id_space: bool) -> Served:
+    n, scorer = len(scores), PopularityScorer(scores, one_id_space)
+    return Served(_NO_SNAPSHOT, scorer, [], np.ones(n, np.bool_), np.zeros(n, np.int32), {})

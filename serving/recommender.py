@@ -21,7 +21,7 @@ from driftline.graph.view import UserView, view_of
 from driftline.serving import answers
 from driftline.serving.availability import Availability
 from driftline.serving.cache import RecentRankings
-from driftline.serving.checks import Options
+from driftline.serving.checks import Context, Options
 from driftline.serving.ends import Ends
 from driftline.serving.errors import NotReady, UnknownItem
 from driftline.serving.fill import chosen, unfiltered
@@ -44,6 +44,9 @@ FEW_MATCH = "few_match"
 """Reason of a list that its filter left shorter than it was to be."""
 UNKNOWN_ITEMS = "unknown_items"
 """Reason of scores of which some are missing."""
+
+UNKNOWN_CONTEXT = "unknown_context"
+"""Reason of an answer that nothing was made of a part of the context for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,10 +80,11 @@ class Reading:
         counted = (row.version, row.events, row.too_late) if row else (0, 0, 0)
         return (*counted, profile.vectors.version if profile else -1)
 
-    def view(self, served: Served, domain: str = "") -> UserView:
-        """The user in the dense indices of a model."""
-        profile = self.profile.vectors if self.profile else None
-        view = view_of(self.stored.row, served.scorer.table, self.user_id, profile)
+    def view(self, served: Served, domain: str = "", context: Context = ()) -> UserView:
+        """The user, and what is known of the request, in the dense indices of a model."""
+        profile, given = self.profile.vectors if self.profile else None, dict(context)
+        fields = tuple(given.get(name, "") for name in served.scorer.context) if given else ()
+        view = view_of(self.stored.row, served.scorer.table, self.user_id, profile, fields)
         return replace(view, domain=domain) if domain else view
 
 
@@ -88,7 +92,7 @@ class Recommender:
     """Answers from a state reader, a feature store and a model slot; owns none of them.
 
     A row whose last event is more than `ttl_ms` before the time of a request is none; 0 = rows do not end. `ends` says
-    how far state and model are behind.
+    how far state and model are behind; with `one_id_space` ids of users are ids of items.
     """
 
     def __init__(
@@ -101,13 +105,14 @@ class Recommender:
         availability: Availability | None = None,
         ttl_ms: int = 0,
         ends: Ends | None = None,
+        one_id_space: bool = False,
     ) -> None:
         self._state, self._profiles, self._models, self._messages = state, profiles, models, messages
         self._availability = availability or Availability()
         self._poll_ms, self._ttl_ms = settings.state_poll_ms, ttl_ms
         self._rankings = RecentRankings(settings.cache_users, settings.cache_ms)
         profiles.on_forget.append(self._rankings.forget)
-        self._popularity = Popular(lambda: state.popular())
+        self._popularity = Popular(lambda: state.popular(), one_id_space)
         self._ends = ends or Ends()
 
     def model(self, min_sequence: int) -> Served | None:
@@ -201,10 +206,10 @@ class Recommender:
             reasons.append("no_snapshot")
         else:
             try:
-                view = reading.view(served, options.domain)
+                view = reading.view(served, options.domain, options.context)
                 origin = pb.SERVED_FROM_MODEL
                 if ranking is None:
-                    ranking, origin = self._rank(reading, served, view, options.domain)
+                    ranking, origin = self._rank(reading, served, view, options)
                 slate = self._slate(served, ranking, options, view, reading.now_ms)
             except Exception:
                 LOG.exception("model %s failed on user %r", served.snapshot.version, reading.user_id)
@@ -217,13 +222,20 @@ class Recommender:
                     reasons.append("nothing_new")
         if slate is None:
             model, slate, origin = None, self._popular_slate(reading, options, served), pb.SERVED_FROM_FALLBACK
-        reasons += _of_filter(served, slate, options)
+        reasons += _of_filter(served, slate, options) + _of_context(served, options.context)
         if fit_slate(slate, options.most_bytes):
             reasons.append(SHORTENED)
         return self._provenance(model, reading, origin, reasons), slate
 
     def score(
-        self, user_id: str, item_ids: Sequence[str], time_ms: int, which: str, served: Served, min_version: int = 0
+        self,
+        user_id: str,
+        item_ids: Sequence[str],
+        time_ms: int,
+        which: str,
+        served: Served,
+        min_version: int = 0,
+        context: Context = (),
     ) -> tuple[pb.Provenance, list[float], list[str]]:
         """Scores of given items, parallel to their ids, NaN for those that the model does not know; and these.
 
@@ -235,10 +247,12 @@ class Recommender:
         reading = self.read(user_id, time_ms, min_version)
         scores = np.full(len(items), np.nan, np.float32)
         if known.any():
-            scores[known] = served.scorer.score(reading.view(served), reading.now_ms, items[known])[which]
+            scores[known] = served.scorer.score(reading.view(served, context=context), reading.now_ms, items[known])[
+                which
+            ]
         unknown = list(dict.fromkeys(item_id for item_id, there in zip(item_ids, known, strict=True) if not there))
         reasons = reading.reasons if served.offered[items[known]].all() else [*reading.reasons, WITHDRAWN]
-        reasons += [UNKNOWN_ITEMS] if unknown else []
+        reasons += ([UNKNOWN_ITEMS] if unknown else []) + _of_context(served, context)
         return self._provenance(served, reading, pb.SERVED_FROM_MODEL, reasons), scores.tolist(), unknown
 
     def similar(self, item_id: str, options: Options, served: Served) -> tuple[pb.Provenance, pb.Slate]:
@@ -303,14 +317,14 @@ class Recommender:
         out: list[ScoredCandidates | None] = [None] * len(readings)
         if served is None:
             return out
-        version, keys = served.snapshot.version, [(one.mark, options.domain) for one in readings]
+        version, keys = served.snapshot.version, [_key(one, options) for one in readings]
         asked = [
             place
             for place, (one, key) in enumerate(zip(readings, keys, strict=True))
             if self._rankings.get(one.user_id, version, key, one.now_ms) is None
         ]
         with suppress(Exception):  # of one user, for whom it comes again when they are ranked alone
-            views = [readings[place].view(served, options.domain) for place in asked]
+            views = [readings[place].view(served, options.domain, options.context) for place in asked]
             rankings = served.scorer.rank_all(views, [readings[place].now_ms for place in asked])
             for place, ranking in zip(asked, rankings, strict=True):
                 one = readings[place]
@@ -319,9 +333,9 @@ class Recommender:
         return out
 
     def _rank(
-        self, reading: Reading, served: Served, view: UserView, domain: str
+        self, reading: Reading, served: Served, view: UserView, options: Options
     ) -> tuple[ScoredCandidates, pb.ServedFrom]:
-        version, key = served.snapshot.version, (reading.mark, domain)
+        version, key = served.snapshot.version, _key(reading, options)
         kept = self._rankings.get(reading.user_id, version, key, reading.now_ms)
         if kept is not None:
             return kept, pb.SERVED_FROM_CACHE
@@ -334,6 +348,7 @@ class Recommender:
     ) -> pb.Slate:
         table = served.scorer.table
         excluded = {table.find(item_id) for item_id in options.excluded}
+        excluded |= {served.scorer.oneself(view.user_id)} - {-1}
         if options.which == NOVEL:
             excluded |= set(view.items[view.weight < 0].tolist())  # only returned or disliked: nothing to show as new
         own = view.items[view.weight > 0]
@@ -390,6 +405,16 @@ class Recommender:
                 RETRY_MS,
             )
         return self._availability.over(served)
+
+
+def _key(reading: Reading, options: Options) -> tuple[object, ...]:
+    """What a ranking depends on beside user, time and model."""
+    return reading.mark, options.domain, options.context
+
+
+def _of_context(served: Served | None, context: Context) -> list[str]:
+    """A code where a request's context has a field that the model does not read."""
+    return [UNKNOWN_CONTEXT] if served is not None and {n for n, _ in context} - {*served.scorer.context} else []
 
 
 def _of_filter(served: Served | None, slate: pb.Slate, options: Options) -> list[str]:

@@ -46,6 +46,13 @@ class Scorer(Protocol):
     def table(self) -> ItemTable:
         """The items that it knows."""
 
+    @property
+    def context(self) -> tuple[str, ...]:
+        """The fields of a request's context that it reads, in the order of `UserView.context`."""
+
+    def oneself(self, user_id: str) -> int:
+        """The index of a user among the items, who is no candidate of oneself; -1 = none."""
+
     def rank(self, view: UserView, now_ms: int) -> ScoredCandidates:
         """Candidates and scores for a user at a time."""
 
@@ -71,7 +78,8 @@ class Scorer(Protocol):
 class PopularityScorer:
     """Decayed popularity for everybody, the user's own items by recency on the repeat list."""
 
-    def __init__(self, popularity: Sequence[tuple[str, float]]) -> None:
+    def __init__(self, popularity: Sequence[tuple[str, float]], one_id_space: bool = False) -> None:
+        self._one_id_space = one_id_space
         self._table = ItemTable(item_id for item_id, _ in popularity)
         self._popularity = np.array([score for _, score in popularity], np.float32)
 
@@ -79,6 +87,15 @@ class PopularityScorer:
     def table(self) -> ItemTable:
         """See Scorer."""
         return self._table
+
+    @property
+    def context(self) -> tuple[str, ...]:
+        """See Scorer; popularity is one for all."""
+        return ()
+
+    def oneself(self, user_id: str) -> int:
+        """See Scorer: an id that is an item's, too, is the user's own."""
+        return self._table.find(user_id) if self._one_id_space else -1
 
     def rank(self, view: UserView, now_ms: int) -> ScoredCandidates:
         """See Scorer."""

@@ -117,6 +117,7 @@ class Server:
             self.availability,
             settings.state.ttl_ms,
             self._ends,
+            settings.signals.one_id_space,
         )
         self._forgetter = Forgetter(settings.broker, _bootstrap(settings))
         self._service = RecommendationService(serving, recommender, self.state, self.metrics, self._forgetter.forget)

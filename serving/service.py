@@ -146,9 +146,10 @@ class RecommendationService(pb_grpc.RecommendationServiceServicer):
             time_ms = checks.time_ms("request_time_ms", request.request_time_ms)
             which = checks.which("list", request.list)
             version = checks.version("min_user_state_version", request.min_user_state_version)
+            asked = checks.context("context", request.context)
             checks.done()
             served = self._recommender.required_model(request.min_model_sequence)
-            origin, scores, unknown = self._recommender.score(user_id, item_ids, time_ms, which, served, version)
+            origin, scores, unknown = self._recommender.score(user_id, item_ids, time_ms, which, served, version, asked)
             self._count("ScoreItems", origin)
             return pb.ScoreItemsResponse(provenance=origin, scores=scores, unknown_item_ids=unknown)
 

@@ -32,12 +32,15 @@ def print_arms(metrics: dict[str, Any]) -> None:
 
 def _table(metrics: dict[str, Any]) -> Table:
     """NDCG@10 of each arm by list, and the CPU time that it took to learn and to score."""
-    table = Table("arm", "novel", "repeat", "overall", "CPU", title="NDCG@10", title_justify="left")
+    session = metrics["protocol"].get("session") is not None
+    more = ("session HR@20", "NDCG@20") if session else ()
+    table = Table("arm", "novel", "repeat", "overall", *more, "CPU", title="NDCG@10", title_justify="left")
     for name, arm in metrics["arms"].items():
         cells = [_cell(arm.get(which, {})) for which in ("novel", "repeat", "overall")]
+        cells += [_cell(arm.get("session", {}), metric) for metric in ("hr@20", "ndcg@20")] if session else []
         table.add_row(name, *cells, f"{arm.get('train_cpu_s', 0) + arm.get('score_cpu_s', 0):,.0f} s")
     return table
 
 
-def _cell(values: dict[str, Any]) -> str:
-    return "" if values.get("ndcg@10") is None else f"{values['ndcg@10']:.4f}"
+def _cell(values: dict[str, Any], metric: str = "ndcg@10") -> str:
+    return "" if values.get(metric) is None else f"{values[metric]:.4f}"

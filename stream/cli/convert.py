@@ -16,7 +16,7 @@ def register(app: typer.Typer) -> None:
 
 
 def convert(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="games, songs, messages or git.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="games, songs, news, messages or git.")],
     source: Annotated[Path, typer.Argument(metavar="SRC", help="The file or folder as it was downloaded.")],
     to: Annotated[
         Path, typer.Argument(metavar="OUT", help="Folder for events.parquet, items.parquet, driftline.yaml.")

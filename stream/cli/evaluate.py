@@ -63,6 +63,13 @@ def replay(
     ] = None,
     audit: Annotated[bool, typer.Option("--audit/--no-audit", help="Prove that no arm knows the future.")] = True,
     state_only: Annotated[bool, typer.Option("--state-only", help="Only the state of the log: no arm runs.")] = False,
+    session: Annotated[
+        str, typer.Option(help="Ask for the next event of a session, or for its last; default: for all groups.")
+    ] = "",
+    session_share: Annotated[float, typer.Option(min=1e-6, max=1, help="Share of the sessions that is scored.")] = 1.0,
+    learn_share: Annotated[
+        float, typer.Option(min=1e-3, max=1, help="Share of the groups that is learnt; the others are only counted.")
+    ] = 1.0,
     told: Told,
     config: Config = None,
     as_json: AsJson = False,
@@ -72,10 +79,13 @@ def replay(
     Example: `driftline replay --events events.parquet --items items.parquet --out out/mine --arms ranker,ease_recent`
     """
     from driftline.stream.replay.run import replay as run
+    from driftline.stream.replay.sessions import PROTOCOLS
     from driftline.stream.replay.source import Options, make_folder
 
     if candidates not in ("seen", "items"):
         raise typer.BadParameter(f"got {candidates!r}; expected seen or items", param_hint="--candidates")
+    if session not in ("", *PROTOCOLS):
+        raise typer.BadParameter(f"got {session!r}; expected {' or '.join(PROTOCOLS)}", param_hint="--session")
     if state_only and arms:
         raise typer.BadParameter("got --state-only and --arms; expected one of them", param_hint="--state-only")
     numbers = _numbers(seeds)
@@ -106,6 +116,7 @@ def replay(
             Path(str(event_file)), to, item_file, [name for name in arms.split(",") if name], split, candidates,
             numbers, limit, resume, hold_out_items, profiles,
             adoptions=adoptions, records=records, audit_rows=None if audit else 0, state_only=state_only,
+            session=session, session_share=session_share, learn_share=learn_share,
         )  # fmt: skip
         with progress_bars() as show:
             metrics = run(options, settings, show)

@@ -65,6 +65,11 @@ Domain = Annotated[
     typer.Option("--domain", help="Only items of this market, scene or shop; may be given several times."),
 ]
 
+Context = Annotated[
+    list[str] | None,
+    typer.Option("--context", metavar="NAME=VALUE", help="How the request is made; may be given several times."),
+]
+
 
 def register(app: typer.Typer) -> None:
     """Adds the commands of this file."""
@@ -148,6 +153,7 @@ def recommend(
     k: K = 10,
     at: At = None,
     which: List = "overall",
+    context: Context = None,
     steering: Steering,
     service: Client,
     as_json: AsJson = False,
@@ -157,14 +163,18 @@ def recommend(
     Example: `driftline recommend 13085 -k 5 --list novel`,
     `driftline recommend 13085 13089 --category "gift bags" --max-price 5 --exclude 84991 --diversity 0.4 --json`
     """
-    chosen = list_of(which)
+    chosen, given = list_of(which), context_of(context)
     with service:
         if len(user_ids) == 1:
-            one, time_of = asked(lambda at_ms: service.recommend(user_ids[0], k, chosen, at_ms, **steering), at)
+            one, time_of = asked(
+                lambda at_ms: service.recommend(user_ids[0], k, chosen, at_ms, context=given, **steering), at
+            )
             if as_json:
                 return print_json(as_dict(one) | time_of)
             return out.print(show.slate(one, f"for user {user_ids[0]}"))
-        batch, time_of = asked(lambda at_ms: service.recommend_batch(user_ids, k, at_ms, chosen, **steering), at)
+        batch, time_of = asked(
+            lambda at_ms: service.recommend_batch(user_ids, k, at_ms, chosen, context=given, **steering), at
+        )
     if as_json:
         return print_json(as_dict(batch) | time_of)
     for slate in batch.user_slates:
@@ -195,6 +205,7 @@ def score(
     *,
     at: At = None,
     which: List = "overall",
+    context: Context = None,
     service: Client,
     as_json: AsJson = False,
 ) -> None:
@@ -203,8 +214,8 @@ def score(
     Example: `driftline score 13085 84991 21212 no-such-item --json`
     """
     with service:
-        chosen = list_of(which)
-        answer, time_of = asked(lambda at_ms: service.score(user_id, item_ids, at_ms, which=chosen), at)
+        chosen, given = list_of(which), context_of(context)
+        answer, time_of = asked(lambda at_ms: service.score(user_id, item_ids, at_ms, which=chosen, context=given), at)
     if as_json:
         return print_json(as_dict(answer) | time_of)
     return out.print(show.scores(answer, item_ids, f"for user {user_id}"))
@@ -251,6 +262,18 @@ def steering(
         max_price=max_price,
         diversity=diversity,
     )
+
+
+def context_of(given: list[str] | None) -> dict[str, str]:
+    """Names and values of a context.
+
+    Raises:
+        typer.BadParameter: one has no `=`.
+    """
+    pairs = [one.partition("=") for one in given or ()]
+    if wrong := ["".join(pair) for pair in pairs if not (pair[0] and pair[2])]:
+        raise typer.BadParameter(f"got {wrong[0]!r}; expected NAME=VALUE, as device=phone", param_hint="--context")
+    return {name: value for name, _, value in pairs}
 
 
 def list_of(which: str) -> Which:

@@ -254,9 +254,12 @@ def _refuse_bad(plan: Plan, done: Done, bad: Path | None) -> None:
 
 
 @contextmanager
-def parquet_file(to: Path, kind: Kind, **packed: Any) -> Iterator[pq.ParquetWriter]:
-    """A Parquet file in the schema that says so, whole or not there; `packed` goes to its writer."""
-    schema = schema_of(kind).with_metadata({CONVERTED: kind.schema.encode()})
+def parquet_file(
+    to: Path, kind: Kind, more: dict[str, pa.DataType] | None = None, **packed: Any
+) -> Iterator[pq.ParquetWriter]:
+    """A Parquet file in the schema that says so, whole or not there, with `more` columns; `packed` is its writer's."""
+    fields = [*schema_of(kind), *(pa.field(name, of) for name, of in (more or {}).items())]
+    schema = pa.schema(fields, {CONVERTED: kind.schema.encode()})
     with durable_file(to) as file, pq.ParquetWriter(file, schema, compression="zstd", **packed) as writer:
         yield writer
 

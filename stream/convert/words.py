@@ -111,7 +111,12 @@ def reading_of(mapping: Mapping, reading: ItemFiles) -> dict[str, Any]:
 
 
 def write_config(
-    to: Path, base: str | None, events: dict[str, Any], items: dict[str, Any], actions: dict[str, Any] | None = None
+    to: Path,
+    base: str | None,
+    events: dict[str, Any],
+    items: dict[str, Any],
+    actions: dict[str, Any] | None = None,
+    others: dict[str, Any] | None = None,
 ) -> bool:
     """Writes settings that extend those that were used; False if these are the file itself, which stays as it is.
 
@@ -121,13 +126,14 @@ def write_config(
         base: preset or file that was used, None = the default.
         events, items: of `reading_of`; empty = none were read.
         actions: what actions of their own mean.
+        others: further sections.
     """
     if base is not None and base not in presets():
         if to.exists() and Path(base).samefile(to):
             return False
         base = str(Path(base).absolute())
     sections: dict[str, Any] = {"extends": base or "default", "name": to.parent.absolute().name}
-    more = (("actions", actions), ("event_files", events), ("item_files", items))
+    more = (("actions", actions), *(others or {}).items(), ("event_files", events), ("item_files", items))
     sections |= {name: found for name, found in more if found}
     text = HEAD + yaml.safe_dump(sections, sort_keys=False, allow_unicode=True, width=100)
     if to.exists() and to.read_text("utf-8") != text:

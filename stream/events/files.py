@@ -61,6 +61,8 @@ LOG = logging.getLogger(__name__)
 
 LARGE_BYTES = MAX_EVENT_BYTES - 6 * (5 * MAX_ID_BYTES + MAX_ACTION_BYTES) - 256
 """Unknown fields of fewer bytes fit into an event, whatever its known ones are."""
+SHARED_ROWS = 65_536
+"""Different rows of unknown fields that are looked for among those that come later."""
 UNNAMED = "interact"
 """Action of events that name none."""
 Typed = Generator[tuple[Chunk, pa.RecordBatch, list[Problem]], None, None]
@@ -256,11 +258,12 @@ def read_columns(path: Path, limit: int | None = None) -> Columns:
     """
     batches: list[pa.RecordBatch] = []
     extra: list[dict[str, Any] | None] = []
+    shared: dict[str, dict[str, Any]] = {}
     rows = 0
     for chunk, batch in _strict(path, _typed_events(path)):
         batches.append(_full(batch))
         if chunk.extra is not None:
-            extra += [None] * (rows - len(extra)) + chunk.extra
+            extra += [None] * (rows - len(extra)) + [_one_of(shared, row) for row in chunk.extra]
         rows += batch.num_rows
         if limit is not None and rows >= limit:
             break
@@ -268,6 +271,13 @@ def read_columns(path: Path, limit: int | None = None) -> Columns:
         raise InputError(f"{path}: got 0 rows; expected at least one event")
     table = pa.Table.from_batches(batches).slice(0, limit)
     return _columns(table, (extra + [None] * (rows - len(extra)))[: table.num_rows] if extra else None)
+
+
+def _one_of(shared: dict[str, dict[str, Any]], row: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The row, or an earlier one that is equal: few devices and regions make millions of rows."""
+    if row is None or len(shared) >= SHARED_ROWS:
+        return row if row is None else shared.get(repr(row), row)
+    return shared.setdefault(repr(row), row)
 
 
 def _full(batch: pa.RecordBatch) -> pa.RecordBatch:

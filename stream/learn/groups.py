@@ -1,5 +1,7 @@
 """Groups that more rows may still join: rows of one user at one time, however producers interleave, as a replay cuts.
 
+Where rows came one after the other (`state.groups: sessions`) each is a group that is closed as it comes.
+
 A group closes when
     another group of its user arrives in its partition,
     a row of any partition lies more than SPAN_MS of event time past it,
@@ -28,9 +30,14 @@ Rows = tuple[int, list[Event]]
 
 
 class OpenGroups:
-    """The open groups of all partitions."""
+    """The open groups of all partitions.
 
-    def __init__(self) -> None:
+    Args:
+        ordered: no row joins another.
+    """
+
+    def __init__(self, ordered: bool = False) -> None:
+        self._ordered = ordered
         self._groups: dict[tuple[int, str], list[Event]] = {}
         """By partition and user, in order of opening."""
         self._last_s: dict[int, float] = {}
@@ -45,6 +52,8 @@ class OpenGroups:
 
     def add(self, number: int, event: Event, now_s: float) -> list[Rows]:
         """Takes a row; the groups that it closes."""
+        if self._ordered:
+            return [(number, [event])]
         self._last_s[number] = now_s
         groups, mine = self._groups, (number, event.user_id)
         closed = [

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from driftline.configs.load import MODEL_SECTIONS, sections_sha256
 from driftline.configs.settings import Settings
 from driftline.graph.arrays import Arrays, Float32
+from driftline.graph.contexts import Context, context_of
 from driftline.graph.learn import GraphLearner
 from driftline.graph.memory import GraphMemory
 from driftline.graph.rows import Event
@@ -115,6 +116,11 @@ class StreamLearner:
                 self.set_text(item_id, text)
         self.engine.grow(len(self.table))
 
+    def add_group(self, events: Sequence[Event]) -> None:
+        """Makes the items of a group candidates, and then its user where ids of users are ids of items."""
+        oneself = [events[0].user_id] if self.settings.signals.one_id_space else []
+        self.add_items(list(dict.fromkeys([*(event.item_id for event in events), *oneself])))
+
     def set_text(self, item_id: str, vector: Float32) -> None:
         """Gives a candidate its text vector; the catalogue may tell of an item after its first event."""
         index = self.table.find(item_id)
@@ -123,12 +129,12 @@ class StreamLearner:
         for part in self.parts.values():
             part.set_text(index, vector)
 
-    def view(self, user_id: str, now_ms: int) -> UserView:
-        """What is known of a user at `now_ms`: it picks the profile, and a row that ended by then is none."""
+    def view(self, user_id: str, now_ms: int, context: Context = ()) -> UserView:
+        """What is known of a user, and of their request, at `now_ms`: a row that ended by then is none."""
         with self.clocks.on("profiles"):
             profile = self.profiles.at(user_id, now_ms)
         with self.clocks.on("state"):
-            return view_of(self.processor.user(user_id, now_ms), self.table, user_id, profile)
+            return view_of(self.processor.user(user_id, now_ms), self.table, user_id, profile, context)
 
     def slate(self, view: UserView, now_ms: int) -> EngineSlate:
         """Candidates, features and scores at a request time; changes nothing."""
@@ -307,4 +313,5 @@ def group_of(events: Sequence[Event], table: ItemTable, settings: Settings) -> G
         price=np.array([nan if event.price is None else event.price for event in events], np.float32),
         positive=np.array([m.wanted(e.value) for m, e in zip(meanings, events, strict=True)], np.bool_),
         domain=events[-1].domain or "",
+        context=context_of(events[0].extra, settings.signals.context),
     )

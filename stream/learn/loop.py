@@ -60,7 +60,8 @@ def run_trainer(settings: Settings, bootstrap: str, until_caught_up: bool = Fals
     with locked(settings.trainer.root, settings.state.lock_wait_s):
         partitions = partitions_of(settings.broker, bootstrap, "interactions")
         with outlet(settings.broker, bootstrap, "driftline-trainer") as send:
-            trainer = Trainer(settings, partitions, send, TextEncoder(settings.encoder))
+            encoder = TextEncoder(settings.encoder) if settings.ranker.text_dim else None
+            trainer = Trainer(settings, partitions, send, encoder)
             trainer.metrics.serve(settings.metrics)
             if _run(trainer, bootstrap, until_caught_up, stopping):
                 LOG.info("stopping: publishing what was learnt since the last snapshot, then writing the checkpoint")

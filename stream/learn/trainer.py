@@ -27,6 +27,7 @@ from driftline.configs.load import MODEL_SECTIONS, config_sha256, sections_sha25
 from driftline.configs.settings import Settings
 from driftline.configs.systems import refuse_evaluation
 from driftline.graph.arrays import Float32
+from driftline.graph.contexts import context_of
 from driftline.graph.rows import Event
 from driftline.graph.view import UserView
 from driftline.llm.encoder import TextEncoder
@@ -96,7 +97,7 @@ class Trainer:
         self.lag = 0
         self.taken = self.closed = 0
         """Records taken in, and groups closed, since the start."""
-        self._open = OpenGroups()
+        self._open = OpenGroups(settings.state.ordered)
         self._ndcg: deque[float] = deque(maxlen=METRIC_GROUPS)
         self._revision = git_revision()  # of the code that was loaded; asking it later would hold up learning
         self._gate = LevelGate(settings.trainer, settings.serving.snapshots, METRIC_GROUPS, self.metrics)
@@ -407,10 +408,10 @@ class Trainer:
         self.closed += 1
         learner, user_id, t_ms = self.learner, events[0].user_id, events[0].timestamp_ms
         events = [event.changed(offset=learner.processor.next_offset + n) for n, event in enumerate(events)]
-        view = learner.view(user_id, t_ms)
+        view = learner.view(user_id, t_ms, context_of(events[0].extra, self.settings.signals.context))
         use = self._use(events, view)
         slate = learner.slate(view, t_ms) if use == "learnt" else None
-        learner.add_items(list(dict.fromkeys(event.item_id for event in events)))
+        learner.add_group(events)
         group = group_of(events, learner.table, self.settings)
         if slate is not None:
             self._ndcg.append(ndcg_at_10(slate, group.items[group.positive]))

@@ -28,6 +28,7 @@ class EventBatch:
         action: code of the action.
         weight: of the action.
         value, price: NaN = not given.
+        ordered: rows of a group came one after the other, so none of them waits for the others.
     """
 
     events: Sequence[Event]
@@ -40,6 +41,7 @@ class EventBatch:
     weight: NDArray[np.float64]
     value: NDArray[np.float64]
     price: NDArray[np.float64]
+    ordered: bool = False
 
     @classmethod
     def of(cls, events: Sequence[Event], users: Sequence[int], items: Sequence[int], settings: Settings) -> EventBatch:
@@ -65,7 +67,13 @@ class EventBatch:
             np.array([kinds[name][1] for name in names], np.float64),
             np.array([event.value for event in events], np.float64),  # None becomes NaN
             np.array([event.price for event in events], np.float64),
+            settings.state.ordered,
         )
+
+    @property
+    def moments(self) -> NDArray[np.uint64]:
+        """[n] key64 of the group whose rows are one moment, 0 = an event of its own."""
+        return np.zeros_like(self.group) if self.ordered else self.group
 
     def edges(self) -> Float32:
         """[n, EDGE_DIM] float32, see `graph.memory.edge_features`."""

@@ -108,7 +108,7 @@ class Rows:
         items = self.items.indices_of([event.item_id for event in events], self.pending)
         ended = self._start_anew(events, users, items, before) if self.settings.state.ttl_ms else []
         batch = EventBatch.of(events, users, items, self.settings)
-        pre = self.graph.apply(batch.users, batch.items, batch.t_ms, batch.group, batch.edges(), self.local_items)
+        pre = self.graph.apply(batch.users, batch.items, batch.t_ms, batch.moments, batch.edges(), self.local_items)
         if not self.local_items:
             memories.append((batch.offset, pre))
         self.users.record(batch, self.items.keys(batch.items), self.pending, before)

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from driftline.configs.settings import Settings
+    from driftline.graph.contexts import Context
     from driftline.graph.rows import Event
     from driftline.stream.events.schema import Item
     from driftline.stream.replay.log import EventLog
@@ -52,6 +53,8 @@ class Request:
         events: earlier rows of the user (positive or not).
         groups: earlier groups of the user with a positive row.
         log: columns of the log; only rows in `history` belong to this user's past.
+        session: key64 of the session that the user is in, 0 = none.
+        context: of the request, one value for each field of `signals.context`.
     """
 
     number: int
@@ -64,6 +67,16 @@ class Request:
     events: int
     groups: int
     log: EventLog = field(repr=False)
+    session: int = 0
+    context: Context = ()
+
+    @property
+    def in_session(self) -> Int32:
+        """Sorted distinct items of the session so far."""
+        if not self.session:
+            return np.zeros(0, np.int32)
+        rows = self.history[self.log.group_key[self.history] == np.uint64(self.session)]
+        return np.unique(self.log.item[rows])
 
     def view(self, limit: int = 1024) -> UserView:
         """The user's last `limit` events as scorers read them; memory and profile are left empty."""
@@ -82,6 +95,7 @@ class Request:
             events=self.events,
             first_ms=-1 if empty else int(log.t_ms[self.history[0]]),
             domain="" if empty else log.domain_of(int(rows[-1])),
+            context=self.context,
         )
 
 
@@ -184,6 +198,7 @@ class Setup:
         shared: arms of one pass put here what they share (one processor, one set of features). An arm family that
             drives a Processor leaves callables "state_sha256" and "adoptions" (their number) here.
         say: gets (what, done, total) of what is prepared.
+        learn_share: share of the groups that live learners learn from; the others are only counted.
     """
 
     log: EventLog
@@ -193,6 +208,7 @@ class Setup:
     profiles: Path | None = None
     shared: dict[str, Any] = field(default_factory=dict)
     say: Callable[[str, int, int], None] = field(default=lambda what, done, total: None, repr=False)
+    learn_share: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)

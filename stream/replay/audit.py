@@ -28,7 +28,7 @@ from driftline.graph.rows import key64
 from driftline.stream.events.columns import Columns
 from driftline.stream.replay.arms import Arm, Arrival, Request, Slate
 from driftline.stream.replay.log import EventLog
-from driftline.stream.replay.protocol import questions, rankings, scored_groups
+from driftline.stream.replay.protocol import EVERYTHING, Scope, questions, rankings, scored_groups
 
 ArmsOf = Callable[[EventLog], Sequence[Arm]]
 USERS = 500
@@ -75,6 +75,7 @@ def audit(
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
     from_file: Callable[[EventLog, Int64], NDArray[np.bool_]] = lambda log, groups: np.zeros(len(groups), np.bool_),
+    scope: Scope = EVERYTHING,
 ) -> AuditResult:
     """Run the audit on a sample of a log's users.
 
@@ -89,6 +90,7 @@ def audit(
         seed: of the choice of groups and of the other items.
         progress: called with (replays done, replays in total).
         from_file: which groups read a profile of the file; one of them is chosen where there is any.
+        scope: which groups are asked for.
     """
     rng = np.random.default_rng(seed)
     log = log_of(columns.take(_rows_of_users(columns, rows)))
@@ -96,7 +98,7 @@ def audit(
     late = int((log.group_t_ms < np.maximum.accumulate(log.group_t_ms)).sum())
     try:
         split_ms = log.split_ms(split)
-        scored = scored_groups(log, split_ms)
+        scored = scored_groups(log, split_ms, scope)
         changeable = scored[log.pool[scored] > 0]
         if len(changeable) == 0:
             raise InputError("no group past the split has a candidate, an item of an earlier one")
@@ -200,7 +202,7 @@ def _slates(
 
 def _answer(arm: Arm, request: Request, ids: NDArray[np.uint64]) -> str:
     try:
-        return digest(arm.score(request), ids[: request.pool])
+        return digest(arm.score(request), ids[: request.pool], ids[request.in_session])
     except LookupError as error:  # it looked for a row that was deleted
         return f"raised {error!r}"
 
@@ -212,9 +214,14 @@ def _until(log: EventLog, last: int) -> Iterator[tuple[Request, Arrival]]:
         yield request, arrival
 
 
-def digest(slate: Slate, ids: NDArray[np.uint64]) -> str:
-    """SHA-256 of everything that a slate says, bit for bit, and of the candidates in their order."""
-    sha = hashlib.sha256(ids.tobytes())
+def digest(slate: Slate, ids: NDArray[np.uint64], in_session: NDArray[np.uint64]) -> str:
+    """SHA-256 of everything that a slate says, bit for bit, and of the candidates in their order.
+
+    Args:
+        slate: of an arm.
+        ids: [pool] of the candidates; in_session: of those that are none on the list `session`.
+    """
+    sha = hashlib.sha256(ids.tobytes() + b"|" + np.sort(in_session).tobytes())
     for ranking in rankings(slate):
         for array in (ranking.scores, ranking.items):
             sha.update(b"none" if array is None else array.dtype.str.encode() + array.tobytes())
@@ -231,13 +238,15 @@ def _compare(truth: Slates, other: Slates, number: int) -> str:
 
 
 def _permuted(log: EventLog, number: int, rng: np.random.Generator) -> Columns:
-    """The log with other items, values and prices in all groups from `number` on."""
+    """The log with other items, values and prices in all groups from `number` on; of unknown fields only contexts."""
     rows = log.group_rows[log.group_start[number] :]
     item = log.item.copy()
     item[rows] = rng.integers(0, log.pool[number], len(rows))
     value, price = log.value.copy(), log.price.copy()
     value[rows], price[rows] = value[rng.permutation(rows)], price[rng.permutation(rows)]
-    changed = dataclasses.replace(log.columns, item_id=(item, log.item_ids), value=value, price=price, extra=None)
+    changed = dataclasses.replace(
+        log.columns, item_id=(item, log.item_ids), value=value, price=price, extra=log.contexts()
+    )
     return changed.take(np.arange(len(log)))
 
 
@@ -264,4 +273,6 @@ def _question(log: EventLog, shorter: EventLog, number: int) -> Request:
         events=len(history),
         groups=len(np.unique(shorter.group_of[liked])),
         log=shorter,
+        session=int(log.sessions.key[number]),
+        context=log.context_of(number),
     )

@@ -20,12 +20,14 @@ from driftline.graph.arrays import Int32
 from driftline.stream.replay.arms import Arm, Arrival, Ranking, Request, Slate
 from driftline.stream.replay.counters import (
     DAY_MS,
+    MAX_EXPONENT,
     Daily,
     DecayedCount,
     LastPurchases,
     basket_matrix,
     basket_parts,
     enlarged,
+    last_group,
     last_taken,
     positive_items,
     refreshed,
@@ -297,6 +299,52 @@ class Ease(SimpleArm):
         self._pending.clear()
 
 
+class Transitions(SimpleArm):
+    """What followed the items of the user's newest group, lately more than long ago; ties and the rest by popularity.
+
+    Counts are kept in the frame of a reference time, as those of DecayedCount.
+    """
+
+    tau_days = 30.0
+
+    def __init__(self, name: str = "transitions") -> None:
+        super().__init__(name)
+        self._popular = DecayedCount(self.tau_days)
+        self._next: dict[int, dict[int, float]] = {}
+        self._t0_ms: int | None = None
+
+    def score(self, request: Request) -> Slate:
+        """Counts of what followed, and popularity below any of them."""
+        popularity = self._popular.now(request.pool, request.t_ms)
+        scores = popularity * (1e-9 / max(1.0, popularity.max(initial=0.0)))
+        fade = self._frame(request.t_ms, moves=False)
+        for item in last_group(request).tolist():
+            for follower, count in self._next.get(item, {}).items():
+                scores[follower] += count / fade
+        return Slate(Ranking(scores))
+
+    def learn(self, request: Request, arrival: Arrival) -> None:
+        """Count the group after the one before it."""
+        items = positive_items(arrival)
+        self._popular.add(items, request.t_ms)
+        weight = self._frame(request.t_ms)
+        for item in last_group(request).tolist():
+            row = self._next.setdefault(item, {})
+            for follower in items.tolist():
+                row[follower] = row.get(follower, 0.0) + weight
+
+    def _frame(self, t_ms: int, moves: bool = True) -> float:
+        """What a count of now is stored as."""
+        if self._t0_ms is None:
+            self._t0_ms = t_ms
+        exponent = (t_ms - self._t0_ms) / (self.tau_days * DAY_MS)
+        if moves and exponent > MAX_EXPONENT:
+            fade = math.exp(-exponent)
+            self._next = {item: {f: n * fade for f, n in row.items()} for item, row in self._next.items()}
+            self._t0_ms, exponent = t_ms, 0.0
+        return math.exp(exponent)
+
+
 SIMPLE_ARMS: dict[str, Callable[[], Arm]] = {
     "popularity": Popularity,
     "recent_popularity": lambda: Popularity("recent_popularity", 30.0),
@@ -305,5 +353,6 @@ SIMPLE_ARMS: dict[str, Callable[[], Arm]] = {
     "item_knn_recent": lambda: ItemKnn("item_knn_recent", 7.0),
     "user_knn_recent": UserKnn,
     "ease_recent": Ease,
+    "transitions": Transitions,
 }
 """The simple arms by name."""

@@ -6,14 +6,18 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from driftline.configs.load import config_sha256
 from driftline.configs.settings import Settings
 from driftline.stream.generate.optimum import reachable
 from driftline.stream.ops.revision import code_sha256, git_revision
 from driftline.stream.replay.audit import AUDITS, AuditResult
 from driftline.stream.replay.inputs import profile_sources
+from driftline.stream.replay.protocol import Facts
 from driftline.stream.replay.registry import SIMPLE
 from driftline.stream.replay.results import Saved
+from driftline.stream.replay.sessions import HOUR_MS
 from driftline.stream.replay.source import CHOICES, Input, Options
 from driftline.stream.replay.summary import (
     arm_summary,
@@ -58,8 +62,11 @@ def content_of(
         "protocol": {
             "split": options.split,
             "split_ms": data.split_ms,
-            "choices": {"span": list(CHOICES), "left_out_ms": data.left_out},
+            "choices": {"span": list(CHOICES), "left_out_ms": data.scope.left_out},
             "group": True,
+            "session": session_of(options, joined.facts),
+            "learn_share": options.learn_share,
+            "text": data.has_text and settings.ranker.text_dim > 0,
             "candidates": options.candidates,
             "groups": len(joined.facts.number),
             "seed": seed,
@@ -98,9 +105,17 @@ def content_of(
 
 def reachable_of(data: Input, options: Options) -> dict[str, Any] | None:
     """What the true probabilities reach on a stream of `driftline generate`, over the same groups; None elsewhere."""
-    if options.limit is not None or options.hold_out_items or options.candidates != "seen":
+    if options.limit is not None or options.hold_out_items or options.session or options.candidates != "seen":
         return None
-    return reachable(options.events, data.sha256, data.split_ms, data.left_out)
+    return reachable(options.events, data.sha256, data.split_ms, data.scope.left_out)
+
+
+def session_of(options: Options, facts: Facts) -> dict[str, Any] | None:
+    """What the session protocol asked for, None without it."""
+    if not options.session:
+        return None
+    hours = len(np.unique(facts.session_ms // HOUR_MS))
+    return {"asked": options.session, "share": options.session_share, "targets": len(facts.number), "hours": hours}
 
 
 def data_of(data: Input) -> dict[str, Any]:

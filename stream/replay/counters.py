@@ -208,3 +208,11 @@ def last_taken(request: Request) -> tuple[Int32, Int64]:
     rows = rows[log.positive[rows]][::-1]
     items, first = np.unique(log.item[rows], return_index=True)
     return items, log.t_ms[rows[first]]
+
+
+def last_group(request: Request) -> Int32:
+    """Distinct items [n] of the user's newest earlier group with a positive row."""
+    log, rows = request.log, request.history
+    rows = rows[log.positive[rows]]
+    newest = rows[log.group_of[rows] == log.group_of[rows[-1]]] if len(rows) else rows
+    return np.unique(log.item[newest])

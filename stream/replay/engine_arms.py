@@ -76,6 +76,18 @@ GROUP_ONLY: Any = object()
 """Stands for a slate where nobody reads one: the graph learns from groups that are scored, not from their scores."""
 
 
+class Share:
+    """An even share of the groups that could be learnt; a trainer that lags chooses alike."""
+
+    def __init__(self, share: float) -> None:
+        self.share, self._seen = share, 0
+
+    def takes_next(self) -> bool:
+        """Whether the next group is one of it."""
+        self._seen += 1
+        return int(self._seen * self.share) > int((self._seen - 1) * self.share)
+
+
 class EnginePass:
     """One StreamLearner and what several arms of one pass ask of it, each thing computed once.
 
@@ -83,9 +95,11 @@ class EnginePass:
         setup: of the pass.
         settings: with the seeds and switches of the pass.
         whole: with engine and backbone; else the graph alone, until an arm asks for more.
+        share: of the groups that are learnt, evenly spread; None = as the set-up has it.
     """
 
-    def __init__(self, setup: Setup, settings: Settings, whole: bool = True) -> None:
+    def __init__(self, setup: Setup, settings: Settings, whole: bool = True, share: float | None = None) -> None:
+        self.share = Share(setup.learn_share if share is None else share)
         self.setup, self.settings, self.whole = setup, settings, whole
         self.clocks = Clocks()
         self.learner = self._learner()
@@ -120,7 +134,7 @@ class EnginePass:
         if self._slate is not None and self._slate[0] == request.number:
             return self._slate[1].view
         self.learner.add_items(self.setup.log.item_ids[len(self.learner.table) : request.pool])
-        return self.learner.view(request.user_id, request.t_ms)
+        return self.learner.view(request.user_id, request.t_ms, request.context)
 
     @contextmanager
     def asked(self) -> Iterator[None]:
@@ -156,7 +170,7 @@ class EnginePass:
             return False
         learner, wanted = self.learner, bool(arrival.group.positive.any())
         slate = None
-        if wanted and learner.learning:
+        if wanted and learner.learning and self.share.takes_next():
             slate = self.slate(request) if self.whole else GROUP_ONLY
         view = slate.view if self.whole and slate is not None else self.view(request)
         learner.add_items(self.setup.log.item_ids[len(learner.table) : arrival.pool])
@@ -170,10 +184,10 @@ class EngineArm:
 
     drives_state = True
     refresh_cpu_s = 0.0
-    trained_share = 1.0
 
     def __init__(self, name: str, shared: EnginePass, arm: str) -> None:
         self.name, self.shared, self.arm = name, shared, arm
+        self.trained_share = shared.share.share
 
     @property
     def cost(self) -> Cost:
@@ -219,18 +233,17 @@ class FrozenArm(EngineArm):
         """See EngineArm."""
         super().learn(request, arrival)
         self._seen += 1
-        self.trained_share = self._warm / self._seen if self._warm else 1.0
+        self.trained_share = self.shared.share.share * (self._warm / self._seen if self._warm else 1.0)
 
 
 class WeeklyFrozenArm:
     """The engine as one pass over everything before a week leaves it, fixed within the week."""
 
     name = "weekly_frozen"
-    trained_share = 1.0
 
-    def __init__(self, make: Callable[[int], EnginePass]) -> None:
-        """`make` gives an untrained pass for so many groups."""
-        self._make = make
+    def __init__(self, make: Callable[[int], EnginePass], share: float = 1.0) -> None:
+        """`make` gives an untrained pass for so many groups, `share` of which it learns."""
+        self._make, self.trained_share = make, share
         self._past: list[tuple[Request, Arrival]] = []
         self._current: EnginePass | None = None
         self._until_ms = 0
@@ -286,12 +299,12 @@ class SequenceArm:
     """A lone backbone, incremental: no ranker, no signals."""
 
     refresh_cpu_s = 0.0
-    trained_share = 1.0
 
     def __init__(self, name: str, setup: Setup, settings: Settings, shared: Callable[[], EnginePass | None]) -> None:
         self.name, self._setup, self._settings, self._shared = name, setup, settings, shared
         self._own: SequenceLearner | None = None
         self._train_s = self._score_s = 0.0
+        self.trained_share, self._share = setup.learn_share, Share(setup.learn_share)
 
     def _lent(self) -> SequenceLearner | None:
         """The learner of the shared pass where it trains the same backbone."""
@@ -336,7 +349,7 @@ class SequenceArm:
             for index in range(len(self.learner.items), arrival.pool):
                 if (text := texts.get(item_ids[index])) is not None:
                     self.learner.set_text(index, text)
-            if arrival.group.positive.any():
+            if arrival.group.positive.any() and self._share.takes_next():
                 self.learner.learn(arrival.group)
             else:
                 self.learner.observe(arrival.group)
@@ -349,10 +362,9 @@ class GraphArm:
     name = "graph"
     drives_state = True
     refresh_cpu_s = 0.0
-    trained_share = 1.0
 
     def __init__(self, shared: EnginePass) -> None:
-        self.shared = shared
+        self.shared, self.trained_share = shared, shared.share.share
         self._score_s = 0.0
 
     def start(self, split_ms: int) -> None:
@@ -429,9 +441,9 @@ def build(name: str, setup: Setup) -> Arm | None:
         case "frozen":
             return FrozenArm(name, shared_pass())
         case "weekly_frozen":
-            return WeeklyFrozenArm(lambda groups: EnginePass(setup, settings))
+            return WeeklyFrozenArm(lambda groups: EnginePass(setup, settings), setup.learn_share)
         case "retrain":
-            return RetrainArm(lambda groups: EnginePass(setup, settings_of_pass(settings, groups)))
+            return RetrainArm(lambda groups: EnginePass(setup, settings_of_pass(settings, groups), share=1.0))
     found = _NAME.fullmatch(name)
     if found is None:
         return None

@@ -188,6 +188,8 @@ def texts_of(setup: Setup, settings: Settings) -> Artefact[str, Float32]:
 def replay_texts(setup: Setup) -> dict[str, Float32]:
     """Text vectors of the items that a log touches; each made once for all passes of a replay."""
     texts: dict[str, Float32] = setup.shared.setdefault("texts", {})
+    if not setup.settings.ranker.text_dim:
+        return {}
     touched = (item_id for item_id in setup.log.item_ids if item_id not in texts)
     missing = [setup.items[item_id] for item_id in touched if item_id in setup.items]
     if missing:
@@ -197,11 +199,11 @@ def replay_texts(setup: Setup) -> dict[str, Float32]:
 
 
 def replay_profiles(setup: Setup, arm: str = "on") -> ReplayProfiles | None:
-    """Profiles of a replay; None without an items file, since a profile speaks of titles, and where they are off.
+    """Profiles of a replay; None without text of items, since a profile speaks of titles, and where they are off.
 
     Those that were written from events past the end of the log do not exist.
     """
-    if not setup.items or arm == "off":
+    if not setup.items or not setup.settings.ranker.text_dim or arm == "off":
         return None
     written = (profile for profile in _written(setup) if profile.as_of_ms <= setup.log.t_ms.max())
     profiles = ReplayProfiles(setup.settings, setup.items, _encoder(setup), written, arm)
@@ -254,7 +256,7 @@ def read_by_groups(log: EventLog, settings: Settings) -> Iterator[Asked | None]:
 
 def profile_sources(setup: Setup, groups: Int64) -> list[str]:
     """Whose profile each of these groups reads in a replay: "file", "template" or "none"; groups are ascending."""
-    if not setup.items:
+    if not setup.items or not setup.settings.ranker.text_dim:
         return ["none"] * len(groups)
     written = {(profile.user_id, profile.version): profile.as_of_ms for profile in _written(setup)}
     read = list(read_by_groups(setup.log, setup.settings))

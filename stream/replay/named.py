@@ -12,8 +12,9 @@ SIMPLE = {
     "item_knn_recent": "as item_knn, what lies further back in the history counting less, half in 7 days",
     "user_knn_recent": "what the 100 most similar users took, newer purchases counting more",
     "ease_recent": "EASE, a linear item-item model in closed form, on baskets that fade, fitted anew each day",
+    "transitions": "what followed the user's last item, counts halve in 3 weeks, then what is popular: for sessions",
 }
-"""Without learning on the stream, but for counts; all run where no arm is named."""
+"""Without learning on the stream, but for counts."""
 ENGINE = {
     "hstu": "the HSTU sequence model alone, with the popularity in its softmax",
     "sasrec": "a SASRec transformer alone, in HSTU's place",
@@ -45,7 +46,7 @@ ENGINE = {
 `ranker` and `incremental` take any of them, as in ranker+hstu+graph, and any switch of `systems` in the settings, as in
 incremental:hstu=off.
 """
-DEFAULT = (*SIMPLE, "hstu", "ranker", "frozen", "incremental")
+DEFAULT = (*(name for name in SIMPLE if name != "transitions"), "hstu", "ranker", "frozen", "incremental")
 """Those that run where none are named."""
 
 

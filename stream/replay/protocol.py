@@ -2,13 +2,14 @@
 
 Source: Gama, Sebastião, Rodrigues, "On evaluating stream learning algorithms", 2013 (prequential evaluation).
 A group is scored by every arm before any arm learns any row of it. A user touches an item by an event of positive
-weight, as in learning and serving. Lists:
+weight, as in learning and serving; where users are items, nobody is a candidate of oneself. Lists:
 
     overall     every candidate; relevant: all positive items of the group
     novel       candidates that the user never touched; relevant: those of the group; users with a past only
     repeat      the user's own past items; relevant: those of the group
     cold_items  every candidate; relevant: those of the group that entered the pool within a day
     held_out_items  every candidate; relevant: those of the group whose past was taken out of the log on purpose
+    session     candidates that the session does not hold yet; relevant: those of the group; under a session protocol
 
 What is kept is one row of metrics for each scored group, list and arm, so that windows, intervals and subsets are
 computed afterwards.
@@ -28,6 +29,7 @@ from driftline.graph.arrays import Int32, Int64
 from driftline.stream.learn.allocator import return_freed_memory
 from driftline.stream.replay.arms import Arrival, Request
 from driftline.stream.replay.metrics import METRICS, rank_list
+from driftline.stream.replay.sessions import Which
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -35,7 +37,7 @@ if TYPE_CHECKING:
     from driftline.stream.replay.arms import Arm, Cost, Floats, Ranking, Slate
     from driftline.stream.replay.log import EventLog
 
-LISTS = ("overall", "novel", "repeat", "cold_items", "held_out_items")
+LISTS = ("overall", "novel", "repeat", "cold_items", "held_out_items", "session")
 COLD_EVENTS = 5
 COLD_GROUPS = 3
 COLD_ITEM_MS = 86_400_000
@@ -59,6 +61,7 @@ class Facts:
         reachable: [m, len(LISTS)] int32, how many of them are candidates at all.
         cold_user: [m] bool, at most 5 earlier events or 3 earlier groups.
         gap_ms: [m] int64, since the user's positive group before, -1 = there was none.
+        session_ms: [m] int64, start of the session that is asked in, -1 = none.
     """
 
     number: Int64
@@ -68,6 +71,7 @@ class Facts:
     reachable: Int32
     cold_user: NDArray[np.bool_]
     gap_ms: Int64
+    session_ms: Int64
 
     @property
     def follow_up(self) -> NDArray[np.bool_]:
@@ -113,6 +117,24 @@ class Pass:
     seconds: float
 
 
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """Which groups are scored.
+
+    Attributes:
+        left_out: groups of this span are learnt and not scored.
+        session: "" = all; else those of the session protocol, by the start of their session.
+        share: of the sessions.
+    """
+
+    left_out: Span | None = None
+    session: Which = ""
+    share: float = 1.0
+
+
+EVERYTHING = Scope()
+
+
 @dataclass(slots=True)
 class _User:
     touched: Int32
@@ -126,6 +148,7 @@ def questions(log: EventLog) -> Iterator[tuple[Request, Arrival, int | None]]:
     by_user = np.argsort(log.user[log.group_rows], kind="stable")
     rows_by_user = log.group_rows[by_user]
     start = np.searchsorted(log.user[rows_by_user], np.arange(len(log.user_ids)))
+    sessions = log.sessions.key
     users: dict[int, _User] = {}
     for number in range(log.groups):
         user = int(log.group_user[number])
@@ -142,6 +165,8 @@ def questions(log: EventLog) -> Iterator[tuple[Request, Arrival, int | None]]:
             events=state.events,
             groups=state.groups,
             log=log,
+            session=int(sessions[number]),
+            context=group.context,
         )
         yield request, Arrival(number, user, group, rows, int(log.pool[number + 1]), log), state.last_ms
         state.events += len(rows)
@@ -157,7 +182,7 @@ def run(
     split_ms: int,
     progress: Callable[[int, int], None] | None = None,
     worth_of: Callable[[Arrival], Floats] | None = None,
-    left_out: Span | None = None,
+    scope: Scope = EVERYTHING,
 ) -> Pass:
     """Drive arms over a log.
 
@@ -167,12 +192,12 @@ def run(
         split_ms: groups of this time and later are scored; all are learnt.
         progress: called with (groups done, groups in total) now and then.
         worth_of: what each item is worth to the business in this group, by dense index [arrival.pool]; None = no goals.
-        left_out: groups of this span are learnt and not scored.
+        scope: which groups past the split are scored.
 
     Raises:
         InputError: no group with a positive row lies at or past the split.
     """
-    scored = scored_groups(log, split_ms, left_out)
+    scored = scored_groups(log, split_ms, scope)
     m = len(scored)
     relevant, reachable = np.zeros((m, len(LISTS)), np.int32), np.zeros((m, len(LISTS)), np.int32)
     cold_user, gap_ms = np.zeros(m, np.bool_), np.full(m, -1, np.int64)
@@ -184,7 +209,7 @@ def run(
             if row == 0:
                 for arm in arms:
                     arm.start(split_ms)
-            lists = list(_lists(request, arrival))
+            lists = list(_lists(request, arrival, bool(scope.session)))
             worth = None if worth_of is None else worth_of(arrival)
             relevant[row] = [len(items) for _, items in lists]
             reachable[row] = [_reachable(candidate, items) for candidate, items in lists]
@@ -207,7 +232,10 @@ def run(
             return_freed_memory()
         if progress is not None and (request.number % 64 == 0 or request.number == log.groups - 1):
             progress(request.number + 1, log.groups)
-    facts = Facts(scored, log.group_user[scored], log.group_t_ms[scored], relevant, reachable, cold_user, gap_ms)
+    session_ms = log.sessions.start_ms[scored]
+    facts = Facts(
+        scored, log.group_user[scored], log.group_t_ms[scored], relevant, reachable, cold_user, gap_ms, session_ms
+    )
     results = {
         arm.name: ArmResult(
             values[arm.name],
@@ -224,16 +252,18 @@ def run(
 def rankings(slate: Slate) -> tuple[Ranking, ...]:
     """The ranking that answers each of LISTS."""
     first = slate.overall
-    return first, slate.novel or first, slate.repeat or first, first, first
+    return first, slate.novel or first, slate.repeat or first, first, first, first
 
 
-def scored_groups(log: EventLog, split_ms: int, left_out: Span | None = None) -> Int64:
-    """Numbers of the groups with a positive row at or past the split, outside a span; InputError if there is none."""
-    answers = np.zeros(log.groups, np.bool_)
+def scored_groups(log: EventLog, split_ms: int, scope: Scope = EVERYTHING) -> Int64:
+    """Numbers of the groups with a positive row from the split on that a scope takes; InputError if there is none."""
+    answers, t_ms = np.zeros(log.groups, np.bool_), log.group_t_ms
     answers[log.group_of[log.positive]] = True
-    answers &= log.group_t_ms >= split_ms
-    if left_out is not None:
-        answers &= (log.group_t_ms < left_out[0]) | (log.group_t_ms >= left_out[1])
+    if scope.session:
+        answers, t_ms = log.sessions.targets(answers, scope.session, scope.share), log.sessions.start_ms
+    answers &= t_ms >= split_ms
+    if scope.left_out is not None:
+        answers &= (t_ms < scope.left_out[0]) | (t_ms >= scope.left_out[1])
     scored = np.flatnonzero(answers)
     if len(scored) == 0:
         raise InputError(
@@ -242,19 +272,25 @@ def scored_groups(log: EventLog, split_ms: int, left_out: Span | None = None) ->
     return scored
 
 
-def _lists(request: Request, arrival: Arrival) -> Iterator[tuple[NDArray[np.bool_], Int32]]:
+def _lists(request: Request, arrival: Arrival, session: bool) -> Iterator[tuple[NDArray[np.bool_], Int32]]:
     """(candidate mask [pool], relevant items) for each of LISTS."""
     wanted = np.unique(arrival.group.items[arrival.group.positive])
     everything = np.ones(request.pool, np.bool_)
+    if (oneself := int(request.log.own_item[request.user])) >= 0:
+        wanted = wanted[wanted != oneself]
+        everything[oneself : oneself + 1] = False
     own = np.zeros(request.pool, np.bool_)
     own[request.touched] = True
     known = wanted[wanted < request.pool]
     repeated = known[own[known]]
     yield everything, wanted
-    yield ~own, np.setdiff1d(wanted, repeated, assume_unique=True) if request.groups else NO_ITEMS
-    yield own, repeated
+    yield everything & ~own, np.setdiff1d(wanted, repeated, assume_unique=True) if request.groups else NO_ITEMS
+    yield everything & own, repeated
     yield everything, known[request.log.entered_ms[known] >= request.t_ms - COLD_ITEM_MS]
     yield everything, known[request.log.held_out[known]]
+    others = everything.copy()
+    others[request.in_session if session else NO_ITEMS] = False
+    yield others, wanted[~np.isin(wanted, request.in_session)] if session else NO_ITEMS
 
 
 def _reachable(candidate: NDArray[np.bool_], items: Int32) -> int:

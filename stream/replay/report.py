@@ -31,6 +31,8 @@ DETAILS = {
     "weighted": ("overall", f"{METRIC}_weighted"),
     "weighted, new": ("novel", f"{METRIC}_weighted"),
     "weighted, before": ("repeat", f"{METRIC}_weighted"),
+    "next of a session, HR@20": ("session", "hr@20"),
+    "NDCG@20": ("session", "ndcg@20"),
     "pool recall": ("overall", "pool_recall"),
     "pool recall, new": ("novel", "pool_recall"),
     "pool recall, before": ("repeat", "pool_recall"),
@@ -67,7 +69,8 @@ def write_report(path: Path, metrics: Mapping[str, Any]) -> None:
         ),
         _section(
             "Parts of the arms' figures",
-            "NDCG@10, over everything where no list is named. A follow-up comes within 72 minutes of the user's group "
+            f"NDCG@10, over everything where no list is named.{session_line(metrics['protocol'])} "
+            "A follow-up comes within 72 minutes of the user's group "
             "before; a hit is weighted by what it is worth (<code>goals</code>); pool recall is the share of the "
             "wanted items that are among an arm's candidates.",
             _details(metrics),
@@ -243,6 +246,18 @@ def choices_line(protocol: Mapping[str, Any]) -> str:
     if protocol["choices"]["left_out_ms"]:
         return f", without {span}"
     return f"; it looks into {span}: a figure to choose by, and no claim" if protocol["split"] < end else ""
+
+
+def session_line(protocol: Mapping[str, Any]) -> str:
+    """What the session protocol asked for, as a sentence after a space; nothing without it, nor of older reports."""
+    found = protocol.get("session")
+    if not found:
+        return ""
+    asked = "the last event of each session" if found["asked"] == "last" else "each next event of a session"
+    return (
+        f" Asked was {asked}, {found['targets']:,} in {found['hours']:,} hours; the list of a session holds all items "
+        "but those in it."
+    )
 
 
 def intervals_line(protocol: Mapping[str, Any]) -> str:

@@ -11,8 +11,8 @@ import numpy as np
 from driftline.configs.errors import InputError
 from driftline.stream.replay.protocol import ArmResult, Facts, Pass
 
-FORMAT = 2
-FACTS = ("number", "user", "t_ms", "relevant", "reachable", "cold_user", "gap_ms")
+FORMAT = 3
+FACTS = ("number", "user", "t_ms", "relevant", "reachable", "cold_user", "gap_ms", "session_ms")
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ changes graph versions where a worker did, and ends in the worker's state.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import logging
 import time
@@ -223,7 +224,7 @@ def _run_seed(
             data.split_ms,
             lambda done, total: say(f"seed {seed}: {len(missing)} arms", done, total),
             worth_function(settings.goals, data.log),
-            data.left_out,
+            data.scope,
         )
         cost = time.perf_counter() - started[0], time.process_time() - started[1]
         state, adopted = setup.shared.get("state_sha256"), setup.shared.get("adoptions")
@@ -242,7 +243,8 @@ def _key(data: Input, options: Options, settings: Settings) -> str:
         data.sha256,
         None if options.items is None else hashlib.sha256(options.items.read_bytes()).hexdigest(),
         data.split_ms,
-        data.left_out,
+        dataclasses.astuple(data.scope),
+        options.learn_share,
         options.candidates,
         options.limit,
         (options.hold_out_items, options.seeds[0]) if options.hold_out_items else None,
@@ -319,4 +321,5 @@ def _audit(
         seed=options.seeds[0],
         progress=lambda done, total: say("leak audit", done, total),
         from_file=from_file,
+        scope=dataclasses.replace(data.scope, left_out=None, share=1.0),
     )

@@ -7,6 +7,7 @@ import logging
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from driftline.stream.events.records import Record
 from driftline.stream.events.schema import Item
 from driftline.stream.replay.arms import Setup
 from driftline.stream.replay.log import EventLog
-from driftline.stream.replay.protocol import Span
+from driftline.stream.replay.protocol import Scope
+from driftline.stream.replay.sessions import PROTOCOLS, Which
 
 LOG = logging.getLogger(__name__)
 CHOICES = (0.70, 0.85)
@@ -50,6 +52,9 @@ class Options:
         state_only: only the state of the log is wanted: no arm runs.
         adoptions: file of adoptions of graph versions (stream/replay/adoptions.py); the state follows them.
         records: the log that the adoptions belong to; None = the events file, a row's number is its offset.
+        session: "next" or "last": which events of a session are asked for; "" = all groups, sessions or not.
+        session_share: share of the sessions that are scored; all are learnt.
+        learn_share: share of the groups that the engine's arms learn from, evenly spread; the others are only counted.
     """
 
     events: Path
@@ -67,6 +72,9 @@ class Options:
     state_only: bool = False
     adoptions: Path | None = None
     records: Sequence[Record] | None = None
+    session: Which = ""
+    session_share: float = 1.0
+    learn_share: float = 1.0
 
     @property
     def usable_profiles(self) -> Path | None:
@@ -74,7 +82,7 @@ class Options:
         return None if self.hold_out_items else self.profiles
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Input:
     """What was read.
 
@@ -83,10 +91,11 @@ class Input:
         log: the same as a log.
         items: what the items file says, by id.
         split_ms: where the warm-up ends.
-        left_out: span of time that is learnt and not scored, since choices were made on it.
+        scope: what is scored past it; what lies in the span that choices were made on is left out.
         sha256: of the events file.
         duplicates: rows of it that have the event_id of an earlier one.
         log_of: a log of other rows by the same rules.
+        learn_share: see Options.
         kept: see KEPT.
     """
 
@@ -94,10 +103,11 @@ class Input:
     log: EventLog
     items: Mapping[str, Item]
     split_ms: int
-    left_out: Span | None
+    scope: Scope
     sha256: str
     duplicates: int
     log_of: Callable[[Columns], EventLog]
+    learn_share: float = 1.0
     kept: dict[str, Any] = field(default_factory=dict)
 
     def setup(
@@ -108,8 +118,15 @@ class Input:
         profiles: Path | None,
         say: Callable[[str, int, int], None] = lambda what, done, total: None,
     ) -> Setup:
-        """A fresh set-up for one pass."""
-        return Setup(log, settings, seed, self.items, profiles, dict(self.kept), say)
+        """A fresh set-up for one pass; without a text to read, nothing has room for one."""
+        if not self.has_text:
+            settings = settings.model_copy(update={"ranker": settings.ranker.model_copy(update={"text_dim": 0})})
+        return Setup(log, settings, seed, self.items, profiles, dict(self.kept), say, self.learn_share)
+
+    @cached_property
+    def has_text(self) -> bool:
+        """Whether an item of the events says anything."""
+        return any(self.items[name].description() for name in self.log.item_ids if name in self.items)
 
     def keep(self, setup: Setup) -> None:
         """Hand on to later passes what they may share."""
@@ -126,11 +143,13 @@ def read(options: Options, settings: Settings) -> Input:
         raise InputError(
             "candidates are to be those of an items file and none is given; add --items FILE, or take --candidates seen"
         )
+    if options.session and options.session not in PROTOCOLS:
+        raise InputError(f"got session {options.session!r}; expected {' or '.join(PROTOCOLS)}, or none")
     columns, duplicates = without_duplicates(read_columns(options.events, options.limit), settings.state.dedupe_ids)
     items = read_items(options.items) if options.items else {}
     if options.items is not None:
         _warn_of_items(options, columns, items)
-    log = EventLog(columns, settings.action)
+    log = EventLog(columns, settings.action, ordered=settings.state.ordered)
     split_ms = log.split_ms(options.split)
     held_out: set[str] = set()
     if options.hold_out_items:
@@ -147,11 +166,14 @@ def read(options: Options, settings: Settings) -> Input:
         }
 
     def log_of(columns: Columns) -> EventLog:
-        return EventLog(columns, settings.action, valid_from or None, held_out)
+        state, signals = settings.state, settings.signals
+        rules = (valid_from or None, held_out, state.ordered, signals.context, signals.one_id_space)
+        return EventLog(columns, settings.action, *rules)
 
     left_out = (log.split_ms(CHOICES[0]), log.split_ms(CHOICES[1])) if options.split < CHOICES[0] else None
-    sha = hashlib.sha256(options.events.read_bytes())
-    return Input(columns, log_of(columns), items, split_ms, left_out, sha.hexdigest(), duplicates, log_of)
+    scope = Scope(left_out, options.session, options.session_share)
+    digest = hashlib.sha256(options.events.read_bytes()).hexdigest()
+    return Input(columns, log_of(columns), items, split_ms, scope, digest, duplicates, log_of, options.learn_share)
 
 
 def _warn_of_items(options: Options, columns: Columns, items: Mapping[str, Item]) -> None:

@@ -23,6 +23,7 @@ from driftline.stream.replay.log import NEVER_MS, EventLog
 from driftline.stream.replay.metrics import METRICS
 from driftline.stream.replay.protocol import LISTS, Facts
 from driftline.stream.replay.results import Saved
+from driftline.stream.replay.sessions import HOUR_MS
 from driftline.stream.replay.verdict import FAMILY, first_and_next
 
 WEEK_MS = 7 * 86_400_000
@@ -39,6 +40,10 @@ GAPS = (
 """Time since the user's group before: up to so many milliseconds."""
 HEADLINE = "ndcg@10"
 COMPARED = ("overall", "novel", "repeat")
+OWN_HEADLINES = {"session": "ndcg@20"}
+"""Lists that published figures give another metric of."""
+SESSION = ("hr@20", "ndcg@20")
+"""Metrics of the session protocol, which are also means over the hours in which sessions began."""
 LONE_ARMS = ("hstu", "sasrec", "graph", "frozen", "weekly_frozen", "retrain", "ranker")
 Values = NDArray[np.float64]
 
@@ -104,12 +109,15 @@ def arm_summary(data: Table, arm: str, split_ms: int, cis: Mapping[str, tuple[fl
     entry: dict[str, Any] = {}
     for i, which in enumerate(LISTS):
         mask = data.counts(which)
-        if which == "held_out_items" and not mask.any():
+        if which in ("held_out_items", "session") and not mask.any():
             continue
         entry[which] = _means(values[mask, i])
         if which in cis:
             entry[which][f"{HEADLINE}_ci"] = list(cis[which])
-        entry[which]["without_follow_ups"] = _brief(values[mask & ~facts.follow_up, i])
+        if which == "session":
+            entry[which] |= _by_hour(data, arm)
+        else:
+            entry[which]["without_follow_ups"] = _brief(values[mask & ~facts.follow_up, i])
     entry["cold_users"] = _means(values[facts.cold_user & data.counts("overall"), 0])
     entry["windows"] = _windows(data, arm, split_ms)
     results = [saved.result for saved in data.seeds[arm].values()]
@@ -124,6 +132,19 @@ def arm_summary(data: Table, arm: str, split_ms: int, cis: Mapping[str, tuple[fl
     }
     entry["trained_share"] = round(float(np.mean([result.trained_share for result in results])), 6)
     return entry
+
+
+def _by_hour(data: Table, arm: str) -> dict[str, Any]:
+    """Of the list `session`: intervals of its metrics, and their means over hours by start of a session."""
+    mask = data.counts("session")
+    _, hour = np.unique(data.facts.session_ms[mask] // HOUR_MS, return_inverse=True)
+    size = np.bincount(hour)
+    found: dict[str, Any] = {"hours": {"n": len(size)}}
+    for metric in SESSION:
+        column = data.column(arm, "session", metric)[mask]
+        found[f"{metric}_ci"] = list(interval(data.samples([arm], "session", metric)[:, 0]))
+        found["hours"][metric] = round(float((np.bincount(hour, column) / size).mean()), 6)
+    return found
 
 
 def intervals_of(data: Table) -> dict[str, dict[str, tuple[float, float]]]:
@@ -236,10 +257,11 @@ def claims(data: Table, simple: Sequence[str]) -> list[tuple[str, str, str, str]
     engines = [arm for arm in ("incremental", *LONE_ARMS) if arm in arms]
     rivals = dict.fromkeys(order[1:2] + [arm for arm in order[1:] if arm in simple and order[0] not in simple][:1])
     found = [(FAMILY, order[0], arm, "overall") for arm in rivals]
-    for which in COMPARED:
+    for which in (*COMPARED, *OWN_HEADLINES):
         if not data.counts(which).any():
             continue
-        best = max(baseline, key=lambda arm: float(np.nanmean(data.column(arm, which))), default=None)
+        metric = OWN_HEADLINES.get(which, HEADLINE)
+        best = max(baseline, key=lambda arm: float(np.nanmean(data.column(arm, which, metric))), default=None)
         if best is not None:
             found += [("headline", arm, best, which) for arm in engines]
             found += [("simple", best, arm, which) for arm in baseline if arm != best]
@@ -271,17 +293,16 @@ def compare(data: Table, simple: Sequence[str]) -> list[Comparison]:
     wanted = claims(data, simple)
     for which in dict.fromkeys(claim[3] for claim in wanted):
         arms = list(dict.fromkeys(arm for claim in wanted if claim[3] == which for arm in claim[1:3]))
-        samples, mask = data.samples(arms, which), data.counts(which)
+        metric = OWN_HEADLINES.get(which, HEADLINE)
+        samples, mask = data.samples(arms, which, metric), data.counts(which)
         for family, a, b, _ in (claim for claim in wanted if claim[3] == which):
             lifts = lift_samples(samples[:, arms.index(a)], samples[:, arms.index(b)])
-            mean_a = float(data.column(a, which)[mask].mean())
-            mean_b = float(data.column(b, which)[mask].mean())
+            mean_a = float(data.column(a, which, metric)[mask].mean())
+            mean_b = float(data.column(b, which, metric)[mask].mean())
             lift = float(lift_samples(np.array([mean_a]), np.array([mean_b]))[0])
             n, users = int(mask.sum()), len(np.unique(data.facts.user[mask]))
             p = two_sided_p(lifts)
-            found.append(
-                Comparison(a, b, which, HEADLINE, family, n, users, mean_a, mean_b, lift, interval(lifts), p, p)
-            )
+            found.append(Comparison(a, b, which, metric, family, n, users, mean_a, mean_b, lift, interval(lifts), p, p))
     for family in dict.fromkeys(one.family for one in found):
         places = [i for i, one in enumerate(found) if one.family == family]
         for i, p_holm in zip(places, holm([found[i].p for i in places]), strict=True):

@@ -17,14 +17,13 @@ from driftline.graph.history import DAY_MS, TRAITS, HistoryDigest, history_of, t
 from driftline.graph.rows import key64
 from driftline.graph.signals import Signals
 from driftline.graph.view import ProfileVectors, UserView
-from driftline.model.columns import PERSONAL, PERSONAL_HALF_LIVES_DAYS, Layout
+from driftline.model.columns import PERSONAL, Layout
 from driftline.model.part import ProfilesPlug
 from driftline.model.recall import BIT, PROFILES, SCORED, Pool, listed_base, plug_bit
 
 NEAR_ITEMS = 32
 """Newest distinct items that a candidate's text is held against one by one."""
 NEAR_COSINE = 0.6
-HOUR_MS = 3_600_000.0
 
 
 def slate(engine, view, now_ms, given=None):
@@ -263,9 +262,9 @@ def _slices(start: Int64, end: Int64) -> tuple[Int64, Int64]:
     return np.arange(len(which)) + (start - offset)[which], which
 
 
-def _days(ms: NDArray[np.int64]) -> Float32:
-    """log1p of days, 0 for the past of the past."""
-    out: Float32 = np.log1p(np.maximum(ms, 0).astype(np.float32) * np.float32(1 / DAY_MS))
+def _age(ms: NDArray[np.int64], signals: Signals) -> Float32:
+    """log1p of the unit of ages, 0 for the past of the past."""
+    out: Float32 = np.log1p(np.maximum(ms, 0).astype(np.float32) * np.float32(1 / signals.age_unit_ms))
     return out
 
 
@@ -301,7 +300,7 @@ def features(
     place = np.full(signals.n, -1, np.int32)
     place[pool.candidates] = np.arange(c, dtype=np.int32)
     _match(rows, view, past, pool.candidates, signals, item, share[signals.reference], text, now_ms)
-    _user(rows, view, past, now_ms)
+    _user(rows, view, past, now_ms, signals.age_unit_ms)
     _personal(rows, past, place[past.items], pool.candidates, signals, now_ms)
     for name in SCORED:
         _opinion(rows, pool, name)
@@ -365,8 +364,8 @@ def _item(rows: _Rows, candidates: Int32, signals: Signals, now_ms: int) -> dict
     log_times = np.log(c["times"] * (signals.n / total) + 0.02)
     rows.put(
         log_times,
-        _days(age_ms),
-        _days(since_ms),
+        _age(age_ms, signals),
+        _age(since_ms, signals),
         np.log1p(np.maximum(since_ms, 0) / gap),
         np.log1p(c["buyers"]),
         1 - (buyers + 1) / (groups + 2),
@@ -377,7 +376,7 @@ def _item(rows: _Rows, candidates: Int32, signals: Signals, now_ms: int) -> dict
         c["returned"] / (c["times"] + 1),
         rows.out[len(signals.popularity.half_lives_ms) - 1] - log_times,
     )
-    return {"log_age": _days(age_ms), "log_price": log_price, "interval": interval, "value": value}
+    return {"log_age": _age(age_ms, signals), "log_price": log_price, "interval": interval, "value": value}
 
 
 def _match(
@@ -411,13 +410,19 @@ def _match(
         inside = np.log(_share(domain, candidates, signals.n)[:, 0] + np.float32(0.02))
         rows.put(inside, inside - share)
     rows.put(*_chances(candidates, signals, now_ms))
-    rows.block(len(TRAITS))[:] = np.nan_to_num(traits_of(past, now_ms)[:, None] - signals.traits[candidates].T)
-    since = np.float32(np.log1p(max(now_ms - int(past.group_ms[-1]), 0) / DAY_MS)) if past.groups else np.float32(0)
+    rows.block(len(TRAITS))[:] = np.nan_to_num(
+        traits_of(past, now_ms, signals.age_unit_ms)[:, None] - signals.traits[candidates].T
+    )
+    since = (
+        np.float32(np.log1p(max(now_ms - int(past.group_ms[-1]), 0) / signals.age_unit_ms))
+        if past.groups
+        else np.float32(0)
+    )
     rows.put(since - item["interval"])
     since_entry = past.groups - np.searchsorted(past.group_ms, signals.columns["first_ms"][candidates])
     rows.put(np.log1p(since_entry), since_entry / max(past.groups, 1))
     if len(past.items):
-        usual_age = _days(past.first_ms - signals.columns["first_ms"][past.items]).mean()
+        usual_age = _age(past.first_ms - signals.columns["first_ms"][past.items], signals).mean()
         rows.put(item["log_age"] - usual_age)
     else:
         rows.put(0.0)
@@ -440,7 +445,7 @@ def _chances(candidates: Int32, signals: Signals, now_ms: int) -> tuple[Float32,
     return take.astype(np.float32), retake.astype(np.float32)
 
 
-def _user(rows: _Rows, view: UserView, past: HistoryDigest, now_ms: int) -> None:
+def _user(rows: _Rows, view: UserView, past: HistoryDigest, now_ms: int, unit_ms: float) -> None:
     """The user's activity and the clock: the same for every candidate, for the network to combine."""
     since = max(now_ms - int(past.group_ms[-1]), 0) if past.groups else 0
     span = max(now_ms - int(past.group_ms[0]), 0) if past.groups else 0
@@ -448,12 +453,12 @@ def _user(rows: _Rows, view: UserView, past: HistoryDigest, now_ms: int) -> None
     rows.put(
         np.log1p(view.events),
         np.log1p(past.groups),
-        np.log1p(since / HOUR_MS),
-        np.log1p(span / DAY_MS),
+        np.log1p(24 * since / unit_ms),
+        np.log1p(span / unit_ms),
         np.log1p(past.touches / max(past.groups, 1)),
         1 - len(past.items) / max(past.touches, 1),
         np.log1p(len(past.items)),
-        np.log((since + HOUR_MS) / (usual + HOUR_MS)) if usual else 0.0,
+        np.log((since + unit_ms / 24) / (usual + unit_ms / 24)) if usual else 0.0,
     )
     for turns in (now_ms / DAY_MS, (now_ms / DAY_MS + 4) / 7, now_ms / DAY_MS / 365.2425):
         angle = 2 * np.pi * (turns % 1)
@@ -462,7 +467,8 @@ def _user(rows: _Rows, view: UserView, past: HistoryDigest, now_ms: int) -> None
 
 def _personal(rows: _Rows, past: HistoryDigest, place: Int32, candidates: Int32, signals: Signals, now_ms: int) -> None:
     """What the user did with the item before; 0 where nothing, so real values avoid 0."""
-    block = rows.block(len(PERSONAL))
+    half_lives_days = signals.settings.personal_half_lives_days
+    block = rows.block(len(PERSONAL) + len(half_lives_days))
     inside = np.flatnonzero(place >= 0)
     if len(inside) == 0:
         return
@@ -471,14 +477,14 @@ def _personal(rows: _Rows, past: HistoryDigest, place: Int32, candidates: Int32,
     elapsed, span = now_ms - last, last - first
     mean_gap = np.where(times > 1, span / np.maximum(times - 1, 1), 0)
     last_gap = last - past.previous_ms[inside]
-    known = _days(mean_gap)
+    known = _age(mean_gap, signals)
     expected = np.where(
         times > 1,
         known,
         signals.columns["interval_sum"][past.items[inside]]
         / np.maximum(signals.columns["interval_n"][past.items[inside]], 1),
     )
-    log_elapsed = _days(elapsed)
+    log_elapsed = _age(elapsed, signals)
     paid, now_price = past.price[inside], signals.columns["price"][past.items[inside]]
     change = np.nan_to_num(np.log((now_price + 0.01) / (paid + 0.01)))
     values = [
@@ -486,11 +492,11 @@ def _personal(rows: _Rows, past: HistoryDigest, place: Int32, candidates: Int32,
         np.log1p(times),
         np.log1p(past.weight[inside]),
         log_elapsed + np.float32(0.01),
-        _days(now_ms - first) + np.float32(0.01),
+        _age(now_ms - first, signals) + np.float32(0.01),
         np.where(times > 1, known + 0.01, 0),
         log_elapsed - expected,
-        np.where(times > 1, _days(last_gap) + 0.01, 0),
-        np.where(times > 1, log_elapsed - _days(last_gap), 0),
+        np.where(times > 1, _age(last_gap, signals) + 0.01, 0),
+        np.where(times > 1, log_elapsed - _age(last_gap, signals), 0),
         times / past.groups,
         times / past.group_age[inside],
         np.log1p(past.last_group[inside]) + np.float32(0.01),
@@ -499,9 +505,7 @@ def _personal(rows: _Rows, past: HistoryDigest, place: Int32, candidates: Int32,
         change,
         np.log1p(past.returned[inside]),
     ]
-    values += [
-        np.log(decayed_times(past, now_ms, d * DAY_MS)[inside] + np.float32(0.001)) for d in PERSONAL_HALF_LIVES_DAYS
-    ]
+    values += [np.log(decayed_times(past, now_ms, d * DAY_MS)[inside] + np.float32(0.001)) for d in half_lives_days]
     block[:, at] = np.stack(values)
 
 

@@ -73,11 +73,21 @@ def view_of(user, groups, domain, random):
     )  # fmt: skip
 
 
-def engine_of(**ranker) -> Engine:
+MINUTES = {"age_unit_days": 1 / 1440, "personal_half_lives_days": (0.001, 0.1, 365.0)}
+
+
+def engine_of(signals=None, **ranker) -> Engine:
     settings = Settings(
         ranker=Ranker(hidden=8, members=2, sampled=20, text_dim=DIM, **ranker),
         signals=Signals(
-            half_lives_days=(1.0, 7.0, 30.0), neighbors=8, top=20, users=20, nearest=5, recent=20, refresh_ms=DAY
+            half_lives_days=(1.0, 7.0, 30.0),
+            neighbors=8,
+            top=20,
+            users=20,
+            nearest=5,
+            recent=20,
+            refresh_ms=DAY,
+            **(signals or {}),
         ),
     )
     engine = Engine(settings, ItemTable(f"item {n}" for n in range(ITEMS)), {"few": Plug(40), "all": Plug(ITEMS)})
@@ -92,6 +102,7 @@ def engine_of(**ranker) -> Engine:
     [
         {"recall": 15, "pool": 40, "newest": 5, "plug_recall": 5, "personal": 10},
         {"recall": 150, "pool": 1000, "newest": 50},
+        {"recall": 150, "pool": 1000, "signals": MINUTES},
         {"recall": 3, "pool": 10, "newest": 0, "plug_recall": 0, "personal": 0},
     ],
 )

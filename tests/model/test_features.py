@@ -1,12 +1,17 @@
 import numpy as np
 import pytest
 
+from driftline.configs.settings import Signals
 from driftline.model.columns import layout
 from driftline.model.standardiser import CLIP, Standardiser
 
+PLUGS = dict.fromkeys(("profiles", "hstu", "graph"), ("score", "rank"))
+
 
 def test_columns_are_named_once_and_blocks_cover_them():
-    columns = layout((1.0, 7.0, 30.0), dict.fromkeys(("profiles", "hstu", "graph"), ("score", "rank")))
+    columns = layout(
+        Signals(half_lives_days=(1.0, 7.0, 30.0)), dict.fromkeys(("profiles", "hstu", "graph"), ("score", "rank"))
+    )
     assert len(set(columns.names)) == len(columns.names)
     covered = np.concatenate([np.arange(len(columns.names))[block] for block in columns.blocks.values()])
     np.testing.assert_array_equal(covered, np.arange(len(columns.names)))
@@ -14,7 +19,9 @@ def test_columns_are_named_once_and_blocks_cover_them():
 
 
 def test_a_mask_holds_its_blocks_alone():
-    columns = layout((1.0, 7.0, 30.0), dict.fromkeys(("profiles", "hstu", "graph"), ("score", "rank")))
+    columns = layout(
+        Signals(half_lives_days=(1.0, 7.0, 30.0)), dict.fromkeys(("profiles", "hstu", "graph"), ("score", "rank"))
+    )
     mask = columns.mask(("base", "graph"))
     assert not mask[columns.blocks["hstu"]].any()
     assert mask[columns.blocks["graph"]].all()

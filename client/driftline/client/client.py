@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -157,6 +157,7 @@ class Client:
         which: Which = "overall",
         at_ms: int = 0,
         min_user_state_version: int = 0,
+        context: Mapping[str, str] | None = None,
         **steering: Unpack[Steering],
     ) -> pb.RecommendResponse:
         """The best items for a user.
@@ -169,9 +170,10 @@ class Client:
             which: "overall", "novel" (nothing that the user had) or "repeat" (only what the user had).
             at_ms: time for which to recommend, unix milliseconds; 0 = now.
             min_user_state_version: offset up to which the user's partition must be applied; 0 = any.
+            context: how the request is made, by field of `signals.context`, as {"device": "phone"}.
             **steering: which items, and how far apart: see Steering.
         """
-        options = _options(k, which, at_ms, min_user_state_version, steering)
+        options = _options(k, which, at_ms, min_user_state_version, context, steering)
         return self._call(made(pb.RecommendRequest, user_id=user_id, options=options), pb.RecommendResponse)
 
     def recommend_batch(
@@ -181,10 +183,11 @@ class Client:
         at_ms: int = 0,
         which: Which = "overall",
         min_user_state_version: int = 0,
+        context: Mapping[str, str] | None = None,
         **steering: Unpack[Steering],
     ) -> pb.RecommendBatchResponse:
         """The best items for 1 to 256 users under one model, users times k at most 25,600; the rest as `recommend`."""
-        options = _options(k, which, at_ms, min_user_state_version, steering)
+        options = _options(k, which, at_ms, min_user_state_version, context, steering)
         return self._call(made(pb.RecommendBatchRequest, user_ids=user_ids, options=options), pb.RecommendBatchResponse)
 
     def score(
@@ -194,6 +197,7 @@ class Client:
         at_ms: int = 0,
         min_user_state_version: int = 0,
         which: Which = "overall",
+        context: Mapping[str, str] | None = None,
     ) -> pb.ScoreItemsResponse:
         """Scores of 1 to 1000 items, parallel to their ids; NaN for those that `unknown_item_ids` names."""
         request = made(
@@ -203,6 +207,7 @@ class Client:
             list=_list(which),
             request_time_ms=at_ms,
             min_user_state_version=min_user_state_version,
+            context=context or {},
         )
         return self._call(request, pb.ScoreItemsResponse)
 
@@ -259,13 +264,21 @@ def _list(which: Which) -> pb.SlateList:
     return _LISTS[which]
 
 
-def _options(k: int, which: Which, at_ms: int, min_user_state_version: int, steering: Steering) -> pb.SlateOptions:
+def _options(
+    k: int,
+    which: Which,
+    at_ms: int,
+    min_user_state_version: int,
+    context: Mapping[str, str] | None,
+    steering: Steering,
+) -> pb.SlateOptions:
     return made(
         pb.SlateOptions,
         k=k,
         list=_list(which),
         request_time_ms=at_ms,
         min_user_state_version=min_user_state_version,
+        context=context or {},
         **steered(**steering),
     )
 

@@ -55,6 +55,8 @@ def _refusal(name: str, value: object, field: Any) -> str:
     kind = "text" if field.cpp_type == field.CPPTYPE_STRING else "whole numbers of 64 bits at most, not negative"
     kind = "numbers" if field.cpp_type in (field.CPPTYPE_DOUBLE, field.CPPTYPE_FLOAT) else kind
     expected = f"a list of {kind}" if field.is_repeated else kind.removesuffix("s")
+    if field.message_type is not None and field.message_type.GetOptions().map_entry:
+        expected = "text by name, as {'device': 'phone'}"
     return f"{name} is {value!r:.120} ({type(value).__name__}); expected {expected}"
 
 

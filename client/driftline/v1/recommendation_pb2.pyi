@@ -194,7 +194,14 @@ class ItemFilter(_message.Message):
     def __init__(self, categories: _Optional[_Iterable[str]] = ..., excluded_categories: _Optional[_Iterable[str]] = ..., brands: _Optional[_Iterable[str]] = ..., excluded_brands: _Optional[_Iterable[str]] = ..., domains: _Optional[_Iterable[str]] = ..., min_price: _Optional[float] = ..., max_price: _Optional[float] = ...) -> None: ...
 
 class SlateOptions(_message.Message):
-    __slots__ = ("request_time_ms", "k", "list", "excluded_item_ids", "domain", "min_model_sequence", "omit_item_reasons", "min_user_state_version", "filter", "diversity")
+    __slots__ = ("request_time_ms", "k", "list", "excluded_item_ids", "domain", "min_model_sequence", "omit_item_reasons", "min_user_state_version", "filter", "diversity", "context")
+    class ContextEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
     REQUEST_TIME_MS_FIELD_NUMBER: _ClassVar[int]
     K_FIELD_NUMBER: _ClassVar[int]
     LIST_FIELD_NUMBER: _ClassVar[int]
@@ -205,6 +212,7 @@ class SlateOptions(_message.Message):
     MIN_USER_STATE_VERSION_FIELD_NUMBER: _ClassVar[int]
     FILTER_FIELD_NUMBER: _ClassVar[int]
     DIVERSITY_FIELD_NUMBER: _ClassVar[int]
+    CONTEXT_FIELD_NUMBER: _ClassVar[int]
     request_time_ms: int
     k: int
     list: SlateList
@@ -215,7 +223,8 @@ class SlateOptions(_message.Message):
     min_user_state_version: int
     filter: ItemFilter
     diversity: float
-    def __init__(self, request_time_ms: _Optional[int] = ..., k: _Optional[int] = ..., list: _Optional[_Union[SlateList, str]] = ..., excluded_item_ids: _Optional[_Iterable[str]] = ..., domain: _Optional[str] = ..., min_model_sequence: _Optional[int] = ..., omit_item_reasons: _Optional[bool] = ..., min_user_state_version: _Optional[int] = ..., filter: _Optional[_Union[ItemFilter, _Mapping]] = ..., diversity: _Optional[float] = ...) -> None: ...
+    context: _containers.ScalarMap[str, str]
+    def __init__(self, request_time_ms: _Optional[int] = ..., k: _Optional[int] = ..., list: _Optional[_Union[SlateList, str]] = ..., excluded_item_ids: _Optional[_Iterable[str]] = ..., domain: _Optional[str] = ..., min_model_sequence: _Optional[int] = ..., omit_item_reasons: _Optional[bool] = ..., min_user_state_version: _Optional[int] = ..., filter: _Optional[_Union[ItemFilter, _Mapping]] = ..., diversity: _Optional[float] = ..., context: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class GetUserStateRequest(_message.Message):
     __slots__ = ("user_id", "request_time_ms", "history_limit", "min_user_state_version")
@@ -298,20 +307,29 @@ class RecommendBatchResponse(_message.Message):
     def __init__(self, user_slates: _Optional[_Iterable[_Union[UserSlate, _Mapping]]] = ...) -> None: ...
 
 class ScoreItemsRequest(_message.Message):
-    __slots__ = ("user_id", "item_ids", "request_time_ms", "list", "min_model_sequence", "min_user_state_version")
+    __slots__ = ("user_id", "item_ids", "request_time_ms", "list", "min_model_sequence", "min_user_state_version", "context")
+    class ContextEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
     USER_ID_FIELD_NUMBER: _ClassVar[int]
     ITEM_IDS_FIELD_NUMBER: _ClassVar[int]
     REQUEST_TIME_MS_FIELD_NUMBER: _ClassVar[int]
     LIST_FIELD_NUMBER: _ClassVar[int]
     MIN_MODEL_SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     MIN_USER_STATE_VERSION_FIELD_NUMBER: _ClassVar[int]
+    CONTEXT_FIELD_NUMBER: _ClassVar[int]
     user_id: str
     item_ids: _containers.RepeatedScalarFieldContainer[str]
     request_time_ms: int
     list: SlateList
     min_model_sequence: int
     min_user_state_version: int
-    def __init__(self, user_id: _Optional[str] = ..., item_ids: _Optional[_Iterable[str]] = ..., request_time_ms: _Optional[int] = ..., list: _Optional[_Union[SlateList, str]] = ..., min_model_sequence: _Optional[int] = ..., min_user_state_version: _Optional[int] = ...) -> None: ...
+    context: _containers.ScalarMap[str, str]
+    def __init__(self, user_id: _Optional[str] = ..., item_ids: _Optional[_Iterable[str]] = ..., request_time_ms: _Optional[int] = ..., list: _Optional[_Union[SlateList, str]] = ..., min_model_sequence: _Optional[int] = ..., min_user_state_version: _Optional[int] = ..., context: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class ScoreItemsResponse(_message.Message):
     __slots__ = ("provenance", "scores", "unknown_item_ids")

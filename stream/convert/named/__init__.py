@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from driftline.configs.errors import InputError
-from driftline.stream.convert.named import games, messages, repository, songs
+from driftline.stream.convert.named import games, messages, news, repository, songs
 from driftline.stream.convert.named.made import Made, write_made
 
 __all__ = ["CONVERTERS", "Converter", "Made", "converter", "write_made"]
@@ -41,6 +41,12 @@ CONVERTERS = {
         songs.read,
         "sessions_sample_10.parquet.snappy of 30Music (github.com/RecoHut-Datasets/30music, branch v3)",
         "not stated; for research of your own",
+    ),
+    "news": Converter(
+        news.read,
+        "a folder with clicks_hour_*.csv, and articles_metadata.csv if there is one (Globo.com G1, on Kaggle as "
+        "news-portal-user-interactions-by-globocom)",
+        "academic use only, by its owner's terms",
     ),
     "messages": Converter(messages.read, "CollegeMsg.txt (snap.stanford.edu/data/CollegeMsg.html)", "not stated"),
     "git": Converter(repository.convert, "the folder of a git repository, bare or not", "that of the repository"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,8 @@ class Made:
         notes: what people should know of it.
         preset: the configuration that fits.
         actions: what actions mean that the preset does not have.
+        others: further files of events, by name.
+        sections: further settings that fit.
     """
 
     events: pa.Table
@@ -37,10 +39,12 @@ class Made:
     notes: Sequence[str] = ()
     preset: str = "default"
     actions: dict[str, Any] = field(default_factory=dict)
+    others: Mapping[str, pa.Table] = field(default_factory=dict)
+    sections: dict[str, Any] = field(default_factory=dict)
 
 
 def write_made(made: Made, out: Path, **packed: Any) -> list[Path]:
-    """Writes events.parquet, items.parquet and driftline.yaml into a folder; the files that were written.
+    """Writes events.parquet, others, items.parquet and driftline.yaml into a folder; the files that were written.
 
     Args:
         out: made if it is not there.
@@ -54,10 +58,13 @@ def write_made(made: Made, out: Path, **packed: Any) -> list[Path]:
     out.mkdir(parents=True, exist_ok=True)
     files = [out / "events.parquet"]
     _write(in_order(made.events, "timestamp_ms"), EVENTS, files[0], **packed)
+    for name, events in made.others.items():
+        files.append(out / name)
+        _write(in_order(events, "timestamp_ms"), EVENTS, files[-1], **packed)
     if made.items is not None:
         files.append(out / "items.parquet")
-        _write(made.items, ITEMS, files[1], **packed)
-    if write_config(out / "driftline.yaml", made.preset, {}, {}, made.actions):
+        _write(made.items, ITEMS, files[-1], **packed)
+    if write_config(out / "driftline.yaml", made.preset, {}, {}, made.actions, made.sections):
         files.append(out / "driftline.yaml")
     return files
 
@@ -71,8 +78,9 @@ def _write(table: pa.Table, kind: Kind, to: Path, **packed: Any) -> None:
         else pa.nulls(n, column.type)
         for column in schema
     }
-    with parquet_file(to, kind, **packed) as writer:
-        writer.write_table(pa.table(columns, schema))
+    more = {name: table[name] for name in table.column_names if name not in columns}
+    with parquet_file(to, kind, {name: column.type for name, column in more.items()}, **packed) as writer:
+        writer.write_table(pa.table(columns | more))
 
 
 def opened(folder: Path, names: Sequence[str], what: str, columns: Sequence[str]) -> pa.Table:

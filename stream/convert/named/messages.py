@@ -44,4 +44,5 @@ def read(source: Path) -> Made:
             "action": pa.array(["message"] * len(table)),
         }
     )
-    return Made(events, actions={"message": {"weight": 1.0, "positive": True}})
+    actions = {"message": {"weight": 1.0, "positive": True}}
+    return Made(events, actions=actions, sections={"signals": {"one_id_space": True}, "ranker": {"text_dim": 0}})

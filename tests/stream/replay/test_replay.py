@@ -22,7 +22,7 @@ from driftline.stream.replay.arms import Setup
 from driftline.stream.replay.audit import AUDITS
 from driftline.stream.replay.baselines import SIMPLE_ARMS
 from driftline.stream.replay.log import EventLog
-from driftline.stream.replay.protocol import scored_groups
+from driftline.stream.replay.protocol import Scope, scored_groups
 from driftline.stream.replay.registry import build_arm
 from driftline.stream.replay.report import audit_line, intervals_line, profiles_line
 from driftline.stream.replay.run import replay
@@ -229,7 +229,7 @@ def test_the_span_of_choices_is_in_no_figure_of_a_report_that_begins_before_it(f
     log = EventLog(read_columns(EVENTS, ROWS), Settings().action)
     begin, end = early["protocol"]["choices"]["left_out_ms"]
     assert (begin, end) == tuple(log.split_ms(share) for share in CHOICES)
-    scored = scored_groups(log, log.split_ms(0.5), (begin, end))
+    scored = scored_groups(log, log.split_ms(0.5), Scope(left_out=(begin, end)))
     t_ms = log.group_t_ms[scored]
     assert not ((t_ms >= begin) & (t_ms < end)).any()
     assert early["protocol"]["groups"] == len(scored) > (t_ms >= end).sum() == whole["protocol"]["groups"]
@@ -368,7 +368,7 @@ def test_the_command_takes_seeds_in_both_spellings_and_refuses_what_is_none(opti
     assert "got '0,x'" in refused.output
 
 
-def test_the_simple_arms_of_the_guide_all_exist():
+def test_the_simple_arms_all_exist():
     assert set(SIMPLE_ARMS) == {
         "popularity",
         "recent_popularity",
@@ -377,4 +377,5 @@ def test_the_simple_arms_of_the_guide_all_exist():
         "item_knn_recent",
         "user_knn_recent",
         "ease_recent",
+        "transitions",
     }

@@ -113,7 +113,7 @@ def test_messages_go_from_people_to_people(tmp_path: Path) -> None:
         CONVERTERS["messages"].read(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["games", "songs", "messages"])
+@pytest.mark.parametrize("name", ["games", "songs", "news", "messages"])
 def test_a_source_that_is_not_there_or_something_else_is_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="expected"):
         converter(name).read(tmp_path)
@@ -123,7 +123,7 @@ def test_a_source_that_is_not_there_or_something_else_is_refused(name: str, tmp_
 
 
 def test_a_name_that_is_none_is_refused_with_those_that_are() -> None:
-    with pytest.raises(InputError, match="got 'film'; expected one of games, songs, messages, git"):
+    with pytest.raises(InputError, match="got 'film'; expected one of games, songs, news, messages, git"):
         converter("film")
 
 
@@ -148,3 +148,77 @@ def test_the_bundled_games_are_what_their_notice_says() -> None:
     notice = (GAMES.events.parent / "NOTICE.md").read_text()
     assert "Creative Commons Attribution 3.0 United States" in notice
     assert "e545934" in notice
+
+
+HEADER = (
+    "user_id,session_id,session_start,session_size,click_article_id,click_timestamp,click_environment,click_deviceGroup,"
+    "click_os,click_country,click_region,click_referrer_type"
+)
+BEGIN_MS = 1_506_826_800_000
+
+
+def news_folder(folder: Path) -> Path:
+    """Two hours as they are offered: sessions of three, two and two clicks; each ends 30 s after the click before."""
+    (folder / "clicks").mkdir(parents=True)
+    one = [(0, 1, 3, 10, 0), (0, 1, 3, 11, 40_000), (0, 1, 3, 12, 70_000)]
+    two = [(7, 2, 2, 10, 3_600_000), (7, 2, 2, 13, 3_630_000), (9, 3, 3, 11, 3_700_000), (9, 3, 3, 12, 3_750_000)]
+    for hour, rows in enumerate((one, two)):
+        lines = [
+            f"{user},{session},{BEGIN_MS},{size},{article},{BEGIN_MS + ms},4,{user % 3 + 1},17,1,{20 + user},2"
+            for user, session, size, article, ms in rows
+        ]
+        (folder / "clicks" / f"clicks_hour_{hour:03}.csv").write_text("\n".join((HEADER, *lines)) + "\n")
+    (folder / "articles_metadata.csv").write_text(
+        "article_id,category_id,created_at_ts,publisher_id,words_count\n10,281,1506000000000,0,168\n11,7,1506000001000,0,9\n"
+    )
+    return folder
+
+
+def test_news_are_clicks_by_session_with_what_is_known_of_the_request(tmp_path: Path) -> None:
+    made = CONVERTERS["news"].read(news_folder(tmp_path / "g1"))
+    write_made(made, tmp_path / "out")
+    found = rows_of(tmp_path / "out")
+    assert found[:2] == [("0", "10", BEGIN_MS, "1"), ("0", "11", BEGIN_MS + 40_000, "1")]
+    assert len(found) == 7
+    assert validate(tmp_path / "out" / "events.parquet").ok
+    columns = read_columns(tmp_path / "out" / "events.parquet")
+    assert columns.extra is not None
+    assert columns.extra[3] == {
+        "device": "2", "environment": "4", "os": "17", "country": "1", "region": "27", "referrer": "2"
+    }  # fmt: skip
+    names = pq.read_schema(tmp_path / "out" / "events.parquet").names
+    assert not [name for name in names if "size" in name or "start" in name]  # they tell what is to come
+    settings = load_settings(str(tmp_path / "out" / "driftline.yaml"))
+    assert settings.action("click").positive
+    items = read_items(tmp_path / "out" / "items.parquet")
+    assert (items["10"].categories, items["10"].valid_from_ms) == (["281"], 1_506_000_000_000)
+
+
+def test_the_made_up_time_of_a_last_click_is_drawn_from_gaps_between_others(tmp_path: Path) -> None:
+    made = CONVERTERS["news"].read(news_folder(tmp_path / "g1"))
+    files = write_made(made, tmp_path / "out")
+    assert [path.name for path in files] == [
+        "events.parquet", "events_drawn.parquet", "items.parquet", "driftline.yaml"
+    ]  # fmt: skip
+    drawn = {
+        (row["group_id"], row["item_id"]): row["timestamp_ms"] - BEGIN_MS
+        for row in pq.read_table(tmp_path / "out" / "events_drawn.parquet").to_pylist()
+    }
+    assert drawn == {
+        ("1", "10"): 0, ("1", "11"): 40_000, ("1", "12"): 80_000, ("2", "10"): 3_600_000, ("2", "13"): 3_640_000,
+        ("3", "11"): 3_700_000, ("3", "12"): 3_750_000,
+    }  # fmt: skip  # the only gap within a session is 40 s; the last session ends with a time of its own
+    assert made.notes[0].startswith("2 sessions end with a click stamped 30 s")
+
+
+def test_news_without_articles_or_with_pointers_in_place_of_files(tmp_path: Path) -> None:
+    folder = news_folder(tmp_path / "g1")
+    (folder / "articles_metadata.csv").unlink()
+    assert CONVERTERS["news"].read(folder).items is None
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:95cfe0\nsize 136098\n"
+    (folder / "clicks" / "clicks_hour_001.csv").write_text(pointer)
+    with pytest.raises(InputError, match=r"clicks_hour_001\.csv is a pointer of Git LFS.*git lfs pull"):
+        CONVERTERS["news"].read(folder)
+    (folder / "clicks" / "clicks_hour_001.csv").write_text("user_id,item\n1,2\n")
+    with pytest.raises(InputError, match=r"expected CSV with the columns user_id, session_id"):
+        CONVERTERS["news"].read(folder)

@@ -1,0 +1,79 @@
+"""A share of the groups is learnt, the others are only counted, as by a trainer that lags."""
+
+import numpy as np
+import pytest
+
+from driftline.configs.settings import Graph, Model, Ranker, Settings
+from driftline.stream.bundled import EVENTS
+from driftline.stream.events.files import read_columns
+from driftline.stream.replay.arms import Setup
+from driftline.stream.replay.engine_arms import Share
+from driftline.stream.replay.log import EventLog
+from driftline.stream.replay.protocol import questions
+from driftline.stream.replay.registry import build_arm
+from driftline.stream.replay.run import replay
+from driftline.stream.replay.source import Options
+
+SETTINGS = Settings(
+    graph=Graph(weights="off"),
+    model=Model(dim=8, blocks=1, max_len=20, step_groups=4),
+    ranker=Ranker(hidden=8, members=1),
+)
+
+
+@pytest.mark.parametrize("share", [1.0, 0.5, 0.1, 0.3])
+def test_a_share_is_spread_evenly(share):
+    one = Share(share)
+    taken = np.array([one.takes_next() for _ in range(1000)])
+    assert taken.sum() == pytest.approx(1000 * share, abs=1)
+    assert all(abs(part.sum() - 100 * share) <= 1 for part in np.split(taken, 10))
+
+
+def test_a_trainer_that_lags_learns_the_same_groups(monkeypatch):
+    from driftline.stream.learn.trainer import Trainer
+
+    class Lagging:
+        settings, lag, _groups = Settings(), 10**6, 0
+
+    trainer, one = Lagging(), Share(Settings().trainer.catch_up_share)
+    for _ in range(100):
+        trainer._groups += 1
+        assert Trainer._is_learnt(trainer) == one.takes_next()
+
+
+def driven(share):
+    log = EventLog(read_columns(EVENTS, 800), SETTINGS.action)
+    setup = Setup(log, SETTINGS, learn_share=share)
+    arms = [build_arm(name, setup)[0] for name in ("incremental", "hstu", "frozen")]
+    for request, arrival, _ in questions(log):
+        for arm in arms:
+            arm.learn(request, arrival)
+    return arms
+
+
+def test_what_is_not_learnt_is_counted_and_in_every_history():
+    (all_, *_), (some, hstu, _) = driven(1.0), driven(0.25)
+    whole, part = all_.shared.learner, some.shared.learner
+    assert len(part.engine.arms["incremental"].ranker.log) == pytest.approx(
+        len(whole.engine.arms["incremental"].ranker.log) / 4, abs=1
+    )
+    for name, array in whole.engine.signals.arrays().items():
+        np.testing.assert_array_equal(part.engine.signals.arrays()[name], array, err_msg=name)
+    users = [key for key in whole.processor.store.data if key.startswith(b"u:")]
+    assert users
+    assert all(part.processor.store.data[key] == whole.processor.store.data[key] for key in users)
+    assert (all_.trained_share, some.trained_share, hstu.trained_share) == (1.0, 0.25, 0.25)
+
+
+def test_a_replay_says_what_share_was_learnt_and_resumes_no_other(tmp_path):
+    def run(share):
+        given = Options(
+            EVENTS, tmp_path, arms=("ranker",), limit=1500, split=0.7, audit_rows=0, learn_share=share, resume=True
+        )
+        return replay(given, SETTINGS)
+
+    some, all_ = run(0.2), run(1.0)
+    assert (some["protocol"]["learn_share"], all_["protocol"]["learn_share"]) == (0.2, 1.0)
+    assert some["arms"]["ranker"]["trained_share"] == 0.2
+    assert some["arms"]["ranker"]["overall"]["ndcg@10"] != all_["arms"]["ranker"]["overall"]["ndcg@10"]
+    assert some["state_sha256"] == all_["state_sha256"]

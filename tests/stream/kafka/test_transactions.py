@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
+import orjson
 import pytest
 from confluent_kafka import Producer
 
@@ -71,6 +73,33 @@ def test_readers_see_what_was_committed_and_end_at_a_marker_or_an_open_transacti
     assert values(any_world, "interactions") == [purchase("paid", 2)[1]]
     other.abort()
     assert values(any_world, "interactions") == [purchase("paid", 2)[1], purchase("behind it", 5)[1]]
+
+
+def test_a_trainer_reads_items_to_their_end_over_what_was_aborted_and_waits_for_nothing_that_is_open(
+    any_world: Any, settings: Any
+) -> None:
+    from tests.stream.conftest import start
+
+    def item(name: str) -> tuple[bytes, bytes]:
+        return name.encode(), orjson.dumps({"item_id": name, "title": name})
+
+    shop, other, broker = Shop(any_world), Shop(any_world, "other"), any_world.settings.broker
+    trainer = start(settings.model_copy(update={"broker": broker}))
+    deadline = time.monotonic() + 20
+    with consumer(broker, any_world.bootstrap) as side:
+        side.assign(places(side, broker, ["items", "profiles"]))
+        side.seek_to_beginning()
+        for name, end in (("lamp", shop.commit), ("refused", shop.abort)):
+            shop.write("items", item(name))
+            end()
+            loop._take_all_of_side(trainer, side, lambda: time.monotonic() > deadline)
+        other.write("items", item("undecided"))
+        while "lamp" not in trainer.catalogue.items and time.monotonic() < deadline:  # until the broker has its marker
+            loop._take_all_of_side(trainer, side, lambda: time.monotonic() > deadline)
+        loop._take_all_of_side(trainer, side, lambda: time.monotonic() > deadline)
+    assert time.monotonic() < deadline
+    assert set(trainer.catalogue.items) == {"lamp"}
+    other.abort()
 
 
 def test_the_trainer_learns_what_was_committed_and_lags_by_no_marker(any_world: Any, settings: Any) -> None:

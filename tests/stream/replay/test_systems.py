@@ -7,14 +7,14 @@ import pytest
 from typer.testing import CliRunner
 
 from driftline.configs.errors import InputError
-from driftline.configs.settings import Settings
+from driftline.configs.settings import Model, Settings
 from driftline.configs.systems import systems
 from driftline.stream.bundled import EVENTS, ITEMS
 from driftline.stream.cli import app
 from driftline.stream.learn import contracts
-from driftline.stream.replay.show_system import parts_of, show_system
+from driftline.stream.replay.show_system import SPEEDS, candidates_at_once, parts_of, show_system
 from driftline.stream.replay.source import Options
-from driftline.stream.replay.systems import ROWS, Bar, Row, _entry, arms_to_run, results, row_of, table
+from driftline.stream.replay.systems import ROWS, Bar, Row, _entry, arms_to_run, markdown, results, row_of, table
 
 ROOT = Path(__file__).parents[3]
 
@@ -60,8 +60,22 @@ def test_what_no_result_can_show_keeps_a_system_from_working():
     entry = next(one for one in table({"x": {"system": "dynllm", "contract": {"graph": True}}}) if one["row"] == 11)
     assert entry["state"] == "mechanism"
     assert entry["also"]
-    entry = next(one for one in table({"x": {"system": "hstu", "contract": {"hstu": True}}}) if one["row"] == 6)
-    assert entry["state"] == "wired", "its speed was not measured"
+
+
+def test_a_claim_of_speed_is_measured_and_needed_for_the_mechanism():
+    def hstu(**speed):
+        found = {"x": {"system": "hstu", "contract": {"hstu": True}} | speed}
+        return next(one for one in table(found) if one["row"] == 6)
+
+    assert hstu()["state"] == "wired", "its speed was not measured"
+    assert hstu(speed={"times": 3.0, "holds": False})["state"] == "wired"
+    assert hstu(speed={"times": 7.0, "holds": True})["state"] == "mechanism"
+    assert "at once, at 5 x the speed of a pass over the history for each, and alike: 7 x" in markdown(
+        [hstu(speed={"times": 7.0, "holds": True})]
+    )
+    assert set(SPEEDS) == {row.name for row in ROWS if row.speed}
+    found = candidates_at_once(Model(dim=16, max_len=30))
+    assert found["holds"], found
 
 
 def test_a_folder_without_results_and_a_system_that_is_not_wired_are_refused(tmp_path):

@@ -86,6 +86,10 @@ def replay(
         raise typer.BadParameter(f"got {candidates!r}; expected seen or items", param_hint="--candidates")
     if session not in ("", *PROTOCOLS):
         raise typer.BadParameter(f"got {session!r}; expected {' or '.join(PROTOCOLS)}", param_hint="--session")
+    if session_share < 1 and not session:
+        raise typer.BadParameter(
+            "got it without --session; expected --session next or last", param_hint="--session-share"
+        )
     if state_only and arms:
         raise typer.BadParameter("got --state-only and --arms; expected one of them", param_hint="--state-only")
     numbers = _numbers(seeds)

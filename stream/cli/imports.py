@@ -48,7 +48,7 @@ def import_files(
 
     settings = settings_of(config)
     event_files, item_files = told.events(settings), told.items(settings)
-    plan = Plan.of(EVENTS, source, event_files)
+    plan = Plan.of(EVENTS, source, event_files, settings.signals.context)
     item_plan = Plan.of(ITEMS, items, item_files) if items is not None else titles_of(plan, item_files)
     show(plan)
     if item_plan is not None:

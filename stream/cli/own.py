@@ -124,6 +124,8 @@ def show(plan: Plan) -> None:
     for cells in rows_of(plan.mapping):
         table.add_row(*cells)
     err.print(table)
+    if plan.mapping.kept:
+        err.print(f"kept for the context: {', '.join(plan.mapping.kept)}", soft_wrap=True)
     if plan.mapping.left_out:
         err.print(f"left out: {', '.join(plan.mapping.left_out)}", soft_wrap=True)
     rows = plan.first_rows()
@@ -177,7 +179,7 @@ def own_files(
         place = folder or Path(scratch)
         event_file, item_file = (None if text is None else Path(text) for text in (events, items))
         if events is not None and not is_ready(events, EVENTS, told.events(settings)):
-            plan = Plan.of(EVENTS, events, told.events(settings))
+            plan = Plan.of(EVENTS, events, told.events(settings), settings.signals.context)
             show(plan)
             say(check_value(plan, settings))
             event_file = place / "events.parquet"

@@ -57,6 +57,7 @@ class Mapping:
         decimal: point or comma of numbers in text, or what `numbers.sign_of_file` says.
         action: of all events, "" = they have a column for it, or none.
         left_out: columns that no field takes.
+        kept: columns that stay as they are, as text, whether a field takes them or not: those of `signals.context`.
         others: further columns that a field could have been, by field.
         names: of all columns of the file.
     """
@@ -69,6 +70,7 @@ class Mapping:
     left_out: list[str]
     others: dict[str, list[str]]
     names: list[str]
+    kept: tuple[str, ...] = ()
 
     @property
     def parts(self) -> dict[str, list[str]]:

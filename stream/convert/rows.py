@@ -11,6 +11,7 @@ from typing import Any
 import orjson
 import pyarrow as pa
 
+from driftline.graph.contexts import context_of
 from driftline.stream.convert.columns import NO_VALUES, NULLS, joined, without
 from driftline.stream.convert.guess import TIMES, Kind, Mapping
 from driftline.stream.convert.numbers import column_with_point
@@ -70,6 +71,8 @@ def typed_rows(
         InputError: the source can't be read, or a part of it lacks a column.
     """
     wanted = list(dict.fromkeys(part for parts in mapping.parts.values() for part in parts))
+    wanted += mapping.kept
+    schema = pa.schema([*schema_of(mapping.kind), *(pa.field(name, pa.string()) for name in mapping.kept)])
     required = [part for field in mapping.kind.required for part in mapping.parts[field]]
     for part, chunk in source.chunks(wanted, required, chunk_rows):
         report.rows += chunk.rows + len(chunk.broken)
@@ -78,6 +81,10 @@ def typed_rows(
         for field, meaning in mapping.kind.columns.items():
             arrays[field], found = _typed(mapping, field, meaning, chunk)
             problems += found
+        for name in mapping.kept:
+            raw = chunk.columns.get(name, pa.nulls(chunk.rows))
+            cells = values_of(raw) if isinstance(raw, pa.Array) else raw
+            arrays[name] = pa.array([context_of({name: cell}, [name])[0] or None for cell in cells], pa.string())
         by_row: dict[int, list[Problem]] = {}
         for problem in sorted(problems, key=lambda problem: problem.row):
             report.add(replace(problem, file=part))
@@ -87,7 +94,7 @@ def typed_rows(
             bad.add(str(source), part, number, wrong, {} if number not in chunk.numbers else _row(chunk, number))
         if not chunk.rows:
             continue
-        batch = pa.RecordBatch.from_pydict(arrays, schema_of(mapping.kind))
+        batch = pa.RecordBatch.from_pydict(arrays, schema)
         if by_row:
             batch = batch.filter(pa.array([number not in by_row for number in chunk.numbers]))
         yield batch

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -47,15 +47,24 @@ class Plan:
     sample: Sample
 
     @classmethod
-    def of(cls, kind: Kind, text: str, reading: ItemFiles) -> Plan:
+    def of(cls, kind: Kind, text: str, reading: ItemFiles, keeps: Sequence[str] = ()) -> Plan:
         """Looks at the first rows of a path or a query.
+
+        Args:
+            kind: events or items.
+            text: the path or the query.
+            reading: what was said of such files.
+            keeps: columns that stay as they are where there are such, whether a field takes them or not.
 
         Raises:
             InputError: there is nothing to read, or no mapping.
         """
         source = Source(text, reading)
         sample = source.sample()
-        return cls(kind, source, mapping_of(kind, sample, reading, str(source)), sample)
+        mapping = mapping_of(kind, sample, reading, str(source))
+        kept = tuple(name for name in keeps if name in mapping.names)
+        left_out = [name for name in mapping.left_out if name not in kept]
+        return cls(kind, source, replace(mapping, kept=kept, left_out=left_out), sample)
 
     def first_rows(self, n: int = 3) -> list[dict[str, Any]]:
         """The first rows, converted; those that are wrong are passed over."""
@@ -167,7 +176,7 @@ def write_events(
         rows = _watched(plan, done, aside, say)
         tables = sorted_rows(rows, to.parent) if sort else (pa.Table.from_batches([batch]) for batch in rows)
         repeats = _Repeats(settings.state.dedupe_ids)
-        with parquet_file(to, plan.kind) as writer:
+        with parquet_file(to, plan.kind, dict.fromkeys(plan.mapping.kept, pa.string())) as writer:
             for table in tables:
                 writer.write_table(table, ROW_GROUP)
                 done.written += len(table)

@@ -41,6 +41,8 @@ def test_a_replay_of_a_few_rows_ends_well(driftline: Run, tmp_path: Path, data: 
         (("--events", "events.csv", "--from-kafka", "interactions"), "expected one of them"),
         (("--data", "games", "--events", "events.csv"), "expected one of them"),
         (("--data", "films"), "got 'films'; expected shop or games"),
+        (("--session", "first"), "got 'first'; expected next or last"),
+        (("--session-share", "0.1"), "got it without --session"),
         (("--seed=-1",), "got '-1'; expected whole numbers from 0"),
         (("--seed", "18446744073709551616"), "got '18446744073709551616'"),
     ],

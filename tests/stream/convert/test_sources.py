@@ -18,7 +18,7 @@ from driftline.stream.convert.guess import EVENTS, ITEMS
 from driftline.stream.convert.run import Plan, is_ready, write_events
 from driftline.stream.events import sort
 from driftline.stream.events.chunks import Form
-from driftline.stream.events.files import raw_chunks
+from driftline.stream.events.files import raw_chunks, read_columns
 
 ROWS = [{"user": f"u{n % 3}", "sku": f"ü;{n}", "ts": 1_600_000_000 + (n * 7) % 10, "qty": n} for n in range(10)]
 EXPECTED = [(r["user"], r["sku"], r["ts"] * 1000, float(r["qty"])) for r in sorted(ROWS, key=lambda row: row["ts"])]
@@ -188,3 +188,17 @@ def test_dates_and_times_are_joined_and_what_says_nothing_is_nothing(tmp_path, f
     found = pq.read_table(tmp_path / "out.parquet").to_pylist()
     assert [(row["item_id"], row["value"], row["price"]) for row in found] == [("NA", 2.0, None), ("a", None, None)]
     assert found[0]["timestamp_ms"] == 1_704_106_800_000
+
+
+def test_columns_of_the_context_stay_as_text_and_others_are_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "clicks.csv"
+    path.write_text("user,sku,time,device,region,shoe\nu1,a,1700000000000,4,north,39\nu2,b,1700000000001,,south,\n")
+    plan = Plan.of(EVENTS, str(path), EventFiles(), ["device", "region", "nowhere"])
+    assert plan.mapping.columns["domain"] == "region"  # which takes nothing from the context
+    assert plan.mapping.kept == ("device", "region")
+    assert plan.mapping.left_out == ["shoe"]
+    done = write_events(plan, tmp_path / "events.parquet", Settings())
+    assert done.written == 2
+    extra = read_columns(tmp_path / "events.parquet").extra
+    assert extra is not None
+    assert extra.tolist() == [{"device": "4", "region": "north"}, {"region": "south"}]

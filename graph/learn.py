@@ -29,6 +29,7 @@ from driftline.configs.settings import Graph
 from driftline.graph.arrays import Float32, Int64
 from driftline.graph.codes import Codes, is_small
 from driftline.graph.embed import GraphReader
+from driftline.graph.links import Links
 from driftline.graph.memory import CODE_DIM, EDGE_DIM, MS_PER_DAY, GraphMemory, edge_features, elapsed_days, item_code
 from driftline.graph.query import QueryReader
 from driftline.graph.rows import fields_of, key64
@@ -96,8 +97,17 @@ class GraphLearner:
         self._changed: set[int] = set()  # since the last step
         self._codes: Codes | None = None
         self._touched = Touched()  # rows of "vector"
+        self.links: Links | None = None
         self.steps = 0
         self.loss = 0.0
+
+    def rank_alone(self, one_id_space: bool = False) -> None:
+        """Counts links as well, from before the first item on: `scores` then ranks by them and by the memories.
+
+        Args:
+            one_id_space: an item whose id is a user's is that user.
+        """
+        self.links = Links(self.settings, one_id_space)
 
     # -- what the engine reads ---------------------------------------------------------------------------------
 
@@ -126,6 +136,13 @@ class GraphLearner:
     def fused_vector(self, query: Float32, facets: Float32) -> Float32:
         """[D] float32: a query joined with profile facets [4, X]."""
         return self._query.fuse(query, facets)
+
+    def scores(self, view: UserView, now_ms: int) -> Float32:
+        """[N] float32 of all items, the highest is first: by memories, and by links where these are counted."""
+        dots: Float32 = self.item_matrix() @ self.user_vector(view, now_ms)
+        if self.links is None:
+            return dots
+        return self.links.scores(view, now_ms, np.arange(self.size, dtype=np.int32), dots)
 
     def item_matrix(self) -> Float32:
         """[N, D] float32: vectors of all items, current to the last applied group."""
@@ -164,7 +181,10 @@ class GraphLearner:
         if index >= self.size:
             self.size = index + 1
         self._asked = None
-        self._columns["code"][index] = item_code(key64(item_id))
+        key = key64(item_id)
+        self._columns["code"][index] = item_code(key)
+        if self.links is not None:
+            self.links.add_item(index, key)
         if text is not None:
             self.texts.set(index, text)
         self._touch([index])
@@ -192,6 +212,8 @@ class GraphLearner:
             group: with table indices.
             sample: False = the group is not learnt from.
         """
+        if self.links is not None:
+            self._links_learn(self.links, view, group, sample)
         dim, nodes = self.settings.memory_dim, nodes_now()
         pre = graph.users["memory"][user].copy() if user >= 0 else np.zeros(dim, np.float32)
         last_ms = int(graph.users["last_update_ms"][user]) if user >= 0 else -1
@@ -222,6 +244,12 @@ class GraphLearner:
                 self._columns["before"][items], self._columns["raw"][items] = memory, raw
                 self._columns["then"][items] = self._columns["memory"][items]
             self._pending.clear()
+
+    def _links_learn(self, links: Links, view: UserView, group: Group, sample: bool) -> None:
+        if sample and group.positive.any() and self.size:
+            dots = self.item_matrix() @ self.user_vector(view, group.t_ms)
+            links.learn(view, group.t_ms, np.unique(group.items[group.positive]), dots)
+        links.observe(group, view)
 
     def refresh(self, graph: TemporalGraph, items: NDArray[np.integer[Any]], nodes: NDArray[np.int64]) -> None:
         """Takes the memories that a graph has of items [b]; their `nodes` are -1 where it has none."""

@@ -1,6 +1,7 @@
 """Arms that run the engine: the lone backbones, the ranker with its blocks on and off, frozen, incremental, retrained.
 
     hstu, sasrec, graph          one model alone: no ranker, no signals
+    graph:random                 the graph over memories that are not trained: what counting says is learnt all the same
     ranker[+hstu][+graph][+profiles]   the engine with the named blocks
     incremental[-BLOCK]          the whole engine, or all but one block
     incremental+noise, ranker+noise   with a part of random numbers: it must change nothing
@@ -100,6 +101,7 @@ class EnginePass:
     ) -> None:
         self.setup, self.settings, self.whole, self.noise = setup, settings, whole, noise
         self.choices = dict(choices or {})
+        self.ranks = False
         self.clocks = Clocks()
         self.learner = self._learner()
         self._slate: tuple[int, EngineSlate] | None = None
@@ -115,6 +117,8 @@ class EnginePass:
             texts = placebo_texts(texts, settings.ranker.seed)
         profiles = replay_profiles(self.setup, self.choices.get("profiles", ""))
         learner = StreamLearner(settings, texts, profiles, self.noise)
+        if self.ranks and learner.graph is not None:
+            learner.graph.rank_alone(settings.signals.one_id_space)
         if not self.whole:
             learner.engine = cast("Engine", NoEngine())
         learner.charge(self.clocks)
@@ -125,6 +129,12 @@ class EnginePass:
         if not self.whole:
             self.whole = True
             self.learner = self._learner()
+
+    def rank(self) -> None:
+        """Gives the graph a ranking of its own, before the first group."""
+        if not self.ranks and self.learner.graph is not None:
+            self.learner.graph.rank_alone(self.settings.signals.one_id_space)
+        self.ranks = True
 
     def add(self, name: str, blocks: tuple[str, ...]) -> None:
         """A ranker that sees only some blocks."""
@@ -359,15 +369,14 @@ class SequenceArm:
 
 
 class GraphArm:
-    """The link scores of the trained graph alone; in a pass of its own neither engine nor backbone runs."""
+    """The graph's own ranking; in a pass of its own neither engine nor backbone runs."""
 
-    name = "graph"
     drives_state = True
     refresh_cpu_s = 0.0
     trained_share = 1.0
 
-    def __init__(self, shared: EnginePass) -> None:
-        self.shared = shared
+    def __init__(self, name: str, shared: EnginePass) -> None:
+        self.name, self.shared = name, shared
         self._score_s = 0.0
 
     def start(self, split_ms: int) -> None:
@@ -381,13 +390,13 @@ class GraphArm:
         return found | {"graph": (train, self._score_s)}
 
     def score(self, request: Request) -> Slate:
-        """Dot products of the user's query and the items' vectors."""
+        """What memories and links say of every candidate."""
         before = time.process_time()
         view = self.shared.view(request)
         graph = self.shared.learner.graph
         scores = np.zeros(request.pool, np.float32)
         if graph is not None:
-            known = graph.item_matrix() @ graph.user_vector(view, request.t_ms)
+            known = graph.scores(view, request.t_ms)
             scores[: len(known)] = known[: request.pool]
         self._score_s += time.process_time() - before
         return Slate(Ranking(scores))
@@ -438,8 +447,10 @@ def build(name: str, setup: Setup) -> Arm | None:
         case "hstu" | "sasrec":
             changed = settings.model_copy(update={"model": settings.model.model_copy(update={"backbone": name})})
             return SequenceArm(name, setup, changed, lambda: setup.shared.get("pass {}"))
-        case "graph":
-            return GraphArm(shared_pass(whole=False))
+        case "graph" | "graph:random":
+            shared = shared_pass(whole=False, choices={} if name == "graph" else {"graph": "random"})
+            shared.rank()
+            return GraphArm(name, shared)
         case "frozen":
             return FrozenArm(name, shared_pass())
         case "weekly_frozen":

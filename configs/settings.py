@@ -167,11 +167,12 @@ class Graph(Section):
     full_softmax: int = Field(8192, ge=0, description="with at most this many seen items all are negatives")
     negatives: int = Field(1024, ge=1, description="else so many are drawn, shared by the batch")
     publish_groups: int = Field(2000, ge=1, description="groups learnt between two graph versions")
+    link_ring: int = Field(64, ge=1, le=4096, description="last touches of an item that its links are counted from")
     link_hidden: int = Field(32, ge=4, le=512, description="units that join what is counted with what memories say")
     link_members: int = Field(1, ge=1, le=16, description="such networks with seeds of their own, averaged")
     link_rate: float = Field(2e-3, gt=0, description="of their learning, a step for each group")
-    link_rehearsed: int = Field(0, ge=0, le=64, description="earlier groups of each step")
-    link_sampled: int = Field(128, ge=1, description="items that a step draws beside those near the user")
+    link_rehearsed: int = Field(3, ge=0, le=64, description="earlier groups of each step")
+    link_sampled: int = Field(96, ge=1, description="items that a step draws beside those near the user")
     seed: int = Field(0, ge=0, lt=1 << 32, description="of the initial weights and of the sampled links")
 
 

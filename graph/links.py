@@ -33,8 +33,10 @@ if TYPE_CHECKING:
 
 TOGETHER_MS = 30 * 86_400_000.0
 """Half-life of what occurs together, and of a touch as its source a quarter of it."""
-DOT_SCALE = np.float32(0.1)
+DOT_SCALE = np.float32(0.5)
 """Memories speak in nats; columns are of the order of 1."""
+MET = 128
+"""Last different users of an item that a user's own node remembers, beyond those of its ring."""
 LOGGED = 2048
 """Newest examples that may be rehearsed."""
 SOURCES = 50
@@ -61,7 +63,7 @@ class Links:
         ]
         self.popular = DecayedCounts(HALF_LIVES_MS, 0)
         self.together = PartnerTable(settings.neighbors, TOGETHER_MS)
-        ring = settings.neighbors
+        ring = settings.link_ring
         self._columns: dict[str, Any] = {
             "key": np.zeros(0, np.uint64),
             "ring_key": np.zeros((0, ring), np.uint64),
@@ -74,6 +76,8 @@ class Links:
             "acted": np.zeros(0, np.int64),
             "acted_new": np.zeros(0, np.int64),
         }
+        if one_id_space:
+            self._columns |= {"met": np.zeros((0, MET), np.uint64), "met_ms": np.zeros((0, MET), np.int64)}
         self._log: deque[tuple[Float32, Float32, Float32, Int64]] = deque(maxlen=LOGGED)
         self._touched = Touched()
         self._index: dict[int, int] = {}  # key64 -> item
@@ -112,14 +116,26 @@ class Links:
         return node, key, items, t_ms, senders, sent_ms, together, score
 
     def _senders(self, node: int) -> tuple[Int32, Int64]:
+        """Who touched a node and when, newest first: its ring, then those who are in it no more, with their last."""
         if node < 0:
             return np.zeros(0, np.int32), np.zeros(0, np.int64)
         c, ring = self._columns, self._columns["ring_ms"].shape[1]
         count = int(c["count"][node])
         place = (count - 1 - np.arange(min(count, ring))) % ring
         keys = c["ring_key"][node, place].tolist()
+        before = range(len(set(keys)), min(int(c["takers"][node]), MET))
+        keys += c["met"][node, before.start : before.stop].tolist()
+        sent_ms = np.concatenate((c["ring_ms"][node, place], c["met_ms"][node, before.start : before.stop]))
         find = self._index.get
-        return np.array([find(key, -1) for key in keys], np.int32), c["ring_ms"][node, place]
+        return np.array([find(key, -1) for key in keys], np.int32), sent_ms
+
+    def _meet(self, item: int, key: int, t_ms: int) -> None:
+        """Puts a user first among those who touched an item; the one who did longest ago makes room."""
+        met, met_ms = self._columns["met"][item], self._columns["met_ms"][item]
+        here = np.flatnonzero(met == key)
+        at = int(here[0]) if len(here) else MET - 1
+        met[1 : at + 1], met_ms[1 : at + 1] = met[:at].copy(), met_ms[:at].copy()
+        met[0], met_ms[0] = key, t_ms
 
     def _filled(
         self, asked: tuple[Any, ...], now_ms: int, items: Int32, dots: Float32 | None
@@ -157,32 +173,39 @@ class Links:
 
     # -- learning ----------------------------------------------------------------------------------------------
 
-    def learn(self, view: UserView, now_ms: int, targets: Int32, dots: Float32 | None = None) -> float:
-        """One step on what a request was answered with; before `observe` of the same group. Returns the loss.
+    def learn(
+        self, view: UserView, now_ms: int, targets: Int32, dots: Float32 | None = None
+    ) -> tuple[Int32, Float32] | tuple[()]:
+        """One step on what a request was answered with; before `observe` of the same group.
 
         Args:
             view: the user before the group; now_ms: its time.
             targets: [r] int32 distinct items that were right.
             dots: [n] what memories said of all items; None = nothing.
+
+        Returns:
+            items [c] that were looked at, and [c] what was said of each without the memories, with the log of its
+            inverse chance of being drawn; nothing if no target is known.
         """
         targets = targets[(targets >= 0) & (targets < self.n)]
         if not len(targets) or self.n < 2:
-            return 0.0
+            return ()
         asked = self._asked(view, now_ms)
         near = [asked[2], asked[4][asked[4] >= 0], asked[6], targets]
         items, offset = self._drawn(np.unique(np.concatenate(near)).astype(np.int32))
-        columns, facts = self._filled(asked, now_ms, items, None if dots is None else dots[items] - dots.mean())
+        columns, facts = self._filled(asked, now_ms, items, None)
+        said = np.mean([net.scores(columns, facts) for net in self.nets], 0, dtype=np.float32)
+        if dots is not None:
+            columns[:, DOT] = (dots[items] - dots.mean()) * DOT_SCALE
         new = columns, facts, offset, np.flatnonzero(np.isin(items, targets))
         again = self._rng.integers(0, len(self._log), self.settings.link_rehearsed) if self._log else ()
         examples = [new, *(self._log[n] for n in again)]
         if self.settings.link_rehearsed:
             self._log.append(new)
-        loss = 0.0
         for net in self.nets:
-            found = [net.gradient(*example) for example in examples]
-            loss = found[0][0]
-            net.step(np.mean([gradient for _, gradient in found], 0, dtype=np.float32))
-        return loss
+            gradients = [net.gradient(*example)[1] for example in examples]
+            net.step(np.mean(gradients, 0, dtype=np.float32))
+        return items, said + offset
 
     def _drawn(self, near: Int32) -> tuple[Int32, Float32]:
         """Items near the user and some others, with the log of the inverse chance of each."""
@@ -214,6 +237,9 @@ class Links:
         known = (view.weight > 0) & (view.items >= 0) & (view.items < self.n)
         new = ~np.isin(items, view.items[known])
         c["takers"][items] += new
+        if self.one_id_space:
+            for item in items.tolist():
+                self._meet(item, key, t_ms)
         if node >= 0:
             c["acted"][node] += len(items)
             c["acted_new"][node] += int(new.sum())

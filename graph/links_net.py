@@ -49,6 +49,7 @@ class LinkNet:
         self.average = self.weights.copy()
         self._mean, self._square = np.zeros_like(self.weights), np.zeros_like(self.weights)
         self.steps = 0
+        self._views = self._parts(self.weights), self._parts(self.average)
 
     def _parts(self, flat: Float32) -> list[Float32]:
         ends = np.cumsum([math.prod(shape) for shape in self._shapes])
@@ -56,7 +57,7 @@ class LinkNet:
 
     def scores(self, columns: Float32, facts: Float32) -> Float32:
         """[c] float32 of candidates with their columns [c, F] and the user's facts [C]."""
-        wide, of_user, out, linear = self._parts(self.average)
+        wide, of_user, out, linear = self._views[1]
         hidden = columns @ wide
         hidden += facts @ of_user
         np.maximum(hidden, 0, out=hidden)
@@ -71,7 +72,7 @@ class LinkNet:
             offset: [c] log of the inverse chance at which each was drawn.
             right: [r] places of the candidates that were right; they share the loss.
         """
-        wide, of_user, out, linear = self._parts(self.weights)
+        wide, of_user, out, linear = self._views[0]
         hidden = columns @ wide
         hidden += facts @ of_user
         np.maximum(hidden, 0, out=hidden)
@@ -117,3 +118,4 @@ class LinkNet:
         self._mean = np.array(arrays.get("mean", np.zeros_like(self.weights)), np.float32)
         self._square = np.array(arrays.get("square", np.zeros_like(self.weights)), np.float32)
         self.steps = int(arrays["steps"][0]) if "steps" in arrays else 0
+        self._views = self._parts(self.weights), self._parts(self.average)

@@ -39,6 +39,8 @@ MET = 128
 """Last different users of an item that a user's own node remembers, beyond those of its ring."""
 LOGGED = 2048
 """Newest examples that may be rehearsed."""
+TOGETHER = 32
+"""Items that occur together with the user's most that a step always looks at."""
 SOURCES = 50
 """Newest distinct items of a user that lead to others."""
 
@@ -191,7 +193,7 @@ class Links:
         if not len(targets) or self.n < 2:
             return ()
         asked = self._asked(view, now_ms)
-        near = [asked[2], asked[4][asked[4] >= 0], asked[6], targets]
+        near = [asked[2], asked[4][asked[4] >= 0], _strongest(asked[6], asked[7]), targets]
         items, offset = self._drawn(np.unique(np.concatenate(near)).astype(np.int32))
         columns, facts = self._filled(asked, now_ms, items, None)
         said = np.mean([net.scores(columns, facts) for net in self.nets], 0, dtype=np.float32)
@@ -249,6 +251,11 @@ class Links:
         self.popular.add(items, np.ones(len(items)), t_ms)
         source, weight = _sources(view.items[known], view.t_ms[known], t_ms)
         self.together.add(source, items, weight, np.ones(len(items), np.float32), t_ms)
+
+
+def _strongest(items: Int32, score: Float32) -> Int32:
+    """The TOGETHER items with the highest scores."""
+    return items if len(items) <= TOGETHER else items[np.argpartition(-score, TOGETHER)[:TOGETHER]]
 
 
 def _sources(items: Int32, t_ms: Int64, now_ms: int) -> tuple[Int32, Float32]:

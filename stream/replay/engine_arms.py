@@ -76,6 +76,8 @@ class NoEngine:
         """Nothing."""
 
 
+RANKS = " ranks"
+"""Ends the key of a pass whose graph has a ranking of its own."""
 GROUP_ONLY: Any = object()
 """Stands for a slate where nobody reads one: the graph learns from groups that are scored, not from their scores."""
 
@@ -89,6 +91,7 @@ class EnginePass:
         whole: with engine and backbone; else the graph alone, until an arm asks for more.
         noise: with a part that knows nothing.
         choices: "placebo" or "template" in place of what "profiles" or "text" says.
+        ranks: the graph has a ranking of its own, which changes what its memories learn.
     """
 
     def __init__(
@@ -98,10 +101,11 @@ class EnginePass:
         whole: bool = True,
         noise: bool = False,
         choices: Mapping[str, str] | None = None,
+        ranks: bool = False,
     ) -> None:
         self.setup, self.settings, self.whole, self.noise = setup, settings, whole, noise
         self.choices = dict(choices or {})
-        self.ranks = False
+        self.ranks = ranks
         self.clocks = Clocks()
         self.learner = self._learner()
         self._slate: tuple[int, EngineSlate] | None = None
@@ -129,12 +133,6 @@ class EnginePass:
         if not self.whole:
             self.whole = True
             self.learner = self._learner()
-
-    def rank(self) -> None:
-        """Gives the graph a ranking of its own, before the first group."""
-        if not self.ranks and self.learner.graph is not None:
-            self.learner.graph.rank_alone(self.settings.signals.one_id_space)
-        self.ranks = True
 
     def add(self, name: str, blocks: tuple[str, ...]) -> None:
         """A ranker that sees only some blocks."""
@@ -429,15 +427,22 @@ def build(name: str, setup: Setup) -> Arm | None:
     """The arm of a name, None if it is none of these."""
     settings = seeded(setup.settings, setup.seed)
 
-    def shared_pass(whole: bool = True, noise: bool = False, choices: dict[str, str] | None = None) -> EnginePass:
+    def shared_pass(
+        whole: bool = True, noise: bool = False, choices: dict[str, str] | None = None, ranks: bool = False
+    ) -> EnginePass:
         choices = dict(sorted((choices or {}).items()))
-        key = f"pass {choices}{' noise' if noise else ''}"
+        key = f"pass {choices}{' noise' if noise else ''}{RANKS if ranks else ''}"
         if key not in setup.shared:
             graph = {"weights": choices["graph"]} if "graph" in choices else {}
             changed = seeded(setup.settings, setup.seed, **graph)
-            made = setup.shared[key] = EnginePass(setup, changed, whole, noise, choices)
-            setup.shared.setdefault("state_sha256", lambda: state_sha256([made.learner.processor.store]))
-            setup.shared.setdefault("adoptions", lambda: made.learner.adoptions)
+            made = setup.shared[key] = EnginePass(setup, changed, whole, noise, choices, ranks)
+            first = setup.shared.get("state_of")
+            if first is None or (
+                first.endswith(RANKS) and not ranks
+            ):  # the state is that of what runs live, if it runs
+                setup.shared["state_of"] = key
+                setup.shared["state_sha256"] = lambda: state_sha256([made.learner.processor.store])
+                setup.shared["adoptions"] = lambda: made.learner.adoptions
         shared: EnginePass = setup.shared[key]
         if whole:
             shared.widen()
@@ -448,9 +453,8 @@ def build(name: str, setup: Setup) -> Arm | None:
             changed = settings.model_copy(update={"model": settings.model.model_copy(update={"backbone": name})})
             return SequenceArm(name, setup, changed, lambda: setup.shared.get("pass {}"))
         case "graph" | "graph:random":
-            shared = shared_pass(whole=False, choices={} if name == "graph" else {"graph": "random"})
-            shared.rank()
-            return GraphArm(name, shared)
+            choices = {} if name == "graph" else {"graph": "random"}
+            return GraphArm(name, shared_pass(whole=False, choices=choices, ranks=True))
         case "frozen":
             return FrozenArm(name, shared_pass())
         case "weekly_frozen":

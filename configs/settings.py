@@ -180,6 +180,12 @@ class Graph(Section):
     full_softmax: int = Field(8192, ge=0, description="with at most this many seen items all are negatives")
     negatives: int = Field(1024, ge=1, description="else so many are drawn, shared by the batch")
     publish_groups: int = Field(2000, ge=1, description="groups learnt between two graph versions")
+    link_ring: int = Field(64, ge=1, le=4096, description="last touches of an item that its links are counted from")
+    link_hidden: int = Field(32, ge=4, le=512, description="units that join what is counted with what memories say")
+    link_members: int = Field(1, ge=1, le=16, description="such networks with seeds of their own, averaged")
+    link_rate: float = Field(2e-3, gt=0, description="of their learning, a step for each group")
+    link_rehearsed: int = Field(3, ge=0, le=64, description="earlier groups of each step")
+    link_sampled: int = Field(96, ge=1, description="items that a step draws beside those near the user")
     seed: int = Field(0, ge=0, lt=1 << 32, description="of the initial weights and of the sampled links")
 
     @model_validator(mode="after")
@@ -283,6 +289,7 @@ class Signals(Section):
     fresh_half_life_days: float = Field(
         15.0, gt=0, description="of what is fresh: newer pairs, neighbours' newer touches"
     )
+    one_id_space: bool = Field(False, description="users and items are the same people: who wrote to whom is one graph")
     user_half_life_days: float = Field(60.0, gt=0, description="of a touch in a user's history")
     users: int = Field(20_000, ge=10, description="most recent users that user-kNN searches")
     user_items: int = Field(400, ge=1, description="most recent distinct items of a user in user-kNN")
@@ -292,10 +299,6 @@ class Signals(Section):
     top: int = Field(400, ge=1, description="most popular items kept by half-life")
     domains: int = Field(64, ge=0, description="domains with a popularity of their own; further ones share none")
     domain_half_life_days: float = Field(30.0, gt=0, description="of the popularity within a domain")
-    one_id_space: bool = Field(
-        False,
-        description="ids of users are ids of items: who was written to may write back, nobody to oneself",
-    )
     context: tuple[str, ...] = Field(
         (),
         description="fields of an event that say how its request was made (device, region): what is taken under each",

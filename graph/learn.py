@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from weakref import ref
 
@@ -29,6 +29,7 @@ from driftline.configs.settings import Graph
 from driftline.graph.arrays import Float32, Int64
 from driftline.graph.codes import Codes, is_small
 from driftline.graph.embed import GraphReader
+from driftline.graph.links import Links
 from driftline.graph.memory import CODE_DIM, EDGE_DIM, MS_PER_DAY, GraphMemory, edge_features, elapsed_days, item_code
 from driftline.graph.query import QueryReader
 from driftline.graph.rows import fields_of, key64
@@ -45,6 +46,10 @@ AT_ONCE = 8192
 """Items whose vectors all follow each training step; of more items they follow in turns."""
 TURN = 2048
 """Such items with each step, beside those that were touched or trained on."""
+ID, ID_SQUARE = "id", "id_square"
+"""Columns that a graph with a ranking of its own has: a trained vector of each item, and its squared gradients."""
+ID_RATE = 0.02
+"""Of their learning, by Adagrad: an item that comes once moves as far as one that comes daily."""
 USERS = 20_000
 """Most recent users whose memory can be recomputed; that of others is read as it is stored."""
 
@@ -58,6 +63,8 @@ class _Sample:
     pre: Float32  # [M]
     raw: Float32  # [r, dim_in + 1] raw messages of the user's last group, r = 0 for a new user
     targets: NDArray[np.int32]
+    near: NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))  # [c] items that links judged
+    prior: Float32 = field(default_factory=lambda: np.zeros(0, np.float32))  # [c] what they said, without the memories
 
 
 class GraphLearner:
@@ -96,8 +103,19 @@ class GraphLearner:
         self._changed: set[int] = set()  # since the last step
         self._codes: Codes | None = None
         self._touched = Touched()  # rows of "vector"
+        self.links: Links | None = None
         self.steps = 0
         self.loss = 0.0
+
+    def rank_alone(self, one_id_space: bool = False) -> None:
+        """Counts links as well, from before the first item on: `scores` then ranks by them and by the memories.
+
+        Args:
+            one_id_space: an item whose id is a user's is that user.
+        """
+        self.links = Links(self.settings, one_id_space)
+        rows, dim = len(self._columns["code"]), self.settings.embed_dim
+        self._columns |= {ID: np.zeros((rows, dim), np.float32), ID_SQUARE: np.zeros((rows, 1), np.float32)}
 
     # -- what the engine reads ---------------------------------------------------------------------------------
 
@@ -127,6 +145,13 @@ class GraphLearner:
         """[D] float32: a query joined with profile facets [4, X]."""
         return self._query.fuse(query, facets)
 
+    def scores(self, view: UserView, now_ms: int) -> Float32:
+        """[N] float32 of all items, the highest is first: by memories, and by links where these are counted."""
+        dots: Float32 = self.item_matrix() @ self.user_vector(view, now_ms)
+        if self.links is None:
+            return dots
+        return self.links.scores(view, now_ms, np.arange(self.size, dtype=np.int32), dots)
+
     def item_matrix(self) -> Float32:
         """[N, D] float32: vectors of all items, current to the last applied group."""
         if self._stale:
@@ -148,6 +173,8 @@ class GraphLearner:
         with torch.inference_mode():
             memory, code = (torch.from_numpy(self._columns[name][rows]) for name in ("memory", "code"))
             vectors = self.reader.items(memory, code, torch.from_numpy(self.texts[rows])).numpy()
+        if ID in self._columns:
+            vectors = vectors + self._columns[ID][rows]
         self._columns["vector"][rows] = vectors
         self._touched.add(rows)
         if self._codes is not None:
@@ -164,7 +191,10 @@ class GraphLearner:
         if index >= self.size:
             self.size = index + 1
         self._asked = None
-        self._columns["code"][index] = item_code(key64(item_id))
+        key = key64(item_id)
+        self._columns["code"][index] = item_code(key)
+        if self.links is not None:
+            self.links.add_item(index, key)
         if text is not None:
             self.texts.set(index, text)
         self._touch([index])
@@ -197,6 +227,9 @@ class GraphLearner:
             group: with table indices.
             sample: False = the group is not learnt from.
         """
+        judged: tuple[Any, ...] = ()
+        if self.links is not None:
+            judged = self._links_learn(self.links, view, group, sample)
         dim, nodes = self.settings.memory_dim, nodes_now()
         pre = graph.users["memory"][user].copy() if user >= 0 else np.zeros(dim, np.float32)
         last_ms = int(graph.users["last_update_ms"][user]) if user >= 0 else -1
@@ -207,7 +240,8 @@ class GraphLearner:
         edges = edge_features(group.weight, group.value, group.price)
         if sample and self.trained and len(view.items) and group.positive.any():
             old_pre, old_raw = self._raw_of_user.get(group.user_id, (pre, np.zeros((0, 0), np.float32)))
-            self._batch.append(_Sample(view, group.t_ms, old_pre, old_raw, np.unique(group.items[group.positive])))
+            targets = np.unique(group.items[group.positive])
+            self._batch.append(_Sample(view, group.t_ms, old_pre, old_raw, targets, *judged))
         pre_rows = np.repeat(pre[None], len(nodes), 0)
         days = elapsed_days(t, np.full(len(nodes), last_ms))
         to_user = np.concatenate((pre_rows, memory, self._columns["code"][group.items], edges, days), 1)
@@ -227,6 +261,15 @@ class GraphLearner:
                 self._columns["before"][items], self._columns["raw"][items] = memory, raw
                 self._columns["then"][items] = self._columns["memory"][items]
             self._pending.clear()
+
+    def _links_learn(self, links: Links, view: UserView, group: Group, sample: bool) -> tuple[Any, ...]:
+        """Links learn and take in a group; what they said of the items that were looked at, before they learnt."""
+        judged: tuple[Any, ...] = ()
+        if sample and group.positive.any() and self.size:
+            dots = self.item_matrix() @ self.user_vector(view, group.t_ms)
+            judged = links.learn(view, group.t_ms, np.unique(group.items[group.positive]), dots)
+        links.observe(group, view)
+        return judged
 
     def refresh(self, graph: TemporalGraph, items: NDArray[np.integer[Any]], nodes: NDArray[np.int64]) -> None:
         """Takes the memories that a graph has of items [b]; their `nodes` are -1 where it has none."""
@@ -257,8 +300,15 @@ class GraphLearner:
         views, now_ms = [s.view for s in batch], [s.now_ms for s in batch]
         pool, targets = self._pool(batch)
         item_vectors = self._recomputed_items(pool)
+        ids = torch.from_numpy(self._columns[ID][pool]).requires_grad_() if ID in self._columns else None
+        if ids is not None:
+            item_vectors = item_vectors + ids
         queries = self._queries(views, now_ms, self._recomputed_users(batch), item_vectors, pool)
-        loss = self._loss(queries, item_vectors, targets)
+        judged = [n for n, sample in enumerate(batch) if len(sample.near)]
+        if judged:
+            loss = self._loss_beside(queries[judged], item_vectors, pool, [batch[n] for n in judged])
+        else:
+            loss = self._loss(queries, item_vectors, targets)
         has_profile = [n for n, view in enumerate(views) if view.profile is not None]
         if has_profile:  # what a profile says trains the join alone: the graph without it stays a graph without it
             facets = torch.from_numpy(np.stack([views[n].profile.facets for n in has_profile]))  # type: ignore[union-attr]
@@ -269,6 +319,8 @@ class GraphLearner:
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_([*self.memory.parameters(), *self.reader.parameters()], 1.0)
         self._optimizer.step()
+        if ids is not None and ids.grad is not None:
+            self._ids_step(pool, ids.grad.numpy())
         self.steps += 1
         self.loss = 0.99 * self.loss + 0.01 * float(loss.detach()) if self.steps > 1 else float(loss.detach())
         self._follow(pool)
@@ -300,7 +352,8 @@ class GraphLearner:
         else:
             near = [s.view.items[np.flatnonzero(s.view.items >= 0)[-self.settings.neighbors :]] for s in batch]
             drawn = self._rng.integers(0, self.size, self.settings.negatives)
-            pool = np.unique(np.concatenate([wanted, drawn, *near])).astype(np.int64)
+            judged = [s.near for s in batch]
+            pool = np.unique(np.concatenate([wanted, drawn, *near, *judged])).astype(np.int64)
         targets = torch.zeros(len(batch), len(pool))
         for row, sample in enumerate(batch):
             targets[row, np.searchsorted(pool, sample.targets)] = 1 / len(sample.targets)
@@ -356,6 +409,25 @@ class GraphLearner:
 
     def _loss(self, queries: Tensor, items: Tensor, targets: Tensor) -> Tensor:
         return -(functional.log_softmax(queries @ items.T, 1) * targets).sum(1).mean()
+
+    def _loss_beside(self, queries: Tensor, items: Tensor, pool: Int64, batch: list[_Sample]) -> Tensor:
+        """What memories add to links: softmax over what links looked at, their scores and chances as the prior."""
+        most = max(len(sample.near) for sample in batch)
+        place, prior = np.zeros((len(batch), most), np.int64), np.full((len(batch), most), -1e9, np.float32)
+        right = np.zeros((len(batch), most), np.float32)
+        for row, sample in enumerate(batch):
+            c = len(sample.near)
+            place[row, :c], prior[row, :c] = np.searchsorted(pool, sample.near), sample.prior
+            right[row, :c] = np.isin(sample.near, sample.targets)
+        right /= np.maximum(right.sum(1, keepdims=True), 1)
+        logits = (queries @ items.T).gather(1, torch.from_numpy(place)) + torch.from_numpy(prior)
+        return -(functional.log_softmax(logits, 1) * torch.from_numpy(right)).sum(1).mean()
+
+    def _ids_step(self, pool: Int64, gradient: Float32) -> None:
+        """Adagrad, a rate for each item."""
+        square = self._columns[ID_SQUARE]
+        square[pool, 0] += (gradient * gradient).mean(1)
+        self._columns[ID][pool] -= ID_RATE * gradient / (np.sqrt(square[pool, :1]) + np.float32(1e-8))
 
     # -- checkpoints and snapshots -----------------------------------------------------------------------------
 

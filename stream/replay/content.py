@@ -12,6 +12,7 @@ from driftline.configs.load import config_sha256
 from driftline.configs.settings import Settings
 from driftline.stream.generate.optimum import reachable
 from driftline.stream.ops.revision import code_sha256, git_revision
+from driftline.stream.replay.answers import answers
 from driftline.stream.replay.audit import AUDITS, AuditResult
 from driftline.stream.replay.inputs import profile_sources
 from driftline.stream.replay.protocol import Facts
@@ -94,6 +95,8 @@ def content_of(
     notes = {name: saved.result.note for name, of in runs.items() for saved in of.values() if saved.result.note}
     for name, note in notes.items():
         metrics["arms"][name]["note"] = note
+    if settings.signals.one_id_space:
+        metrics["answers"] = answers(log, joined)
     if (reachable := reachable_of(data, options)) is not None:
         metrics["reachable"] = reachable
     metrics = {"verdict": verdict(metrics, SIMPLE.names)} | metrics

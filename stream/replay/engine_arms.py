@@ -1,6 +1,7 @@
 """Arms that run the engine: the lone backbones, the ranker with its blocks on and off, frozen, incremental, retrained.
 
     hstu, sasrec, graph          one model alone: no ranker, no signals
+    graph:random                 the graph over memories that are not trained: what counting says is learnt all the same
     incremental[:NAME=ARM]...    the whole engine, systems and parts switched as `systems` of the settings switches them
     incremental[-NAME]...        all blocks but those that count for a part, or for profiles
     ranker[+NAME]...             the engine with these blocks alone
@@ -72,6 +73,8 @@ class NoEngine:
         """Nothing."""
 
 
+RANKS = " ranks"
+"""Ends the key of a pass whose graph has a ranking of its own."""
 GROUP_ONLY: Any = object()
 """Stands for a slate where nobody reads one: the graph learns from groups that are scored, not from their scores."""
 
@@ -96,11 +99,14 @@ class EnginePass:
         settings: with the seeds and switches of the pass.
         whole: with engine and backbone; else the graph alone, until an arm asks for more.
         share: of the groups that are learnt, evenly spread; None = as the set-up has it.
+        ranks: the graph has a ranking of its own, which changes what its memories learn.
     """
 
-    def __init__(self, setup: Setup, settings: Settings, whole: bool = True, share: float | None = None) -> None:
+    def __init__(
+        self, setup: Setup, settings: Settings, whole: bool = True, share: float | None = None, ranks: bool = False
+    ) -> None:
         self.share = Share(setup.learn_share if share is None else share)
-        self.setup, self.settings, self.whole = setup, settings, whole
+        self.setup, self.settings, self.whole, self.ranks = setup, settings, whole, ranks
         self.clocks = Clocks()
         self.learner = self._learner()
         self._slate: tuple[int, EngineSlate] | None = None
@@ -113,6 +119,8 @@ class EnginePass:
             settings = settings.model_copy(update={"model": off})
         profiles = replay_profiles(self.setup, settings.systems.get("profiles", "on"))
         learner = StreamLearner(settings, texts_of(self.setup, settings), profiles)
+        if self.ranks and learner.graph is not None:
+            learner.graph.rank_alone(settings.signals.one_id_space)
         if not self.whole:
             learner.engine = cast("Engine", NoEngine())
         learner.charge(self.clocks)
@@ -357,14 +365,13 @@ class SequenceArm:
 
 
 class GraphArm:
-    """The link scores of the trained graph alone; in a pass of its own neither engine nor backbone runs."""
+    """The graph's own ranking; in a pass of its own neither engine nor backbone runs."""
 
-    name = "graph"
     drives_state = True
     refresh_cpu_s = 0.0
 
-    def __init__(self, shared: EnginePass) -> None:
-        self.shared, self.trained_share = shared, shared.share.share
+    def __init__(self, name: str, shared: EnginePass) -> None:
+        self.name, self.shared, self.trained_share = name, shared, shared.share.share
         self._score_s = 0.0
 
     def start(self, split_ms: int) -> None:
@@ -378,13 +385,13 @@ class GraphArm:
         return found | {"graph": (train, self._score_s)}
 
     def score(self, request: Request) -> Slate:
-        """Dot products of the user's query and the items' vectors."""
+        """What memories and links say of every candidate."""
         before = time.process_time()
         view = self.shared.view(request)
         graph = self.shared.learner.graph
         scores = np.zeros(request.pool, np.float32)
         if graph is not None:
-            known = graph.item_matrix() @ graph.user_vector(view, request.t_ms)
+            known = graph.scores(view, request.t_ms)
             scores[: len(known)] = known[: request.pool]
         self._score_s += time.process_time() - before
         return Slate(Ranking(scores))
@@ -419,13 +426,16 @@ def build(name: str, setup: Setup) -> Arm | None:
         InputError: it switches what there is not.
     """
 
-    def shared_pass(whole: bool = True, switches: Mapping[str, str] | None = None) -> EnginePass:
+    def shared_pass(whole: bool = True, switches: Mapping[str, str] | None = None, ranks: bool = False) -> EnginePass:
         chosen = dict(sorted((switches or {}).items()))
-        key = f"pass {chosen}"
+        key = f"pass {chosen}{RANKS if ranks else ''}"
         if key not in setup.shared:
-            made = setup.shared[key] = EnginePass(setup, _switched(name, settings, chosen), whole)
-            setup.shared.setdefault("state_sha256", lambda: state_sha256([made.learner.processor.store]))
-            setup.shared.setdefault("adoptions", lambda: made.learner.adoptions)
+            made = setup.shared[key] = EnginePass(setup, _switched(name, settings, chosen), whole, ranks=ranks)
+            first = setup.shared.get("state_of")
+            if first is None or (first.endswith(RANKS) and not ranks):  # the state of what runs live, if it runs
+                setup.shared["state_of"] = key
+                setup.shared["state_sha256"] = lambda: state_sha256([made.learner.processor.store])
+                setup.shared["adoptions"] = lambda: made.learner.adoptions
         shared: EnginePass = setup.shared[key]
         if whole:
             shared.widen()
@@ -436,8 +446,9 @@ def build(name: str, setup: Setup) -> Arm | None:
         case "hstu" | "sasrec":
             changed = settings.model_copy(update={"model": settings.model.model_copy(update={"backbone": name})})
             return SequenceArm(name, setup, changed, lambda: setup.shared.get("pass {}"))
-        case "graph":
-            return GraphArm(shared_pass(whole=False))
+        case "graph" | "graph:random":
+            switches = {} if name == "graph" else {"graph": "random"}
+            return GraphArm(name, shared_pass(whole=False, switches=switches, ranks=True))
         case "frozen":
             return FrozenArm(name, shared_pass())
         case "weekly_frozen":

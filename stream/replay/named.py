@@ -14,11 +14,18 @@ SIMPLE = {
     "ease_recent": "EASE, a linear item-item model in closed form, on baskets that fade, fitted anew each day",
     "transitions": "what followed the user's last item, counts halve in 3 weeks, then what is popular: for sessions",
 }
-"""Without learning on the stream, but for counts."""
+"""Without learning on the stream, but for counts; all run where no arm is named."""
+PAIRS = {
+    "own_pairs": "those whom this user wrote to last",
+    "reversed_pairs": "those who wrote to this user last, where users and items are the same people",
+    "pairs": "both of these, the last first",
+}
+"""What a graph has to beat where users and items are the same people."""
 ENGINE = {
     "hstu": "the HSTU sequence model alone, with the popularity in its softmax",
     "sasrec": "a SASRec transformer alone, in HSTU's place",
-    "graph": "the link scores of the trained graph memory alone",
+    "graph": "the graph alone: what its links count, and its trained memories",
+    "graph:random": "the graph alone over memories that are not trained",
     "ranker": "the engine without HSTU, graph memory and profiles: counters and a small ranker",
     "ranker+hstu": "the ranker with HSTU",
     "ranker+graph": "the ranker with graph memory",
@@ -52,7 +59,7 @@ DEFAULT = (*(name for name in SIMPLE if name != "transitions"), "hstu", "ranker"
 
 def about(name: str) -> str:
     """A line on an arm, also on one that is composed."""
-    known = SIMPLE | ENGINE
+    known = SIMPLE | PAIRS | ENGINE
     if name in known:
         return known[name]
     base = re.split(r"[+:-]", name)[0]
@@ -65,6 +72,8 @@ def about(name: str) -> str:
 def help_of_arms() -> str:
     """The arms as a list in Markdown, those that run by default with a star."""
     lines = (
-        f"- `{name}`{' *' if name in DEFAULT else ''}: {text}" for of in (SIMPLE, ENGINE) for name, text in of.items()
+        f"- `{name}`{' *' if name in DEFAULT else ''}: {text}"
+        for of in (SIMPLE, PAIRS, ENGINE)
+        for name, text in of.items()
     )
     return "\n".join(("Arms; those with a star run where none are named:", "", *lines))

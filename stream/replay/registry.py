@@ -9,15 +9,17 @@ from driftline.stream.replay.arms import Arm, Family, Setup
 from driftline.stream.replay.baselines import SIMPLE_ARMS
 from driftline.stream.replay.engine_arms import build as build_engine_arm
 from driftline.stream.replay.named import DEFAULT, ENGINE
+from driftline.stream.replay.named import PAIRS as PAIR_NAMES
 from driftline.stream.replay.named import SIMPLE as SIMPLE_NAMES
+from driftline.stream.replay.pairs import PAIRS
 
 
 def _simple(name: str, setup: Setup) -> Arm | None:
-    make = SIMPLE_ARMS.get(name)
+    make = (SIMPLE_ARMS | PAIRS).get(name)
     return None if make is None else make()
 
 
-SIMPLE = Family(tuple(SIMPLE_NAMES), _simple, random=False)
+SIMPLE = Family((*SIMPLE_NAMES, *PAIR_NAMES), _simple, random=False)
 
 FAMILIES = (SIMPLE, Family(tuple(ENGINE), build_engine_arm))
 """In the order in which arms appear in reports."""

@@ -79,9 +79,12 @@ class Table:
         random = [seeds for seeds in ran if len(seeds) > 1]
         return sorted(set.intersection(*random)) if random else [self.seed]
 
-    def samples(self, arms: Sequence[str], which: str, metric: str = HEADLINE) -> Values:
-        """[resamples, arms] bootstrap means over the groups of a list and the seeds."""
-        mask, i, j = self.counts(which), LISTS.index(which), METRICS.index(metric)
+    def samples(
+        self, arms: Sequence[str], which: str, metric: str = HEADLINE, some: NDArray[np.bool_] | None = None
+    ) -> Values:
+        """[resamples, arms] bootstrap means over the groups of a list, or `some` [m] of them, and the seeds."""
+        mask = self.counts(which) if some is None else self.counts(which) & some
+        i, j = LISTS.index(which), METRICS.index(metric)
         seeds = self.drawn_seeds
         columns = [
             [(runs.get(seed) or next(iter(runs.values()))).result.values[mask, i, j] for seed in seeds]

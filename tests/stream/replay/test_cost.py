@@ -225,8 +225,8 @@ def test_the_graph_beside_a_lone_backbone_still_pays_for_itself_only(shop: tuple
     graph, lone = (build_arm(name, setup)[0] for name in ("graph", "hstu"))
     assert graph.shared.learner.sequence is None
     assert lone.learner is not None
-    build_arm("ranker", setup)
-    assert graph.shared.learner.sequence is lone.learner
+    assert build_arm("ranker", setup)[0].shared.learner.sequence is lone.learner
+    assert graph.shared.learner.sequence is None
 
 
 def test_neighbours_of_which_only_some_rows_were_made_anew_are_those_of_all_rows() -> None:

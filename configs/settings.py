@@ -393,6 +393,14 @@ class Model(Section):
     full_softmax: int = Field(8192, ge=0, description="with at most this many seen items all are negatives")
     log_q: bool = Field(True, description="correct for the chance of a negative to be drawn")
     repeat_weight: float = Field(1.0, ge=0, description="weight of a target that the user had before")
+    untied: bool = Field(
+        False, description="an item that is read has a part of its own beside what it is compared as: sharp transitions"
+    )
+    gaps: bool = Field(False, description="each event is read with the time to the next one, so a new session shows")
+    aware: bool = Field(
+        False,
+        description="the ranker sees the whole logit, and how near a candidate lies to what the user did last",
+    )
     text: bool = Field(
         True, description="item vectors hold a projection of the item's text vector, so new items start there"
     )
@@ -404,6 +412,9 @@ class Model(Section):
     rehearsal_age: float = Field(0.2, gt=0, description="mean age of a rehearsed group, as a share of the log")
     average: float = Field(0.99, ge=0, lt=1, description="share of the averaged weights that stays at a step; 0 = off")
     prior_half_life_days: float = Field(30.0, ge=0, description="of the popularity in the softmax; 0 = no prior")
+    asked_rows: int = Field(
+        0, ge=0, description="rows of a window that a step learns from, the newest one always; 0 = all"
+    )
     inside_share: float = Field(0.05, ge=0, le=1, description="rows inside a group that are asked for the rest of it")
     inside_weight: float = Field(0.5, ge=0, description="weight of such a row beside one that asks for the next group")
     seed: int = Field(0, ge=0, lt=1 << 32, description="of initial weights, dropout and negatives")

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from driftline.configs.settings import Model
-from driftline.graph.arrays import Int64
+from driftline.graph.arrays import Bool, Int64
 from driftline.model.rehearsal import Window
-from driftline.model.windows_kernel import asked_rows
+from driftline.model.windows_kernel import ROWS, asked_rows
 
 # B windows padded together, L rows of the longest, M = L + 1, n events of a window, R asked rows, T targets
 
@@ -92,6 +92,10 @@ def build_batch(windows: Sequence[Window], settings: Model, random: np.random.Ge
     given += [random.random(starts[0, -1]), random.random(starts[0, -1])]  # for the order, and for the draw
     given += [settings.inside_share, settings.inside_weight, settings.repeat_weight]
     items, asked_starts, places, ms, counts, targets, weights = asked_rows(starts, *given)
+    if settings.asked_rows:
+        rows, asked_starts = _some(starts, asked_starts, settings.asked_rows, random)
+        targets, weights = (z[np.repeat(rows, counts)] for z in (targets, weights))
+        places, ms, counts = places[rows], ms[rows], counts[rows]
     return Batch(
         items=np.split(items, starts[0, 1:-1]),
         t_ms=[w.t_ms for w in ordered],
@@ -101,6 +105,17 @@ def build_batch(windows: Sequence[Window], settings: Model, random: np.random.Ge
         target_T=torch.from_numpy(targets),
         weight_T=torch.from_numpy(weights),
     )
+
+
+def _some(starts: Int64, asked_starts: Int64, most: int, random: np.random.Generator) -> tuple[Bool, Int64]:
+    """Draws rows [R] bool, so many of each window at most and its newest always; and where each window's begin."""
+    first, sizes = asked_starts[:-1], np.diff(asked_starts)
+    lot = random.random(asked_starts[-1])
+    lot[first + np.maximum(np.diff(starts[ROWS]), 1) - 1] = -1.0
+    order = np.lexsort((lot, np.repeat(np.arange(len(sizes)), sizes)))
+    kept = np.empty(len(lot), np.bool_)
+    kept[order] = np.arange(len(lot)) - np.repeat(first, sizes) < most
+    return kept, np.append(0, np.minimum(sizes, most).cumsum())
 
 
 def pad(items: Sequence[Int64], t_ms: Sequence[Int64]) -> tuple[Tensor, Tensor]:

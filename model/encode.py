@@ -19,6 +19,7 @@ from driftline.model.batch import CHUNK, pad
 from driftline.model.history_cache import HistoryCache
 from driftline.model.hstu import HSTU
 from driftline.model.incremental import CachedEncoder, History, window_of
+from driftline.model.items import as_read
 from driftline.model.sasrec import SASRec
 
 # B users, N items, D width of an item vector
@@ -28,8 +29,8 @@ _WEIGHT = "backbone."
 
 def build_backbone(settings: Model, generator: torch.Generator) -> HSTU | SASRec:
     """The backbone that the settings name, with fresh weights."""
-    make = SASRec if settings.backbone == "sasrec" else HSTU
-    return make(settings.dim, settings.blocks, settings.heads, settings.max_len, generator)
+    sizes = settings.dim, settings.blocks, settings.heads, settings.max_len, generator
+    return SASRec(*sizes) if settings.backbone == "sasrec" else HSTU(*sizes, gaps=settings.gaps)
 
 
 def encode_histories(
@@ -101,9 +102,11 @@ class SequenceScorer:
         self.backbone.load_state_dict(weights)
         self.backbone.requires_grad_(False)
         self._vectors, self._prior = arrays["vectors"], arrays["prior"]
-        self._codes = Codes.from_arrays(self._vectors.shape[1], arrays, "matrix")
+        self._codes = Codes.from_arrays(settings.dim, arrays, "matrix")
         self._matrix: Float32 = (
-            unit(torch.from_numpy(np.array(self._vectors))).numpy() if self._codes is None else arrays["matrix"]
+            unit(torch.from_numpy(np.array(self._vectors[:, : settings.dim]))).numpy()
+            if self._codes is None
+            else arrays["matrix"]
         )
         self._encoder = cached_encoder(self.backbone, HistoryCache(0) if cache is None else cache, version)
 
@@ -128,7 +131,15 @@ class SequenceScorer:
         return self._encoder.warm(len(self._vectors), self._taken, budget_ms) if self._encoder else 0
 
     def _taken(self, rows: Int64) -> Float32:
-        return self._vectors[rows]
+        return as_read(self._vectors[rows], self.settings.dim)
+
+    def read(self, rows: Int64) -> Float32:
+        """As `SequenceLearner.read`."""
+        return self._taken(rows)
+
+    def popular(self) -> Float32:
+        """As `SequenceLearner.popular`, of the snapshot's last event."""
+        return self._prior
 
     def item_matrix(self) -> Float32:
         """Unit vectors [N, D] float32 of all items of the snapshot."""

@@ -142,24 +142,35 @@ class HSTU(nn.Module):
         max_len: rows of a window at most.
         outputs: rows that are decoded after the window; they only enter N = max_len + outputs + 1.
         generator: source of the initial weights.
+        gaps: a row is also told the time between its event and the next one.
     """
 
     def __init__(
-        self, dim: int, blocks: int, heads: int, max_len: int, generator: torch.Generator, outputs: int = 1
+        self,
+        dim: int,
+        blocks: int,
+        heads: int,
+        max_len: int,
+        generator: torch.Generator,
+        outputs: int = 1,
+        gaps: bool = False,
     ) -> None:
         super().__init__()
         self.max_len = max_len
         self.n = max_len + outputs + 1
         self.position = nn.Parameter(torch.empty(self.n, dim).normal_(0, dim**-0.5, generator=generator))
         self.layers = nn.ModuleList(HSTULayer(dim, heads, self.n, generator) for _ in range(blocks))
+        self.gap = nn.Parameter(torch.zeros(TIME_BUCKETS + 1, dim)) if gaps else None
 
     def forward(self, x_BLD: Tensor, t_ms_BM: Tensor, dropout: Dropout | None = None) -> Tensor:
         """Encodes windows; the contract is `Backbone.forward`."""
         L, D = x_BLD.shape[1:]
         y_BLD = x_BLD * D**0.5 + self.position[:L]
+        buckets_BLL = time_buckets(t_ms_BM)
+        if self.gap is not None:
+            y_BLD = y_BLD + self.gap[buckets_BLL.diagonal(dim1=1, dim2=2)]
         if dropout:
             y_BLD = dropout(y_BLD)
-        buckets_BLL = time_buckets(t_ms_BM)
         for layer in self.layers:
             y_BLD = layer(y_BLD, buckets_BLL, dropout)
         return unit(y_BLD)
@@ -175,6 +186,8 @@ class HSTU(nn.Module):
             asked: places [a] of the rows wanted of each window; None = all.
         """
         y_PD = x_PD * x_PD.shape[1] ** 0.5 + self.position.index_select(0, torch.from_numpy(packing.places))
+        if self.gap is not None:
+            y_PD = y_PD + self.gap.index_select(0, torch.from_numpy(packing.gaps()))
         if dropout:
             y_PD = dropout(y_PD)
         for n, layer in enumerate(self.layers, 1):

@@ -80,6 +80,7 @@ class WindowEncoder:
     def __init__(self, backbone: HSTU) -> None:
         self._backbone = backbone
         self.max_len, self.n, self.position = backbone.max_len, backbone.n, _shared(backbone.position)
+        self.gap = None if backbone.gap is None else _shared(backbone.gap)
         layers = [cast(HSTULayer, layer) for layer in backbone.layers]
         self.heads = layers[0].heads
         self.layers: list[LayerWeights] = [
@@ -112,8 +113,10 @@ class WindowEncoder:
         n, start = len(items), state.rows_before(items, t_ms)
         state.rows = start
         state.reserve(n, self.max_len)
-        y_rD = self._inputs(vectors(items[start:]), start)
         buckets_rn = buckets_of_rows(np.append(t_ms, now_ms), start, _edges_ms())
+        y_rD = self._inputs(vectors(items[start:]), start)
+        if self.gap is not None:
+            y_rD += self.gap[buckets_rn[:, start:].diagonal()]
         last = len(self.layers) - 1
         for layer, weights in enumerate(self.layers):
             keys, values = state.keys[layer], state.values[layer]
@@ -137,6 +140,8 @@ class WindowEncoder:
         times_ms = np.append(state.t_ms, (now_ms, now_ms))
         buckets_n = buckets_of_rows(times_ms, rows, _edges_ms())[0, :rows]
         y_CD = self._inputs(vectors_CD, rows, same_place=True)
+        if self.gap is not None:
+            y_CD += self.gap[0]  # asked at its own time
         for keys, values, weights in zip(state.keys, state.values, self.layers, strict=True):
             y_CD = candidate_rows(y_CD, keys[:rows], values[:rows], buckets_n, weights, self.heads, self.n)
         return _unit(y_CD)

@@ -21,13 +21,13 @@ from driftline.model.average import Average
 from driftline.model.backbone import unit
 from driftline.model.items import ItemVectors, grown_rows
 
-# N items, D width of an item vector, E width of a text vector
+# N items, D width of an item vector, W of a row of the table, E width of a text vector
 
 ROWS_A_STEP = 8192
 
 
 class ItemCache:
-    """Vectors [N, D] and unit vectors [N, D] of a table of items.
+    """Rows [N, W] and unit vectors [N, D] of a table of items; W is D, or twice that (model/items.py).
 
     Args:
         items: the table.
@@ -40,7 +40,7 @@ class ItemCache:
         self._n = 0
         self._stale: list[Tensor] = []
         self._moved: set[int] = set()
-        self._vectors = torch.zeros(0, items.dim)
+        self._vectors = torch.zeros(0, items.width)
         self._matrix: Float32 = np.zeros((0, items.dim), np.float32)
         self._codes: Codes | None = None
         self._touched = Touched()  # rows that were composed anew
@@ -60,7 +60,7 @@ class ItemCache:
             self._moved |= moved
 
     def state(self) -> Tensor:
-        """[parts, E, D], what a checkpoint needs beside the table and its means."""
+        """[parts, E, W], what a checkpoint needs beside the table and its means."""
         return torch.stack(self._projects)
 
     def forget_all(self, projects: Tensor | None = None) -> None:
@@ -70,7 +70,7 @@ class ItemCache:
         self._moved.clear()
 
     def vectors(self) -> Tensor:
-        """[N, D] float32, not normalised; valid until the next change."""
+        """[N, W] float32, not normalised; valid until the next change."""
         self._refresh()
         return self._vectors[: self._n]
 
@@ -114,12 +114,12 @@ class ItemCache:
         if n > len(self._vectors):
             self._vectors = grown_rows(self._vectors, max(n, 2 * len(self._vectors)))
             self._matrix = grown(self._matrix, len(self._vectors))
-        x_UD = self._average.means(rows_U, self._items.dim)
+        x_UD = self._average.means(rows_U, self._items.width)
         bare = self._average.counts(rows_U) == 0
         if bool(bare.any()):
             x_UD[bare] = self._bare(rows_U[bare])
         self._vectors[rows_U] = x_UD
-        rows, matrix = rows_U.numpy(), unit(x_UD).numpy()
+        rows, matrix = rows_U.numpy(), unit(x_UD[:, : self._items.dim]).numpy()
         self._matrix[rows] = matrix
         self._touched.add(rows)
         self._code(rows, matrix, n)

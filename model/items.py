@@ -1,7 +1,8 @@
 """The table of item vectors: open ids, growing by doubling, each row with an optimiser state of its own.
 
 Item vector = learnt id vector + projection of a frozen text vector, so that an item which nobody has touched
-yet already lies near items whose text is alike. Rows are dense indices in order of first sight.
+yet already lies near items whose text is alike. Rows are dense indices in order of first sight. A row may be twice as
+wide as an item's vector: the second half, which starts at zero, is what it differs by where it is read (`as_read`).
 
 Source: row-wise lazy Adam is Adam (Kingma and Ba, arXiv 1412.6980) applied to the rows of a step only, with a
 step count for each row, so that a new item's first steps are bias-corrected like any other row's.
@@ -9,7 +10,7 @@ step count for each row, so that a new item's first steps are bias-corrected lik
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from driftline.graph.arrays import Float32, Int64
 from driftline.graph.texts import TextTable
 from driftline.model.compiled import compiled
 
-# N rows in use, C capacity, U rows of one step, D width of an item vector, E width of a text vector
+# N rows in use, C capacity, U rows of one step, D width of a row of the table, E width of a text vector
 
 INIT_STD = 0.02
 BETAS = (0.9, 0.98)
@@ -33,29 +34,37 @@ class ItemVectors:
     """Id vectors, text vectors and Adam moments of all items.
 
     Args:
-        dim: D.
+        dim: width of an item vector.
         text_dim: E; 0 = no text.
         generator: source of the initial id vectors and of the projection.
         texts: their text vectors, in a table that others share and its owner keeps; None = one of its own.
+        untied: rows are twice as wide as a vector.
 
     Attributes:
+        width: D.
         project: [E, D] parameter, the projection of text vectors; the owner's optimiser steps it.
         has_text: whether any item has a text vector.
     """
 
-    def __init__(self, dim: int, text_dim: int, generator: torch.Generator, texts: TextTable | None = None) -> None:
-        self.dim = dim
+    def __init__(
+        self,
+        dim: int,
+        text_dim: int,
+        generator: torch.Generator,
+        texts: TextTable | None = None,
+        untied: bool = False,
+    ) -> None:
+        self.dim, self.width = dim, 2 * dim if untied else dim
         self.text_dim = text_dim
         self._generator = generator
         self.has_text = False
         self._n = 0
-        self._id = torch.zeros(0, dim)
-        self._mean = torch.zeros(0, dim)
-        self._square = torch.zeros(0, dim)
+        self._id, self._mean, self._square = torch.zeros(3, 0, self.width)
         self._steps = torch.zeros(0)
         self.texts, self._shared = (TextTable(text_dim), False) if texts is None else (texts, True)
         scale = INIT_STD if text_dim else 0.0
-        self.project = torch.nn.Parameter(torch.empty(text_dim, dim).normal_(0, scale, generator=generator))
+        project = torch.empty(text_dim, dim).normal_(0, scale, generator=generator)
+        self.project = torch.nn.Parameter(torch.cat((project, torch.zeros(text_dim, self.width - dim)), 1))
 
     def __len__(self) -> int:
         return self._n
@@ -69,7 +78,7 @@ class ItemVectors:
             self._id, self._mean, self._square, self._steps = (
                 grown_rows(z, capacity) for z in (self._id, self._mean, self._square, self._steps)
             )
-        self._id[self._n : n].normal_(0, INIT_STD, generator=self._generator)
+        self._id[self._n : n, : self.dim].normal_(0, INIT_STD, generator=self._generator)
         self._n = n
 
     def set_text(self, row: int, vector: Float32) -> None:
@@ -85,7 +94,8 @@ class ItemVectors:
 
     def leaf(self, rows_U: Tensor) -> Tensor:
         """A copy of the id vectors [U, D] of distinct rows, to take a gradient and give it to `step`."""
-        return self._id[rows_U].requires_grad_()
+        leaf: Tensor = self._id[rows_U].requires_grad_()
+        return leaf
 
     def compose(self, leaf_UD: Tensor, rows_U: Tensor, project: Tensor | None = None) -> Tensor:
         """The item vectors [U, D] of ascending rows with these id vectors, by another projection if one is given."""
@@ -121,6 +131,14 @@ class ItemVectors:
             setattr(self, f"_{name}", state[name].clone())
         with torch.no_grad():
             self.project.copy_(state["project"])
+
+
+Rows = TypeVar("Rows", Tensor, Float32)
+
+
+def as_read(x: Rows, dim: int) -> Rows:
+    """What a backbone reads of rows [..., dim or 2 * dim] of the table: [..., dim]."""
+    return x if x.shape[-1] == dim else x[..., :dim] + x[..., dim:]
 
 
 def grown_rows(old: Tensor, capacity: int) -> Tensor:

@@ -52,6 +52,13 @@ class Packing:
         buckets = _buckets_of_windows(np.concatenate(t_ms), starts, squares, edges_ms)
         return cls(starts, squares, np.arange(starts[-1]) - np.repeat(starts[:-1], lengths), buckets)
 
+    def gaps(self) -> Int64:
+        """Buckets [P] of the times between each row's event and its request."""
+        lengths = np.diff(self.starts)
+        at = np.repeat(self.squares[:-1], lengths) + self.places * (np.repeat(lengths, lengths) + 1)
+        found: Int64 = self.buckets[at].astype(np.int64)
+        return found
+
 
 @dataclass(frozen=True, slots=True)
 class Asking:

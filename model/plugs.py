@@ -13,21 +13,33 @@ from driftline.model.encode import SequenceScorer
 from driftline.model.history_cache import HistoryCache
 from driftline.model.incremental import History
 from driftline.model.part import Part, Plug, VectorPlug
+from driftline.model.recall import best_of
 from driftline.model.sequence import SequenceLearner
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from driftline.configs.settings import Settings
-    from driftline.graph.arrays import Arrays, Float32
+    from driftline.configs.settings import Model, Settings
+    from driftline.graph.arrays import Arrays, Float32, Int32, Int64
     from driftline.graph.codes import Codes
     from driftline.graph.texts import TextTable
     from driftline.graph.touched import Touched
     from driftline.graph.view import Group, ItemTable, UserView
+    from driftline.model.part import Asked
+    from driftline.model.recall import Pool, Scored
+
+
+NEAR_ITEMS = 20
+"""Newest distinct items that a candidate is held against one by one."""
+NEAR_HALF = 5.0
+"""Items after which one counts half, in the mean by age."""
+TOP = 3
 
 
 class Encoder(Protocol):
     """What `SequenceLearner` and `SequenceScorer` have in common."""
+
+    settings: Model
 
     def encode(self, histories: Sequence[History], now_ms: Sequence[int]) -> Float32:
         """Unit vectors [B, D] of users at their request times."""
@@ -38,6 +50,12 @@ class Encoder(Protocol):
     def item_codes(self) -> Codes | None:
         """Codes of these vectors where there are many."""
 
+    def read(self, rows: Int64) -> Float32:
+        """Vectors [m, D] of item rows [m] as the backbone reads them, not normalised."""
+
+    def popular(self) -> Float32:
+        """Popularity logits [N]."""
+
 
 def wanted_history(view: UserView) -> History:
     """A view's rows as a sequence model reads them: those that undo something are passed over."""
@@ -46,10 +64,45 @@ def wanted_history(view: UserView) -> History:
 
 
 class SequencePlug(VectorPlug):
-    """A sequence backbone: reads the user's history at the request time."""
+    """A sequence backbone: reads the user's history at the request time.
+
+    With `model.aware` it recalls by its whole logit, popularity included, and says more of a candidate: the cosine to
+    the user, the best, the best three and the mean by age of the cosines to the newest items, and the cosine to what
+    the last one is read as.
+    """
 
     def __init__(self, encoder: Encoder) -> None:
         self.encoder = encoder
+        if encoder.settings.aware:
+            self.columns = ("score", "rank", "cosine", "near_best", "near_top", "near_mean", "near_last")
+
+    def opinion(self, asked: Asked) -> Scored:
+        """See VectorPlug; of a small catalogue by the whole logit, in units of the cosine."""
+        scored = super().opinion(asked)
+        if not self.encoder.settings.aware or scored.items is not None or not len(scored.scores):
+            return scored
+        popular = self.encoder.popular()[: len(scored.scores)] * np.float32(self.encoder.settings.temperature)
+        scores = scored.scores.copy()
+        scores[: len(popular)] += popular
+        scores[len(popular) :] += popular.min(initial=0.0)
+        return best_of(scores, asked.k, asked.past.items, asked.n, above=-np.inf, otherwise=float(scores.min()))
+
+    def features(self, asked: Asked, pool: Pool, place: Int32, scored: Scored, out: Float32) -> None:
+        """See VectorPlug and the class."""
+        super().features(asked, pool, place, scored, out[:2])
+        matrix, near = self.encoder.item_matrix(), asked.past.items[:NEAR_ITEMS]
+        near, known = near[near < len(matrix)], np.flatnonzero(pool.candidates < len(matrix))
+        if len(out) == 2 or not len(near):
+            return
+        last = self.encoder.read(near[:1].astype(np.int64))
+        user = self.user_vector(asked.view, asked.now_ms)
+        queries = np.concatenate((user[None], last / max(float(np.linalg.norm(last)), 1e-6), matrix[near]))
+        cosines = matrix[pool.candidates[known]] @ queries.T  # [c, 2 + near]
+        nearest_first = -np.sort(-cosines[:, 2:], axis=1)
+        age = 0.5 ** (np.arange(len(near), dtype=np.float32) / np.float32(NEAR_HALF))
+        out[2, known], out[6, known] = cosines[:, 0], cosines[:, 1]
+        out[3, known], out[4, known] = nearest_first[:, 0], nearest_first[:, :TOP].mean(1)
+        out[5, known] = cosines[:, 2:] @ (age / age.sum())
 
     def user_vector(self, view: UserView, now_ms: int) -> Float32:
         """[D] float32, zeros for a user without known items."""

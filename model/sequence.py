@@ -39,7 +39,7 @@ from driftline.model.history_cache import HistoryCache
 from driftline.model.hstu import HSTU, bucket_edges_ms
 from driftline.model.incremental import History
 from driftline.model.item_cache import ItemCache
-from driftline.model.items import BETAS, ItemVectors
+from driftline.model.items import BETAS, ItemVectors, as_read
 from driftline.model.loss import SoftmaxStep, distinct, draw_candidates, softmax_loss
 from driftline.model.packed import Packing
 from driftline.model.prior import PopularityPrior
@@ -47,7 +47,8 @@ from driftline.model.rehearsal import RehearsalLog, Window
 
 __all__ = ["History", "SequenceLearner", "SequenceScorer"]
 
-# B windows, L rows of the longest window, M = L + 1, D width, R asked rows, C candidates, U item rows of a step
+# B windows, L rows of the longest window, M = L + 1, D width of a vector, W of a row of the item table, R asked rows,
+# C candidates, U item rows of a step
 
 
 CACHE_BYTES = 8 << 20
@@ -71,7 +72,9 @@ class SequenceLearner:
         self._generator = torch.Generator().manual_seed(settings.seed if seed is None else seed)
         self._random = np.random.default_rng(settings.seed if seed is None else seed)
         self.backbone = build_backbone(settings, self._generator)
-        self.items = ItemVectors(settings.dim, text_dim if settings.text else 0, self._generator, texts)
+        self.items = ItemVectors(
+            settings.dim, text_dim if settings.text else 0, self._generator, texts, settings.untied
+        )
         self.log = RehearsalLog(settings.rehearsal_groups, settings.max_len)
         self.prior = PopularityPrior(settings.prior_half_life_days)
         parameters = [*self.backbone.parameters(), self.items.project, self.prior.coefficient]
@@ -136,7 +139,8 @@ class SequenceLearner:
         if not everything:
             rows_U = distinct(rows_U, *map(torch.from_numpy, batch.items))
         leaf_UD = self.items.leaf(rows_U)
-        x_UD = self.items.compose(leaf_UD, rows_U)
+        x_UW = self.items.compose(leaf_UD, rows_U)
+        x_UD, read_UD = x_UW[:, : self.items.dim], as_read(x_UW, self.items.dim)
         at_C = None if everything else torch.searchsorted(rows_U, candidates.rows_C)
         y_CD = unit(x_UD if at_C is None else x_UD.index_select(0, at_C))
         column_T = torch.searchsorted(candidates.rows_C, batch.target_T)
@@ -144,13 +148,13 @@ class SequenceLearner:
         of_step = SoftmaxStep(
             candidates, batch.row_T, column_T, batch.weight_T, self.settings.temperature, self.settings.log_q, prior
         )
-        loss = softmax_loss(self._asked_rows(batch, x_UD, rows_U), y_CD, of_step)
+        loss = softmax_loss(self._asked_rows(batch, read_UD, rows_U), y_CD, of_step)
         self._optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
         self._optimizer.step()
         assert leaf_UD.grad is not None
         self.items.step(rows_U, leaf_UD.grad, self.settings.learning_rate)
-        self.average.update(self.backbone, rows_U, x_UD)
+        self.average.update(self.backbone, rows_U, x_UW)
         self.steps += 1
         self._cache.step(rows_U, self.steps)
         self._histories.clear()
@@ -207,11 +211,11 @@ class SequenceLearner:
 
     def encode(self, histories: Sequence[History], now_ms: Sequence[int]) -> Float32:
         """Unit vectors [B, D] float32 of users at their request times; zero rows for users without known events."""
-        vectors = self._cache.vectors()
+        vectors, dim = self._cache.vectors(), self.items.dim
         if self._encoder is None:
-            return encode_histories(self.average.backbone, vectors, histories, now_ms)
+            return encode_histories(self.average.backbone, as_read(vectors, dim), histories, now_ms)
         array: Float32 = vectors.numpy()
-        return encode_each(self._encoder, histories, now_ms, len(array), lambda rows: array[rows])
+        return encode_each(self._encoder, histories, now_ms, len(array), lambda rows: as_read(array[rows], dim))
 
     def item_matrix(self) -> Float32:
         """Unit vectors [N, D] float32 of all items of the table; the next step changes them in place."""
@@ -220,6 +224,14 @@ class SequenceLearner:
     def item_codes(self) -> Codes | None:
         """Codes of these vectors, of a large table."""
         return self._cache.codes()
+
+    def read(self, rows: Int64) -> Float32:
+        """Vectors [m, D] of item rows [m] as the backbone reads them, not normalised."""
+        return as_read(self._cache.vectors().numpy()[rows], self.items.dim)
+
+    def popular(self) -> Float32:
+        """Popularity logits [N] float32 as of the last event."""
+        return self.prior.logits_now(0, len(self.items))
 
     def scores(self, history: History, now_ms: int) -> Float32:
         """Logits [N] float32 of all items of the table for one user: similarity plus prior, higher is better."""

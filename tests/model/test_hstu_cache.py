@@ -25,11 +25,13 @@ ITEMS = 30
 def backbone(max_len=24, dim=16, heads=2, seed=0):
     """With weights drawn large, so that a wrong bias or position shows."""
     g = torch.Generator().manual_seed(seed)
-    hstu = HSTU(dim, 2, heads, max_len, g).requires_grad_(False)
+    hstu = HSTU(dim, 2, heads, max_len, g, gaps=seed == 1).requires_grad_(False)
     for layer in hstu.layers:
         layer.uvqk.normal_(0, 0.3, generator=g)
         layer.bias.time.normal_(0, 0.5, generator=g)
         layer.bias.position.normal_(0, 0.5, generator=g)
+    if hstu.gap is not None:
+        hstu.gap.normal_(0, 0.5, generator=g)
     return hstu
 
 

@@ -17,6 +17,9 @@ from driftline.stream.learn.tree import read_tree, write_tree
 
 DAY_MS = 86_400_000
 SETTINGS = Model(dim=16, max_len=12, batch=6, step_groups=2, learning_rate=0.01)
+PLAIN: dict[str, object] = {}
+SESSIONS = {"untied": True, "gaps": True, "asked_rows": 3}
+"""What suits a stream of sessions."""
 
 
 def group(user, t_ms, items, weight=1.0):
@@ -41,9 +44,10 @@ def taught(settings=SETTINGS, groups=None, seed=0):
     return learner
 
 
+@pytest.mark.parametrize("more", [PLAIN, SESSIONS], ids=["plain", "sessions"])
 @pytest.mark.parametrize("backbone", ["hstu", "sasrec"])
-def test_a_restored_learner_continues_bit_by_bit(backbone):
-    settings = SETTINGS.model_copy(update={"backbone": backbone, "full_softmax": 4, "negatives": 7})
+def test_a_restored_learner_continues_bit_by_bit(backbone, more):
+    settings = SETTINGS.model_copy(update={"backbone": backbone, "full_softmax": 4, "negatives": 7} | more)
     groups = stream(80)
     whole = taught(settings, groups)
     half = taught(settings, groups[:41])
@@ -241,16 +245,20 @@ def test_a_text_vector_of_another_width_is_refused_in_words():
         learner.set_text(0, np.zeros(9, np.float32))
 
 
-def test_a_published_scorer_answers_as_the_learner_did():
-    learner = taught()
+@pytest.mark.parametrize("more", [PLAIN, SESSIONS], ids=["plain", "sessions"])
+def test_a_published_scorer_answers_as_the_learner_did(more):
+    learner = taught(SETTINGS.model_copy(update=more))
     arrays = learner.arrays()
     for array in arrays.values():
         array.flags.writeable = False  # as from a memory map
-    scorer = SequenceScorer.from_arrays(SETTINGS, arrays)
+    scorer = SequenceScorer.from_arrays(learner.settings, arrays)
     history = (np.array([3, 4, -1, 5, 9999]), 1_260_000_000_000 + DAY_MS * np.arange(5))
     now_ms = stream()[-1].t_ms  # the popularity of a snapshot is that of its newest event
     known = (history[0][:4], history[1][:4])
     np.testing.assert_allclose(scorer.scores(history, now_ms), learner.scores(known, now_ms), atol=1e-6)
+    rows = np.array([5, 0, 3])
+    assert np.array_equal(scorer.read(rows), learner.read(rows))
+    assert np.array_equal(scorer.popular(), learner.popular())
 
 
 def test_a_user_without_history_is_ranked_by_recent_popularity():
@@ -316,8 +324,32 @@ def test_rows_inside_a_group_are_asked_for_the_rest_of_it_at_its_own_time():
     assert batch.weight_T.tolist() == [1.0, 0.25, 0.25, 0.5]
 
 
-def test_the_loss_falls_on_a_stream_with_a_pattern():
-    settings = SETTINGS.model_copy(update={"dropout": 0.0, "step_groups": 1})
+def test_of_a_window_so_many_rows_are_asked_as_wanted_and_the_newest_is_among_them():
+    log = RehearsalLog(20, 20)
+    for at in range(12):
+        log.add("u", np.array([at, at + 1], np.int32), np.ones(2, bool), 1000 * at)
+    windows, asked = log.windows([5, 11, 7]), []
+    for seed in range(60):
+        random = np.random.default_rng(seed)
+        batch = build_batch(windows, Model(asked_rows=3, inside_share=0.5), random)
+        assert [len(rows) for rows in batch.asked] == [3, 3, 3]
+        assert len(batch.asked_ms_R) == 9
+        assert all(len(times) - 2 in rows for rows, times in zip(batch.asked, batch.t_ms, strict=True))
+        starts, at = np.searchsorted(batch.row_T.numpy(), np.arange(10)), 0
+        for rows, items, times in zip(batch.asked, batch.items, batch.t_ms, strict=True):
+            for row in rows:
+                targets = batch.target_T[starts[at] : starts[at + 1]].tolist()
+                same = times[row] == times[row + 1] and row < len(items) - 1  # inside a group
+                following = int(batch.asked_ms_R[at] // 1000)
+                assert set(targets) <= ({*items.tolist()} if same else {following, following + 1})
+                at += 1
+        asked.append(tuple(sorted(batch.asked[-1].tolist())))
+    assert len(set(asked)) > 20
+
+
+@pytest.mark.parametrize("more", [PLAIN, SESSIONS], ids=["plain", "sessions"])
+def test_the_loss_falls_on_a_stream_with_a_pattern(more):
+    settings = SETTINGS.model_copy(update={"dropout": 0.0, "step_groups": 1} | more)
     learner = SequenceLearner(settings)
     losses = []
     for at in range(200):

@@ -42,6 +42,8 @@ def large(hstu, seed=7):
             layer.bias.time.normal_(0, 0.5, generator=g)
             layer.bias.position.normal_(0, 0.5, generator=g)
             layer.out.bias.normal_(0, 0.5, generator=g)
+        if hstu.gap is not None:
+            hstu.gap.normal_(0, 0.5, generator=g)
     return hstu
 
 
@@ -51,9 +53,9 @@ def close(ours, theirs, tolerance=1e-5):
     torch.testing.assert_close(ours / scale, theirs / scale, atol=tolerance, rtol=0)
 
 
-@pytest.mark.parametrize(("dim", "heads", "blocks"), [(16, 1, 1), (16, 2, 2), (12, 3, 2)])
-def test_windows_end_to_end_give_the_vectors_and_gradients_of_padded_windows(dim, heads, blocks):
-    hstu, lengths = large(HSTU(dim, blocks, heads, 40, generator())), [1, 2, 7, 7, 33, 40]
+@pytest.mark.parametrize(("dim", "heads", "blocks", "gaps"), [(16, 1, 1, False), (16, 2, 2, False), (12, 3, 2, True)])
+def test_windows_end_to_end_give_the_vectors_and_gradients_of_padded_windows(dim, heads, blocks, gaps):
+    hstu, lengths = large(HSTU(dim, blocks, heads, 40, generator(), gaps=gaps)), [1, 2, 7, 7, 33, 40]
     random = np.random.default_rng(0)
     times = [START_MS + np.sort(random.integers(0, 60 * DAY_MS, n + 1)) for n in lengths]
     times[2][3:6] = times[2][3]  # one basket

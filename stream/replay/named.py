@@ -37,13 +37,21 @@ ENGINE = {
     "incremental": "the whole engine, learning as it runs live",
 }
 """The engine and its parts; `ranker` and `incremental` take any of their parts, as in ranker+hstu+graph, and noise."""
+PEERS = {
+    "peer:implicit_als": "ALS of the library implicit; a user's vector is of what was taken until now",
+    "peer:implicit_bm25": "item neighbours of the library implicit by BM25",
+    "peer:lightgbm": "LightGBM's LambdaRank over plain counters",
+    "peer:rectools_sasrec": "SASRec of RecTools; the user's sequence is live",
+    "peer:rectools_hstu": "HSTU of RecTools; the user's sequence is live",
+}
+"""Of other makers, fitted anew every `peers.refit_days`, in an environment of their own: `driftline peers setup`."""
 DEFAULT = (*SIMPLE, "hstu", "ranker", "frozen", "incremental")
 """Those that run where none are named."""
 
 
 def about(name: str) -> str:
     """A line on an arm, also on one that is composed."""
-    known = SIMPLE | ENGINE
+    known = SIMPLE | ENGINE | PEERS
     if name in known:
         return known[name]
     base = re.split(r"[+:-]", name)[0]
@@ -55,7 +63,5 @@ def about(name: str) -> str:
 
 def help_of_arms() -> str:
     """The arms as a list in Markdown, those that run by default with a star."""
-    lines = (
-        f"- `{name}`{' *' if name in DEFAULT else ''}: {text}" for of in (SIMPLE, ENGINE) for name, text in of.items()
-    )
+    lines = (f"- `{name}`{' *' if name in DEFAULT else ''}: {text}" for name, text in (SIMPLE | ENGINE | PEERS).items())
     return "\n".join(("Arms; those with a star run where none are named:", "", *lines))

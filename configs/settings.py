@@ -567,6 +567,12 @@ class EventFiles(ItemFiles):
     action: str = Field("", description="of all events of files that have no column for it; empty = interact")
 
 
+class Peers(Section):
+    """Recommenders of other makers as arms of a replay."""
+
+    refit_days: float = Field(7.0, ge=0.01, le=3650, description="days between two fits, the first at the split")
+
+
 class Settings(Section):
     """The whole configuration."""
 
@@ -588,6 +594,7 @@ class Settings(Section):
     trainer: Trainer = Trainer()
     serving: Serving = Serving()
     metrics: Metrics = Metrics()
+    peers: Peers = Peers()
     event_files: EventFiles = EventFiles()
     item_files: ItemFiles = ItemFiles()
 

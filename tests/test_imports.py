@@ -4,6 +4,7 @@ Within stream/ too: see STREAM.
 """
 
 import ast
+import re
 import subprocess
 import sys
 import tomllib
@@ -41,6 +42,10 @@ NEVER = {
     "model": KAFKA | GRPC | {"rocksdict", "transformers", "httpx"},
     "serving": {"faust", "mode", "transformers", "httpx", "noida_db"},
 }
+
+
+PEERS = FOLDERS["stream"] / "replay" / "peers" / "side"
+"""What other recommenders run in, away from the engine's packages."""
 
 
 def modules(package):
@@ -179,6 +184,14 @@ def test_nothing_that_runs_imports_tests_or_their_tools(package):
     assert offences(package, lambda name: name in {"tests", "pytest", "hypothesis", "testcontainers"}) == []
 
 
+def test_what_runs_in_the_environment_of_peers_imports_what_is_locked_for_it_and_nothing_of_ours():
+    lock = (PEERS.parent / "requirements.lock").read_text("utf-8")
+    locked = {normal(name).replace("-", "_") for name in re.findall(r"^([\w.-]+)==", lock, re.MULTILINE)} | {"torch"}
+    found = {name for path in PEERS.glob("*.py") for _, name in imported(path)} - set(sys.stdlib_module_names)
+    assert found - locked == set()
+    assert {"numpy", "implicit", "lightgbm", "rectools"} <= found
+
+
 def test_everything_imported_is_a_declared_dependency():
     """What is imported is of the standard library, ours, or named in pyproject.toml."""
     text = (ROOT / "pyproject.toml").read_text("utf-8")
@@ -188,6 +201,8 @@ def test_everything_imported_is_a_declared_dependency():
     missing = set()
     for package in PACKAGES:
         for path in modules(package):
+            if path.parent == PEERS:
+                continue
             for line, name in imported(path):
                 if name in sys.stdlib_module_names or name.startswith("driftline."):
                     continue

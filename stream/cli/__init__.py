@@ -29,6 +29,7 @@ from driftline.stream.cli import (  # noqa: E402
     imports,
     inspect,
     parts,
+    peers,
     query,
     snapshots,
     state,
@@ -58,6 +59,7 @@ app.add_typer(inspect.config_app, name="config")
 app.add_typer(inspect.profile_app, name="profile")
 app.add_typer(bench.app, name="bench")
 app.add_typer(systems.app, name="systems")
+app.add_typer(peers.app, name="peers")
 
 
 def print_version(wanted: bool) -> None:

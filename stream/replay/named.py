@@ -53,13 +53,21 @@ ENGINE = {
 `ranker` and `incremental` take any of them, as in ranker+hstu+graph, and any switch of `systems` in the settings, as in
 incremental:hstu=off.
 """
+PEERS = {
+    "peer:implicit_als": "ALS of the library implicit; a user's vector is of what was taken until now",
+    "peer:implicit_bm25": "item neighbours of the library implicit by BM25",
+    "peer:lightgbm": "LightGBM's LambdaRank over plain counters",
+    "peer:rectools_sasrec": "SASRec of RecTools; the user's sequence is live",
+    "peer:rectools_hstu": "HSTU of RecTools; the user's sequence is live",
+}
+"""Of other makers, fitted anew every `peers.refit_days`, in an environment of their own: `driftline peers setup`."""
 DEFAULT = (*(name for name in SIMPLE if name != "transitions"), "hstu", "ranker", "frozen", "incremental")
 """Those that run where none are named."""
 
 
 def about(name: str) -> str:
     """A line on an arm, also on one that is composed."""
-    known = SIMPLE | PAIRS | ENGINE
+    known = SIMPLE | PAIRS | ENGINE | PEERS
     if name in known:
         return known[name]
     base = re.split(r"[+:-]", name)[0]
@@ -73,7 +81,7 @@ def help_of_arms() -> str:
     """The arms as a list in Markdown, those that run by default with a star."""
     lines = (
         f"- `{name}`{' *' if name in DEFAULT else ''}: {text}"
-        for of in (SIMPLE, PAIRS, ENGINE)
+        for of in (SIMPLE, PAIRS, ENGINE, PEERS)
         for name, text in of.items()
     )
     return "\n".join(("Arms; those with a star run where none are named:", "", *lines))

@@ -8,10 +8,11 @@ from driftline.configs.errors import InputError
 from driftline.stream.replay.arms import Arm, Family, Setup
 from driftline.stream.replay.baselines import SIMPLE_ARMS
 from driftline.stream.replay.engine_arms import build as build_engine_arm
-from driftline.stream.replay.named import DEFAULT, ENGINE
+from driftline.stream.replay.named import DEFAULT, ENGINE, PEERS
 from driftline.stream.replay.named import PAIRS as PAIR_NAMES
 from driftline.stream.replay.named import SIMPLE as SIMPLE_NAMES
 from driftline.stream.replay.pairs import PAIRS
+from driftline.stream.replay.peers.arm import build as build_peer
 
 
 def _simple(name: str, setup: Setup) -> Arm | None:
@@ -21,7 +22,7 @@ def _simple(name: str, setup: Setup) -> Arm | None:
 
 SIMPLE = Family((*SIMPLE_NAMES, *PAIR_NAMES), _simple, random=False)
 
-FAMILIES = (SIMPLE, Family(tuple(ENGINE), build_engine_arm))
+FAMILIES = (SIMPLE, Family(tuple(ENGINE), build_engine_arm), Family(tuple(PEERS), build_peer))
 """In the order in which arms appear in reports."""
 
 

@@ -29,8 +29,9 @@ LOG = logging.getLogger(__name__)
 CHOICES = (0.70, 0.85)
 """Shares of the positive rows between which all choices were made: no figure that counts is of this span. A split
 before it leaves it out; one within it looks at the span itself, as a choice does, and the report says so."""
-KEPT = ("texts", "encoder", "written", "encoding")
-"""What arms of one replay share over all passes: text vectors and written profiles depend on no log and no seed."""
+KEPT = ("texts", "encoder", "written", "encoding", "peers")
+"""What arms of one replay share over all passes: text vectors, written profiles and what a process runs
+depend on no log and no seed."""
 
 
 @dataclass(frozen=True, slots=True)

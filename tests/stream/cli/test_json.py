@@ -19,7 +19,7 @@ from driftline.stream.events.files import read_columns
 from driftline.stream.ops.revision import ROOT
 from driftline.stream.replay.arms import Setup
 from driftline.stream.replay.log import EventLog
-from driftline.stream.replay.named import DEFAULT, ENGINE, PAIRS, SIMPLE, about
+from driftline.stream.replay.named import DEFAULT, ENGINE, PAIRS, PEERS, SIMPLE, about
 from driftline.stream.replay.registry import FAMILIES, build_arm, default_arms
 
 NO_RESULT = {"up": "runs until it ends", "worker": "as up", "trainer": "as up", "serve": "as up"}
@@ -93,7 +93,7 @@ def test_json_has_the_keys_that_the_page_says(call: str, tmp_path: Path, monkeyp
 def test_the_help_of_replay_has_a_line_on_each_arm_of_the_registry() -> None:
     told = commands()["replay"].help
     names = [name for family in FAMILIES for name in family.names]
-    assert names == [*SIMPLE, *PAIRS, *ENGINE]
+    assert names == [*SIMPLE, *PAIRS, *ENGINE, *PEERS]
     for name in names:
         star = " *" if name in default_arms() else ""
         assert f"- `{name}`{star}: {about(name)}" in told

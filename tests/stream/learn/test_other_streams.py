@@ -43,7 +43,7 @@ def messages(n: int = 90) -> list[Event]:
 
 
 def same(one: Trainer, other: Trainer) -> None:
-    theirs, ours = one.learner.parts(), other.learner.parts()
+    theirs, ours = one.learner.arrays(), other.learner.arrays()
     for part, arrays in theirs.items():
         for name, array in arrays.items():
             assert ours[part][name].tobytes() == array.tobytes(), (part, name)

@@ -35,6 +35,8 @@ TOGETHER_MS = 30 * 86_400_000.0
 """Half-life of what occurs together, and of a touch as its source a quarter of it."""
 DOT_SCALE = np.float32(0.5)
 """Memories speak in nats; columns are of the order of 1."""
+USERS = 20_000
+"""Users of the last steps whose habits are kept."""
 MET = 128
 """Last different users of an item that a user's own node remembers, beyond those of its ring."""
 LOGGED = 2048
@@ -81,6 +83,8 @@ class Links:
         if one_id_space:
             self._columns |= {"met": np.zeros((0, MET), np.uint64), "met_ms": np.zeros((0, MET), np.int64)}
         self._log: deque[tuple[Float32, Float32, Float32, Int64]] = deque(maxlen=LOGGED)
+        self._habits: dict[int, Float32] = {}  # key64 of a user -> its linear weights, those of all taken away
+        self._no_habit = np.zeros(len(COLUMNS), np.float32)
         self._touched = Touched()
         self._index: dict[int, int] = {}  # key64 -> item
         self._slot: Int32 = np.zeros(0, np.int32)
@@ -170,7 +174,8 @@ class Links:
     def scores(self, view: UserView, now_ms: int, items: Int32, dots: Float32 | None = None) -> Float32:
         """[c] float32 for distinct items [c], the highest is first; arguments as in `columns`."""
         columns, facts = self.columns(view, now_ms, items, None if dots is None else dots - dots.mean())
-        scores: Float32 = np.mean([net.scores(columns, facts) for net in self.nets], 0, dtype=np.float32)
+        own = columns @ self._habits.get(key64(view.user_id), self._no_habit)
+        scores: Float32 = own + np.mean([net.scores(columns, facts) for net in self.nets], 0, dtype=np.float32)
         return scores
 
     # -- learning ----------------------------------------------------------------------------------------------
@@ -196,10 +201,12 @@ class Links:
         near = [asked[2], asked[4][asked[4] >= 0], _strongest(asked[6], asked[7]), targets]
         items, offset = self._drawn(np.unique(np.concatenate(near)).astype(np.int32))
         columns, facts = self._filled(asked, now_ms, items, None)
-        said = np.mean([net.scores(columns, facts) for net in self.nets], 0, dtype=np.float32)
+        habit = self._habits.get(asked[1], self._no_habit)
+        own = columns @ habit
+        said = own + np.mean([net.scores(columns, facts) for net in self.nets], 0, dtype=np.float32)
         if dots is not None:
             columns[:, DOT] = (dots[items] - dots.mean()) * DOT_SCALE
-        new = columns, facts, offset, np.flatnonzero(np.isin(items, targets))
+        new = columns, facts, offset + own, np.flatnonzero(np.isin(items, targets))
         again = self._rng.integers(0, len(self._log), self.settings.link_rehearsed) if self._log else ()
         examples = [new, *(self._log[n] for n in again)]
         if self.settings.link_rehearsed:
@@ -207,7 +214,16 @@ class Links:
         for net in self.nets:
             gradients = [net.gradient(*example)[1] for example in examples]
             net.step(np.mean(gradients, 0, dtype=np.float32))
+        of_columns = gradients[0][-len(COLUMNS) :].copy()  # a gradient ends with the columns' linear weights
+        of_columns[DOT] = 0
+        self._keep_habit(asked[1], habit - np.float32(self.settings.link_habit) * of_columns)
         return items, said + offset
+
+    def _keep_habit(self, key: int, habit: Float32) -> None:
+        self._habits.pop(key, None)
+        self._habits[key] = habit
+        if len(self._habits) > USERS:
+            del self._habits[next(iter(self._habits))]
 
     def _drawn(self, near: Int32) -> tuple[Int32, Float32]:
         """Items near the user and some others, with the log of the inverse chance of each."""

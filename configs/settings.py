@@ -184,6 +184,7 @@ class Graph(Section):
     link_hidden: int = Field(32, ge=4, le=512, description="units that join what is counted with what memories say")
     link_members: int = Field(1, ge=1, le=16, description="such networks with seeds of their own, averaged")
     link_rate: float = Field(2e-3, gt=0, description="of their learning, a step for each group")
+    link_habit: float = Field(0.05, ge=0, description="of what a user's own weights learn of it")
     link_rehearsed: int = Field(3, ge=0, le=64, description="earlier groups of each step")
     link_sampled: int = Field(96, ge=1, description="items that a step draws beside those near the user")
     seed: int = Field(0, ge=0, lt=1 << 32, description="of the initial weights and of the sampled links")

@@ -35,6 +35,8 @@ TOGETHER_MS = 30 * 86_400_000.0
 """Half-life of what occurs together, and of a touch as its source a quarter of it."""
 DOT_SCALE = np.float32(0.5)
 """Memories speak in nats; columns are of the order of 1."""
+USERS = 20_000
+"""Users of the last events whose habits are kept, and of whom it is known what they did before they were items."""
 MET = 128
 """Last different users of an item that a user's own node remembers, beyond those of its ring."""
 LOGGED = 2048
@@ -81,6 +83,11 @@ class Links:
         if one_id_space:
             self._columns |= {"met": np.zeros((0, MET), np.uint64), "met_ms": np.zeros((0, MET), np.int64)}
         self._log: deque[tuple[Float32, Float32, Float32, Int64]] = deque(maxlen=LOGGED)
+        self._habits: dict[int, Float32] = {}  # key64 of a user -> its linear weights, those of all taken away
+        self._acted: dict[
+            int, tuple[int, int, int]
+        ] = {}  # of users who are no items yet: touches, first ones, the last
+        self._no_habit = np.zeros(len(COLUMNS), np.float32)
         self._touched = Touched()
         self._index: dict[int, int] = {}  # key64 -> item
         self._slot: Int32 = np.zeros(0, np.int32)
@@ -93,8 +100,9 @@ class Links:
         if index >= self.n:
             self.n = index + 1
             self._make_room()
-        self._columns["key"][index] = key
-        self._index[key] = index
+        c = self._columns
+        c["key"][index], self._index[key] = key, index
+        c["acted"][index], c["acted_new"][index], c["acted_ms"][index] = self._acted.pop(key, (0, 0, 0))
         self._touched.add(np.array([index]))
 
     def _make_room(self) -> None:
@@ -170,7 +178,8 @@ class Links:
     def scores(self, view: UserView, now_ms: int, items: Int32, dots: Float32 | None = None) -> Float32:
         """[c] float32 for distinct items [c], the highest is first; arguments as in `columns`."""
         columns, facts = self.columns(view, now_ms, items, None if dots is None else dots - dots.mean())
-        scores: Float32 = np.mean([net.scores(columns, facts) for net in self.nets], 0, dtype=np.float32)
+        own = columns @ self._habits.get(key64(view.user_id), self._no_habit)
+        scores: Float32 = own + np.mean([net.scores(columns, facts) for net in self.nets], 0, dtype=np.float32)
         return scores
 
     # -- learning ----------------------------------------------------------------------------------------------
@@ -196,10 +205,12 @@ class Links:
         near = [asked[2], asked[4][asked[4] >= 0], _strongest(asked[6], asked[7]), targets]
         items, offset = self._drawn(np.unique(np.concatenate(near)).astype(np.int32))
         columns, facts = self._filled(asked, now_ms, items, None)
-        said = np.mean([net.scores(columns, facts) for net in self.nets], 0, dtype=np.float32)
+        habit = self._habits.get(asked[1], self._no_habit)
+        own = columns @ habit
+        said = own + np.mean([net.scores(columns, facts) for net in self.nets], 0, dtype=np.float32)
         if dots is not None:
             columns[:, DOT] = (dots[items] - dots.mean()) * DOT_SCALE
-        new = columns, facts, offset, np.flatnonzero(np.isin(items, targets))
+        new = columns, facts, offset + own, np.flatnonzero(np.isin(items, targets))
         again = self._rng.integers(0, len(self._log), self.settings.link_rehearsed) if self._log else ()
         examples = [new, *(self._log[n] for n in again)]
         if self.settings.link_rehearsed:
@@ -207,6 +218,9 @@ class Links:
         for net in self.nets:
             gradients = [net.gradient(*example)[1] for example in examples]
             net.step(np.mean(gradients, 0, dtype=np.float32))
+        of_columns = gradients[0][-len(COLUMNS) :].copy()  # a gradient ends with the columns' linear weights
+        of_columns[DOT] = 0
+        _renew(self._habits, asked[1], habit - np.float32(self.settings.link_habit) * of_columns)
         return items, said + offset
 
     def _drawn(self, near: Int32) -> tuple[Int32, Float32]:
@@ -247,10 +261,21 @@ class Links:
             c["acted_new"][node] += int(new.sum())
             c["acted_ms"][node] = max(t_ms, c["acted_ms"][node])
             self._touched.add(np.array([node]))
+        elif self.one_id_space:
+            acted, of_new, last_ms = self._acted.get(key, (0, 0, 0))
+            _renew(self._acted, key, (acted + len(items), of_new + int(new.sum()), max(t_ms, last_ms)))
         self._touched.add(items)
         self.popular.add(items, np.ones(len(items)), t_ms)
         source, weight = _sources(view.items[known], view.t_ms[known], t_ms)
         self.together.add(source, items, weight, np.ones(len(items), np.float32), t_ms)
+
+
+def _renew(kept: dict[int, Any], key: int, value: Any) -> None:
+    """Sets what is kept of a user, the newest last; past USERS the oldest goes."""
+    kept.pop(key, None)
+    kept[key] = value
+    if len(kept) > USERS:
+        del kept[next(iter(kept))]
 
 
 def _strongest(items: Int32, score: Float32) -> Int32:

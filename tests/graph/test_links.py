@@ -153,6 +153,30 @@ def test_a_candidates_columns_do_not_depend_on_the_others():
     assert not stream.links._path.any()
 
 
+def test_what_somebody_did_before_being_an_item_is_known_once_it_is_one():
+    stream = Stream(events=0)
+    for n, item in enumerate((1, 1, 2)):
+        stream.send(PEOPLE, item, START_MS + n)
+    stream.links.add_item(PEOPLE, key64(f"p{PEOPLE}"))
+    stream.send(PEOPLE, 3, START_MS + 9)
+    stream.now_ms = START_MS + 10
+    found, _ = stream.columns(0, np.arange(PEOPLE + 1, dtype=np.int32))
+
+    assert found["acts_count"][PEOPLE] == pytest.approx(math.log1p(4) / 8)
+    assert found["acts_new_share"][PEOPLE] == pytest.approx(3 / 4)
+
+
+def test_a_users_own_weights_are_learnt_from_its_own_events_and_the_oldest_users_go(monkeypatch):
+    monkeypatch.setattr("driftline.graph.links.USERS", 2)
+    stream = Stream(events=0)
+    for n in range(4):
+        stream.send(n, (n + 1) % PEOPLE, START_MS + n)
+    habits = stream.links._habits
+    assert list(habits) == [key64("p2"), key64("p3")]
+    assert all(habit.any() for habit in habits.values())
+    assert all(habit[DOT] == 0 for habit in habits.values())
+
+
 def test_a_gradient_is_that_of_automatic_differentiation():
     rng = np.random.default_rng(0)
     net = LinkNet(len(COLUMNS), len(FACTS), 8, 1e-3, 3)

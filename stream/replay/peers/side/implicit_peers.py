@@ -8,6 +8,7 @@ until the question, as `recalculate_user` does.
 from __future__ import annotations
 
 import logging
+import warnings
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from implicit.als import AlternatingLeastSquares  # type: ignore[import-not-foun
 from implicit.nearest_neighbours import BM25Recommender  # type: ignore[import-not-found]
 
 logging.getLogger("implicit").setLevel(logging.ERROR)
+warnings.filterwarnings("ignore", message="Method expects CSR input")
 
 
 class Implicit:

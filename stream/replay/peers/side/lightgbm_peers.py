@@ -1,5 +1,7 @@
 """LightGBM's LambdaRank at its defaults, over counters that are computed here: what a shop would build in a week.
 
+Two stages, learnt and answered alike: candidates are the user's own items, those taken most in 30 days and those that
+are taken most with the user's own; the trees rank them.
 Each of the last EXAMPLE_WEEKS weeks of the rows is learnt from counters as they stood at its start, as a week after
 the fit will be answered from counters of the fit; a user's own past is live in both. Nothing here knows the engine's
 features.
@@ -20,13 +22,13 @@ WEEK_MS = 7 * DAY_MS
 EXAMPLE_WEEKS = 8
 EXAMPLES = 3000
 """Groups to learn from at most, the last ones."""
-POPULAR, RELATED, RANDOM = 100, 100, 50
-"""Candidates of an example beside what was taken and the user's own items: the highest in two columns, and any."""
+CANDIDATES = 300
+"""From each of two columns, the highest."""
 COLUMNS = (
     *("taken_7d", "taken_30d", "taken", "days_since_taken", "days_known"),
     *("own_times", "own_days_since", "with_own", "with_last_basket", "own_rows", "own_days_quiet"),
 )
-TAKEN_30D, WITH_OWN = COLUMNS.index("taken_30d"), COLUMNS.index("with_own")
+TAKEN_30D, OWN_TIMES, WITH_OWN = (COLUMNS.index(name) for name in ("taken_30d", "own_times", "with_own"))
 
 
 class Counters:
@@ -78,7 +80,6 @@ class Lambda:
 
     def fit(self, rows: Any, seed: int, tell: Any) -> None:
         """Learns anew."""
-        rng = np.random.default_rng(seed)
         self._model, self._now = None, Counters(rows, rows.now_ms)
         features, labels, sizes = [], [], []
         by_user = np.lexsort((np.arange(len(rows.user)), rows.user))
@@ -98,10 +99,12 @@ class Lambda:
                 wanted = np.unique(rows.item[own[rows.group[own] == rows.group[row]]])
                 t_ms = int(rows.t_ms[row])
                 table = counters.features(rows.item[past], rows.t_ms[past], rows.group[past], t_ms)
-                chosen = _candidates(table, np.unique(rows.item[past]), wanted, rng)
-                features.append(table[chosen])
-                labels.append(np.isin(chosen, wanted))
-                sizes.append(len(chosen))
+                chosen = _candidates(table)
+                label = np.isin(chosen, wanted)
+                if label.any():
+                    features.append(table[chosen])
+                    labels.append(label)
+                    sizes.append(len(chosen))
         tell(len(by_week), len(by_week) + 1)
         if sizes:
             fixed = {"objective": "lambdarank", "num_threads": 1, "seed": seed, "deterministic": True, "verbose": -1}
@@ -109,18 +112,21 @@ class Lambda:
             self._model = lightgbm.train(fixed, table)
 
     def score(self, query: Any) -> Any:
-        """The trees' scores of all items."""
+        """The trees' scores of the candidates; NaN for others."""
         if self._model is None:
             return None
         table = self._now.features(query.items, query.times, query.groups, query.t_ms)
-        return self._model.predict(table)
+        chosen = _candidates(table)
+        scores = np.full(len(table), np.nan)
+        scores[chosen] = self._model.predict(table[chosen])
+        return scores
 
 
-def _candidates(table: Any, own: Any, wanted: Any, rng: Any) -> Any:
-    """Items to learn from, ascending: the wanted ones, the user's own, the highest by two columns, and some others."""
-    columns = ((TAKEN_30D, POPULAR), (WITH_OWN, RELATED))
-    high = [np.argsort(-table[:, column], kind="stable")[:n] for column, n in columns]
-    return np.unique(np.concatenate((wanted, own, *high, rng.integers(0, len(table), RANDOM))))
+def _candidates(table: Any) -> Any:
+    """The first stage: items, ascending, of which something speaks for the user."""
+    best = [np.argsort(-table[:, column], kind="stable")[:CANDIDATES] for column in (TAKEN_30D, WITH_OWN)]
+    items = np.unique(np.concatenate((np.flatnonzero(table[:, OWN_TIMES]), *best)))
+    return items[(table[items][:, [TAKEN_30D, WITH_OWN, OWN_TIMES]] > 0).any(axis=1)]
 
 
 MODELS = {"ranker": lambda: Lambda()}

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import os
 import warnings
 from typing import Any
 
@@ -23,11 +22,12 @@ from rectools import Columns  # type: ignore[import-not-found]
 from rectools.dataset import Dataset  # type: ignore[import-not-found]
 from rectools.models import HSTUModel, SASRecModel  # type: ignore[import-not-found]
 
-EPOCHS = int(os.environ.get("EPOCHS", 30))
+EPOCHS = 30
 PATIENCE = 2
 
 warnings.filterwarnings("ignore")
-logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+for library in ("pytorch_lightning", "lightning_fabric", "lightning.fabric", "lightning.pytorch"):
+    logging.getLogger(library).setLevel(logging.ERROR)
 
 
 class Best(lightning.Callback):  # type: ignore[misc]

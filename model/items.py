@@ -141,6 +141,11 @@ def as_read(x: Rows, dim: int) -> Rows:
     return x if x.shape[-1] == dim else x[..., :dim] + x[..., dim:]
 
 
+def as_compared(x: Rows, dim: int) -> Rows:
+    """What stands for an item among candidates; the rows themselves where they are no wider, as gradients add up so."""
+    return x if x.shape[-1] == dim else x[..., :dim]
+
+
 def grown_rows(old: Tensor, capacity: int) -> Tensor:
     """A copy with more rows, the new ones zero."""
     new = torch.zeros(capacity, *old.shape[1:])

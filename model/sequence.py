@@ -39,7 +39,7 @@ from driftline.model.history_cache import HistoryCache
 from driftline.model.hstu import HSTU, bucket_edges_ms
 from driftline.model.incremental import History
 from driftline.model.item_cache import ItemCache
-from driftline.model.items import BETAS, ItemVectors, as_read
+from driftline.model.items import BETAS, ItemVectors, as_compared, as_read
 from driftline.model.loss import SoftmaxStep, distinct, draw_candidates, softmax_loss
 from driftline.model.packed import Packing
 from driftline.model.prior import PopularityPrior
@@ -140,7 +140,7 @@ class SequenceLearner:
             rows_U = distinct(rows_U, *map(torch.from_numpy, batch.items))
         leaf_UD = self.items.leaf(rows_U)
         x_UW = self.items.compose(leaf_UD, rows_U)
-        x_UD, read_UD = x_UW[:, : self.items.dim], as_read(x_UW, self.items.dim)
+        x_UD, read_UD = as_compared(x_UW, self.items.dim), as_read(x_UW, self.items.dim)
         at_C = None if everything else torch.searchsorted(rows_U, candidates.rows_C)
         y_CD = unit(x_UD if at_C is None else x_UD.index_select(0, at_C))
         column_T = torch.searchsorted(candidates.rows_C, batch.target_T)

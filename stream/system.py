@@ -105,7 +105,11 @@ class Standing(msgspec.Struct):
             + (f", {self.opening} partitions not open yet" if self.opening else ""),
             "no trainer answers yet"
             if self.model_behind is None
-            else "model: " + (f"{self.model_behind:,} events behind" if self.model_behind else "nothing behind"),
+            else f"model: {self.model_behind:,} events behind"
+            if self.model_behind
+            else "model: none yet, the texts of the items are encoded before the first one"
+            if self.model_sequence == 0
+            else "model: nothing behind",
         ]
         if self.model_behind and self.model_groups and self.model_s is not None:
             said[-1] += (

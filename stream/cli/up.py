@@ -152,7 +152,7 @@ def down(config: Config = None, as_json: AsJson = False) -> None:
     owner = note.owner.find() if note is not None else None
     if note is not None and owner is not None:
         owner.terminate()
-        with err.status("up: ending; what was read is committed first", spinner="dots"):
+        with _waits("up: ending; what was read is committed first"):
             deadline = time.monotonic() + STOP_S + 30
             while note.owner.find() is not None and time.monotonic() < deadline:
                 time.sleep(0.1)
@@ -218,6 +218,17 @@ def _tell_what_goes(settings: Settings, found: dict[str, Path]) -> None:
     else:
         lost = "with the embedded broker's data all events go, too: keep the files that they came from"
         err.print(lost, soft_wrap=True)
+
+
+@contextmanager
+def _waits(words: str) -> Iterator[None]:
+    """Says what is waited for: as long as it takes on a terminal, else in a line."""
+    if err.is_terminal:
+        with err.status(words, spinner="dots"):
+            yield
+    else:
+        err.print(words, soft_wrap=True)
+        yield
 
 
 class _View:
@@ -304,7 +315,7 @@ def _detached(settings: Settings, without: list[str], config: str | None) -> Non
             [sys.executable, "-P", "-m", "driftline.stream.cli.command", "up", *options],
             stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True,
         )  # fmt: skip
-    with err.status(f"up: starting, log in {log}", spinner="dots"):
+    with _waits(f"up: starting until it answers, which may take a minute; log in {log}"):
         deadline = time.monotonic() + READY_S
         while time.monotonic() < deadline:
             if process.poll() is not None:

@@ -5,7 +5,8 @@
 
 A profile is valid from the event time that the stream has reached when it is appended: no reader can use it for a
 request of an earlier time. Requests that a crash leaves unanswered are read again, since the topic keeps the newest of
-each user and what was answered is in `profiles`. The process gives way to all others (nice).
+each user and what was answered is in `profiles`; so a signal ends the process in the middle of a batch, which may take
+minutes where others need the processor. The process gives way to all others (nice).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import orjson
@@ -22,7 +24,7 @@ import orjson
 from driftline.configs.errors import InputError
 from driftline.configs.logs import log_to_stderr
 from driftline.configs.settings import Settings
-from driftline.configs.signals import stop_on_signals
+from driftline.configs.signals import CutShort, Stopping, stop_on_signals
 from driftline.graph.profile import Profile, parse_profile
 from driftline.llm.clients import make_client
 from driftline.llm.encoder import TextEncoder
@@ -50,10 +52,17 @@ class Profiler:
         settings: the whole configuration.
         generator: writes the profiles.
         send: sends records and returns when they are acknowledged.
+        cutting: what a batch is written in, from which a signal may take it.
     """
 
-    def __init__(self, settings: Settings, generator: ProfileGenerator, send: Callable[[list[Outgoing]], None]) -> None:
-        self.settings, self.generator, self._send = settings, generator, send
+    def __init__(
+        self,
+        settings: Settings,
+        generator: ProfileGenerator,
+        send: Callable[[list[Outgoing]], None],
+        cutting: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
+        self.settings, self.generator, self._send, self._cutting = settings, generator, send, cutting
         self.queue: RequestQueue[ProfileRequest] = RequestQueue(settings.profiles)
         self.catalogue: dict[str, CatalogueItem] = {}
         self.watermark_ms = -1
@@ -127,7 +136,11 @@ class Profiler:
         self._send([Outgoing("profiles", user_id.encode(), None, partition=EVERYWHERE) for user_id in user_ids])
 
     def write(self) -> Sequence[Profile]:
-        """Writes one batch as far as the budget goes; everything that was there at the start has been read."""
+        """Writes one batch as far as the budget goes; everything that was there at the start has been read.
+
+        Raises:
+            CutShort: asked to end; nothing of the batch went out.
+        """
         if self._stale:
             self._take_back(self._stale)
             self._stale.clear()
@@ -136,9 +149,10 @@ class Profiler:
         if not requests:
             return ()
         started = time.monotonic()
+        with self._cutting():
+            written = self.generator.generate(requests)
         stamped = [
-            dataclasses.replace(profile, valid_from_ms=max(profile.as_of_ms, self.watermark_ms))
-            for profile in self.generator.generate(requests)
+            dataclasses.replace(profile, valid_from_ms=max(profile.as_of_ms, self.watermark_ms)) for profile in written
         ]
         records = [(profile.user_id.encode(), profile.to_json()) for profile in stamped]
         self._send([Outgoing(topic, key, value) for topic in ("profiles", "profiles.log") for key, value in records])
@@ -160,12 +174,16 @@ def run_profiler(settings: Settings, bootstrap: str, until_caught_up: bool = Fal
     log_to_stderr()
     stopping = stop_on_signals()
     os.nice(NICE)
-    generator = ProfileGenerator(make_client(settings.llm), settings.profiles, TextEncoder(settings.encoder))
-    with outlet(settings.broker, bootstrap, "driftline-profiler") as send:
-        _run(Profiler(settings, generator, send), bootstrap, until_caught_up, stopping)
+    try:
+        with stopping.cutting():
+            generator = ProfileGenerator(make_client(settings.llm), settings.profiles, TextEncoder(settings.encoder))
+        with outlet(settings.broker, bootstrap, "driftline-profiler") as send:
+            _run(Profiler(settings, generator, send, stopping.cutting), bootstrap, until_caught_up, stopping)
+    except CutShort:
+        LOG.info("stopping; who waits for a profile is asked for again at the next start")
 
 
-def _run(profiler: Profiler, bootstrap: str, until_caught_up: bool, stopping: Callable[[], bool]) -> None:
+def _run(profiler: Profiler, bootstrap: str, until_caught_up: bool, stopping: Stopping) -> None:
     settings = profiler.settings
     profiler.metrics.serve(settings.metrics)
     take = {

@@ -55,6 +55,7 @@ class PeerArm:
         self.name, self._setup = name, setup
         self._made_by = python, file, model
         self._every_ms = round(setup.settings.peers.refit_days * DAY_MS)
+        self._running: dict[str, Peer] = setup.shared.setdefault("peers", {})
         self._moment_ms = 0
         self._known = self._fits = 0
         self._users: dict[str, int] = {}
@@ -111,10 +112,9 @@ class PeerArm:
 
     def _peer(self) -> Peer:
         """The process, which passes share one after another."""
-        running: dict[str, Peer] = self._setup.shared.setdefault("peers", {})
-        if self.name not in running:
-            running[self.name] = Peer(*self._made_by)
-        return running[self.name]
+        if self.name not in self._running:
+            self._running[self.name] = Peer(*self._made_by)
+        return self._running[self.name]
 
     def _fit(self, peer: Peer, request: Request) -> None:
         """Fits at the last moment that has come, on what arrived and is of before."""

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 
 import numpy as np
 
@@ -46,6 +47,12 @@ class Broken(Counted):
         raise ValueError("no such luck")
 
 
+class Endless(Counted):
+    def fit(self, rows, seed, tell):
+        tell(os.getpid(), 0)
+        time.sleep(300)
+
+
 class Gone(Counted):
     def fit(self, rows, seed, tell):
         sys.stdout.flush()
@@ -57,5 +64,6 @@ MODELS = {
     "blind": lambda: Counted(blind=True),
     "remembering": Remembering,
     "broken": Broken,
+    "endless": Endless,
     "gone": Gone,
 }

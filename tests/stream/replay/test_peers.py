@@ -1,9 +1,11 @@
 import os
+import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import orjson
+import psutil
 import pytest
 
 from driftline.configs.errors import InputError
@@ -139,6 +141,24 @@ def test_the_process_ends_with_the_object_that_holds_it():
         os.kill(pid, 0)
 
 
+def test_the_process_ends_with_a_replay_that_is_killed_in_the_middle_of_a_fit():
+    code = f"""
+import sys
+from pathlib import Path
+import numpy as np
+from driftline.stream.replay.peers.process import Peer
+peer = Peer(Path(sys.executable), Path({str(FAKE)!r}), "endless")
+none = np.zeros(0, np.int32)
+rows = dict.fromkeys(("user", "item", "t_ms", "weight", "group"), none)
+peer.ask({{"do": "fit", "items": 0, "now_ms": 0, "seed": 0}}, rows, lambda pid, _: print(pid, flush=True))
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as replaying:
+        pid = int(replaying.stdout.readline())
+        replaying.kill()
+    peer = psutil.Process(pid) if psutil.pid_exists(pid) else None
+    assert peer is None or peer.wait(30) is None
+
+
 def test_the_environment_of_the_engine_does_not_reach_the_process(tmp_path, monkeypatch):
     (tmp_path / "modelled.py").write_text(
         "import os\nimport numpy as np\n"
@@ -185,7 +205,7 @@ def test_the_real_peers_pass_the_audit_and_score(tmp_path):
     except InputError as error:
         pytest.skip(str(error))
     arms = ("popularity", *PEERS)
-    metrics = replay(Options(EVENTS, tmp_path, ITEMS, arms, 0.9, limit=3000, audit_rows=500), Settings())
+    metrics = replay(Options(EVENTS, tmp_path, ITEMS, arms, 0.9, limit=1500, audit_rows=300), Settings())
     audited = metrics["leak_audit"]
     assert (audited["permutation"], audited["future_deletion"]) == ("pass", "pass")
     for name in PEERS:

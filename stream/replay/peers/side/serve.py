@@ -18,6 +18,7 @@ import importlib.util
 import json
 import os
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Mapping
@@ -133,8 +134,20 @@ def serve(model: Any, source: IO[bytes], sink: IO[bytes]) -> None:
         write(sink, {"cpu_s": time.process_time()}, answer if message["do"] == "score" else None)
 
 
+def end_with(parent: int) -> None:
+    """Ends this process when its parent has gone, also in the middle of a fit."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(0)
+
+    threading.Thread(target=watch, name="parent", daemon=True).start()
+
+
 def main() -> None:
     """`python serve.py FILE NAME`. What libraries print goes to stderr: it is no message."""
+    end_with(os.getppid())
     sink = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     try:

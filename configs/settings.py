@@ -566,6 +566,10 @@ class EventFiles(ItemFiles):
     """How files of events are read that have columns of their own; `driftline import` guesses and writes it."""
 
     action: str = Field("", description="of all events of files that have no column for it; empty = interact")
+    action_below_zero: str = Field(
+        "",
+        description="of those of these events whose value is below 0; empty = return where it is a number of pieces",
+    )
 
 
 class Peers(Section):

@@ -42,7 +42,7 @@ def import_files(
     """
     from driftline.stream.convert.guess import EVENTS, ITEMS
     from driftline.stream.convert.run import Plan, titles_of, write_events, write_items
-    from driftline.stream.convert.words import check_value, reading_of, write_config
+    from driftline.stream.convert.words import below_zero, check_value, reading_of, write_config
     from driftline.stream.events.ids import Join
     from driftline.stream.replay.source import make_folder
 
@@ -58,7 +58,10 @@ def import_files(
     whole: dict[str, Any] = {}
     with progress(None, "rows of events read") as update:
         done = write_events(plan, to / "events.parquet", settings, told.bad, update)
-    whole["events"] = done.report.as_json() | {"written": done.written, "put_aside": done.bad}
+    say(below_zero(plan, done, settings))
+    whole["events"] = done.report.as_json() | {
+        "written": done.written, "put_aside": done.bad, "below_zero": done.below_zero
+    }  # fmt: skip
     files = [to / "events.parquet"]
     join = None
     if item_plan is not None:

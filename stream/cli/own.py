@@ -32,6 +32,13 @@ ItemsMap = Annotated[list[str] | None, typer.Option("--items-map", help="Columns
 ActionName = Annotated[
     str | None, typer.Option("--action", help="Action of all events that have no column for it: rate, play, ...")
 ]
+ActionBelowZero = Annotated[
+    str | None,
+    typer.Option(
+        "--action-below-zero",
+        help="Action of those of these events whose value is below 0; else return where it is a number of pieces.",
+    ),
+]
 Time = Annotated[
     str | None,
     typer.Option("--time", help="Times of events: s, ms, us, ns, iso, dmy, mdy, or a format as strptime has it."),
@@ -54,6 +61,7 @@ class Told:
     columns: Map = None
     item_columns: ItemsMap = None
     action: ActionName = None
+    action_below_zero: ActionBelowZero = None
     time: Time = None
     zone: Zone = None
     decimal: Decimal = None
@@ -69,8 +77,8 @@ class Told:
     def events(self, settings: Settings) -> EventFiles:
         """How files of events are read."""
         header = None if self.header is None else [name.strip() for name in self.header.split(",")]
-        told = {"time": self.time, "header": header, "action": self.action, **self._both()}
-        return _with(settings.event_files, self.columns, told)
+        told = {"time": self.time, "header": header, "action": self.action, "action_below_zero": self.action_below_zero}
+        return _with(settings.event_files, self.columns, told | self._both())
 
     def items(self, settings: Settings) -> ItemFiles:
         """How files of items are read."""
@@ -173,7 +181,7 @@ def own_files(
     """
     from driftline.stream.convert.guess import EVENTS, ITEMS
     from driftline.stream.convert.run import Plan, is_ready, write_events, write_items
-    from driftline.stream.convert.words import check_value
+    from driftline.stream.convert.words import below_zero, check_value
 
     with tempfile.TemporaryDirectory() as scratch:
         place = folder or Path(scratch)
@@ -186,6 +194,7 @@ def own_files(
             place.mkdir(parents=True, exist_ok=True)
             with progress(None, "rows of events read") as update:
                 done = write_events(plan, event_file, settings, told.bad, update, sort)
+            say(below_zero(plan, done, settings))
             _say_aside(done, told.bad)
         if items is not None and not is_ready(items, ITEMS, told.items(settings)):
             plan = Plan.of(ITEMS, items, told.items(settings))
@@ -209,7 +218,7 @@ def checked_events(source: str, settings: Settings, told: Told, count_items: boo
     """What `validate` says of events, converted where they must be."""
     from driftline.stream.convert.guess import EVENTS
     from driftline.stream.convert.run import Plan, check, is_ready
-    from driftline.stream.convert.words import check_value
+    from driftline.stream.convert.words import below_zero, check_value
     from driftline.stream.events.files import validate
 
     files = told.events(settings)
@@ -220,6 +229,7 @@ def checked_events(source: str, settings: Settings, told: Told, count_items: boo
     say(check_value(plan, settings))
     with progress(None, "rows of events read") as update:
         done = check(plan, settings, told.bad, update)
+    say(below_zero(plan, done, settings))
     done.report.unknown_actions.update({name: n for name, n in done.actions.items() if name not in settings.actions})
     return done.report
 

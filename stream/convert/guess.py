@@ -10,17 +10,20 @@ from typing import Any
 from driftline.configs.errors import InputError
 from driftline.configs.settings import EventFiles, ItemFiles
 from driftline.stream.convert.columns import PLUS, parts_of
-from driftline.stream.convert.names import EVENT_NAMES, ITEM_NAMES, RATINGS, plain_name, rank
+from driftline.stream.convert.names import EVENT_NAMES, ITEM_NAMES, QUANTITIES, RATINGS, plain_name, rank
 from driftline.stream.convert.numbers import OPEN, sign_of, sign_of_file, with_point
 from driftline.stream.convert.sources import Sample
 from driftline.stream.convert.times import SURE, Clock, guess_clock
 from driftline.stream.events.cells import convert
 from driftline.stream.events.checks import EVENT_COLUMNS, EVENT_REQUIRED, ITEM_COLUMNS, ITEM_REQUIRED
+from driftline.stream.events.files import UNNAMED
 from driftline.stream.events.schema import shorten
 
 MOST_ACTIONS = 100
 """Different values of a column that is taken for actions without being told."""
 TIMES = ("time", "since")
+RETURN = "return"
+"""Of pieces that came back: its value says how many, above 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +59,7 @@ class Mapping:
         clocks: notation of the times by field.
         decimal: point or comma of numbers in text, or what `numbers.sign_of_file` says.
         action: of all events, "" = they have a column for it, or none.
+        below_zero: action of the events whose value is below 0, which is then written above it; "" = that of all.
         left_out: columns that no field takes.
         kept: columns that stay as they are, as text, whether a field takes them or not: those of `signals.context`.
         others: further columns that a field could have been, by field.
@@ -70,6 +74,7 @@ class Mapping:
     left_out: list[str]
     others: dict[str, list[str]]
     names: list[str]
+    below_zero: str = ""
     kept: tuple[str, ...] = ()
 
     @property
@@ -80,7 +85,12 @@ class Mapping:
     @property
     def is_rating(self) -> bool:
         """Whether `value` says how much somebody liked an item, by the name of its column."""
-        return plain_name(self.columns.get("value", "").rsplit(".", 1)[-1]) in RATINGS
+        return _is_called(self.columns, RATINGS)
+
+
+def _is_called(columns: dict[str, str], names: Sequence[str]) -> bool:
+    """Whether the column of `value` has one of these names."""
+    return plain_name(columns.get("value", "").rsplit(".", 1)[-1]) in names
 
 
 def mapping_of(kind: Kind, sample: Sample, reading: ItemFiles, source: str) -> Mapping:
@@ -141,7 +151,29 @@ def mapping_of(kind: Kind, sample: Sample, reading: ItemFiles, source: str) -> M
     read = {part for column in ordered.values() for part in parts_of(column, names)}
     left_out = [name for name in names if name not in read]
     others = {field: found for field, found in others.items() if found}
-    return Mapping(kind, ordered, clocks, decimal, action, left_out, others, names)
+    below_zero = _below_zero(reading, ordered, action, source)
+    return Mapping(kind, ordered, clocks, decimal, action, left_out, others, names, below_zero)
+
+
+def _below_zero(reading: ItemFiles, columns: dict[str, str], action: str, source: str) -> str:
+    """What events with a value below 0 are: as it is said, or returns where the others are purchases of so many pieces.
+
+    Raises:
+        InputError: it is said, and so does a column.
+    """
+    said = reading.action_below_zero if isinstance(reading, EventFiles) else ""
+    if "value" not in columns:
+        return ""
+    if "action" in columns:
+        if said:
+            raise InputError(
+                f"{source}: --action-below-zero {said}: column {columns['action']!r} says the action of each row; "
+                "expected none: --map action= or --action NAME for all rows"
+            )
+        return ""
+    is_bought = action == "purchase" or (action in ("", UNNAMED) and _is_called(columns, QUANTITIES))
+    name = said or (RETURN if is_bought and not _is_called(columns, RATINGS) else "")
+    return "" if name == (action or UNNAMED) else name
 
 
 def _with_joined(sample: Sample, reading: ItemFiles) -> Sample:

@@ -45,6 +45,8 @@ ITEM_NAMES = {
     "valid_from_ms": """validfromms validfrom availablefrom publishedat publishdate published releasedat releasedate
         launchdate""",
 }
+QUANTITIES = ("quantity", "qty", "menge", "anzahl", "stueck")
+"""Names of values that are numbers of pieces: those below 0 came back."""
 RATINGS = ("rating", "stars", "score", "overall")
 """Names of values that say how much somebody liked an item, low ones that he didn't."""
 OF_PEOPLE = ("name", "displayname", "author", "artist", "subject", "body", "summary", "abstract")

@@ -10,6 +10,7 @@ from typing import Any
 
 import orjson
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from driftline.graph.contexts import context_of
 from driftline.stream.convert.columns import NO_VALUES, NULLS, joined, without
@@ -81,6 +82,10 @@ def typed_rows(
         for field, meaning in mapping.kind.columns.items():
             arrays[field], found = _typed(mapping, field, meaning, chunk)
             problems += found
+        if mapping.below_zero:
+            below = pc.less(arrays["value"], 0).fill_null(False)
+            arrays["action"] = pc.if_else(below, mapping.below_zero, arrays["action"])
+            arrays["value"] = pc.if_else(below, pc.negate(arrays["value"]), arrays["value"])
         for name in mapping.kept:
             raw = chunk.columns.get(name, pa.nulls(chunk.rows))
             cells = values_of(raw) if isinstance(raw, pa.Array) else raw

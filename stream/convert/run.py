@@ -97,6 +97,7 @@ class Done:
         written: rows of the file.
         actions: rows by action; "interact" where there is none.
         duplicates: events whose event_id an earlier one among the last `state.dedupe_ids` has: a worker drops them.
+        below_zero: rows whose value is below 0 in the file, where no column says their action.
         repeated: item rows that a later row of their id replaced.
     """
 
@@ -105,6 +106,7 @@ class Done:
     written: int = 0
     actions: Counter[str] = field(default_factory=Counter)
     duplicates: int = 0
+    below_zero: int = 0
     repeated: int = 0
 
 
@@ -149,6 +151,7 @@ def check(plan: Plan, settings: Settings, bad: Path | None = None, say: Callable
         for _ in _watched(plan, done, aside, say):
             pass
     done.bad = aside.rows
+    _refuse_unmeant(plan, done, settings)
     return done
 
 
@@ -183,6 +186,7 @@ def write_events(
                 repeats.see(table["event_id"])
             done.bad, done.duplicates = aside.rows, repeats.found
             _refuse_bad(plan, done, bad)  # within: so no file comes to be
+            _refuse_unmeant(plan, done, settings)
     return done
 
 
@@ -233,15 +237,36 @@ def _watched(plan: Plan, done: Done, aside: Bad, say: Callable[[int], None]) -> 
             counted = pc.value_counts(batch.column("action").fill_null(UNNAMED))
             pairs = zip(counted.field("values").to_pylist(), counted.field("counts").to_pylist(), strict=True)
             done.actions.update(dict(pairs))
+            if "action" not in plan.mapping.columns:
+                done.below_zero += _below_zero(plan.mapping, batch)
         yield batch
     for problem in hints.problems():
         report.add(problem)
+
+
+def _below_zero(mapping: Mapping, batch: pa.RecordBatch) -> int:
+    """Rows whose value is below 0 in the file."""
+    named = mapping.below_zero
+    below = pc.equal(batch.column("action"), named) if named else pc.less(batch.column("value"), 0)
+    return pc.sum(below).as_py() or 0
 
 
 def _warn_of_future(report: Report, column: str, t_ms: Int64) -> None:
     problem = Problem(0, column, "in the future", str(t_ms[0]), FUTURE, True)
     report.add(problem, keep=1)
     report.counts[problem.kind, column] += len(t_ms) - 1
+
+
+def _refuse_unmeant(plan: Plan, done: Done, settings: Settings) -> None:
+    """An error if rows with a value below 0 got an action without a meaning: they would count as wanted."""
+    name = plan.mapping.below_zero
+    if name and done.below_zero and name not in settings.actions:
+        raise InputError(
+            f"{plan.source}: {done.below_zero:,} rows have a value below 0 in {plan.mapping.columns['value']!r} and "
+            f"would be {name!r}, which configuration {settings.name!r} does not set; expected one of "
+            f"{', '.join(settings.actions)}: --action-below-zero NAME (that of the other rows keeps them as they are), "
+            f"or set it: actions: {{{name}: {{weight: -1.0, positive: false}}}}"
+        )
 
 
 def _refuse_bad(plan: Plan, done: Done, bad: Path | None) -> None:

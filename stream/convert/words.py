@@ -14,9 +14,9 @@ from driftline.configs.load import load_settings
 from driftline.configs.settings import ItemFiles, Settings
 from driftline.stream.convert.guess import TIMES, Mapping
 from driftline.stream.convert.numbers import BETWEEN
-from driftline.stream.convert.run import Plan
+from driftline.stream.convert.run import Done, Plan
+from driftline.stream.events.files import UNNAMED
 
-UNNAMED = "interact"
 HEAD = "# Written beside the files: how files like these are read. Every other setting may stand here too.\n"
 
 
@@ -51,10 +51,9 @@ def check_value(plan: Plan, settings: Settings) -> str:
         return ""
     span = f"{min(values):g} to {max(values):g} in the first {len(values):,} rows"
     if not mapping.is_rating:
-        returns = "" if min(values) >= 0 else "; negative ones, such as returns, are as wanted as the others"
         return (
             f"{column!r} is the value ({span}) and nothing says what was done: each row is an {UNNAMED!r}, "
-            f"{meaning(settings, UNNAMED)}; --action purchase, play, ... says more{returns}"
+            f"{meaning(settings, UNNAMED)}; --action purchase, play, ... says more"
         )
     choices = [f"under configuration {settings.name!r}, {meaning(settings, 'rate', values)}"]
     if settings.action("rate").positive_from is None:
@@ -64,6 +63,21 @@ def check_value(plan: Plan, settings: Settings) -> str:
         f"counts as wanted, low ones too. Say it: --action rate ({'; '.join(choices)}), or --action {UNNAMED} to "
         "keep it so"
     )
+
+
+def below_zero(plan: Plan, done: Done, settings: Settings) -> str:
+    """A word on values below 0 where no column names an action, "" = there are none, or they are ratings."""
+    mapping, n = plan.mapping, done.below_zero
+    action = mapping.below_zero or mapping.action or UNNAMED
+    if not n or mapping.is_rating or action == "rate":
+        return ""
+    rows = f"{n:,} {'row' if n == 1 else 'rows'} with a value below 0 in {mapping.columns['value']!r}"
+    if mapping.below_zero:
+        return (
+            f"{rows} became {action!r} ({meaning(settings, action)}), the value without its sign; "
+            "--action-below-zero NAME changes it"
+        )
+    return f"{rows} stayed {action!r} ({meaning(settings, action)}); --action-below-zero return makes them returns"
 
 
 def _values(plan: Plan) -> list[float]:
@@ -89,6 +103,8 @@ def rows_of(mapping: Mapping) -> list[tuple[str, str, str]]:
         found.append((field, column, "; ".join(words)))
     if mapping.action:
         found.append(("action", "", f"{mapping.action!r} in all rows"))
+    if mapping.below_zero:
+        found.append(("action", "", f"{mapping.below_zero!r} where the value is below 0"))
     return found
 
 

@@ -197,11 +197,67 @@ def test_a_shops_order_lines_say_what_is_suspicious_in_them(tmp_path):
     (tmp_path / "lines.csv").write_text("\n".join(lines))
     result = run("import", tmp_path / "lines.csv", "--out", tmp_path / "out")
     assert result.exit_code == 0, result.output
-    assert "negative ones, such as returns, are as wanted as the others" in result.stderr
+    assert "1 row with a value below 0 in 'Quantity' became 'return' (weight -1, never counts" in result.stderr
     assert "in the future" in result.stdout
     assert "all ids end in .0" in result.stdout
     assert written(tmp_path / "out")[0]["group_id"] == "530"
     assert read_items(tmp_path / "out" / "items.parquet")["83A"].text == "LAMP 3"
+
+
+@pytest.fixture
+def pieces(tmp_path):
+    """A shop's lines, three of ten with a negative number of pieces."""
+    lines = ["Kundennr;Artikelnr;Datum;Menge"]
+    lines += [f"K{n % 3};A{n};{n + 1}.12.2024 10:00;{'-2' if n in (4, 6, 9) else '3'}" for n in range(9, -1, -1)]
+    path = tmp_path / "lines.csv"
+    path.write_text("\n".join(lines))
+    return path
+
+
+def test_pieces_that_came_back_are_returns_for_every_command_with_the_same_options(pieces, tmp_path):
+    options = ["--time", "dmy", "--action", "purchase", "-c", "ecommerce"]
+    said = "3 rows with a value below 0 in 'Menge' became 'return' (weight -1, never counts as wanted), the value"
+    result = run("import", pieces, *options, "--out", tmp_path / "out", "--json")
+    assert result.exit_code == 0, result.output
+    assert said in result.stderr
+    assert json.loads(result.stdout)["events"]["below_zero"] == 3
+    expected = [("return", 2.0) if n in (4, 6, 9) else ("purchase", 3.0) for n in range(10)]
+    assert [(row["action"], row["value"]) for row in written(tmp_path / "out")] == expected
+    again = run("import", pieces, "-c", tmp_path / "out" / "driftline.yaml", "--out", tmp_path / "again")
+    assert said in again.stderr
+    assert written(tmp_path / "again") == written(tmp_path / "out")
+    assert said in run("validate", pieces, *options).stderr
+    assert said in run("produce", "--events", pieces, *options).stderr, "refused afterwards: it is out of order"
+    run("replay", "--events", pieces, *options, "--out", tmp_path / "replay", "--arms", "popularity", "--no-audit")
+    assert written(tmp_path / "replay" / "files") == written(tmp_path / "out")
+
+
+def test_another_action_for_values_below_zero_is_said_or_refused_where_nothing_says_what_it_means(pieces, tmp_path):
+    def actions(*more):
+        result = run("import", pieces, "--time", "dmy", *more, "--out", tmp_path / "out")
+        assert result.exit_code == 0, result.output
+        rows = written(tmp_path / "out")
+        return result.stderr, {(row["action"], row["value"]) for row in rows if row["value"] != 3}
+
+    assert actions()[1] == {("return", 2)}, "a number of pieces is one whether or not the others are called purchases"
+    note, kept = actions("--action", "purchase", "--action-below-zero", "purchase")
+    assert kept == {("purchase", -2)}
+    assert "3 rows with a value below 0 in 'Menge' stayed 'purchase' (weight 1, counts as wanted whatever" in note
+    note, kept = actions("--action", "cart")
+    assert kept == {("cart", -2)}
+    assert "--action-below-zero return makes them returns" in note
+    assert actions("--action", "cart", "--action-below-zero", "view")[1] == {("view", 2)}
+    assert load_settings(tmp_path / "out" / "driftline.yaml").event_files.action_below_zero == "view"
+    for command in (["import", pieces, "--out", tmp_path / "none"], ["validate", pieces]):
+        refused = run(*command, "--time", "dmy", "--action-below-zero", "retoure")
+        assert isinstance(refused.exception, InputError)
+        assert "3 rows have a value below 0 in 'Menge' and would be 'retoure', which" in str(refused.exception)
+    assert list((tmp_path / "none").iterdir()) == []
+    pieces.write_text("user,item,ts,action,qty\nu,i,1600000000,buy,-1\n")
+    refused = run("validate", pieces, "--action-below-zero", "return")
+    assert "column 'action' says the action of each row" in str(refused.exception)
+    assert run("import", pieces, "--out", tmp_path / "named").exit_code == 0
+    assert [(row["action"], row["value"]) for row in written(tmp_path / "named")] == [("buy", -1)]
 
 
 def test_what_users_write_of_themselves_and_of_items_does_not_become_items(tmp_path):

@@ -129,7 +129,7 @@ def show(plan: Plan) -> None:
     what = "events" if plan.mapping.kind.option == "--map" else "items"
     err.print(f"{plan.source}: read as {what}; {plan.mapping.kind.option} FIELD=COLUMN changes it", soft_wrap=True)
     table = Table("field", "column", "")
-    for cells in rows_of(plan.mapping):
+    for cells in rows_of(plan):
         table.add_row(*cells)
     err.print(table)
     if plan.mapping.kept:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,7 @@ from driftline.stream.convert.columns import PLUS, parts_of
 from driftline.stream.convert.names import EVENT_NAMES, ITEM_NAMES, QUANTITIES, RATINGS, plain_name, rank
 from driftline.stream.convert.numbers import OPEN, sign_of, sign_of_file, with_point
 from driftline.stream.convert.sources import Sample
-from driftline.stream.convert.times import SURE, Clock, guess_clock
+from driftline.stream.convert.times import SURE, WORDS, Clock, guess_clock
 from driftline.stream.events.cells import convert
 from driftline.stream.events.checks import EVENT_COLUMNS, EVENT_REQUIRED, ITEM_COLUMNS, ITEM_REQUIRED
 from driftline.stream.events.files import UNNAMED
@@ -288,6 +289,19 @@ def _no_column(
 ) -> str:
     named = [name for name in sample.names if rank(name, kind.names[field]) is not None]
     if kind.columns[field] in TIMES:
+        for name in (named or sample.names) if reading.time else ():
+            clock, word = guess_clock(sample.values[name], reading.zone)
+            if clock or word:
+                hint = (
+                    f"it looks like {WORDS.get(clock.how, clock.how)}: --time {shlex.quote(clock.how)}"
+                    if clock
+                    else word
+                )
+                return (
+                    f"{source}: column {name!r} holds {shorten(str(sample.values[name][0]))}, which is no time in "
+                    f"{WORDS.get(reading.time, repr(reading.time))}, as --time {reading.time} says; {hint}; "
+                    "without --time it is guessed"
+                )
         for name in named:
             if word := guess_clock(sample.values[name], reading.zone)[1]:
                 return _ambiguous(source, name, sample, word)

@@ -124,6 +124,9 @@ def _typed(mapping: Mapping, field: str, meaning: str, chunk: Chunk) -> tuple[pa
     elif meaning == "number":
         raw = column_with_point(raw, mapping.decimal)
     array, found = check_column(column, meaning, raw, chunk.numbers, required)
+    if meaning in TIMES:
+        missing = f"a time: {mapping.clocks[field]}"
+        found = [replace(problem, expected=missing) if problem.kind == "missing" else problem for problem in found]
     named = {problem.row for problem in problems}
     return array, problems + [problem for problem in found if problem.row not in named]
 

@@ -30,6 +30,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _NUMBER = re.compile(r"\s*-?[0-9]+(\.[0-9]*)?\s*")
 _DIGITS = re.compile(r"(19|20)[0-9]{2}(0[1-9]|1[0-2])([0-2][0-9]|3[01])([0-2][0-9][0-5][0-9][0-5][0-9])?")
 _SPACED_OFFSET = re.compile(r"\s+(?=[+-][0-9]{2}:?[0-9]{2}$)")
+_ZONE = re.compile(r".{8,}(Z|UTC|GMT|:[0-9.]+\s*[+-][0-9]{2}(:?[0-9]{2})?)")
 _NAMED_UTC = re.compile(r"\s*(UTC|GMT)$")
 _DAY_MONTH = re.compile(
     r"([0-9]{1,2})([./-])([0-9]{1,2})\2([0-9]{4}|[0-9]{2})"
@@ -52,6 +53,14 @@ class Clock:
     def __str__(self) -> str:
         words = WORDS.get(self.how, self.how)
         return words if self.how in UNITS else f"{words}, {self.zone} where no zone is named"
+
+    def about(self, sample: Sequence[Any]) -> str:
+        """Words on how a column is read whose first values are those of `sample`, with what changes the zone."""
+        words = WORDS.get(self.how, self.how)
+        if self.how in UNITS or "%z" in self.how or (sample and all(map(_has_zone, sample))):
+            return words
+        other = "; --zone Europe/Berlin changes it" if self.zone == "UTC" else ""
+        return f"{words}; {self.zone}, as no zone is named{other}"
 
     def read(self, raw: Any) -> tuple[pa.Array, list[int]]:
         """Milliseconds [n] int64, null where there is nothing, and the rows where there is something that is no time.
@@ -130,6 +139,10 @@ class Clock:
     def _ms_of(self, when: datetime) -> int:
         since = (when if when.tzinfo else when.replace(tzinfo=ZoneInfo(self.zone))) - _EPOCH
         return since // timedelta(milliseconds=1)
+
+
+def _has_zone(cell: Any) -> bool:
+    return cell.tzinfo is not None if isinstance(cell, datetime) else _ZONE.fullmatch(str(cell).strip()) is not None
 
 
 def _array(cells: Sequence[Any]) -> pa.Array | None:

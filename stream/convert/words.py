@@ -91,11 +91,12 @@ def _values(plan: Plan) -> list[float]:
     return found
 
 
-def rows_of(mapping: Mapping) -> list[tuple[str, str, str]]:
+def rows_of(plan: Plan) -> list[tuple[str, str, str]]:
     """(field, column, how) of a mapping, for people."""
-    found = []
+    mapping, found = plan.mapping, []
     for field, column in mapping.columns.items():
-        words = [str(mapping.clocks[field])] if field in mapping.clocks else []
+        clock = mapping.clocks.get(field)
+        words = [clock.about(plan.sample.values.get(column, ()))] if clock else []
         if mapping.kind.columns[field] == "number" and mapping.decimal == ",":
             words.append("decimal comma")
         if others := mapping.others.get(field):

@@ -5,7 +5,7 @@ import pytest
 from driftline.configs.errors import InputError
 from driftline.configs.settings import EventFiles, ItemFiles
 from driftline.stream.convert.guess import EVENTS, ITEMS, mapping_of
-from driftline.stream.convert.names import EVENT_NAMES, rank
+from driftline.stream.convert.names import EVENT_NAMES, plain_name, rank
 from driftline.stream.convert.numbers import OPEN, sign_of, with_point
 from driftline.stream.convert.sources import Sample
 
@@ -39,6 +39,53 @@ def mapping(columns, reading=None, kind=EVENTS):
 def test_columns_are_found_by_their_names(columns, expected):
     found = mapping(columns).columns
     assert tuple(found.get(field) for field in ("user_id", "item_id", "timestamp_ms", "value")) == expected
+
+
+LANGUAGES = {
+    "user_id": "Kundennr. | Kunden-Nr | Debitor | N° client | Id_client | Código cliente | Cliente | Klantnr | Klant",
+    "item_id": "Art.-Nr. | Artikelnr | Produkt-ID | Code article | Réf. produit | Artículo | Id producto | Artikelcode",
+    "timestamp_ms": "Bestelldatum | Belegdatum | Date de commande | Date achat | Fecha | Fecha pedido | Besteldatum",
+    "value": "Menge | Stückzahl | Quantité | Qté | Cantidad | Unidades | Aantal | Hoeveelheid",
+    "price": "Einzelpreis | Bruttopreis | Prix unitaire | Prix TTC | Precio | Precio unitario | Stuksprijs | Prijs",
+    "group_id": "Bestellnr | Bestell-Nr. | Bestellnummer | Rechnungsnr | Auftragsnr | N° commande | "
+    "Numéro de commande | Commande | Facture | Pedido | Nº pedido | Factura | "
+    "Bestelnummer | Ordernr | Factuurnummer | Warenkorb-ID",
+    "title": "Bezeichnung | Produktbezeichnung | Libellé | Désignation | Título | Nombre | Productnaam | Naam",
+    "categories": "Warengruppe | Kategorie | Catégorie | Famille | Categoría | Familia | Productgroep | Categorie",
+    "brand": "Marke | Hersteller | Marque | Fabricant | Marca | Merk | Fabrikant",
+    "text": "Beschreibung | Produktbeschreibung | Descriptif | Descripción | Omschrijving",
+}
+"""What German, French, Spanish and Dutch exports call fields."""
+
+
+@pytest.mark.parametrize(("field", "names"), LANGUAGES.items())
+def test_columns_are_found_in_the_languages_of_exports(field, names):
+    kind = EVENTS if field in EVENTS.columns else ITEMS
+    cells = {"timestamp_ms": "31.12.2024", "value": "2", "price": "2,50"}
+    base = {"user_id": ["c"], "item_id": ["a"]} | ({"timestamp_ms": SECONDS} if kind is EVENTS else {})
+    base.pop(field, None)
+    for name in names.split(" | "):
+        found = mapping({**base, name: [cells.get(field, "x")]}, kind=kind)
+        assert (found.columns.get(field), found.others) == (name, {}), name
+
+
+@pytest.mark.parametrize("kind", [EVENTS, ITEMS])
+def test_no_name_of_a_column_stands_for_two_fields(kind):
+    names = [name for field in kind.names.values() for name in field.split()]
+    assert [name for name in names if names.count(name) > 1] == []
+    assert all(plain_name(name) == name for name in names)
+
+
+def test_a_notation_that_does_not_fit_is_named_with_the_column_that_was_found():
+    columns = {"user": ["u"], "item": ["i"], "Bestelldatum": ["31.12.2024 10:00"]}
+    with pytest.raises(InputError) as refused:
+        mapping(columns, {"time": "s"})
+    assert (
+        "column 'Bestelldatum' holds '31.12.2024 10:00', which is no time in seconds, as --time s says; it looks like "
+        "day, month, year: --time dmy; without --time it is guessed"
+    ) in str(refused.value)
+    with pytest.raises(InputError, match="no column was found for timestamp_ms"):
+        mapping({"user": ["u"], "item": ["i"], "colour": ["red"]}, {"time": "s"})
 
 
 def test_what_a_column_holds_counts_more_than_its_name():

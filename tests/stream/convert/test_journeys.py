@@ -158,19 +158,21 @@ def test_a_podcasts_jsonl_with_nested_context_and_iso_times_in_parts(tmp_path):
 def test_bad_rows_are_counted_by_reason_and_put_aside_with_their_place(tmp_path):
     source, bad = tmp_path / "orders.csv", tmp_path / "bad.jsonl"
     good = [f"u{n},a,2024-01-{1 + n % 28:02}" for n in range(100)]
-    source.write_text("\n".join(["customer,sku,ordered_at", *good, ",a,2024-01-01", "u,b,tomorrow", "u,c"]))
+    source.write_text("\n".join(["customer,sku,ordered_at", *good, ",a,2024-01-01", "u,b,tomorrow", "u,c", "u,d,"]))
     refused = run("import", source, "--out", tmp_path / "out")
-    for words in ("3 of 103 rows are not right", "1 missing in 'customer'", "1 not a time in 'ordered_at'",
+    for words in ("4 of 104 rows are not right", "1 missing in 'customer'", "1 not a time in 'ordered_at'",
                   "1 wrong number of fields", "the first: row 101", "--bad FILE"):  # fmt: skip
         assert words in str(refused.exception)
     assert [path.name for path in (tmp_path / "out").iterdir()] == []
     result = run("import", source, "--out", tmp_path / "out", "--bad", bad)
     assert result.exit_code == 0, result.output
-    assert "3 rows put aside in" in result.stdout
+    assert "4 rows put aside in" in result.stdout
     lines = [json.loads(line) for line in bad.read_text().splitlines()]
     assert {(line["row"], line["problems"][0]["kind"]) for line in lines} == {
-        (101, "missing"), (102, "not a time"), (103, "wrong number of fields")
+        (101, "missing"), (102, "not a time"), (103, "wrong number of fields"), (104, "missing")
     }  # fmt: skip
+    empty = next(line for line in lines if line["row"] == 104)["problems"][0]
+    assert empty["expected"] == "a time: ISO 8601, UTC where no zone is named"
     assert next(line for line in lines if line["row"] == 102)["read"]["ordered_at"] == "tomorrow"
     assert len(written(tmp_path / "out")) == 100
 

@@ -92,3 +92,19 @@ def test_every_unit_is_found_by_its_size_and_read_exactly(ms, unit):
     assert clock in (Clock(unit), Clock("%Y%m%d"), Clock("%Y%m%d%H%M%S"))
     assert Clock(unit).read(pa.array([number]))[0].to_pylist() == [expected]
     assert Clock(unit).read(pa.array([str(number)]))[0].to_pylist() == [expected]
+
+
+@pytest.mark.parametrize(
+    ("clock", "sample", "words"),
+    [
+        (Clock("dmy"), ["31.12.2024"], "day, month, year; UTC, as no zone is named; --zone Europe/Berlin changes it"),
+        (Clock("dmy", "Europe/Berlin"), ["31.12.2024"], "day, month, year; Europe/Berlin, as no zone is named"),
+        (Clock("iso"), ["2024-12-31"], "ISO 8601; UTC, as no zone is named; --zone Europe/Berlin changes it"),
+        (Clock("iso"), [datetime(2024, 12, 31)], "ISO 8601; UTC, as no zone is named; --zone Europe/Berlin changes it"),
+        (Clock("iso"), ["2024-12-31T10:00Z", "2024-12-31 10:00:00.5 +0100", "2024-12-31T10:00-05"], "ISO 8601"),
+        (Clock("iso"), [datetime(2024, 12, 31, tzinfo=UTC)], "ISO 8601"),
+        (Clock("s"), ["1600000000"], "seconds"),
+    ],
+)  # fmt: skip
+def test_the_zone_is_named_at_the_place_where_the_cells_name_none(clock, sample, words):
+    assert clock.about(sample) == words

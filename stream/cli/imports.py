@@ -86,7 +86,10 @@ def import_files(
         apart = f"{join.ids - join.joined_ids:,} ids with {join.rows - join.joined_rows:,} events join none"
         ids = f"{join.joined_ids:,} of {join.ids:,} item ids of the events are among the items"
         out.print(f"{ids}; {apart}" if join.joined_ids < join.ids else ids, soft_wrap=True)
-        if problem := join.problem():
+        if item_plan is not None and not join.joined_ids:
+            columns = [f"{one.mapping.columns['item_id']!r} of {one.source}" for one in (plan, item_plan)]
+            out.print(f"warning: {join.none(*columns)}", soft_wrap=True)
+        elif problem := join.problem():
             out.print(f"warning: {problem}", soft_wrap=True)
     out.print(", ".join(str(path) for path in files), soft_wrap=True)
 

@@ -172,12 +172,14 @@ def own_files(
     told: Told,
     folder: Path | None = None,
     sort: bool = True,
+    undone: str = "written",
 ) -> Iterator[tuple[Path | None, Path | None]]:
     """Paths of events and items in the schema: those given, or what they were converted to.
 
     Args:
         folder: for converted files; None = a temporary one.
         sort: converted events are sorted by time.
+        undone: what a refusal says that nothing was.
     """
     from driftline.stream.convert.guess import EVENTS, ITEMS
     from driftline.stream.convert.run import Plan, is_ready, write_events, write_items
@@ -193,7 +195,7 @@ def own_files(
             event_file = place / "events.parquet"
             place.mkdir(parents=True, exist_ok=True)
             with progress(None, "rows of events read") as update:
-                done = write_events(plan, event_file, settings, told.bad, update, sort)
+                done = write_events(plan, event_file, settings, told.bad, update, sort, undone)
             say(below_zero(plan, done, settings))
             _say_aside(done, told.bad)
         if items is not None and not is_ready(items, ITEMS, told.items(settings)):
@@ -202,7 +204,7 @@ def own_files(
             item_file = place / "items.parquet"
             place.mkdir(parents=True, exist_ok=True)
             with progress(None, "rows of items read") as update:
-                done = write_items(plan, item_file, told.bad_items, update)
+                done = write_items(plan, item_file, told.bad_items, update, undone)
             _say_aside(done, told.bad_items)
         yield event_file, item_file
 

@@ -75,7 +75,7 @@ def produce(
     if sort and as_it_is:
         raise typer.BadParameter("got --sort and --as-it-is; expected one of them")
     settings = settings_of(config)
-    with own_files(events, items, settings, told, sort=False) as (event_file, item_file):
+    with own_files(events, items, settings, told, sort=False, undone="sent") as (event_file, item_file):
         if event_file is not None and not (sort or as_it_is):
             refuse_disorder(events, order_of(event_file, settings.state.late_ms, since or 0, until))
         total = count_rows(event_file) if event_file is not None and since is None and until is None else None

@@ -162,6 +162,7 @@ def write_events(
     bad: Path | None = None,
     say: Callable[[int], None] = lambda _: None,
     sort: bool = True,
+    undone: str = "written",
 ) -> Done:
     """Writes a file of events in order of time.
 
@@ -170,6 +171,7 @@ def write_events(
         bad: file for rows that are not right, one JSON object a line; None = they are refused.
         say: gets the number of rows that were read.
         sort: False = in the order of the source.
+        undone: what a refusal says that nothing was.
 
     Raises:
         InputError: the source can't be read, rows are not right and `bad` is None, or none is right.
@@ -185,13 +187,21 @@ def write_events(
                 done.written += len(table)
                 repeats.see(table["event_id"])
             done.bad, done.duplicates = aside.rows, repeats.found
-            _refuse_bad(plan, done, bad)  # within: so no file comes to be
+            _refuse_bad(plan, done, bad, undone)  # within: so no file comes to be
             _refuse_unmeant(plan, done, settings)
     return done
 
 
-def write_items(plan: Plan, to: Path, bad: Path | None = None, say: Callable[[int], None] = lambda _: None) -> Done:
+def write_items(
+    plan: Plan,
+    to: Path,
+    bad: Path | None = None,
+    say: Callable[[int], None] = lambda _: None,
+    undone: str = "written",
+) -> Done:
     """Writes a file of items, the last row of each id. They are held in memory, as whoever reads them does.
+
+    Args: as those of `write_events`.
 
     Raises:
         InputError: as `write_events`.
@@ -203,7 +213,7 @@ def write_items(plan: Plan, to: Path, bad: Path | None = None, say: Callable[[in
             done.written += batch.num_rows
             held = _last_of_each(pa.concat_tables([held, pa.Table.from_batches([batch])]))
         done.bad = aside.rows
-        _refuse_bad(plan, done, bad)
+        _refuse_bad(plan, done, bad, undone)
         done.written, done.repeated = len(held), done.written - len(held)
         with parquet_file(to, plan.kind) as writer:
             writer.write_table(held)
@@ -269,7 +279,7 @@ def _refuse_unmeant(plan: Plan, done: Done, settings: Settings) -> None:
         )
 
 
-def _refuse_bad(plan: Plan, done: Done, bad: Path | None) -> None:
+def _refuse_bad(plan: Plan, done: Done, bad: Path | None, undone: str) -> None:
     report = done.report
     if report.rows == 0:
         raise InputError(f"{plan.source}: got 0 rows; expected at least one")
@@ -283,7 +293,7 @@ def _refuse_bad(plan: Plan, done: Done, bad: Path | None) -> None:
         then = "" if done.bad == report.rows else ": --bad FILE puts them aside there and takes the others"
         raise InputError(
             f"{plan.source}: {done.bad:,} of {report.rows:,} rows are not right ({kinds}), the first: {first}. Nothing "
-            f"was written{then}"
+            f"was {undone}{then}"
         )
 
 

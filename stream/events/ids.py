@@ -139,6 +139,15 @@ class Join:
         expected = f"ids written as those of the items, such as {shorten(self.item)}{self.hint}"
         return Problem(0, "item_id", kind, got, expected, True)
 
+    def none(self, events: str, items: str) -> str:
+        """A sentence for files of which no item joins; `events` and `items` name the columns of their ids."""
+        return (
+            f"none of the {self.ids:,} item ids of the events is in the items file, so no event has a title, a "
+            f"category or a price of its item: {events} holds {shorten(self.example)}, {items} holds "
+            f"{shorten(self.item)}; expected the same ids{self.hint}: name other columns (--map item_id=COLUMN, "
+            "--items-map item_id=COLUMN), or other files"
+        )
+
 
 def _hint(apart: list[str], items: Collection[str]) -> str:
     forms: dict[str, Callable[[str], str]] = {

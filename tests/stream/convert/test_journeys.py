@@ -177,6 +177,25 @@ def test_bad_rows_are_counted_by_reason_and_put_aside_with_their_place(tmp_path)
     assert len(written(tmp_path / "out")) == 100
 
 
+def test_rows_that_are_not_right_are_sent_by_nobody(tmp_path):
+    source = tmp_path / "orders.csv"
+    source.write_text("customer,sku,ordered_at\nu,a,2024-01-01\nu,b,tomorrow\n" + "u,a,2024-01-02\n" * 40)
+    refused = run("produce", "--events", source)
+    assert "'tomorrow'" in str(refused.exception)
+    assert "Nothing was sent: --bad FILE" in str(refused.exception)
+
+
+def test_items_of_another_shop_are_named_with_both_columns_and_an_id_of_each(films, tmp_path):
+    items = tmp_path / "wares.csv"
+    items.write_text("sku,title\nW-1,Lamp\nW-2,Rug\n")
+    result = run("import", films / "ratings.csv", "--items", items, "--action", "rate", "--out", tmp_path / "out")
+    checked = run("validate", films / "ratings.csv", "--items", items, "--action", "rate")
+    assert (result.exit_code, checked.exit_code) == (0, 0), "they may be items that nobody has taken yet"
+    assert "warning: none of the 399 item ids of the events is in the items file" in result.stdout
+    assert f"'movieId' of {films / 'ratings.csv'} holds '" in result.stdout
+    assert f"'sku' of {items} holds 'W-1'; expected the same ids: name other columns (--map item_id" in result.stdout
+
+
 def test_an_import_into_the_same_folder_keeps_settings_that_were_changed(films, tmp_path):
     def again(*more):
         return run("import", films / "ratings.csv", "--action", "rate", "--out", tmp_path, *more)

@@ -33,6 +33,7 @@ NOT_RUN = {
     "chaos": "takes minutes",
     "demo": "takes minutes",
     'import "SELECT': "needs DuckDB, which is an extra",
+    "replay --events mine/events.parquet -c mine/driftline.yaml --session": "the ratings of the page have no sessions",
 }
 """How a line begins that is not run, and why."""
 OTHER_PROGRAMS = {

@@ -17,6 +17,7 @@ import psutil
 import pytest
 from kafka import KafkaProducer
 from kafka.errors import KafkaError
+from tests.stream.conftest import wait_for
 
 from driftline.configs.addresses import free_port
 from driftline.configs.errors import BrokerError, ConfigError, LockedError
@@ -104,8 +105,7 @@ def test_a_broker_whose_starter_was_killed_before_it_wrote_of_it_is_found_shared
     command = [sys.executable, "-c", f"{killed}\n{HOLDER}", str(settings.embedded_dir), str(settings.embedded_port)]
     assert subprocess.run(command, start_new_session=True, check=False).returncode == -signal.SIGKILL
     assert not (settings.embedded_dir / "broker.json").exists()
-    orphan = EmbeddedBroker(settings).running()
-    assert orphan is not None
+    orphan = wait_for(EmbeddedBroker(settings).running, 10, "it is a broker's process by now")
     assert orphan.port == settings.embedded_port
     with (
         pytest.raises(LockedError, match=f"the embedded broker runs, process {orphan.pid}"),
@@ -127,10 +127,11 @@ def test_a_start_that_does_not_come_to_its_end_leaves_no_broker_behind(
     settings: Broker, monkeypatch: pytest.MonkeyPatch, step: str, error: BaseException
 ) -> None:
     called: list[Any] = []
+    before = set(psutil.Process().children())
 
     def fails(*arguments: Any) -> bool:
         called.append(arguments)
-        if started := [child.pid for child in psutil.Process().children() if "noida" in child.name()]:
+        if started := [child.pid for child in psutil.Process().children() if child not in before]:
             called.append(started)
             raise error
         return False

@@ -42,7 +42,7 @@ from driftline.stream.kafka.identity import Identity
 from driftline.stream.learn.catalogue import NOWHERE, Catalogue, CatalogueTexts
 from driftline.stream.learn.checkpoint import read_checkpoint, write_checkpoint
 from driftline.stream.learn.gate import LevelGate
-from driftline.stream.learn.groups import OpenGroups
+from driftline.stream.learn.groups import OpenGroups, is_of_share
 from driftline.stream.learn.learner import StreamLearner, group_of, learning_sha256
 from driftline.stream.learn.profiles import StreamProfiles
 from driftline.stream.learn.publishing import Publishing
@@ -436,9 +436,7 @@ class Trainer:
     def _is_learnt(self) -> bool:
         """Every group while it keeps up, an even share of them while it lags."""
         trainer = self.settings.trainer
-        if self.lag <= trainer.catch_up_events:
-            return True
-        return int(self._groups * trainer.catch_up_share) > int((self._groups - 1) * trainer.catch_up_share)
+        return self.lag <= trainer.catch_up_events or is_of_share(self._groups, trainer.catch_up_share)
 
     def _withdrawn_now(self) -> frozenset[str]:
         return self.catalogue.withdrawn(self.learner.table)

@@ -34,6 +34,7 @@ from driftline.model.plugs import wanted_history
 from driftline.model.ranker import HEADS
 from driftline.model.recall import PROFILES
 from driftline.model.sequence import SequenceLearner
+from driftline.stream.learn.groups import is_of_share
 from driftline.stream.learn.learner import StreamLearner
 from driftline.stream.replay.arms import Arm, Arrival, Cost, Ranking, Request, Setup, Slate
 from driftline.stream.replay.inputs import replay_profiles, replay_texts, texts_of
@@ -88,7 +89,7 @@ class Share:
     def takes_next(self) -> bool:
         """Whether the next group is one of it."""
         self._seen += 1
-        return int(self._seen * self.share) > int((self._seen - 1) * self.share)
+        return is_of_share(self._seen, self.share)
 
 
 class EnginePass:

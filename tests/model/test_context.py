@@ -1,7 +1,19 @@
 from dataclasses import replace
 
 import numpy as np
-from tests.model.test_engine import DAY, HISTORY, NOW, SETTINGS, TABLE, Plug, make, same, stream, view
+from tests.model.test_engine import (
+    DAY,
+    HISTORY,
+    NOW,
+    SETTINGS,
+    TABLE,
+    Plug,
+    continues_bit_identically,
+    make,
+    same,
+    stream,
+    view,
+)
 
 from driftline.configs.settings import Signals
 from driftline.model.engine import Engine
@@ -69,16 +81,7 @@ def test_the_ranker_learns_to_go_by_the_context():
 
 
 def test_a_restored_engine_with_context_continues_bit_identically():
-    whole, half = make(settings=WITH), make(settings=WITH)
-    for number, (group, before) in enumerate(in_context()):
-        if number == 40:
-            half = Engine.from_arrays(WITH, TABLE, half.arrays())
-        slates = [engine.slate(before, group.t_ms) for engine in (whole, half)]
-        same(*slates)
-        for engine, slate in zip((whole, half), slates, strict=True):
-            engine.learn(group, before, slate)
-    for name, array in whole.arrays().items():
-        np.testing.assert_array_equal(half.arrays()[name], array, err_msg=name)
+    continues_bit_identically(WITH, in_context())
 
 
 def test_serving_from_a_snapshot_reads_a_context_as_training_does():

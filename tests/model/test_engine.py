@@ -91,6 +91,20 @@ def same(a, b) -> None:
         np.testing.assert_array_equal(getattr(a, name), getattr(b, name), err_msg=name)
 
 
+def continues_bit_identically(settings, groups) -> None:
+    """One engine learns all groups, the other is restored on the way."""
+    whole, half = make(settings=settings), make(settings=settings)
+    for number, (group, before) in enumerate(groups):
+        if number == 40:
+            half = Engine.from_arrays(settings, TABLE, half.arrays())
+        slates = [engine.slate(before, group.t_ms) for engine in (whole, half)]
+        same(*slates)
+        for engine, slate in zip((whole, half), slates, strict=True):
+            engine.learn(group, before, slate)
+    for name, array in whole.arrays().items():
+        np.testing.assert_array_equal(half.arrays()[name], array, err_msg=name)
+
+
 HISTORY = [(1, 1000 * DAY), (2, 1000 * DAY), (1, 1020 * DAY), (7, 1030 * DAY)]
 NOW = 1050 * DAY
 
@@ -131,16 +145,7 @@ def test_engines_agree_up_to_the_group_that_one_of_them_learnt_otherwise():
 
 
 def test_a_restored_engine_continues_bit_identically():
-    whole, half = make(), make()
-    for number, (group, before) in enumerate(stream()):
-        if number == 40:
-            half = Engine.from_arrays(SETTINGS, TABLE, half.arrays())
-        slates = [engine.slate(before, group.t_ms) for engine in (whole, half)]
-        same(*slates)
-        for engine, slate in zip((whole, half), slates, strict=True):
-            engine.learn(group, before, slate)
-    for name, array in whole.arrays().items():
-        np.testing.assert_array_equal(half.arrays()[name], array, err_msg=name)
+    continues_bit_identically(SETTINGS, stream())
 
 
 def test_serving_from_a_snapshot_gives_the_training_slate():

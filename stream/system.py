@@ -9,10 +9,12 @@ it ends.
 
 from __future__ import annotations
 
+import errno
 import math
 import os
+import socket
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
@@ -180,14 +182,37 @@ def end_left_over(settings: Settings) -> list[Process]:
     return [child for child, _ in left]
 
 
-def with_ports(settings: Settings) -> Settings:
-    """The same settings with a free port for the metrics of each part that has none, or one that is taken."""
-    metrics, taken = settings.metrics, dict[str, int]()
-    for key, port in metrics.model_dump(exclude={"host"}).items():
-        wanted = range(port, port + (settings.serving.processes if key == "serving_port" else 1))
-        if not port or any(is_taken(metrics.host, one) for one in wanted):
-            taken[key] = free_port()
-    return settings.model_copy(update={"metrics": metrics.model_copy(update=taken)})
+@contextmanager
+def with_ports(settings: Settings) -> Iterator[Settings]:
+    """The same settings with a free port for the metrics of each part that has none, or one that is taken.
+
+    The parts listen only seconds later. Until the end the numbers are held as ports of UDP, on which nobody sends:
+    a second system that starts meanwhile looks for others, and the kernel gives them back when this process dies.
+    """
+    metrics, found = settings.metrics, dict[str, int]()
+    with ExitStack() as held:
+        for key, port in metrics.model_dump(exclude={"host"}).items():
+            processes = settings.serving.processes if key == "serving_port" else 1
+            while not port or not _hold(metrics.host, range(port, port + processes), held):
+                port = free_port()
+            found[key] = port
+        yield settings.model_copy(update={"metrics": metrics.model_copy(update=found)})
+
+
+def _hold(host: str, ports: Iterable[int], held: ExitStack) -> bool:
+    """Whether nobody listens on any of these ports or holds it; then they are held until `held` ends."""
+    with ExitStack() as stack:
+        for port in ports:
+            if is_taken(host, port):
+                return False
+            try:
+                family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
+                stack.enter_context(socket.socket(family, kind)).bind(address)
+            except OSError as error:
+                if error.errno == errno.EADDRINUSE:
+                    return False  # an address that this machine has not is refused where the part opens it
+        held.enter_context(stack.pop_all())
+    return True
 
 
 def children_of(

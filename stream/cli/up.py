@@ -79,8 +79,8 @@ def up(
     settings = settings_of(config)
     if detach:
         return _detached(settings, without or [], config)
-    settings, stopping = with_ports(settings), stop_on_signals()
-    with claimed(settings) as write:
+    stopping = stop_on_signals()
+    with claimed(settings) as write, with_ports(settings) as settings:
         write(starting(settings))
         _begin_log(settings.state.root / "up.log")
         for process in end_left_over(settings):

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 from driftline.configs.addresses import free_port
 from driftline.configs.errors import LockedError
-from driftline.configs.settings import Broker, Metrics, Settings, State, Trainer
+from driftline.configs.settings import Broker, Metrics, Serving, Settings, State, Trainer
 from driftline.serving.ports import open_metrics
 from driftline.stream.cli import app
 from driftline.stream.durable import delete_folder
@@ -223,11 +223,23 @@ def test_parts_get_ports_for_their_metrics_that_nobody_has() -> None:
         other.listen()
         taken, free = other.getsockname()[1], free_port()
         metrics = Metrics(worker_port=taken, trainer_port=free, profiler_port=0, serving_port=free_port())
-        found = ports_of(with_ports(Settings(metrics=metrics)))
+        with with_ports(Settings(metrics=metrics)) as with_free:
+            found = ports_of(with_free)
     assert found["trainer"] == free
     assert found["serving"] == metrics.serving_port
     assert found["worker"] not in (0, taken)
     assert found["profiler"]
+
+
+def test_two_systems_that_start_at_the_same_time_get_ports_of_their_own() -> None:
+    port = free_port()
+    settings = Settings(metrics=Metrics(serving_port=port), serving=Serving(processes=2))
+    with with_ports(settings) as first:
+        with with_ports(settings) as second:
+            assert not {port, port + 1} & {second.metrics.serving_port, second.metrics.serving_port + 1}
+        assert first.metrics.serving_port == port
+    with with_ports(settings) as third:
+        assert third.metrics.serving_port == port
 
 
 def test_how_far_a_system_is_comes_from_its_own_processes_alone() -> None:

@@ -18,8 +18,8 @@ export OPENBLAS_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 export PATH := $(abspath $(BIN)):$(PATH)
 
-# Many tests wait for a broker or a process more than they compute: two at a time. JOBS=0 runs them in one process.
-JOBS ?= 2
+# Many tests wait for a broker or a process more than they compute: three at a time on two cores. JOBS=0 runs them in one process.
+JOBS ?= 3
 PYTEST := python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help

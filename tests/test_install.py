@@ -158,6 +158,7 @@ class Application:
         for name in (*APPLICATION, *FOREIGN):
             self._trap(folder, name)
         self.environment = plain() | {"PYTHONPATH": str(folder / "modules"), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+        self.environment["NUMBA_DISABLE_JIT"] = "1"  # a new place has no machine code yet: a minute, for nine events
         self.environment["DRIFTLINE__BROKER__EMBEDDED_PORT"] = str(free_port())
 
     @staticmethod

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -13,6 +14,7 @@ from typing import Annotated, Any
 import orjson
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from driftline.configs.environment import strays
 from driftline.configs.load import load_settings
@@ -25,6 +27,8 @@ Config = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 
+TELL_S = 30.0
+"""Between two lines about what is waited for."""
 # ids, titles and paths are printed as they are: "[b]" is no style, ":x:" no emoji
 out = Console(highlight=False, markup=False, emoji=False)
 err = Console(stderr=True, highlight=False, markup=False, emoji=False)
@@ -65,6 +69,40 @@ def when(t_ms: int) -> str:
         return datetime.fromtimestamp(t_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S")
     except (ValueError, OverflowError):  # past the year 9999
         return f"{t_ms} ms"
+
+
+class Waiting:
+    """Says what is waited for: in a renewed line on a terminal, else at once, and again every `TELL_S`.
+
+    Args:
+        words: to begin with.
+    """
+
+    def __init__(self, words: str) -> None:
+        self._status = err.status(Text(words), spinner="dots") if err.is_terminal else None
+        self._words, self._told_s = words, time.monotonic()
+
+    def __enter__(self) -> Waiting:
+        if self._status is not None:
+            self._status.start()
+        else:
+            err.print(self._words, soft_wrap=True)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._status is not None:
+            self._status.stop()
+
+    def still(self, words: str) -> None:
+        """It takes longer; what for."""
+        now_s = time.monotonic()
+        if now_s - self._told_s < TELL_S:
+            return
+        if self._status is not None:
+            self._status.update(Text(words))
+        else:
+            self._told_s = now_s
+            err.print(words, soft_wrap=True)
 
 
 @contextmanager

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -17,7 +15,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from driftline.stream.cli.common import AsJson, Config, err, out, print_json, settings_of
+from driftline.stream.cli.common import AsJson, Config, Waiting, err, out, print_json, settings_of
 
 if TYPE_CHECKING:
     from driftline.configs.settings import Settings
@@ -29,7 +27,6 @@ LOOK_S = 2.0
 """Between two looks at how the system is."""
 TELL_S = 60.0
 """Between two lines about it where a line can't be renewed."""
-READY_S = 180.0
 COLOURS = {"worker": "cyan", "trainer": "magenta", "profiler": "blue", "serve": "green"}
 
 
@@ -78,7 +75,9 @@ def up(
         raise typer.BadParameter("nothing is left to run", param_hint="--without")
     settings = settings_of(config)
     if detach:
-        return _detached(settings, without or [], config)
+        from driftline.stream.cli.detached import start_detached
+
+        return start_detached(settings, without or [], config)
     settings, stopping = with_ports(settings), stop_on_signals()
     with claimed(settings) as write:
         write(starting(settings))
@@ -152,11 +151,7 @@ def down(config: Config = None, as_json: AsJson = False) -> None:
     owner = note.owner.find() if note is not None else None
     if note is not None and owner is not None:
         owner.terminate()
-        with _waits("up: ending; what was read is committed first"):
-            deadline = time.monotonic() + STOP_S + 30
-            while note.owner.find() is not None and time.monotonic() < deadline:
-                time.sleep(0.1)
-        if note.owner.find() is not None:
+        if not _ended(note, STOP_S + 30):
             owner.kill()
             err.print(f"up: process {owner.pid} did not end and was killed; what it had committed holds")
     left = end_left_over(settings)
@@ -170,6 +165,19 @@ def down(config: Config = None, as_json: AsJson = False) -> None:
         out.print(f"ended {', '.join(ended)}, left by a system that was killed")
     else:
         out.print(f"nothing ran on state.root {settings.state.root.absolute()}", soft_wrap=True)
+
+
+def _ended(note: Note, still_s: float) -> bool:
+    """Waits until a system that was asked to end has ended; False once none of its parts did for so long."""
+    moved_s, parts = time.monotonic(), len(note.children) + 1
+    with Waiting("up: ending; what was read is committed first") as waiting:
+        while note.owner.find() is not None and time.monotonic() - moved_s < still_s:
+            left = [child.name for child in note.children if child.find() is not None]
+            if len(left) < parts:
+                moved_s, parts = time.monotonic(), len(left)
+            waiting.still(f"up: ending; {', '.join(left) or 'the broker'} still runs")
+            time.sleep(0.1)
+    return note.owner.find() is None
 
 
 def reset(
@@ -218,17 +226,6 @@ def _tell_what_goes(settings: Settings, found: dict[str, Path]) -> None:
     else:
         lost = "with the embedded broker's data all events go, too: keep the files that they came from"
         err.print(lost, soft_wrap=True)
-
-
-@contextmanager
-def _waits(words: str) -> Iterator[None]:
-    """Says what is waited for: as long as it takes on a terminal, else in a line."""
-    if err.is_terminal:
-        with err.status(words, spinner="dots"):
-            yield
-    else:
-        err.print(words, soft_wrap=True)
-        yield
 
 
 class _View:
@@ -299,37 +296,6 @@ def _watched(settings: Settings, view: _View) -> Iterator[Any]:
     finally:
         ending.set()
         thread.join(LOOK_S + 5.0)
-
-
-def _detached(settings: Settings, without: list[str], config: str | None) -> None:
-    """Starts `driftline up` in a session of its own; returns once it answers."""
-    from driftline.configs.errors import StateError
-    from driftline.stream.system import claimed, running, standing
-
-    with claimed(settings):
-        pass  # refused here where one runs; the process that is started claims it for good
-    log = settings.state.root.absolute() / "up.log"
-    options = [*(["-c", config] if config else []), *(word for part in without for word in ("--without", part))]
-    with log.open("ab") as file:
-        process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "driftline.stream.cli.command", "up", *options],
-            stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True,
-        )  # fmt: skip
-    with _waits(f"up: starting until it answers, which may take a minute; log in {log}"):
-        deadline = time.monotonic() + READY_S
-        while time.monotonic() < deadline:
-            if process.poll() is not None:
-                tail = "\n".join(log.read_text(errors="replace").splitlines()[-8:])
-                err.print(tail, soft_wrap=True)
-                raise typer.Exit(process.returncode)
-            note = running(settings)
-            if note is not None and note.owner.pid == process.pid:
-                now = standing(settings, note.ports, [child.pid for child in note.children])
-                if now.model_sequence is not None or ("serve" in without and now.state_behind is not None):
-                    out.print(f"runs as process {process.pid}, answers on {note.address}; log in {log}", soft_wrap=True)
-                    return
-            time.sleep(0.5)
-    raise StateError(f"nothing answers after {READY_S:g} s; `driftline status` says what runs, {log} what it does")
 
 
 def _begin_log(log: Path) -> None:

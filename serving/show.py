@@ -50,7 +50,9 @@ def slate(
     for place, (item, name, score) in enumerate(rows):
         cells = [str(place + 1), item, name, f"{score:.3f}"]
         table.add_row(*cells, *([reasons[place]] if any(reasons) else []))
-    return Group(table, _origin(answer.provenance), *_behind(answer.provenance))
+    untitled = "none of them has a title: no items with these ids were read (`driftline produce --items FILE`)"
+    said = [] if any(answer.slate.titles) else [Text(untitled, "dim")]
+    return Group(table, *said, _origin(answer.provenance), *_behind(answer.provenance))
 
 
 def scores(answer: pb.ScoreItemsResponse, item_ids: Sequence[str], title: str) -> RenderableType:

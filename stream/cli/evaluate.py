@@ -14,7 +14,7 @@ from rich.table import Table
 from driftline.configs.settings import UNKNOWN_ACTION, Settings
 from driftline.stream.bundled import BUNDLED
 from driftline.stream.cli.arms import print_arms
-from driftline.stream.cli.common import AsJson, Config, out, print_json, settings_of, when
+from driftline.stream.cli.common import AsJson, Config, err, out, print_json, settings_of, when
 from driftline.stream.cli.composed import composed
 from driftline.stream.cli.own import (
     FILES,
@@ -123,7 +123,7 @@ def replay(
             session=session, session_share=session_share, learn_share=learn_share,
         )  # fmt: skip
         with progress_bars() as show:
-            metrics = run(options, settings, show)
+            metrics = run(options, settings, show, lambda words: err.print(words, soft_wrap=True))
     if as_json:
         print_json(metrics)
     elif state_only:

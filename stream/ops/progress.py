@@ -14,13 +14,15 @@ from rich.progress import BarColumn, Progress, Task, TaskID, TextColumn, TimeRem
 from driftline.stream.headway import duration
 
 LINE_S = 60.0
+EARLY_S = 15.0
+"""The first line comes earlier where it can say how long the rest takes."""
 Show = Callable[[str, int, int | None], None]
 """(step, done, total); None = nobody knows how much there is."""
 
 
 @contextmanager
 def progress_bars() -> Iterator[Show]:
-    """Gives the function that work calls: it shows bars on a terminal, else a line a minute."""
+    """Gives the function that work calls: it shows bars on a terminal, else a line early and one a minute."""
     console = Console(stderr=True)
     if not console.is_terminal:
         lines = ProgressLines()
@@ -59,7 +61,7 @@ class _Step:
 
 
 class ProgressLines:
-    """The same for a log: of each step a line a minute, and one at its end.
+    """The same for a log: of each step a line early, one a minute, and one at its end.
 
     Args:
         now_s: the clock.
@@ -78,7 +80,7 @@ class ProgressLines:
         one.done, one.total = done, total
         if total is not None and done >= total:
             self._end(step, one, now)
-        elif now - one.told_s >= LINE_S:
+        elif now - one.told_s >= (EARLY_S if total is not None and one.told_s == one.start_s else LINE_S):
             one.told_s = now
             rate = _rate(done - one.start, now - one.start_s)
             left = ""

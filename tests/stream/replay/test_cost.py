@@ -293,7 +293,9 @@ def test_the_state_alone_is_that_of_a_replay_with_arms(tmp_path: Path) -> None:
     assert (refused.exit_code, "--state-only and --arms" in refused.output) == (2, True)
 
 
-def test_a_log_gets_a_line_a_minute_and_one_at_the_end_of_each_step(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_log_gets_a_line_early_then_one_a_minute_and_one_at_the_end_of_a_step(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     now = [0.0]
     show = ProgressLines(lambda: now[0])
     for done in range(1001):
@@ -305,8 +307,9 @@ def test_a_log_gets_a_line_a_minute_and_one_at_the_end_of_each_step(capsys: pyte
     show("rows", 30, None)
     show.end()
     lines = capsys.readouterr().err.splitlines()
-    assert lines[0] == "arms: 240 of 1,000, 4/s; 3 min left"
-    assert lines[3] == "arms: 960 of 1,000, 4/s; 10 s left"
+    assert lines[0] == "arms: 60 of 1,000, 4/s; 4 min left"
+    assert lines[1] == "arms: 300 of 1,000, 4/s; 3 min left"
+    assert lines[3] == "arms: 780 of 1,000, 4/s; 55 s left"
     assert lines[4:6] == ["arms: 1,000 of 1,000 in 4 min, 4/s", "audit: 9 of 9 in 0 s"]
     assert lines[6:] == ["rows: 30, 3.0/min", "rows: 30 in 10 min, 3.0/min"]
 

@@ -10,7 +10,7 @@ from driftline.stream.replay.protocol import scored_groups
 from driftline.stream.replay.source import Input, Options
 
 ENGINE_S = (0.01, 0.05)
-"""A group by arms with a part of the engine, on two cores of a server: of single ratings, of baskets by default arms."""
+"""A group by arms with a part of the engine, on two cores of a server: single ratings to baskets by default arms."""
 SIMPLE_S = (0.001, 0.003)
 """The same by arms that only count."""
 

@@ -293,7 +293,7 @@ def test_the_state_alone_is_that_of_a_replay_with_arms(tmp_path: Path) -> None:
     assert (refused.exit_code, "--state-only and --arms" in refused.output) == (2, True)
 
 
-def test_a_log_gets_a_line_early_then_one_a_minute_and_one_at_the_end_of_a_step(
+def test_a_log_gets_a_line_early_one_a_minute_and_one_at_the_end_of_a_step(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     now = [0.0]

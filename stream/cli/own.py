@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from pydantic import ValidationError
 from rich.table import Table
 
 from driftline.configs.settings import EventFiles, ItemFiles, Settings
+from driftline.serving.scratch import Scratch
 from driftline.stream.cli.common import err, progress, when
 from driftline.stream.cli.composed import Maker
 
@@ -185,8 +185,8 @@ def own_files(
     from driftline.stream.convert.run import Plan, is_ready, write_events, write_items
     from driftline.stream.convert.words import below_zero, check_value
 
-    with tempfile.TemporaryDirectory() as scratch:
-        place = folder or Path(scratch)
+    with Scratch("files") as scratch:
+        place = folder or scratch
         event_file, item_file = (None if text is None else Path(text) for text in (events, items))
         if events is not None and not is_ready(events, EVENTS, told.events(settings)):
             plan = Plan.of(EVENTS, events, told.events(settings), settings.signals.context)

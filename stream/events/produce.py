@@ -7,7 +7,6 @@ Sending is idempotent and waits for all replicas: what `produce` counts as sent 
 from __future__ import annotations
 
 import logging
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -25,6 +24,7 @@ from kafka.errors import KafkaError, KafkaTimeoutError, MessageSizeTooLargeError
 from driftline.configs.errors import BrokerError, InputError
 from driftline.configs.security import producer_options
 from driftline.configs.settings import Broker
+from driftline.serving.scratch import Scratch
 from driftline.stream.events.dlq import TOPIC as DLQ
 from driftline.stream.events.dlq import fitting, shortened
 from driftline.stream.events.files import item_counts, read_items, read_messages
@@ -249,8 +249,8 @@ def event_messages(
 
 def _sorted(messages: Iterable[tuple[bytes, bytes]]) -> Iterator[tuple[bytes, bytes]]:
     """Messages in order of event time, those of one time in the order in which they come."""
-    with tempfile.TemporaryDirectory() as folder:
-        for table in sorted_rows(_batches(messages), Path(folder)):
+    with Scratch("sorted") as folder:
+        for table in sorted_rows(_batches(messages), folder):
             yield from zip(table["key"].to_pylist(), table["value"].to_pylist(), strict=True)
 
 

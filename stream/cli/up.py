@@ -182,50 +182,76 @@ def _ended(note: Note, still_s: float) -> bool:
 
 def reset(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    encodings: Annotated[bool, typer.Option("--encodings", help="Delete encoder.cache, too.")] = False,
     config: Config = None,
     as_json: AsJson = False,
 ) -> None:
     """Delete state, models and snapshots of this host, and the embedded broker's data: lists them first, then asks.
 
-    A broker of your own keeps its topics: the next start reads them from the beginning.
+    A broker of your own keeps its topics: the next start reads them from the beginning. Vectors of texts stay
+    (`encoder.cache`) unless --encodings is given: they depend on nothing but the text, and take minutes to make.
 
-    Example: `driftline reset`
+    Example: `driftline reset`, `driftline reset --encodings --yes`
     """
     from driftline.configs.errors import InputError
     from driftline.stream.durable import delete_folder
-    from driftline.stream.system import places, unused
+    from driftline.stream.system import cached_vectors, places, unused
 
     settings = settings_of(config)
     found = {name: path.absolute() for name, path in places(settings).items() if path.exists()}
-    if not found:
-        return print_json({"deleted": []}) if as_json else out.print("there is nothing to delete")
+    vectors = cached_vectors(settings)
+    if not found and not (encodings and vectors):
+        if as_json:
+            return print_json({"deleted": []})
+        _tell_what_stays(vectors)
+        return out.print("there is nothing to delete")
     for name, path in found.items():
         if path == Path.home() or path == Path.cwd() or path in Path.cwd().parents or (path / ".git").exists():
             raise InputError(
                 f"{name} is {path}, which holds other things; expected a folder of its own. Delete by hand"
             )
     with unused(settings):
-        _tell_what_goes(settings, found)
+        _tell_what_goes(settings, found, vectors, encodings)
     if not yes and not typer.confirm("delete all of this?", err=True):
         raise typer.Exit(1)
     with unused(settings):  # asked anew: partitions may have come to this host meanwhile
         for path in found.values():
             if path.exists():  # it was not in one of the others
                 delete_folder(path)
-    return print_json({"deleted": [str(path) for path in found.values()]}) if as_json else out.print("deleted")
+        for path in vectors if encodings else ():
+            path.unlink(missing_ok=True)
+    gone = [*found.values(), *(vectors[:1] if encodings else ())]
+    return print_json({"deleted": [str(path) for path in gone]}) if as_json else out.print("deleted")
 
 
-def _tell_what_goes(settings: Settings, found: dict[str, Path]) -> None:
+def _tell_what_goes(settings: Settings, found: dict[str, Path], vectors: list[Path], encodings: bool) -> None:
     """Lists folders by setting."""
     from driftline.stream.ops.doctor import bytes_in
 
     for name, path in found.items():
         err.print(f"{name:22} {bytes_in(path) / 1e6:10,.1f} MB  {path}", soft_wrap=True)
+    if encodings and vectors:
+        err.print(f"{'encoder.cache':22} {_megabytes(vectors):10,.1f} MB  {vectors[0]}", soft_wrap=True)
+    else:
+        _tell_what_stays(vectors)
     if settings.broker.bootstrap:
         err.print(f"the topics at {settings.broker.bootstrap} stay, and are read from the beginning")
     else:
         lost = "with the embedded broker's data all events go, too: keep the files that they came from"
         err.print(lost, soft_wrap=True)
+
+
+def _tell_what_stays(vectors: list[Path]) -> None:
+    if vectors:
+        err.print(
+            f"encoder.cache stays, {_megabytes(vectors):,.1f} MB in {vectors[0]}: vectors of texts, which need not be "
+            "made again; --encodings deletes it, too",
+            soft_wrap=True,
+        )
+
+
+def _megabytes(files: list[Path]) -> float:
+    return sum(path.stat().st_size for path in files) / 1e6
 
 
 class _View:

@@ -123,7 +123,7 @@ def _profile(profile: pb.Profile) -> RenderableType:
 
 def _history(history: pb.History, events: int) -> RenderableType:
     table = Table(title=f"newest events ({len(history.item_ids)} returned)", title_justify="left", header_style="bold")
-    for name in ("time", "action", "item", "title"):
+    for name in ("time (UTC)", "action", "item", "title"):
         table.add_column(name, overflow="fold")
     table.add_column("value", justify="right")
     table.add_column("price", justify="right")
@@ -136,7 +136,7 @@ def _history(history: pb.History, events: int) -> RenderableType:
         history.prices,
     )
     for t_ms, action, item, title, value, price in list(zip(*columns, strict=True))[:events]:
-        table.add_row(_time(t_ms), action, item, title, _number(value), _number(price))
+        table.add_row(_clock(t_ms), action, item, title, _number(value), _number(price))
     return table
 
 
@@ -175,7 +175,11 @@ def _number(value: float) -> str:
 
 
 def _time(t_ms: int) -> str:
-    return "-" if t_ms < 0 else datetime.fromtimestamp(t_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S")
+    return "-" if t_ms < 0 else f"{_clock(t_ms)} UTC"
+
+
+def _clock(t_ms: int) -> str:
+    return datetime.fromtimestamp(t_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S")
 
 
 def _complete(age_ms: int) -> str:

@@ -62,11 +62,11 @@ def print_json(value: Any) -> None:
 
 
 def when(t_ms: int) -> str:
-    """An event time for people."""
+    """A time for people, which says that it is of UTC."""
     if t_ms < 0:
         return "never"
     try:
-        return datetime.fromtimestamp(t_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S")
+        return datetime.fromtimestamp(t_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
     except (ValueError, OverflowError):  # past the year 9999
         return f"{t_ms} ms"
 
@@ -113,7 +113,7 @@ def progress(total: int | None, what: str) -> Iterator[Callable[[int], None]]:
 
 
 def parse_time(text: str) -> int:
-    """Unix milliseconds of an ISO date, an ISO time or a number of milliseconds: the parser of options.
+    """Unix milliseconds of an ISO date, an ISO time (of UTC unless it names a zone) or a number: the parser of options.
 
     Raises:
         typer.BadParameter: it is none of them.
@@ -124,7 +124,7 @@ def parse_time(text: str) -> int:
         parsed = datetime.fromisoformat(text)
     except ValueError:
         raise typer.BadParameter(
-            f"got {text!r}; expected a date such as 2010-11-25, a time such as 2010-11-25T08:00, "
-            "or unix milliseconds such as 1290672000000"
+            f"got {text!r}; expected a date such as 2010-11-25, a time such as 2010-11-25T08:00, both of UTC, "
+            "2010-11-25T08:00+01:00, or unix milliseconds such as 1290672000000"
         ) from None
     return int((parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)).timestamp() * 1000)

@@ -36,7 +36,8 @@ At = Annotated[
     typer.Option(
         parser=parse_time,
         metavar="TIME",
-        help="Request time: a date, a time or unix milliseconds; default now, or the end of a stream of long ago.",
+        help="Request time: a date, a time (UTC unless it names a zone) or unix milliseconds; default now, or the end "
+        "of a stream of long ago.",
     ),
 ]
 K = Annotated[int, typer.Option("-k", min=1, max=1000, help="Items wanted.")]

@@ -4,6 +4,8 @@ import json
 import os
 import subprocess
 import sys
+import time
+from datetime import UTC, datetime
 
 import pytest
 
@@ -106,3 +108,20 @@ def test_items_that_do_not_join_are_told_with_numbers_by_validate_replay_and_pro
     list(event_messages(events, watch=watch.see))
     watch.end()
     assert "items file" not in caplog.text
+
+
+def test_times_say_that_they_are_of_utc_whatever_the_zone_of_the_machine():
+    code = (
+        "import logging; from driftline.configs.logs import log_to_stderr;"
+        "from driftline.stream.cli.common import when;"
+        "log_to_stderr(); logging.getLogger('driftline').warning('hot');"
+        "print(when(1_290_672_000_000), when(-1), when(10**17))"
+    )
+    before_s = int(time.time())
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | {"TZ": "Asia/Tokyo"}, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "2010-11-25 08:00:00 UTC never 100000000000000000 ms\n"
+    stamp, _, rest = done.stderr.partition(",")
+    assert rest[3:] == " UTC WARNING hot\n"
+    assert 0 <= datetime.fromisoformat(stamp).replace(tzinfo=UTC).timestamp() - before_s < 120

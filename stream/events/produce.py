@@ -298,7 +298,7 @@ def send_files(
     if events is None:
         assert items is not None
         return Sent(0, 0, 0.0), sender.send("items", item_messages(items), None, lambda n: on_progress("items", n))
-    watch = ItemWatch(events, items) if items is not None else None
+    watch = ItemWatch(items) if items is not None else None
     messages = event_messages(events, since_ms, until_ms, None if watch is None else watch.see, sort)
     first = list(islice(messages, 1))
     if not first and not since_ms and until_ms is None:
@@ -320,8 +320,7 @@ class ItemWatch:
         InputError: the items file can't be read, or a cell is wrong.
     """
 
-    def __init__(self, events: Path, items: Path) -> None:
-        self._events, self._items = events, items
+    def __init__(self, items: Path) -> None:
         self._ids = read_items(items).keys()
         self._rows: Counter[str] = Counter()
         self._told = False
@@ -338,7 +337,7 @@ class ItemWatch:
         problem = Join.of(self._rows, self._ids).problem()
         if problem and not self._told:
             self._told = True
-            LOG.warning("%s with %s: %s", self._events, self._items, problem)
+            LOG.warning("%s", problem)
 
 
 def _wait_until(when: float) -> None:

@@ -137,7 +137,7 @@ class Join:
         if self.joined_ids:
             share = f"{self.joined_rows:,} of {self.rows:,} rows ({100 * self.joined_rows / self.rows:.1f}%)"
             lack = (
-                f"{self.joined_ids:,} of the {self.ids:,} item ids of the events are in the items file, with {share}, so "
+                f"{self.joined_ids:,} of {self.ids:,} item ids of the events are in the items file, with {share}, so "
                 "the others have no title, category or price of their item"
             )
         else:

@@ -26,6 +26,7 @@ from driftline.serving.ends import Ends
 from driftline.serving.errors import NotReady, UnknownItem
 from driftline.serving.fill import chosen, unfiltered
 from driftline.serving.models import ModelSlot, Served
+from driftline.serving.near import meant, near
 from driftline.serving.popular import Popular
 from driftline.serving.profiles import ProfileStore, StoredProfile
 from driftline.serving.scorer import NOVEL, OVERALL, ScoredCandidates
@@ -45,6 +46,10 @@ FEW_MATCH = "few_match"
 UNKNOWN_ITEMS = "unknown_items"
 """Reason of scores of which some are missing."""
 
+UNKNOWN_EXCLUDED = "unknown_excluded_items"
+"""Reason of a list from which an item was to be left out that the model does not know."""
+BY_HAND = 20
+"""Excluded items that somebody may have typed: only among so few one that is not known is worth a word."""
 UNKNOWN_CONTEXT = "unknown_context"
 """Reason of an answer that nothing was made of a part of the context for."""
 
@@ -223,6 +228,7 @@ class Recommender:
         if slate is None:
             model, slate, origin = None, self._popular_slate(reading, options, served), pb.SERVED_FROM_FALLBACK
         reasons += _of_filter(served, slate, options) + _of_context(served, options.context)
+        reasons += _of_exclusions(served, options)
         if fit_slate(slate, options.most_bytes):
             reasons.append(SHORTENED)
         return self._provenance(model, reading, origin, reasons), slate
@@ -252,7 +258,8 @@ class Recommender:
             ]
         unknown = list(dict.fromkeys(item_id for item_id, there in zip(item_ids, known, strict=True) if not there))
         reasons = reading.reasons if served.offered[items[known]].all() else [*reading.reasons, WITHDRAWN]
-        reasons += ([UNKNOWN_ITEMS] if unknown else []) + _of_context(served, context)
+        reasons += [UNKNOWN_ITEMS, *meant(unknown, served.scorer.table.ids)] if unknown else []
+        reasons += _of_context(served, context)
         return self._provenance(served, reading, pb.SERVED_FROM_MODEL, reasons), scores.tolist(), unknown
 
     def similar(self, item_id: str, options: Options, served: Served) -> tuple[pb.Provenance, pb.Slate]:
@@ -273,6 +280,7 @@ class Recommender:
         scores = ranking.scores[OVERALL][places].tolist()
         slate = answers.slate(served, ranking, scores, places.tolist(), reasons=True)
         reasons = ([] if served.offered[item] else [WITHDRAWN]) + _of_filter(served, slate, options)
+        reasons += _of_exclusions(served, options)
         if fit_slate(slate, options.most_bytes):
             reasons.append(SHORTENED)
         return self._about(served, reasons), slate
@@ -417,6 +425,15 @@ def _of_context(served: Served | None, context: Context) -> list[str]:
     return [UNKNOWN_CONTEXT] if served is not None and {n for n, _ in context} - {*served.scorer.context} else []
 
 
+def _of_exclusions(served: Served | None, options: Options) -> list[str]:
+    """Codes where one of a few excluded items is none that the model knows."""
+    if served is None or len(options.excluded) > BY_HAND:
+        return []
+    table = served.scorer.table
+    unknown = [item_id for item_id in options.excluded if table.find(item_id) < 0]
+    return [UNKNOWN_EXCLUDED, *meant(unknown, table.ids)] if unknown else []
+
+
 def _of_filter(served: Served | None, slate: pb.Slate, options: Options) -> list[str]:
     """Codes of what a filter did to a list."""
     if not options.asked or served is None:
@@ -427,5 +444,5 @@ def _of_filter(served: Served | None, slate: pb.Slate, options: Options) -> list
 def _known(served: Served, item_id: str) -> int:
     index = served.scorer.table.find(item_id)
     if index < 0:
-        raise UnknownItem(item_id, served.snapshot.version)
+        raise UnknownItem(item_id, served.snapshot.version, near(item_id, served.scorer.table.ids))
     return index

@@ -50,6 +50,16 @@ def test_lists_take_the_options_that_steer_them(call, command):
     assert "unknown category" in call(*command, "--category", "lampz")
 
 
+def test_an_item_that_nobody_knows_is_answered_with_those_that_are_near(call, running):
+    told = CliRunner().invoke(app, ["similar", "ITEM-200", "--address", f"127.0.0.1:{running.server.port}"])
+    assert "did you mean 'item-20'" in str(told.exception)
+    said = " ".join(call("recommend", "user-3", "--exclude", "item-3x").split())
+    assert "unknown excluded items, did you mean 'item-3' or 'item-" in said
+    reasons = json.loads(call("score", "user-3", "item-1", "Item-2", "--json"))["provenance"]["reasons"]
+    assert reasons[:2] == ["unknown_items", "did_you_mean:item-2"]
+    assert "unknown_excluded_items" not in call("recommend", "user-3", "--exclude", "item-3", "--json")
+
+
 def test_scores_are_shown_with_the_items_that_have_none(call):
     shown = call("score", "user-3", "item-1", "no-such", "item-2")
     assert shown.index("item-1") < shown.index("not known to the model: no-such")

@@ -118,7 +118,11 @@ def status(config: Config = None, as_json: AsJson = False) -> None:
             print_json({"running": False})
         else:
             root = settings.state.root.absolute()
-            out.print(f"nothing runs on state.root {root}; `driftline up` starts it", soft_wrap=True)
+            out.print(
+                f"nothing runs on state.root {root}; `driftline up` starts it. One that runs elsewhere is asked from "
+                "its folder, with its -c",
+                soft_wrap=True,
+            )
         raise typer.Exit(1)
     now = standing(settings, note.ports, [child.pid for child in note.children])
     if as_json:

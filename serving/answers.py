@@ -62,7 +62,7 @@ class StateMessages:
     Args:
         actions: names of the actions by their stored code.
         item_id: the id behind a 64-bit key that the serving model does not know; "" = unknown here, too.
-        title: what an item is called while no model serves.
+        title: what an item is called that the serving model does not know.
     """
 
     def __init__(
@@ -115,7 +115,10 @@ class StateMessages:
         ]
         return pb.History(
             item_ids=names,
-            titles=[served.title(item) for item in items] if served else list(map(self._title, names)),
+            titles=[
+                served.title(item) if served and item >= 0 else self._title(name)
+                for item, name in zip(items, names, strict=True)
+            ],
             event_times_ms=events["t"].tolist(),
             actions=[self._actions.get(code, "") for code in events["action"].tolist()],
             values=events["value"].tolist(),

@@ -132,8 +132,8 @@ class Availability:
         """Ids that are withdrawn unless the topic offers them."""
         self._records, self._words = ItemRecords(), LastWords()
         self._said: dict[str, bool] = {}
-        self._titles: dict[str, str] | None = {}
-        """By item, for what answers as long as no model does; None once one did: snapshots have titles of their own."""
+        self._titles: dict[str, str] = {}
+        """Of items that no model knows yet: snapshots have titles of their own."""
         self._withdrawn = set(self._kept)
         self._reading: dict[str, bool] | None = None
         self._bounds: Bounds | None = None
@@ -177,19 +177,25 @@ class Availability:
             (self._withdrawn.discard if offered else self._withdrawn.add)(item_id)
 
     def title(self, item_id: str) -> str:
-        """What the topic calls an item, as long as no model answers; "" = nothing."""
-        return (self._titles or {}).get(item_id, "")
+        """What the topic calls an item, as long as no model knows it; "" = nothing."""
+        return self._titles.get(item_id, "")
+
+    def lists(self, item_id: str) -> bool:
+        """Whether the topic has a record of an item."""
+        return item_id in self._said
 
     def _note_title(self, item_id: str, value: bytes | None) -> None:
-        titles = self._titles
-        if titles is None:
-            return
         item = orjson.loads(value) if value else {}
         title = item.get("title") or item.get("text")
         if isinstance(title, str) and title:
-            titles[item_id] = short_title(title)
+            self._titles[item_id] = short_title(title)
         else:
-            titles.pop(item_id, None)
+            self._titles.pop(item_id, None)
+
+    def _leave_titles_to(self, served: Served) -> None:
+        for item_id in list(self._titles):
+            if served.scorer.table.find(item_id) >= 0:
+                self._titles.pop(item_id, None)
 
     def taken(self, at_end: bool) -> None:
         """After some records: makes them hold. `at_end`: all that the topic had at `begin` were taken."""
@@ -224,10 +230,10 @@ class Availability:
     def over(self, served: Served) -> Served:
         """A model with what may be recommended now; where it is none but what is popular, with titles of the topic."""
         view, kind = self._view, bool(served.snapshot.version)
-        if kind:
-            self._titles = None
         given, version, result = self._masks.get(kind, (None, 0, served))
         if given is not served or version != view.version:
+            if kind:
+                self._leave_titles_to(served)
             titles = served.titles if kind else [self.title(item_id) for item_id in served.scorer.table.ids]
             result = replace(served, offered=self._offered(served, view), titles=titles)
             self._masks[kind] = served, view.version, result

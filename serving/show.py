@@ -13,6 +13,7 @@ from rich.text import Text
 from driftline.serving.near import MEANT
 from driftline.v1 import recommendation_pb2 as pb
 
+_WORDS = {"no_snapshot": "no model serves yet (`driftline status` says how far it is)"}
 _UNITS = ((86_400_000, "d"), (3_600_000, "h"), (60_000, "min"), (1000, "s"), (1, "ms"))
 
 
@@ -146,7 +147,7 @@ def _origin(origin: pb.Provenance) -> Text:
     parts = [f"from {kind}", f"model {origin.model_version or 'none'}"]
     if origin.user_state_version:
         parts.append(f"user state {origin.user_state_version:,}")
-    parts += [reason.replace("_", " ") for reason in origin.reasons if not reason.startswith(MEANT)]
+    parts += [_WORDS.get(reason, reason.replace("_", " ")) for reason in origin.reasons if not reason.startswith(MEANT)]
     if near := [repr(reason.removeprefix(MEANT)) for reason in origin.reasons if reason.startswith(MEANT)]:
         parts.append(f"did you mean {' or '.join(near)}?")
     return Text(", ".join(parts), style="dim" if origin.served_from != pb.SERVED_FROM_FALLBACK else "yellow")

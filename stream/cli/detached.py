@@ -73,10 +73,15 @@ def lag_of(note: Note | None, now: Standing, settings: Settings, parts: Sequence
     silent = [part for part in decides if answers[part] is None]
     names = {"serve": "service"}
     return Lag(
-        " and ".join(f"the {names.get(part, part)}" for part in reversed(silent)) + " to answer",
+        named([f"the {names.get(part, part)}" for part in reversed(silent)]) + " to answer",
         silent[0],
         [child for child in note.children if child.name == names.get(silent[0], silent[0])],
     )
+
+
+def named(things: Sequence[str]) -> str:
+    """a; a and b; a, b and c."""
+    return " and ".join([*([", ".join(things[:-1])] if things[1:] else []), things[-1]])
 
 
 class Log:

@@ -54,7 +54,7 @@ def test_the_last_record_of_an_item_counts_in_either_direction():
     assert offered(availability, model()) == {"a", "b", "d"}
 
 
-def test_titles_of_the_topic_are_there_until_a_model_brings_its_own():
+def test_titles_of_the_topic_are_there_for_what_no_model_knows():
     from dataclasses import replace
 
     availability, served = Availability(), model()
@@ -63,9 +63,11 @@ def test_titles_of_the_topic_are_there_until_a_model_brings_its_own():
     assert availability.over(popular).titles == ["Amber", "of b", "C", ""]
     read(availability, [record("a", title="Ambrosia"), (b"c", None)], begin=False)
     assert availability.over(popular).titles == ["Ambrosia", "of b", "", ""]
-    availability.over(replace(served, titles=["of the model"]))
-    assert availability.over(served).titles == []
-    assert availability.title("a") == ""
+    read(availability, [record("new", title="Dawn")], begin=False)
+    assert availability.over(replace(served, titles=["of the model"])).titles == ["of the model"]
+    assert (availability.title("a"), availability.title("new")) == ("", "Dawn")
+    assert availability.lists("new")
+    assert not availability.lists("newer")
 
 
 def test_old_words_of_the_topic_do_not_count_while_it_is_read_anew():

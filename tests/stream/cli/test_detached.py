@@ -52,7 +52,7 @@ def test_what_is_waited_for_is_the_first_thing_that_does_not_answer(settings: Se
     assert found.what == "the embedded broker"
     note = Note(me, "b", "a", {"worker": 1}, [process("service", os.getpid())])
     assert (found := lag_of(note, Standing(), settings, PARTS)) is not None
-    assert found == Lag("the trainer and the worker and the service to answer", "serve", note.children)
+    assert found == Lag("the trainer, the worker and the service to answer", "serve", note.children)
     assert (found := lag_of(note, Standing(state_behind=0, model_behind=9), settings, PARTS)) is not None
     assert found.what == "the service to answer"
     assert lag_of(note, Standing(model_sequence=0), settings, PARTS) is None

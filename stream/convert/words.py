@@ -51,9 +51,14 @@ def check_value(plan: Plan, settings: Settings) -> str:
         return ""
     span = f"{min(values):g} to {max(values):g} in the first {len(values):,} rows"
     if not mapping.is_rating:
+        known = [
+            f"--action {name} ({meaning(settings, name, values)})"
+            for name, one in settings.actions.items()
+            if one.positive_from is not None and name != "rate"
+        ]
         return (
             f"{column!r} is the value ({span}) and nothing says what was done: each row is an {UNNAMED!r}, "
-            f"{meaning(settings, UNNAMED)}; --action purchase, play, ... says more"
+            f"{meaning(settings, UNNAMED)}; {' or '.join(known) or '--action purchase, play, ...'} says more"
         )
     choices = [f"under configuration {settings.name!r}, {meaning(settings, 'rate', values)}"]
     if settings.action("rate").positive_from is None:

@@ -263,6 +263,19 @@ def test_values_below_zero_beside_a_column_of_actions_are_counted_by_action(tmp_
     assert "name them so" not in quiet.stderr
 
 
+def test_values_without_an_action_are_told_which_actions_of_the_configuration_go_by_a_value(tmp_path):
+    plays = [
+        {"listener": f"l{n % 9}", "episode_id": f"e{n}", "started_at": 1_700_000_000 + n, "seconds_listened": 10 * n}
+        for n in range(40)
+    ]
+    (tmp_path / "plays.jsonl").write_text("\n".join(map(json.dumps, plays)))
+    said = run("validate", tmp_path / "plays.jsonl", "-c", "media").stderr
+    assert "--action play (weight 1, counts as wanted from 30 on, 92% of these) says more" in said
+    assert (
+        "--action purchase, play, ... says more" in run("validate", tmp_path / "plays.jsonl", "-c", "ecommerce").stderr
+    )
+
+
 @pytest.fixture
 def pieces(tmp_path):
     """A shop's lines, three of ten with a negative number of pieces."""

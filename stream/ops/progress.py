@@ -55,6 +55,7 @@ class _Step:
     start_s: float
     start: int
     told_s: float
+    told: int
     done: int
     total: int | None
     ended: bool = False
@@ -76,16 +77,16 @@ class ProgressLines:
         now = self._now_s()
         one = self._steps.get(step)
         if one is None or (one.ended and done < one.done):  # or it begins again
-            one = self._steps[step] = _Step(now, done, now, done, total)
+            one = self._steps[step] = _Step(now, done, now, done, done, total)
         one.done, one.total = done, total
         if total is not None and done >= total:
             self._end(step, one, now)
         elif now - one.told_s >= (EARLY_S if total is not None and one.told_s == one.start_s else LINE_S):
-            one.told_s = now
-            rate = _rate(done - one.start, now - one.start_s)
+            rate = _rate(done - one.told, now - one.told_s)  # since the last line: what comes may cost more than before
             left = ""
-            if total is not None and done > one.start:
-                left = f"; {duration((now - one.start_s) / (done - one.start) * (total - done))} left"
+            if total is not None and done > one.told:
+                left = f"; {duration((now - one.told_s) / (done - one.told) * (total - done))} left"
+            one.told_s, one.told = now, done
             _tell(f"{step}: {_of(done, total)}{rate}{left}")
 
     def end(self) -> None:

@@ -314,6 +314,18 @@ def test_a_log_gets_a_line_early_one_a_minute_and_one_at_the_end_of_a_step(
     assert lines[6:] == ["rows: 30, 3.0/min", "rows: 30 in 10 min, 3.0/min"]
 
 
+def test_what_is_left_goes_by_the_rate_of_late(capsys: pytest.CaptureFixture[str]) -> None:
+    now = [0.0]
+    show = ProgressLines(lambda: now[0])
+    for seconds, done in ((0, 0), (15, 300), (75, 360), (135, 420)):
+        now[0] = seconds
+        show("arms", done, 600)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [
+        "arms: 300 of 600, 20/s; 15 s left", "arms: 360 of 600, 1/s; 4 min left", "arms: 420 of 600, 1/s; 3 min left"
+    ]  # fmt: skip
+
+
 def test_each_arm_is_charged_for_the_parts_that_it_needs_and_for_no_other(shop: tuple[EventLog, Any]) -> None:
     setup, _ = setup_of(shop)
     names = ("ranker", "ranker+hstu", "ranker+profiles", "incremental", "hstu", "graph", "popularity")

@@ -17,6 +17,8 @@ export OMP_NUM_THREADS ?= 1
 export OPENBLAS_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 export PATH := $(abspath $(BIN)):$(PATH)
+# What would send the packages elsewhere than into the environment; where they come from stays the user's business.
+unexport PIP_USER PIP_TARGET PIP_PREFIX PIP_ROOT PIP_PYTHON PIP_DRY_RUN PIP_REQUIREMENT PIP_CONSTRAINT PIP_REQUIRE_HASHES
 
 # Many tests wait for a broker or a process more than they compute: three at a time on two cores. JOBS=0 runs them in one process.
 JOBS ?= 3
@@ -73,6 +75,11 @@ clean: ## what a run leaves behind; the virtual environment and the models stay
 # ---------------------------------------------------------------------------------------------- set-up
 # A stamp is written last, so an interrupted step is done again. All progress goes to stderr.
 
+TICK ?= 30
+# $(call ticking,2/5) says every TICK seconds that a quiet step goes on, as long as the shell of the recipe lives
+ticking = s=0; while sleep $(TICK) >/dev/null 2>&1; do s=$$((s + $(TICK))); echo "set-up $(1): $$s s so far" >&2; done & \
+	ticks=$$!; trap "kill $$ticks" EXIT; trap "exit 130" INT TERM;
+
 $(STAMPS)/venv:
 	@test -n "$(PYTHON)" || { echo "Python 3.11, 3.12 or 3.13 was not found: install one, or make PYTHON=/path/to/python3.11" >&2; exit 66; }
 	@echo "set-up 1/5: virtual environment in $(VENV)" >&2
@@ -80,22 +87,22 @@ $(STAMPS)/venv:
 	@mkdir -p $(STAMPS) && touch $@
 
 $(STAMPS)/locked: requirements.lock requirements-dev.lock requirements-torch.lock | $(STAMPS)/venv
-	@echo "set-up 2/5: locked packages, a few minutes the first time" >&2
-	@$(PIP) install --no-deps --require-hashes -r requirements.lock -r requirements-dev.lock >&2
-	@$(PIP) install -r requirements-torch.lock >&2
+	@echo "set-up 2/5: $$(cat $^ | grep -c '^[a-z].*==') locked packages, a few minutes the first time" >&2
+	@$(call ticking,2/5) $(PIP) install --no-deps --require-hashes -r requirements.lock -r requirements-dev.lock >&2
+	@$(call ticking,2/5) $(PIP) install -r requirements-torch.lock >&2
 	@touch $@
 
 $(STAMPS)/packages: pyproject.toml client/pyproject.toml $(STAMPS)/locked
 	@echo "set-up 3/5: driftline itself" >&2
-	@$(PIP) install --no-deps --no-build-isolation -e client -e . >&2
+	@$(call ticking,3/5) $(PIP) install --no-deps --no-build-isolation -e client -e . >&2
 	@touch $@
 
 $(STAMPS)/kernels: $(shell grep -l compiled graph/*.py model/*.py) | $(STAMPS)/packages
 	@echo "set-up 4/5: machine code for graph and models, a minute once" >&2
-	@python -c "import driftline.stream.learn.learner, driftline.model.sequence" >&2
+	@$(call ticking,4/5) python -c "import driftline.stream.learn.learner, driftline.model.sequence" >&2
 	@touch $@
 
 $(STAMPS)/models: llm/fetch.py | $(STAMPS)/packages
 	@echo "set-up 5/5: language model and text encoder, 180 MB once" >&2
-	@python -m driftline.llm.fetch >&2
+	@$(call ticking,5/5) python -m driftline.llm.fetch >&2
 	@touch $@

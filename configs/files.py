@@ -35,9 +35,19 @@ def find(source: str | Path, what: str, beside: Path | None = None) -> Path:
     if path.is_file():
         return path
     names = ", ".join(presets())
-    near = difflib.get_close_matches(str(source), presets(), 1)
+    near = [str(path / one) for one in _yaml_in(path)][:1] if path.is_dir() else []
+    beside_it = [str(path.with_name(one)) for one in _yaml_in(path.parent)]
+    near = near or difflib.get_close_matches(str(source), [*presets(), *beside_it], 1)
     hint = f"did you mean {near[0]!r}?" if near else "check the name or the path"
     raise ConfigError(f"{what}: got {str(source)!r}; expected a preset ({names}) or the path of a YAML file; {hint}")
+
+
+def _yaml_in(folder: Path) -> list[str]:
+    """Names of YAML files of a folder."""
+    try:
+        return sorted(one.name for one in folder.iterdir() if one.suffix in (".yaml", ".yml"))
+    except OSError:
+        return []
 
 
 def read(path: Path, faults: list[Fault], seen: tuple[Path, ...] = ()) -> Iterator[Leaf]:

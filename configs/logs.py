@@ -4,9 +4,21 @@ from __future__ import annotations
 
 import logging
 import logging.config
+import time
 from typing import Any
 
 FORMAT = "%(asctime)s %(levelname)s %(message)s"
+
+
+class OfUtc(logging.Formatter):
+    """Times of UTC, as everywhere, and says so."""
+
+    default_msec_format = "%s,%03d UTC"
+
+    @staticmethod
+    def converter(seconds: float | None) -> time.struct_time:
+        """The parts of a time."""
+        return time.gmtime(seconds)
 
 
 class NoServices(logging.Filter):
@@ -22,7 +34,7 @@ def logging_config() -> dict[str, Any]:
     return {
         "version": 1,
         "disable_existing_loggers": False,
-        "formatters": {"default": {"format": FORMAT}},
+        "formatters": {"default": {"()": OfUtc, "fmt": FORMAT}},
         "filters": {"no_services": {"()": NoServices}},
         "handlers": {"default": {"class": "logging.StreamHandler", "formatter": "default", "filters": ["no_services"]}},
         "root": {"level": "WARNING", "handlers": ["default"]},

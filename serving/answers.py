@@ -62,10 +62,13 @@ class StateMessages:
     Args:
         actions: names of the actions by their stored code.
         item_id: the id behind a 64-bit key that the serving model does not know; "" = unknown here, too.
+        title: what an item is called that the serving model does not know.
     """
 
-    def __init__(self, actions: Mapping[int, str], item_id: Callable[[int], str]) -> None:
-        self._actions, self._item_id = actions, item_id
+    def __init__(
+        self, actions: Mapping[int, str], item_id: Callable[[int], str], title: Callable[[str], str] = lambda _: ""
+    ) -> None:
+        self._actions, self._item_id, self._title = actions, item_id, title
 
     def user_state(
         self,
@@ -106,12 +109,16 @@ class StateMessages:
         items = served.scorer.table.lookup(events["item"]).tolist() if served else [-1] * len(events)
         ids = served.scorer.table.ids if served else []
         keys = events["item"].tolist()
+        names = [
+            ids[item] if item >= 0 else self._item_id(key) or f"#{key:016x}"
+            for item, key in zip(items, keys, strict=True)
+        ]
         return pb.History(
-            item_ids=[
-                ids[item] if item >= 0 else self._item_id(key) or f"#{key:016x}"
-                for item, key in zip(items, keys, strict=True)
+            item_ids=names,
+            titles=[
+                served.title(item) if served and item >= 0 else self._title(name)
+                for item, name in zip(items, names, strict=True)
             ],
-            titles=[served.title(item) if served else "" for item in items],
             event_times_ms=events["t"].tolist(),
             actions=[self._actions.get(code, "") for code in events["action"].tolist()],
             values=events["value"].tolist(),

@@ -23,6 +23,7 @@ import orjson
 from driftline.serving.arrays import Array
 from driftline.serving.models import Served
 from driftline.serving.partitions import LastWords
+from driftline.serving.sizes import short_title
 from driftline.serving.snapshot import Snapshot
 from driftline.serving.withdrawn import WithdrawnFile
 
@@ -131,6 +132,8 @@ class Availability:
         """Ids that are withdrawn unless the topic offers them."""
         self._records, self._words = ItemRecords(), LastWords()
         self._said: dict[str, bool] = {}
+        self._titles: dict[str, str] = {}
+        """Of items that no model knows yet: snapshots have titles of their own."""
         self._withdrawn = set(self._kept)
         self._reading: dict[str, bool] | None = None
         self._bounds: Bounds | None = None
@@ -166,11 +169,33 @@ class Availability:
             return
         if not self._words.is_last(item_id, partition, t_ms):
             return
+        self._note_title(item_id, value)
         if self._reading is not None:
             self._reading[item_id] = offered
         elif self._said.get(item_id) is not offered:
             self._said[item_id], self._changed = offered, True
             (self._withdrawn.discard if offered else self._withdrawn.add)(item_id)
+
+    def title(self, item_id: str) -> str:
+        """What the topic calls an item, as long as no model knows it; "" = nothing."""
+        return self._titles.get(item_id, "")
+
+    def lists(self, item_id: str) -> bool:
+        """Whether the topic has a record of an item."""
+        return item_id in self._said
+
+    def _note_title(self, item_id: str, value: bytes | None) -> None:
+        item = orjson.loads(value) if value else {}
+        title = item.get("title") or item.get("text")
+        if isinstance(title, str) and title:
+            self._titles[item_id] = short_title(title)
+        else:
+            self._titles.pop(item_id, None)
+
+    def _leave_titles_to(self, served: Served) -> None:
+        for item_id in list(self._titles):
+            if served.scorer.table.find(item_id) >= 0:
+                self._titles.pop(item_id, None)
 
     def taken(self, at_end: bool) -> None:
         """After some records: makes them hold. `at_end`: all that the topic had at `begin` were taken."""
@@ -203,11 +228,14 @@ class Availability:
             self._changed = True
 
     def over(self, served: Served) -> Served:
-        """A model with what may be recommended now."""
+        """A model with what may be recommended now; where it is none but what is popular, with titles of the topic."""
         view, kind = self._view, bool(served.snapshot.version)
         given, version, result = self._masks.get(kind, (None, 0, served))
         if given is not served or version != view.version:
-            result = replace(served, offered=self._offered(served, view))
+            if kind:
+                self._leave_titles_to(served)
+            titles = served.titles if kind else [self.title(item_id) for item_id in served.scorer.table.ids]
+            result = replace(served, offered=self._offered(served, view), titles=titles)
             self._masks[kind] = served, view.version, result
         return result
 

@@ -60,9 +60,12 @@ class UnknownItem(RequestError):
 
     code = code_pb2.NOT_FOUND
 
-    def __init__(self, item_id: str, model_version: str) -> None:
+    def __init__(self, item_id: str, model_version: str, near: Sequence[str] = (), listed: bool = False) -> None:
+        meant = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+        where = "it is in the catalogue, but " if listed else ""
         super().__init__(
-            f"item {item_id!r} is not known to model {model_version}: it had no event yet, or its first one is newer"
+            f"item {item_id!r} is not known to model {model_version}: {where}it had no event yet, or its first one is "
+            f"newer{meant}"
         )
         self.item_id = item_id
 

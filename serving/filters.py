@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from driftline.graph.arrays import Float32, Int32, Int64
 from driftline.serving.arrays import Array, unpack_strings
+from driftline.serving.near import meant
 
 Mask = NDArray[np.bool_]
 _KEPT = 16
@@ -70,9 +71,13 @@ class Labelled:
     def _by_name(self) -> dict[str, int]:
         return {name: code for code, name in enumerate(unpack_strings(self._items, f"{self._name}.names"))}
 
-    def unknown(self, names: Sequence[str]) -> bool:
-        """Whether any of some names is one that no item has."""
-        return any(name not in self._by_name for name in names)
+    def unknown(self, names: Sequence[str]) -> list[str]:
+        """Those of some names that no item has."""
+        return [name for name in names if name not in self._by_name]
+
+    def meant(self, names: Sequence[str]) -> list[str]:
+        """Reasons with names that are near to the first of these."""
+        return meant(names, self._by_name)
 
     def having(self, names: Sequence[str]) -> Mask:
         """Which items [n] have one of some names."""
@@ -137,13 +142,13 @@ class Attributes:
                 mask &= labelled.having(wanted)
             if excluded:
                 mask &= ~labelled.having(excluded)
-            if labelled.unknown((*wanted, *excluded)):
-                reasons.append(f"unknown_{name}")
+            if unknown := labelled.unknown((*wanted, *excluded)):
+                reasons += [f"unknown_{name}", *labelled.meant(unknown)]
         if asked.domains:
             known = [self._domains[name] for name in asked.domains if name in self._domains]
             mask &= np.isin(self._domain_codes, known)
-            if len(known) < len(asked.domains):
-                reasons.append("unknown_domain")
+            if unknown := [name for name in asked.domains if name not in self._domains]:
+                reasons += ["unknown_domain", *meant(unknown, filter(None, self._domains))]
         if asked.min_price > -math.inf or asked.max_price < math.inf:
             mask &= (self._prices >= asked.min_price) & (self._prices <= asked.max_price)  # NaN passes neither
         return Passing(mask, tuple(reasons))

@@ -26,6 +26,7 @@ from driftline.serving.ends import Ends
 from driftline.serving.errors import NotReady, UnknownItem
 from driftline.serving.fill import chosen, unfiltered
 from driftline.serving.models import ModelSlot, Served
+from driftline.serving.near import meant, near
 from driftline.serving.popular import Popular
 from driftline.serving.profiles import ProfileStore, StoredProfile
 from driftline.serving.scorer import NOVEL, OVERALL, ScoredCandidates
@@ -45,6 +46,10 @@ FEW_MATCH = "few_match"
 UNKNOWN_ITEMS = "unknown_items"
 """Reason of scores of which some are missing."""
 
+UNKNOWN_EXCLUDED = "unknown_excluded_items"
+"""Reason of a list from which an item was to be left out that the model does not know."""
+BY_HAND = 20
+"""Excluded items that somebody may have typed: only among so few one that is not known is worth a word."""
 UNKNOWN_CONTEXT = "unknown_context"
 """Reason of an answer that nothing was made of a part of the context for."""
 
@@ -223,6 +228,7 @@ class Recommender:
         if slate is None:
             model, slate, origin = None, self._popular_slate(reading, options, served), pb.SERVED_FROM_FALLBACK
         reasons += _of_filter(served, slate, options) + _of_context(served, options.context)
+        reasons += self._of_exclusions(served, options)
         if fit_slate(slate, options.most_bytes):
             reasons.append(SHORTENED)
         return self._provenance(model, reading, origin, reasons), slate
@@ -252,7 +258,8 @@ class Recommender:
             ]
         unknown = list(dict.fromkeys(item_id for item_id, there in zip(item_ids, known, strict=True) if not there))
         reasons = reading.reasons if served.offered[items[known]].all() else [*reading.reasons, WITHDRAWN]
-        reasons += ([UNKNOWN_ITEMS] if unknown else []) + _of_context(served, context)
+        reasons += [UNKNOWN_ITEMS, *self._meant(unknown, served)] if unknown else []
+        reasons += _of_context(served, context)
         return self._provenance(served, reading, pb.SERVED_FROM_MODEL, reasons), scores.tolist(), unknown
 
     def similar(self, item_id: str, options: Options, served: Served) -> tuple[pb.Provenance, pb.Slate]:
@@ -261,7 +268,7 @@ class Recommender:
         Raises:
             UnknownItem: the model does not know it.
         """
-        table, item = served.scorer.table, _known(served, item_id)
+        table, item = served.scorer.table, self._known(served, item_id)
         excluded = {table.find(other) for other in options.excluded} | {item}
         wanted = 2 * (looked_at(options.k) if options.diversity else options.k) + 2 * len(excluded)
         ranking = served.scorer.similar(item, wanted)
@@ -273,6 +280,7 @@ class Recommender:
         scores = ranking.scores[OVERALL][places].tolist()
         slate = answers.slate(served, ranking, scores, places.tolist(), reasons=True)
         reasons = ([] if served.offered[item] else [WITHDRAWN]) + _of_filter(served, slate, options)
+        reasons += self._of_exclusions(served, options)
         if fit_slate(slate, options.most_bytes):
             reasons.append(SHORTENED)
         return self._about(served, reasons), slate
@@ -342,6 +350,26 @@ class Recommender:
         ranking = served.scorer.rank(view, reading.now_ms)
         self._rankings.put(reading.user_id, version, key, reading.now_ms, ranking)
         return ranking, pb.SERVED_FROM_MODEL
+
+    def _known(self, served: Served, item_id: str) -> int:
+        index = served.scorer.table.find(item_id)
+        if index >= 0:
+            return index
+        if self._availability.lists(item_id):
+            raise UnknownItem(item_id, served.snapshot.version, listed=True)
+        raise UnknownItem(item_id, served.snapshot.version, near(item_id, served.scorer.table.ids))
+
+    def _meant(self, unknown: Sequence[str], served: Served) -> list[str]:
+        """Reasons with items that are near to the first of some that neither a model nor the catalogue has."""
+        return meant([one for one in unknown if not self._availability.lists(one)], served.scorer.table.ids)
+
+    def _of_exclusions(self, served: Served | None, options: Options) -> list[str]:
+        """Codes where one of a few excluded items is none that the model or the catalogue knows."""
+        if served is None or len(options.excluded) > BY_HAND:
+            return []
+        find, lists = served.scorer.table.find, self._availability.lists
+        unknown = [item_id for item_id in options.excluded if find(item_id) < 0 and not lists(item_id)]
+        return [UNKNOWN_EXCLUDED, *self._meant(unknown, served)] if unknown else []
 
     def _slate(
         self, served: Served, ranking: ScoredCandidates, options: Options, view: UserView, now_ms: int
@@ -422,10 +450,3 @@ def _of_filter(served: Served | None, slate: pb.Slate, options: Options) -> list
     if not options.asked or served is None:
         return []
     return [*served.reasons(options.asked), *([FEW_MATCH] if len(slate.item_ids) < options.k else [])]
-
-
-def _known(served: Served, item_id: str) -> int:
-    index = served.scorer.table.find(item_id)
-    if index < 0:
-        raise UnknownItem(item_id, served.snapshot.version)
-    return index

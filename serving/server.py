@@ -113,7 +113,7 @@ class Server:
             self.state,
             self.profiles,
             self.models,
-            StateMessages(names, self.state.item_id),
+            StateMessages(names, self.state.item_id, self.availability.title),
             self.availability,
             settings.state.ttl_ms,
             self._ends,

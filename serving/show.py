@@ -10,8 +10,10 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from driftline.serving.near import MEANT
 from driftline.v1 import recommendation_pb2 as pb
 
+_WORDS = {"no_snapshot": "no model serves yet (`driftline status` says how far it is)"}
 _UNITS = ((86_400_000, "d"), (3_600_000, "h"), (60_000, "min"), (1000, "s"), (1, "ms"))
 
 
@@ -50,7 +52,9 @@ def slate(
     for place, (item, name, score) in enumerate(rows):
         cells = [str(place + 1), item, name, f"{score:.3f}"]
         table.add_row(*cells, *([reasons[place]] if any(reasons) else []))
-    return Group(table, _origin(answer.provenance), *_behind(answer.provenance))
+    untitled = "none of them has a title: no items with these ids were read (`driftline produce --items FILE`)"
+    said = [] if any(answer.slate.titles) else [Text(untitled, "dim")]
+    return Group(table, *said, _origin(answer.provenance), *_behind(answer.provenance))
 
 
 def scores(answer: pb.ScoreItemsResponse, item_ids: Sequence[str], title: str) -> RenderableType:
@@ -121,7 +125,7 @@ def _profile(profile: pb.Profile) -> RenderableType:
 
 def _history(history: pb.History, events: int) -> RenderableType:
     table = Table(title=f"newest events ({len(history.item_ids)} returned)", title_justify="left", header_style="bold")
-    for name in ("time", "action", "item", "title"):
+    for name in ("time (UTC)", "action", "item", "title"):
         table.add_column(name, overflow="fold")
     table.add_column("value", justify="right")
     table.add_column("price", justify="right")
@@ -134,7 +138,7 @@ def _history(history: pb.History, events: int) -> RenderableType:
         history.prices,
     )
     for t_ms, action, item, title, value, price in list(zip(*columns, strict=True))[:events]:
-        table.add_row(_time(t_ms), action, item, title, _number(value), _number(price))
+        table.add_row(_clock(t_ms), action, item, title, _number(value), _number(price))
     return table
 
 
@@ -143,7 +147,9 @@ def _origin(origin: pb.Provenance) -> Text:
     parts = [f"from {kind}", f"model {origin.model_version or 'none'}"]
     if origin.user_state_version:
         parts.append(f"user state {origin.user_state_version:,}")
-    parts += [reason.replace("_", " ") for reason in origin.reasons]
+    parts += [_WORDS.get(reason, reason.replace("_", " ")) for reason in origin.reasons if not reason.startswith(MEANT)]
+    if near := [repr(reason.removeprefix(MEANT)) for reason in origin.reasons if reason.startswith(MEANT)]:
+        parts.append(f"did you mean {' or '.join(near)}?")
     return Text(", ".join(parts), style="dim" if origin.served_from != pb.SERVED_FROM_FALLBACK else "yellow")
 
 
@@ -173,7 +179,11 @@ def _number(value: float) -> str:
 
 
 def _time(t_ms: int) -> str:
-    return "-" if t_ms < 0 else datetime.fromtimestamp(t_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S")
+    return "-" if t_ms < 0 else f"{_clock(t_ms)} UTC"
+
+
+def _clock(t_ms: int) -> str:
+    return datetime.fromtimestamp(t_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S")
 
 
 def _complete(age_ms: int) -> str:

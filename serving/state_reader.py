@@ -13,8 +13,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import shutil
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -30,6 +28,7 @@ from driftline.graph.rows import UserRow, decode_item, decode_user, is_whole
 from driftline.serving.errors import NotReady
 from driftline.serving.owner import partition_of
 from driftline.serving.rocks import open_beside, scan
+from driftline.serving.scratch import Scratch
 
 LOG = logging.getLogger(__name__)
 MS_PER_DAY = 86_400_000
@@ -87,7 +86,7 @@ class StateReader:
     ) -> None:
         self._root, self._partitions, self._topic = root, partitions, topic
         self._poll_s, self._half_life_ms = poll_ms / 1000, half_life_ms
-        self._scratch = Path(tempfile.mkdtemp(prefix="driftline-secondary-"))
+        self._folder = Scratch("secondary")
         self._layout_ns = -1
         self._open: dict[int, _Partition] = {}
         self._names: dict[int, str] = {}
@@ -110,7 +109,7 @@ class StateReader:
         self._stop.set()
         self._thread.join()
         self._open = {}
-        shutil.rmtree(self._scratch, ignore_errors=True)
+        self._folder.close()
 
     @property
     def ready(self) -> bool:
@@ -183,7 +182,7 @@ class StateReader:
                 LOG.info("state directory %s is opened again: %s", path, error)
             try:
                 key = f"m:offset:{self._topic}:{number}".encode()
-                self._open[number] = _Partition(path, self._scratch / f"{number}-{time.monotonic_ns()}", key)
+                self._open[number] = _Partition(path, self._folder.path / f"{number}-{time.monotonic_ns()}", key)
                 new = True
             except Exception as error:  # noqa: BLE001 - as above; what was read last stays until the next poll
                 if isinstance(error, StateError) or "orruption" in str(error):
@@ -232,7 +231,7 @@ class StateReader:
             return
         for number, path in found:
             try:
-                yield _Partition(path, self._scratch / f"items-{number}", b"")
+                yield _Partition(path, self._folder.path / f"items-{number}", b"")
             except Exception as error:  # noqa: BLE001 - rocksdict raises bare Exception
                 LOG.info("item store %s can't be read: %s", path, error)
 

@@ -321,6 +321,13 @@ def places(settings: Settings) -> dict[str, Path]:
     return found if settings.broker.bootstrap else {**found, "broker.embedded_dir": settings.broker.embedded_dir}
 
 
+def cached_vectors(settings: Settings) -> list[Path]:
+    """The files of `encoder.cache` that there are, itself first: what is in them depends on no state."""
+    cache = settings.encoder.cache
+    files = [] if cache is None else [cache.absolute().with_name(cache.name + end) for end in ("", "-wal", "-shm")]
+    return [path for path in files if path.is_file()]
+
+
 @contextmanager
 def unused(settings: Settings) -> Iterator[None]:
     """Holds what this host keeps, so that no process works on it, nor begins to.

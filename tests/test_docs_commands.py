@@ -22,6 +22,7 @@ NOT_RUN = {
     "trainer": "runs until Ctrl-C",
     "serve": "runs until Ctrl-C",
     "profiler -c": "runs until Ctrl-C",
+    "watch": "asks a running service",
     "query": "asks a running service",
     "recommend": "asks a running service",
     "similar": "asks a running service",

@@ -346,3 +346,42 @@ def asked(application: Application, python: str, shop: Path, *parts: subprocess.
     out, err = process.communicate(timeout=STARTED_S)
     assert process.returncode == 0 or "no driftline service answers" in err, err
     return out
+
+
+RECORDS = """#!{python}
+import json, os, sys, time
+own = {{name: value for name, value in os.environ.items() if "PIP_" in name}}
+with open({log!r}, "a") as file:
+    print(json.dumps([sys.argv[1:], own]), file=file)
+if "requirements-torch.lock" in sys.argv:
+    time.sleep(2.6)
+"""
+
+
+def test_set_up_numbers_its_steps_says_that_a_long_one_goes_on_and_installs_into_its_environment(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "venv" / "bin").mkdir(parents=True)
+    (tmp_path / "venv" / "stamps").mkdir()
+    (tmp_path / "venv" / "stamps" / "venv").touch()
+    log = tmp_path / "log"
+    script = tmp_path / "venv" / "bin" / "python"  # in place of the environment's: what it is asked for takes minutes
+    script.write_text(RECORDS.format(python=sys.executable, log=str(log)))
+    script.chmod(0o755)
+    given = {"PIP_USER": "1", "PIP_TARGET": "elsewhere", "PIP_REQUIRE_HASHES": "1", "PIP_INDEX_URL": "mirror"}
+    command = ["make", "setup", f"VENV={tmp_path / 'venv'}", "TICK=1"]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | given, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    steps = [line for line in done.stderr.splitlines() if "so far" not in line]
+    assert [line.split(":")[0] for line in steps] == [f"set-up {n}/5" for n in range(2, 6)]
+    assert int(steps[0].split()[2]) > 50
+    assert "set-up 2/5: 2 s so far" in done.stderr
+    assert done.stdout == ""
+    called = [json.loads(line) for line in log.read_text().splitlines()]
+    assert len(called) == 5
+    assert {name for _, names in called for name in names} & given.keys() == {"PIP_INDEX_URL"}
+    failing = script.read_text() + "sys.exit(3)"
+    script.write_text(failing)
+    (tmp_path / "venv" / "stamps" / "packages").unlink()
+    assert subprocess.run(command, cwd=ROOT, capture_output=True, timeout=60).returncode == 2
+    assert not (tmp_path / "venv" / "stamps" / "packages").exists()

@@ -139,7 +139,7 @@ def replay(
     if early:
         out.print(
             f"{len(early):,} of the future stay, they would be refused again: the first may be sent from "
-            f"{when(early[0])} UTC on, the last from {when(early[-1])} UTC on",
+            f"{when(early[0])} on, the last from {when(early[-1])} on",
             soft_wrap=True,
         )
     return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections import Counter
 from inspect import cleandoc
 from pathlib import Path
@@ -12,9 +11,10 @@ import typer
 from rich.table import Table
 
 from driftline.configs.settings import UNKNOWN_ACTION, Settings
+from driftline.serving.scratch import Scratch
 from driftline.stream.bundled import BUNDLED
 from driftline.stream.cli.arms import print_arms
-from driftline.stream.cli.common import AsJson, Config, out, print_json, settings_of, when
+from driftline.stream.cli.common import AsJson, Config, err, out, print_json, settings_of, when
 from driftline.stream.cli.composed import composed
 from driftline.stream.cli.own import (
     FILES,
@@ -109,13 +109,13 @@ def replay(
     records: list[Record] | None = None
     make_folder(to)
     with (
-        tempfile.TemporaryDirectory() as folder,
+        Scratch("topic") as folder,
         own_files(events, items, settings, told, to / "files") as (event_file, item_file),
     ):
         if from_kafka is not None:
             records = None if adoptions is None else []
             topic = without_prefix(settings, from_kafka)
-            event_file = topic_file(settings, topic, Path(folder) / "events.jsonl", records, limit)
+            event_file = topic_file(settings, topic, folder / "events.jsonl", records, limit)
         options = Options(
             Path(str(event_file)), to, item_file, [name for name in arms.split(",") if name], split, candidates,
             numbers, limit, resume, hold_out_items, profiles,
@@ -123,7 +123,7 @@ def replay(
             session=session, session_share=session_share, learn_share=learn_share,
         )  # fmt: skip
         with progress_bars() as show:
-            metrics = run(options, settings, show)
+            metrics = run(options, settings, show, lambda words: err.print(words, soft_wrap=True))
     if as_json:
         print_json(metrics)
     elif state_only:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -12,6 +11,7 @@ import typer
 
 from driftline.configs.errors import InputError, StateError
 from driftline.configs.settings import Settings
+from driftline.serving.scratch import Scratch
 from driftline.stream.cli.common import AsJson, Config, err, out, print_json, settings_of
 from driftline.stream.events.schema import MAX_ID_BYTES
 
@@ -156,5 +156,5 @@ def _rebuilt(settings: Settings, bootstrap: str, backups: list[Path]) -> Rebuilt
     from driftline.stream.replay.topics import read_log
 
     err.print("rebuilding the state without the user, as long as two replays of the log take")
-    with tempfile.TemporaryDirectory(prefix="driftline-versions-") as folder:
-        return rebuild(settings, read_log(settings, bootstrap, Path(folder)), backups)
+    with Scratch("versions") as folder:
+        return rebuild(settings, read_log(settings, bootstrap, folder), backups)

@@ -16,6 +16,7 @@ from driftline.stream.cli.own import (
     Told,
     say,
     show,
+    together,
 )
 
 if TYPE_CHECKING:
@@ -56,21 +57,21 @@ def import_files(
     say(check_value(plan, settings))
     make_folder(to)
     whole: dict[str, Any] = {}
-    with progress(None, "rows of events read") as update:
-        done = write_events(plan, to / "events.parquet", settings, told.bad, update)
-    say(below_zero(plan, done, settings))
-    whole["events"] = done.report.as_json() | {
-        "written": done.written, "put_aside": done.bad, "below_zero": done.below_zero
-    }  # fmt: skip
-    files = [to / "events.parquet"]
-    join = None
-    if item_plan is not None:
-        with progress(None, "rows of items read") as update:
-            item_done = write_items(item_plan, to / "items.parquet", told.bad_items, update)
-        whole["items"] = item_done.report.as_json() | {"written": item_done.written, "put_aside": item_done.bad}
-        files.append(to / "items.parquet")
-        join = Join.of(done.report.item_rows, item_done.report.item_rows)
-        whole["join"] = join.as_json()
+    files, join = [to / "events.parquet"], None
+    with together(to) as begun:
+        with progress(None, "rows of events read") as update:
+            done = write_events(plan, begun / "events.parquet", settings, told.bad, update)
+        say(below_zero(plan, done, settings))
+        whole["events"] = done.report.as_json() | {
+            "written": done.written, "put_aside": done.bad, "below_zero": done.below_zero
+        }  # fmt: skip
+        if item_plan is not None:
+            with progress(None, "rows of items read") as update:
+                item_done = write_items(item_plan, begun / "items.parquet", told.bad_items, update)
+            whole["items"] = item_done.report.as_json() | {"written": item_done.written, "put_aside": item_done.bad}
+            files.append(to / "items.parquet")
+            join = Join.of(done.report.item_rows, item_done.report.item_rows)
+            whole["join"] = join.as_json()
     found = reading_of(plan.mapping, event_files)
     item_found = {} if item_plan is None or items is None else reading_of(item_plan.mapping, item_files)
     if write_config(to / "driftline.yaml", config, found, item_found):
@@ -86,10 +87,10 @@ def import_files(
         apart = f"{join.ids - join.joined_ids:,} ids with {join.rows - join.joined_rows:,} events join none"
         ids = f"{join.joined_ids:,} of {join.ids:,} item ids of the events are among the items"
         out.print(f"{ids}; {apart}" if join.joined_ids < join.ids else ids, soft_wrap=True)
-        if item_plan is not None and not join.joined_ids:
-            columns = [f"{one.mapping.columns['item_id']!r} of {one.source}" for one in (plan, item_plan)]
-            out.print(f"warning: {join.none(*columns)}", soft_wrap=True)
-        elif problem := join.problem():
+        columns = [
+            f"{one.mapping.columns['item_id']!r} of {one.source}" for one in (plan, item_plan) if one is not None
+        ]
+        if problem := join.problem(*columns):
             out.print(f"warning: {problem}", soft_wrap=True)
     out.print(", ".join(str(path) for path in files), soft_wrap=True)
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -14,6 +13,8 @@ from pydantic import ValidationError
 from rich.table import Table
 
 from driftline.configs.settings import EventFiles, ItemFiles, Settings
+from driftline.serving.arrays import sync
+from driftline.serving.scratch import Scratch
 from driftline.stream.cli.common import err, progress, when
 from driftline.stream.cli.composed import Maker
 
@@ -165,6 +166,17 @@ def say(words: str) -> None:
 
 
 @contextmanager
+def together(folder: Path) -> Iterator[Path]:
+    """A folder to write files in: at the end all of them come to `folder`, which is made, or, after an error, none."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with Scratch("files", folder) as scratch:
+        yield scratch
+        for path in sorted(scratch.glob("*.parquet")):
+            path.replace(folder / path.name)
+        sync(folder)
+
+
+@contextmanager
 def own_files(
     events: str | None,
     items: str | None,
@@ -185,27 +197,28 @@ def own_files(
     from driftline.stream.convert.run import Plan, is_ready, write_events, write_items
     from driftline.stream.convert.words import below_zero, check_value
 
-    with tempfile.TemporaryDirectory() as scratch:
-        place = folder or Path(scratch)
+    with ExitStack() as stack:
         event_file, item_file = (None if text is None else Path(text) for text in (events, items))
-        if events is not None and not is_ready(events, EVENTS, told.events(settings)):
-            plan = Plan.of(EVENTS, events, told.events(settings), settings.signals.context)
-            show(plan)
-            say(check_value(plan, settings))
-            event_file = place / "events.parquet"
-            place.mkdir(parents=True, exist_ok=True)
-            with progress(None, "rows of events read") as update:
-                done = write_events(plan, event_file, settings, told.bad, update, sort, undone)
-            say(below_zero(plan, done, settings))
-            _say_aside(done, told.bad)
-        if items is not None and not is_ready(items, ITEMS, told.items(settings)):
-            plan = Plan.of(ITEMS, items, told.items(settings))
-            show(plan)
-            item_file = place / "items.parquet"
-            place.mkdir(parents=True, exist_ok=True)
-            with progress(None, "rows of items read") as update:
-                done = write_items(plan, item_file, told.bad_items, update, undone)
-            _say_aside(done, told.bad_items)
+        of_events = events is not None and not is_ready(events, EVENTS, told.events(settings))
+        of_items = items is not None and not is_ready(items, ITEMS, told.items(settings))
+        place = folder or stack.enter_context(Scratch("files"))
+        with together(place) if of_events or of_items else nullcontext(place) as begun:
+            if events is not None and of_events:
+                plan = Plan.of(EVENTS, events, told.events(settings), settings.signals.context)
+                show(plan)
+                say(check_value(plan, settings))
+                event_file = place / "events.parquet"
+                with progress(None, "rows of events read") as update:
+                    done = write_events(plan, begun / event_file.name, settings, told.bad, update, sort, undone)
+                say(below_zero(plan, done, settings))
+                _say_aside(done, told.bad)
+            if items is not None and of_items:
+                plan = Plan.of(ITEMS, items, told.items(settings))
+                show(plan)
+                item_file = place / "items.parquet"
+                with progress(None, "rows of items read") as update:
+                    done = write_items(plan, begun / item_file.name, told.bad_items, update, undone)
+                _say_aside(done, told.bad_items)
         yield event_file, item_file
 
 

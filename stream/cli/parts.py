@@ -49,10 +49,10 @@ def produce(
     items: Annotated[str | None, typer.Option(help="Items, sent before the events, or alone.")] = None,
     rate: Annotated[float | None, typer.Option(min=0.001, help="Events a second at most.")] = None,
     since: Annotated[
-        int | None, typer.Option(parser=parse_time, metavar="TIME", help="Only events from this event time on.")
+        int | None, typer.Option(parser=parse_time, metavar="TIME", help="Only events from this event time (UTC) on.")
     ] = None,
     until: Annotated[
-        int | None, typer.Option(parser=parse_time, metavar="TIME", help="Only events before this event time.")
+        int | None, typer.Option(parser=parse_time, metavar="TIME", help="Only events before this event time (UTC).")
     ] = None,
     sort: Annotated[bool, typer.Option("--sort", help="Send events in order of time.")] = False,
     as_it_is: Annotated[

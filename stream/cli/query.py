@@ -1,8 +1,9 @@
-"""`driftline query user|model|health|forget`, `recommend`, `similar`, `score`: every RPC from the command line."""
+"""`driftline query user|model|health|forget`, `recommend`, `similar`, `score`, `watch`: every RPC as a command."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, cast
 
@@ -35,7 +36,8 @@ At = Annotated[
     typer.Option(
         parser=parse_time,
         metavar="TIME",
-        help="Request time: a date, a time or unix milliseconds; default now, or the end of a stream of long ago.",
+        help="Request time: a date, a time (UTC unless it names a zone) or unix milliseconds; default now, or the end "
+        "of a stream of long ago.",
     ),
 ]
 K = Annotated[int, typer.Option("-k", min=1, max=1000, help="Items wanted.")]
@@ -70,12 +72,14 @@ Context = Annotated[
     typer.Option("--context", metavar="NAME=VALUE", help="How the request is made; may be given several times."),
 ]
 
+Newest = Annotated[int, typer.Option(min=1, max=65536, help="Newest events to show.")]
+
 
 def register(app: typer.Typer) -> None:
     """Adds the commands of this file."""
     makers: dict[str, Maker] = {"service": client, "steering": steering}
     of_queries: tuple[Maker, ...] = (user, model, health, forget)
-    of_app: tuple[Maker, ...] = (recommend, similar, score)
+    of_app: tuple[Maker, ...] = (recommend, similar, score, watch)
     queries = typer.Typer(no_args_is_help=True, help="What the service knows.")
     for command in of_queries:
         queries.command(command.__name__)(composed(command, makers))
@@ -88,7 +92,7 @@ def user(
     user_id: Annotated[str, typer.Argument(help="Whose state.")],
     *,
     at: At = None,
-    history: Annotated[int, typer.Option(min=1, max=65536, help="Newest events to show.")] = 10,
+    history: Newest = 10,
     watch: Annotated[bool, typer.Option("--watch", help="Again after each change, until Ctrl-C.")] = False,
     service: Client,
     as_json: AsJson = False,
@@ -97,13 +101,33 @@ def user(
 
     Example: `driftline query user 13085`, `driftline query user 13085 --watch --json`
     """
+    if watch:
+        if at is not None:
+            raise typer.BadParameter("got --at and --watch; expected one of them: what is watched is now")
+        return _watch(user_id, history, service, as_json)
     with service:
-        if not watch:
-            one, time_of = asked(lambda at_ms: service.user_state(user_id, history, at_ms), at)
-            return print_json(as_dict(one) | time_of) if as_json else out.print(show.user_state(one, history))
+        one, time_of = asked(lambda at_ms: service.user_state(user_id, history, at_ms), at)
+    return print_json(as_dict(one) | time_of) if as_json else out.print(show.user_state(one, history))
+
+
+def watch(
+    user_id: Annotated[str, typer.Argument(help="Whose state.")],
+    *,
+    history: Newest = 10,
+    service: Client,
+    as_json: AsJson = False,
+) -> None:
+    """The state of a user now and after each change, until Ctrl-C; with --json a line each.
+
+    Example: `driftline watch 13085 --history 3 --json`
+    """
+    _watch(user_id, history, service, as_json)
+
+
+def _watch(user_id: str, history: int, service: Client, as_json: bool) -> None:
+    with service, suppress(KeyboardInterrupt):  # it is the way to end it
         for answer in service.watch(user_id, history):
             print_json(as_dict(answer)) if as_json else out.print(show.user_state(answer, history))
-    return None
 
 
 def model(service: Client, as_json: AsJson = False) -> None:

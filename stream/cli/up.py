@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -17,7 +15,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from driftline.stream.cli.common import AsJson, Config, err, out, print_json, settings_of
+from driftline.stream.cli.common import AsJson, Config, Waiting, err, out, print_json, settings_of
 
 if TYPE_CHECKING:
     from driftline.configs.settings import Settings
@@ -29,7 +27,6 @@ LOOK_S = 2.0
 """Between two looks at how the system is."""
 TELL_S = 60.0
 """Between two lines about it where a line can't be renewed."""
-READY_S = 180.0
 COLOURS = {"worker": "cyan", "trainer": "magenta", "profiler": "blue", "serve": "green"}
 
 
@@ -78,7 +75,9 @@ def up(
         raise typer.BadParameter("nothing is left to run", param_hint="--without")
     settings = settings_of(config)
     if detach:
-        return _detached(settings, without or [], config)
+        from driftline.stream.cli.detached import start_detached
+
+        return start_detached(settings, without or [], config)
     stopping = stop_on_signals()
     with claimed(settings) as write, with_ports(settings) as settings:
         write(starting(settings))
@@ -119,7 +118,11 @@ def status(config: Config = None, as_json: AsJson = False) -> None:
             print_json({"running": False})
         else:
             root = settings.state.root.absolute()
-            out.print(f"nothing runs on state.root {root}; `driftline up` starts it", soft_wrap=True)
+            out.print(
+                f"nothing runs on state.root {root}; `driftline up` starts it. One that runs elsewhere is asked from "
+                "its folder, with its -c",
+                soft_wrap=True,
+            )
         raise typer.Exit(1)
     now = standing(settings, note.ports, [child.pid for child in note.children])
     if as_json:
@@ -152,11 +155,7 @@ def down(config: Config = None, as_json: AsJson = False) -> None:
     owner = note.owner.find() if note is not None else None
     if note is not None and owner is not None:
         owner.terminate()
-        with _waits("up: ending; what was read is committed first"):
-            deadline = time.monotonic() + STOP_S + 30
-            while note.owner.find() is not None and time.monotonic() < deadline:
-                time.sleep(0.1)
-        if note.owner.find() is not None:
+        if not _ended(note, STOP_S + 30):
             owner.kill()
             err.print(f"up: process {owner.pid} did not end and was killed; what it had committed holds")
     left = end_left_over(settings)
@@ -172,47 +171,73 @@ def down(config: Config = None, as_json: AsJson = False) -> None:
         out.print(f"nothing ran on state.root {settings.state.root.absolute()}", soft_wrap=True)
 
 
+def _ended(note: Note, still_s: float) -> bool:
+    """Waits until a system that was asked to end has ended; False once none of its parts did for so long."""
+    moved_s, parts = time.monotonic(), len(note.children) + 1
+    with Waiting("up: ending; what was read is committed first") as waiting:
+        while note.owner.find() is not None and time.monotonic() - moved_s < still_s:
+            left = [child.name for child in note.children if child.find() is not None]
+            if len(left) < parts:
+                moved_s, parts = time.monotonic(), len(left)
+            waiting.still(f"up: ending; {', '.join(left) or 'the broker'} still runs")
+            time.sleep(0.1)
+    return note.owner.find() is None
+
+
 def reset(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    encodings: Annotated[bool, typer.Option("--encodings", help="Delete encoder.cache, too.")] = False,
     config: Config = None,
     as_json: AsJson = False,
 ) -> None:
     """Delete state, models and snapshots of this host, and the embedded broker's data: lists them first, then asks.
 
-    A broker of your own keeps its topics: the next start reads them from the beginning.
+    A broker of your own keeps its topics: the next start reads them from the beginning. Vectors of texts stay
+    (`encoder.cache`) unless --encodings is given: they depend on nothing but the text, and take minutes to make.
 
-    Example: `driftline reset`
+    Example: `driftline reset`, `driftline reset --encodings --yes`
     """
     from driftline.configs.errors import InputError
     from driftline.stream.durable import delete_folder
-    from driftline.stream.system import places, unused
+    from driftline.stream.system import cached_vectors, places, unused
 
     settings = settings_of(config)
     found = {name: path.absolute() for name, path in places(settings).items() if path.exists()}
-    if not found:
-        return print_json({"deleted": []}) if as_json else out.print("there is nothing to delete")
+    vectors = cached_vectors(settings)
+    if not found and not (encodings and vectors):
+        if as_json:
+            return print_json({"deleted": []})
+        _tell_what_stays(vectors)
+        return out.print("there is nothing to delete")
     for name, path in found.items():
         if path == Path.home() or path == Path.cwd() or path in Path.cwd().parents or (path / ".git").exists():
             raise InputError(
                 f"{name} is {path}, which holds other things; expected a folder of its own. Delete by hand"
             )
     with unused(settings):
-        _tell_what_goes(settings, found)
+        _tell_what_goes(settings, found, vectors, encodings)
     if not yes and not typer.confirm("delete all of this?", err=True):
         raise typer.Exit(1)
     with unused(settings):  # asked anew: partitions may have come to this host meanwhile
         for path in found.values():
             if path.exists():  # it was not in one of the others
                 delete_folder(path)
-    return print_json({"deleted": [str(path) for path in found.values()]}) if as_json else out.print("deleted")
+        for path in vectors if encodings else ():
+            path.unlink(missing_ok=True)
+    gone = [*found.values(), *(vectors[:1] if encodings else ())]
+    return print_json({"deleted": [str(path) for path in gone]}) if as_json else out.print("deleted")
 
 
-def _tell_what_goes(settings: Settings, found: dict[str, Path]) -> None:
+def _tell_what_goes(settings: Settings, found: dict[str, Path], vectors: list[Path], encodings: bool) -> None:
     """Lists folders by setting."""
     from driftline.stream.ops.doctor import bytes_in
 
     for name, path in found.items():
         err.print(f"{name:22} {bytes_in(path) / 1e6:10,.1f} MB  {path}", soft_wrap=True)
+    if encodings and vectors:
+        err.print(f"{'encoder.cache':22} {_megabytes(vectors):10,.1f} MB  {vectors[0]}", soft_wrap=True)
+    else:
+        _tell_what_stays(vectors)
     if settings.broker.bootstrap:
         err.print(f"the topics at {settings.broker.bootstrap} stay, and are read from the beginning")
     else:
@@ -220,15 +245,17 @@ def _tell_what_goes(settings: Settings, found: dict[str, Path]) -> None:
         err.print(lost, soft_wrap=True)
 
 
-@contextmanager
-def _waits(words: str) -> Iterator[None]:
-    """Says what is waited for: as long as it takes on a terminal, else in a line."""
-    if err.is_terminal:
-        with err.status(words, spinner="dots"):
-            yield
-    else:
-        err.print(words, soft_wrap=True)
-        yield
+def _tell_what_stays(vectors: list[Path]) -> None:
+    if vectors:
+        err.print(
+            f"encoder.cache stays, {_megabytes(vectors):,.1f} MB in {vectors[0]}: vectors of texts, which need not be "
+            "made again; --encodings deletes it, too",
+            soft_wrap=True,
+        )
+
+
+def _megabytes(files: list[Path]) -> float:
+    return sum(path.stat().st_size for path in files) / 1e6
 
 
 class _View:
@@ -299,37 +326,6 @@ def _watched(settings: Settings, view: _View) -> Iterator[Any]:
     finally:
         ending.set()
         thread.join(LOOK_S + 5.0)
-
-
-def _detached(settings: Settings, without: list[str], config: str | None) -> None:
-    """Starts `driftline up` in a session of its own; returns once it answers."""
-    from driftline.configs.errors import StateError
-    from driftline.stream.system import claimed, running, standing
-
-    with claimed(settings):
-        pass  # refused here where one runs; the process that is started claims it for good
-    log = settings.state.root.absolute() / "up.log"
-    options = [*(["-c", config] if config else []), *(word for part in without for word in ("--without", part))]
-    with log.open("ab") as file:
-        process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "driftline.stream.cli.command", "up", *options],
-            stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True,
-        )  # fmt: skip
-    with _waits(f"up: starting until it answers, which may take a minute; log in {log}"):
-        deadline = time.monotonic() + READY_S
-        while time.monotonic() < deadline:
-            if process.poll() is not None:
-                tail = "\n".join(log.read_text(errors="replace").splitlines()[-8:])
-                err.print(tail, soft_wrap=True)
-                raise typer.Exit(process.returncode)
-            note = running(settings)
-            if note is not None and note.owner.pid == process.pid:
-                now = standing(settings, note.ports, [child.pid for child in note.children])
-                if now.model_sequence is not None or ("serve" in without and now.state_behind is not None):
-                    out.print(f"runs as process {process.pid}, answers on {note.address}; log in {log}", soft_wrap=True)
-                    return
-            time.sleep(0.5)
-    raise StateError(f"nothing answers after {READY_S:g} s; `driftline status` says what runs, {log} what it does")
 
 
 def _begin_log(log: Path) -> None:

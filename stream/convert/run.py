@@ -97,7 +97,8 @@ class Done:
         written: rows of the file.
         actions: rows by action; "interact" where there is none.
         duplicates: events whose event_id an earlier one among the last `state.dedupe_ids` has: a worker drops them.
-        below_zero: rows whose value is below 0 in the file, where no column says their action.
+        below_zero: rows whose value is below 0 in the file.
+        below_zero_of: the same by action, where a column says it.
         repeated: item rows that a later row of their id replaced.
     """
 
@@ -107,6 +108,7 @@ class Done:
     actions: Counter[str] = field(default_factory=Counter)
     duplicates: int = 0
     below_zero: int = 0
+    below_zero_of: Counter[str] = field(default_factory=Counter)
     repeated: int = 0
 
 
@@ -244,21 +246,26 @@ def _watched(plan: Plan, done: Done, aside: Bad, say: Callable[[int], None]) -> 
             low, high = int(t_ms.min()), int(t_ms.max())
             report.first_ms = low if report.first_ms is None else min(low, report.first_ms)
             report.last_ms = high if report.last_ms is None else max(high, report.last_ms)
-            counted = pc.value_counts(batch.column("action").fill_null(UNNAMED))
-            pairs = zip(counted.field("values").to_pylist(), counted.field("counts").to_pylist(), strict=True)
-            done.actions.update(dict(pairs))
-            if "action" not in plan.mapping.columns:
-                done.below_zero += _below_zero(plan.mapping, batch)
+            done.actions.update(_by_action(batch))
+            below = batch.filter(_below_zero(plan.mapping, batch))
+            done.below_zero += below.num_rows
+            if "action" in plan.mapping.columns:
+                done.below_zero_of.update(_by_action(below))
         yield batch
     for problem in hints.problems():
         report.add(problem)
 
 
-def _below_zero(mapping: Mapping, batch: pa.RecordBatch) -> int:
-    """Rows whose value is below 0 in the file."""
+def _by_action(batch: pa.RecordBatch) -> dict[str, int]:
+    """Rows by action; "interact" where there is none."""
+    counted = pc.value_counts(batch.column("action").fill_null(UNNAMED))
+    return dict(zip(counted.field("values").to_pylist(), counted.field("counts").to_pylist(), strict=True))
+
+
+def _below_zero(mapping: Mapping, batch: pa.RecordBatch) -> pa.Array:
+    """Whether the value of each row is below 0 in the file."""
     named = mapping.below_zero
-    below = pc.equal(batch.column("action"), named) if named else pc.less(batch.column("value"), 0)
-    return pc.sum(below).as_py() or 0
+    return pc.equal(batch.column("action"), named) if named else pc.less(batch.column("value"), 0)
 
 
 def _warn_of_future(report: Report, column: str, t_ms: Int64) -> None:

@@ -51,9 +51,14 @@ def check_value(plan: Plan, settings: Settings) -> str:
         return ""
     span = f"{min(values):g} to {max(values):g} in the first {len(values):,} rows"
     if not mapping.is_rating:
+        known = [
+            f"--action {name} ({meaning(settings, name, values)})"
+            for name, one in settings.actions.items()
+            if one.positive_from is not None and name != "rate"
+        ]
         return (
             f"{column!r} is the value ({span}) and nothing says what was done: each row is an {UNNAMED!r}, "
-            f"{meaning(settings, UNNAMED)}; --action purchase, play, ... says more"
+            f"{meaning(settings, UNNAMED)}; {' or '.join(known) or '--action purchase, play, ...'} says more"
         )
     choices = [f"under configuration {settings.name!r}, {meaning(settings, 'rate', values)}"]
     if settings.action("rate").positive_from is None:
@@ -66,12 +71,17 @@ def check_value(plan: Plan, settings: Settings) -> str:
 
 
 def below_zero(plan: Plan, done: Done, settings: Settings) -> str:
-    """A word on values below 0 where no column names an action, "" = there are none, or they are ratings."""
+    """A word on values below 0, "" = there are none, or they are ratings."""
     mapping, n = plan.mapping, done.below_zero
     action = mapping.below_zero or mapping.action or UNNAMED
     if not n or mapping.is_rating or action == "rate":
         return ""
     rows = f"{n:,} {'row' if n == 1 else 'rows'} with a value below 0 in {mapping.columns['value']!r}"
+    if of := done.below_zero_of:
+        kept = "; ".join(f"{count:,} {name} ({meaning(settings, name)})" for name, count in of.most_common(3))
+        wanted = any(settings.action(name).wanted(-1.0) for name in of)
+        advice = ". If they are returns or refunds, name them so in that column" if wanted else ""
+        return f"{rows} keep the action that {mapping.columns['action']!r} says: {kept}{advice}"
     if mapping.below_zero:
         return (
             f"{rows} became {action!r} ({meaning(settings, action)}), the value without its sign; "

@@ -53,6 +53,23 @@ STALLED_S = 300.0
 """So long without an event applied or learnt, something is wrong: a limit of time would say so of a slow machine."""
 
 
+class _Moves:
+    """Whether a count still grows, or a part still says something.
+
+    Args:
+        parts: of the demo.
+    """
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts, self._far, self._moved_s = parts, -1, time.monotonic()
+
+    def stalled(self, count: int) -> bool:
+        """Takes note of the count; whether nothing went on for `STALLED_S`."""
+        if count > self._far:
+            self._far, self._moved_s = count, time.monotonic()
+        return time.monotonic() - max(self._moved_s, self._parts.said_s) > STALLED_S
+
+
 def run_demo(scene: Scene, keep: bool, seconds: float) -> dict[str, Any]:
     """Runs the demo; returns its figures.
 
@@ -136,7 +153,7 @@ class Demo:
         files = ["--events", str(self.scene.events), "--items", str(self.scene.items)]
         since = ["--since", str(self.scene.from_ms)] if self.scene.from_ms else []
         produce, produced = self.parts.produce([*files, *since, "--until", str(until_ms)]), None
-        far, moved_s = -1, time.monotonic()
+        moves = _Moves(self.parts)
         with history_bars(self.console, total) as show:
             while min(done := show(self.serving.applied(), self.serving.learnt())) < total:
                 self.check()
@@ -145,9 +162,7 @@ class Demo:
                     raise DemoError(
                         f"driftline produce ended with exit code {produced}; {self.parts.end_of('produce')}"
                     )
-                if sum(done) > far:
-                    far, moved_s = sum(done), time.monotonic()
-                elif time.monotonic() - max(moved_s, self.parts.said_s) > STALLED_S:
+                if moves.stalled(sum(done)):
                     raise DemoError(
                         f"no event was applied or learnt, and no part said a word, for {STALLED_S:g} s: "
                         f"{done[0]:,} of {total:,} are applied, {done[1]:,} learnt; see {LOGS}"
@@ -186,9 +201,9 @@ class Demo:
         return probes.measured
 
     def wait_learnt(self, offset: int, look: Callable[[], None] = lambda: None) -> None:
-        """Returns when the serving model has learnt all events before an offset, or after a minute."""
-        deadline = time.monotonic() + 60
-        while self.serving.learnt() < offset and time.monotonic() < deadline:
+        """Returns when the serving model has learnt all events before an offset, or learns none any more."""
+        moves = _Moves(self.parts)
+        while (done := self.serving.learnt()) < offset and not moves.stalled(done):
             look()
             self.check()
             time.sleep(0.3)
@@ -197,12 +212,16 @@ class Demo:
         """Returns when all events before an offset are in the state.
 
         Raises:
-            DemoError: they are not within a minute.
+            DemoError: a part has ended, or no event is applied any more.
         """
-        deadline = time.monotonic() + 60
-        while self.serving.applied() < offset:
-            if time.monotonic() > deadline:
-                raise DemoError(f"event {offset - 1:,} did not reach the state within 60 s; see {LOGS / 'worker.log'}")
+        moves = _Moves(self.parts)
+        while (done := self.serving.applied()) < offset:
+            self.check()
+            if moves.stalled(done):
+                raise DemoError(
+                    f"event {offset - 1:,} did not reach the state: it stands at {done:,} for {STALLED_S:g} s; see "
+                    f"{LOGS / 'worker.log'}"
+                )
             time.sleep(0.005)
 
     # -- 5 before and after ------------------------------------------------------------------------------------
@@ -262,11 +281,7 @@ class Demo:
         topic = self.settings.broker.prefix + "interactions"
         sent = producer.send(topic, key=user_id.encode(), value=encode_event(event)).get(10)
         producer.close()
-        deadline = time.monotonic() + 10
-        while self.serving.state(user_id, now_ms).provenance.user_state_version <= sent.offset:
-            if time.monotonic() > deadline:
-                raise DemoError(f"the purchase of {user_id} did not reach the state within 10 s")
-            time.sleep(0.01)
+        self.wait_applied(sent.offset + 1)
 
     def introduce(self, since_ms: int) -> None:
         """Shows what goes with the newest item that came in while the demo streamed and that the model has learnt."""

@@ -10,7 +10,6 @@ known at a commit: renamed, deleted and new ones are sent as items with it.
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,6 +27,7 @@ from rich.text import Text
 from driftline.configs.errors import InputError
 from driftline.configs.security import producer_options
 from driftline.graph.rows import Event
+from driftline.serving.scratch import Scratch
 from driftline.stream.convert.named.made import Made, write_made
 from driftline.stream.convert.named.repository import ACTIONS, Commit, events_of, history, items_of, words_of
 from driftline.stream.demo import Demo, staged
@@ -173,8 +173,8 @@ def run_git_demo(path: Path, limit: int, keep: bool, seconds: float) -> dict[str
     known = Known()
     for commit in past:
         known.learn(commit)
-    with tempfile.TemporaryDirectory() as folder:
-        scene = _scene(Path(folder), past, known)
+    with Scratch("commits") as folder:
+        scene = _scene(folder, past, known)
         with staged(scene) as demo:
             total = len(events_of(past))
             authors, files = len(known.recent) - 1, len(known.paths) - len(known.gone)

@@ -126,27 +126,39 @@ class Join:
             "rows_in_items": self.joined_rows,
         }
 
-    def problem(self) -> Problem | None:
-        """A warning if too few rows join."""
+    def problem(self, events: str = "item_id of the events", items: str = "that of the items") -> Unjoined | None:
+        """A warning if too few rows join, in the words of every command.
+
+        Args:
+            events, items: the columns of the ids, for people.
+        """
         if not self.rows or self.joined_rows >= ENOUGH * self.rows:
             return None
-        kind = "items do not join" if not self.joined_ids else "few items join"
-        got = (
-            f"{self.joined_ids:,} of {self.ids:,} item ids in the items file, "
-            f"with {self.joined_rows:,} of {self.rows:,} rows ({100 * self.joined_rows / self.rows:.1f}%); "
-            f"{shorten(self.example)} is not"
-        )
-        expected = f"ids written as those of the items, such as {shorten(self.item)}{self.hint}"
-        return Problem(0, "item_id", kind, got, expected, True)
+        if self.joined_ids:
+            share = f"{self.joined_rows:,} of {self.rows:,} rows ({100 * self.joined_rows / self.rows:.1f}%)"
+            lack = (
+                f"{self.joined_ids:,} of {self.ids:,} item ids of the events are in the items file, with {share}, so "
+                "the others have no title, category or price of their item"
+            )
+        else:
+            lack = (
+                f"none of the {self.ids:,} item ids of the events is in the items file, so no event has a title, a "
+                "category or a price of its item"
+            )
+        return Unjoined(
+            0, "item_id", "few items join" if self.joined_ids else "items do not join",
+            f"{lack}: {events} holds {shorten(self.example)}, {items} holds {shorten(self.item)}",
+            f"the same ids{self.hint}: name other columns (--map item_id=COLUMN, --items-map item_id=COLUMN), or other "
+            "files",
+            True,
+        )  # fmt: skip
 
-    def none(self, events: str, items: str) -> str:
-        """A sentence for files of which no item joins; `events` and `items` name the columns of their ids."""
-        return (
-            f"none of the {self.ids:,} item ids of the events is in the items file, so no event has a title, a "
-            f"category or a price of its item: {events} holds {shorten(self.example)}, {items} holds "
-            f"{shorten(self.item)}; expected the same ids{self.hint}: name other columns (--map item_id=COLUMN, "
-            "--items-map item_id=COLUMN), or other files"
-        )
+
+class Unjoined(Problem):
+    """An items file that does not belong to the events: of both files, so that its sentence names no place in one."""
+
+    def __str__(self) -> str:
+        return f"{self.got}; expected {self.expected}"
 
 
 def _hint(apart: list[str], items: Collection[str]) -> str:

@@ -7,7 +7,6 @@ Sending is idempotent and waits for all replicas: what `produce` counts as sent 
 from __future__ import annotations
 
 import logging
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -25,6 +24,7 @@ from kafka.errors import KafkaError, KafkaTimeoutError, MessageSizeTooLargeError
 from driftline.configs.errors import BrokerError, InputError
 from driftline.configs.security import producer_options
 from driftline.configs.settings import Broker
+from driftline.serving.scratch import Scratch
 from driftline.stream.events.dlq import TOPIC as DLQ
 from driftline.stream.events.dlq import fitting, shortened
 from driftline.stream.events.files import item_counts, read_items, read_messages
@@ -249,8 +249,8 @@ def event_messages(
 
 def _sorted(messages: Iterable[tuple[bytes, bytes]]) -> Iterator[tuple[bytes, bytes]]:
     """Messages in order of event time, those of one time in the order in which they come."""
-    with tempfile.TemporaryDirectory() as folder:
-        for table in sorted_rows(_batches(messages), Path(folder)):
+    with Scratch("sorted") as folder:
+        for table in sorted_rows(_batches(messages), folder):
             yield from zip(table["key"].to_pylist(), table["value"].to_pylist(), strict=True)
 
 
@@ -298,7 +298,7 @@ def send_files(
     if events is None:
         assert items is not None
         return Sent(0, 0, 0.0), sender.send("items", item_messages(items), None, lambda n: on_progress("items", n))
-    watch = ItemWatch(events, items) if items is not None else None
+    watch = ItemWatch(items) if items is not None else None
     messages = event_messages(events, since_ms, until_ms, None if watch is None else watch.see, sort)
     first = list(islice(messages, 1))
     if not first and not since_ms and until_ms is None:
@@ -320,8 +320,7 @@ class ItemWatch:
         InputError: the items file can't be read, or a cell is wrong.
     """
 
-    def __init__(self, events: Path, items: Path) -> None:
-        self._events, self._items = events, items
+    def __init__(self, items: Path) -> None:
         self._ids = read_items(items).keys()
         self._rows: Counter[str] = Counter()
         self._told = False
@@ -338,7 +337,7 @@ class ItemWatch:
         problem = Join.of(self._rows, self._ids).problem()
         if problem and not self._told:
             self._told = True
-            LOG.warning("%s with %s: %s", self._events, self._items, problem)
+            LOG.warning("%s", problem)
 
 
 def _wait_until(when: float) -> None:

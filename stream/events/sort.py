@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+
+from driftline.serving.scratch import Scratch
 
 RUN_BYTES = 128 * 1024 * 1024
 """Of rows that are sorted in memory at once."""
@@ -21,8 +22,8 @@ def sorted_rows(batches: Iterable[pa.RecordBatch], folder: Path, column: str = "
     Memory holds one run or one window; `folder` must have room for all rows, unpacked. The first table comes when all
     batches were read.
     """
-    with tempfile.TemporaryDirectory(prefix=".sorting-", dir=folder) as scratch:
-        runs = list(_runs(batches, Path(scratch), column))
+    with Scratch("sorting", folder) as scratch:
+        runs = list(_runs(batches, scratch, column))
         yield from _merged([pa.ipc.open_file(pa.memory_map(str(path))).read_all() for path in runs], column)
 
 

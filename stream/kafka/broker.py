@@ -44,7 +44,7 @@ from driftline.stream.kafka.advertised import unreachable
 
 HOST = "127.0.0.1"
 STOP_S = 10.0
-START_S = 20.0
+START_S = 60.0
 FREE_S = 3.0
 """A broker that was killed a moment ago may hold its port for so long."""
 

@@ -223,7 +223,7 @@ def _state(settings: Settings) -> Iterator[Finding]:
     folders = {path.name.removeprefix("partition-"): path for path in sorted(root.glob("partition-*"))}
     partitions = [name for name in folders if name.isdecimal()]
     if not partitions:
-        yield Finding("state", "note", f"none in {root} yet", "`driftline worker` makes it from the topic")
+        yield Finding("state", "note", f"none in {root} yet", "the worker makes it from the topic (`driftline up`)")
         return
     made_with = read_layout(root)
     numbers = {str(number) for number in range(made_with["partitions"])}
@@ -324,7 +324,7 @@ def _snapshots(settings: Settings) -> Iterator[Finding]:
     root = settings.serving.snapshots
     pointer = current(root)
     if pointer is None:
-        yield Finding("snapshots", "note", f"none in {root} yet", "`driftline trainer` publishes them")
+        yield Finding("snapshots", "note", f"none in {root} yet", "the trainer publishes them (`driftline up`)")
         return
     snapshot = open_snapshot(root)
     held = ", held" if pointer.held else ""
@@ -341,7 +341,12 @@ def _serving(settings: Settings) -> Iterator[Finding]:
     if port and _listens(port):
         yield Finding("serving", "ok", f"listens on port {port}")
     else:
-        yield Finding("serving", "note", f"nothing listens on port {port}", "`driftline serve` starts it")
+        yield Finding(
+            "serving",
+            "note",
+            f"nothing listens on port {port}",
+            "`driftline up` starts it with all others, `driftline serve` alone",
+        )
 
 
 def _models(settings: Settings) -> Iterator[Finding]:

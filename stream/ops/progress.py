@@ -14,13 +14,15 @@ from rich.progress import BarColumn, Progress, Task, TaskID, TextColumn, TimeRem
 from driftline.stream.headway import duration
 
 LINE_S = 60.0
+EARLY_S = 15.0
+"""The first line comes earlier where it can say how long the rest takes."""
 Show = Callable[[str, int, int | None], None]
 """(step, done, total); None = nobody knows how much there is."""
 
 
 @contextmanager
 def progress_bars() -> Iterator[Show]:
-    """Gives the function that work calls: it shows bars on a terminal, else a line a minute."""
+    """Gives the function that work calls: it shows bars on a terminal, else a line early and one a minute."""
     console = Console(stderr=True)
     if not console.is_terminal:
         lines = ProgressLines()
@@ -53,13 +55,14 @@ class _Step:
     start_s: float
     start: int
     told_s: float
+    told: int
     done: int
     total: int | None
     ended: bool = False
 
 
 class ProgressLines:
-    """The same for a log: of each step a line a minute, and one at its end.
+    """The same for a log: of each step a line early, one a minute, and one at its end.
 
     Args:
         now_s: the clock.
@@ -74,16 +77,16 @@ class ProgressLines:
         now = self._now_s()
         one = self._steps.get(step)
         if one is None or (one.ended and done < one.done):  # or it begins again
-            one = self._steps[step] = _Step(now, done, now, done, total)
+            one = self._steps[step] = _Step(now, done, now, done, done, total)
         one.done, one.total = done, total
         if total is not None and done >= total:
             self._end(step, one, now)
-        elif now - one.told_s >= LINE_S:
-            one.told_s = now
-            rate = _rate(done - one.start, now - one.start_s)
+        elif now - one.told_s >= (EARLY_S if total is not None and one.told_s == one.start_s else LINE_S):
+            rate = _rate(done - one.told, now - one.told_s)  # since the last line: what comes may cost more than before
             left = ""
-            if total is not None and done > one.start:
-                left = f"; {duration((now - one.start_s) / (done - one.start) * (total - done))} left"
+            if total is not None and done > one.told:
+                left = f"; {duration((now - one.told_s) / (done - one.told) * (total - done))} left"
+            one.told_s, one.told = now, done
             _tell(f"{step}: {_of(done, total)}{rate}{left}")
 
     def end(self) -> None:

@@ -10,6 +10,7 @@ into it, and no link is followed. Without it a worker runs as well, and does not
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import os
 import stat
@@ -19,13 +20,19 @@ from pathlib import Path
 
 from driftline.configs.settings import Settings
 
+_PREFIX = f"driftline-workers-{os.getuid()}-"
+
 
 def note_root(settings: Settings, bootstrap: str) -> str:
     """Leaves this process's note; returns a sentence if another worker of the group has another root, else "".
 
-    A note that can't be written costs only the sentence.
+    A note that can't be written costs only the sentence. It goes with the process; what killed ones of any group have
+    left goes now.
     """
     folder = _folder(settings, bootstrap)
+    for one in folder.parent.glob(f"{_PREFIX}*"):
+        _clear(one)
+    atexit.register(_clear, folder, os.getpid())
     with suppress(OSError):
         folder.mkdir(mode=0o700, exist_ok=True)
         if _is_ours(folder):
@@ -46,6 +53,17 @@ def difference(settings: Settings, bootstrap: str) -> str:
         f"workers of one group keep their state in several folders: state.root is {here} here, of {where}. A service "
         "reads one of them and knows nothing of users in the others: start all of a host with one absolute state.root"
     )
+
+
+def _clear(folder: Path, pid: int | None = None) -> None:
+    """Removes notes of dead workers, and that of one, and the folder if it is empty then."""
+    if pid is not None:
+        with suppress(OSError):
+            (folder / str(pid)).unlink()
+    _noted(folder)
+    with suppress(OSError):
+        if _is_ours(folder):
+            folder.rmdir()
 
 
 def _noted(folder: Path) -> list[tuple[int, Path]]:
@@ -84,4 +102,4 @@ def _is_ours(folder: Path) -> bool:
 
 def _folder(settings: Settings, bootstrap: str) -> Path:
     group = hashlib.sha256(f"{bootstrap} {settings.broker.prefix}".encode()).hexdigest()[:16]
-    return Path(tempfile.gettempdir()) / f"driftline-workers-{os.getuid()}-{group}"
+    return Path(tempfile.gettempdir()) / f"{_PREFIX}{group}"

@@ -7,7 +7,6 @@ written; that it was made from this log, its topics and adoptions say.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from pathlib import Path
 import orjson
 
 from driftline.configs.errors import InputError, StateError
+from driftline.serving.scratch import Scratch
 from driftline.stream.owned.versions import adopted
 from driftline.stream.process.by_item import BY_ITEM, sources
 from driftline.stream.process.intake import INTERACTIONS
@@ -158,8 +158,8 @@ def _topic_of(path: Path) -> tuple[str, int]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[ReadableStore]:
-    with tempfile.TemporaryDirectory(prefix="driftline-secondary-") as scratch:
-        store = ReadOnlyStore(path, Path(scratch))
+    with Scratch("secondary") as scratch:
+        store = ReadOnlyStore(path, scratch)
         try:
             yield store
         finally:

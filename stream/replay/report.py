@@ -140,7 +140,7 @@ def _head(metrics: Mapping[str, Any]) -> str:
     left_out = "" if run else f" Leak audit {html.escape(audit[AUDITS[0]])}: nothing here proves that no arm knew more."
     return (
         f"<h1>driftline replay</h1><p class='verdict'>{html.escape(lead)}</p>"
-        f"<p class='quiet'>{_day(data['first_ms'])} to {_day(data['last_ms'])}; predict, then learn; scored from "
+        f"<p class='quiet'>{_day(data['first_ms'])} to {_day(data['last_ms'])} (UTC); predict, then learn; scored from "
         f"{_day(protocol['split_ms'])} on (split {protocol['split']:g}{choices_line(protocol)}).{left_out}</p>"
         f"<div class='cards'>{shown}</div>"
     )

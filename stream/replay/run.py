@@ -36,6 +36,7 @@ from driftline.stream.replay.aside import Aside, cores
 from driftline.stream.replay.audit import AuditResult, audit
 from driftline.stream.replay.baselines import EASE_ITEMS
 from driftline.stream.replay.content import content_of, data_of
+from driftline.stream.replay.forecast import forecast
 from driftline.stream.replay.goals import worth_function
 from driftline.stream.replay.inputs import profile_sources
 from driftline.stream.replay.log import EventLog
@@ -61,13 +62,19 @@ AUDIT_LATE_MS = 7 * 86_400_000
 Progress = Callable[[str, int, int], None]
 
 
-def replay(options: Options, settings: Settings, progress: Progress | None = None) -> dict[str, Any]:
+def replay(
+    options: Options,
+    settings: Settings,
+    progress: Progress | None = None,
+    tell: Callable[[str], None] = lambda words: None,
+) -> dict[str, Any]:
     """Run the arms and write the report.
 
     Args:
         options: what to run.
         settings: the whole configuration.
         progress: called with (what, done, total).
+        tell: is given what there is to do before any arm begins.
 
     Returns:
         The content of metrics.json.
@@ -87,6 +94,7 @@ def replay(options: Options, settings: Settings, progress: Progress | None = Non
         return _state_only(data, options, settings, say, started)
     names = _arms(options, len(data.log.item_ids))
     random = _families(names, data, settings)
+    tell(forecast(data, random, options, _audit_rows(data, options)))
     aside = _aside(names, data, options, settings, say)
     try:
         followed = _follow(options, settings, len(data.log) + data.duplicates, say)
@@ -292,10 +300,14 @@ def in_proportion(rows: int) -> int:
     return min(AUDIT_ROWS, max(AUDIT_LEAST, round(AUDIT_SHARE * rows)))
 
 
+def _audit_rows(data: Input, options: Options) -> int:
+    return in_proportion(len(data.log)) if options.audit_rows is None else options.audit_rows
+
+
 def _audit(
     names: Sequence[str], data: Input, options: Options, settings: Settings, say: Progress
 ) -> AuditResult | None:
-    rows = in_proportion(len(data.log)) if options.audit_rows is None else options.audit_rows
+    rows = _audit_rows(data, options)
     if rows == 0:
         return None
     graph = settings.graph.model_copy(update={"publish_groups": min(AUDIT_PUBLISH, settings.graph.publish_groups)})

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +19,7 @@ from driftline.model.history_cache import HistoryCache
 from driftline.model.incremental import History
 from driftline.model.parts import made
 from driftline.model.sequence import SequenceLearner
+from driftline.serving.scratch import Scratch
 from driftline.stream.learn.contracts import check_part
 from driftline.stream.ops.revision import git_revision
 from driftline.stream.replay.run import Progress, replay
@@ -39,9 +38,9 @@ def show_system(row: Row, options: Options, settings: Settings, progress: Progre
     """
     contract, broken = {}, []
     for name in parts_of(row.name, settings):
-        with tempfile.TemporaryDirectory() as folder:
+        with Scratch("contract") as folder:
             try:
-                check_part(name, Path(folder))
+                check_part(name, folder)
             except AssertionError as error:
                 broken.append(f"part {name}: {error}")
         contract[name] = not any(reason.startswith(f"part {name}:") for reason in broken)

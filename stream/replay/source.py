@@ -182,7 +182,7 @@ def _warn_of_items(options: Options, columns: Columns, items: Mapping[str, Item]
     codes, names = columns.item_id
     rows = np.bincount(codes, minlength=len(names)).tolist()
     if problem := Join.of(dict(zip(names, rows, strict=True)), items).problem():
-        LOG.warning("%s with %s: %s", options.events, options.items, problem)
+        LOG.warning("%s", problem)
 
 
 def make_folder(out: Path) -> None:

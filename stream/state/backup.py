@@ -16,7 +16,6 @@ import dataclasses
 import hashlib
 import re
 import shutil
-import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import suppress
@@ -27,6 +26,7 @@ import orjson
 
 from driftline.configs.errors import InputError, StateError
 from driftline.serving.arrays import sync
+from driftline.serving.scratch import Scratch
 from driftline.stream.durable import write_durably
 from driftline.stream.state.graphs import needed
 from driftline.stream.state.layout import check_whole
@@ -123,8 +123,8 @@ def restore(root: Path, backed_up: Path) -> LiveState:
 def _copy(path: Path, to: Path) -> None:
     for left in range(TRIES, 0, -1):
         try:
-            with tempfile.TemporaryDirectory(prefix="driftline-secondary-") as scratch:
-                source = ReadOnlyStore(path, Path(scratch) / "notes")
+            with Scratch("secondary") as scratch:
+                source = ReadOnlyStore(path, scratch / "notes")
                 try:
                     write_database(to, source.scan(b""))
                 finally:

@@ -8,13 +8,13 @@ has touched for a while is nobody's.
 from __future__ import annotations
 
 import logging
-import tempfile
 import time
 from pathlib import Path
 
 import orjson
 
 from driftline.configs.errors import StateError
+from driftline.serving.scratch import Scratch
 from driftline.stream.state.store import ReadableStore, ReadOnlyStore, state_directories
 
 LOG = logging.getLogger(__name__)
@@ -55,8 +55,8 @@ def needed(store: ReadableStore) -> set[str]:
 
 
 def _needed(path: Path) -> set[str]:
-    with tempfile.TemporaryDirectory(prefix="driftline-secondary-") as scratch:
-        store = ReadOnlyStore(path, Path(scratch))
+    with Scratch("secondary") as scratch:
+        store = ReadOnlyStore(path, scratch)
         try:
             return needed(store)
         finally:

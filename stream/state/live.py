@@ -6,7 +6,6 @@ as of one commit; with several partitions and a running worker these commits are
 
 from __future__ import annotations
 
-import tempfile
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -16,6 +15,7 @@ from pathlib import Path
 import orjson
 
 from driftline.configs.errors import StateError
+from driftline.serving.scratch import Scratch
 from driftline.serving.state_reader import COMPLETE
 from driftline.stream.state.layout import check_whole, read_layout
 from driftline.stream.state.origin import Origin, origin_of
@@ -159,7 +159,7 @@ def _items_apart(root: Path) -> int:
 @contextmanager
 def _opened(paths: Sequence[Path]) -> Iterator[list[ReadOnlyStore]]:
     with ExitStack() as stack:
-        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="driftline-secondary-")))
+        scratch = stack.enter_context(Scratch("secondary"))
         stores = []
         for path in paths:
             stores.append(ReadOnlyStore(path, scratch / path.name))

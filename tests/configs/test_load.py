@@ -324,11 +324,14 @@ def test_variables_that_look_like_settings_and_are_none_are_told():
     ]
 
 
-def test_a_missing_file_names_the_presets():
+def test_a_missing_file_names_the_presets_and_what_is_near(tmp_path):
     found = message("ecomerce")
     assert found.startswith("settings: got 'ecomerce'; expected a preset (default, ecommerce, media)")
     assert found.endswith("did you mean 'ecommerce'?")
     assert "check the name or the path" in message("no/such/file.yaml")
+    (tmp_path / "driftline.yaml").write_text("name: mine\n")
+    for wrong in (tmp_path, tmp_path / "driftlin.yml"):
+        assert message(wrong).endswith(f"did you mean '{tmp_path / 'driftline.yaml'}'?")
 
 
 def test_a_syntax_error_names_file_and_line(tmp_path):

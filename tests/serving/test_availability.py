@@ -54,6 +54,22 @@ def test_the_last_record_of_an_item_counts_in_either_direction():
     assert offered(availability, model()) == {"a", "b", "d"}
 
 
+def test_titles_of_the_topic_are_there_for_what_no_model_knows():
+    from dataclasses import replace
+
+    availability, served = Availability(), model()
+    read(availability, [record("a", title="Amber"), record("b", text="of b"), record("c", title="C"), record("d")])
+    popular = replace(served, snapshot=Snapshot("", 0, -1, Meta(), {}))
+    assert availability.over(popular).titles == ["Amber", "of b", "C", ""]
+    read(availability, [record("a", title="Ambrosia"), (b"c", None)], begin=False)
+    assert availability.over(popular).titles == ["Ambrosia", "of b", "", ""]
+    read(availability, [record("new", title="Dawn")], begin=False)
+    assert availability.over(replace(served, titles=["of the model"])).titles == ["of the model"]
+    assert (availability.title("a"), availability.title("new")) == ("", "Dawn")
+    assert availability.lists("new")
+    assert not availability.lists("newer")
+
+
 def test_old_words_of_the_topic_do_not_count_while_it_is_read_anew():
     availability, served = read(Availability(), [(b"a", None)]), model()
     availability.begin({0: (0, 3)})

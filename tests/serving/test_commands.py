@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 import time
 
 import grpc
@@ -14,6 +17,7 @@ from typer.testing import CliRunner
 from driftline.graph.rows import Event
 from driftline.serving.server import Server
 from driftline.stream.cli import app
+from driftline.v1 import recommendation_pb2 as pb
 
 LAMPS = ("--category", "lamps", "--exclude-category", "bags", "--exclude", "item-3", "--max-price", "40", "-k", "4")
 
@@ -46,6 +50,16 @@ def test_lists_take_the_options_that_steer_them(call, command):
     assert "unknown category" in call(*command, "--category", "lampz")
 
 
+def test_an_item_that_nobody_knows_is_answered_with_those_that_are_near(call, running):
+    told = CliRunner().invoke(app, ["similar", "ITEM-200", "--address", f"127.0.0.1:{running.server.port}"])
+    assert "did you mean 'item-20'" in str(told.exception)
+    said = " ".join(call("recommend", "user-3", "--exclude", "item-3x").split())
+    assert "unknown excluded items, did you mean 'item-3' or 'item-" in said
+    reasons = json.loads(call("score", "user-3", "item-1", "Item-2", "--json"))["provenance"]["reasons"]
+    assert reasons[:2] == ["unknown_items", "did_you_mean:item-2"]
+    assert "unknown_excluded_items" not in call("recommend", "user-3", "--exclude", "item-3", "--json")
+
+
 def test_scores_are_shown_with_the_items_that_have_none(call):
     shown = call("score", "user-3", "item-1", "no-such", "item-2")
     assert shown.index("item-1") < shown.index("not known to the model: no-such")
@@ -67,6 +81,61 @@ def test_health_of_a_service_that_has_nothing_to_answer_from_is_an_exit_code(tmp
         port = Running(server, channel).server.port
         result = CliRunner().invoke(app, ["query", "health", "--address", f"127.0.0.1:{port}"])
     assert (result.exit_code, result.stdout.strip()) == (76, "NOT_SERVING")
+
+
+@pytest.mark.usefixtures("worker")
+def test_before_the_first_model_lists_and_histories_have_the_titles_that_were_produced(request):
+    with Server(request.getfixturevalue("settings")) as server:
+        address = ("--address", f"127.0.0.1:{server.port}", "--json")
+
+        def asked(*words):
+            return json.loads(CliRunner().invoke(app, [*words, *address]).stdout)
+
+        said = CliRunner().invoke(app, ["recommend", "user-3", *address[:2]], env={"COLUMNS": "200"}).stdout
+        assert "none of them has a title" in said
+        server.availability.begin({0: (0, 60)})
+        for n in range(60):
+            item = {"item_id": f"item-{n}", "title": f"Lamp {n}"}
+            server.availability.take(item["item_id"].encode(), json.dumps(item).encode())
+        server.availability.taken(at_end=True)
+        answer = asked("recommend", "user-3")
+        assert answer["provenance"]["served_from"] == "SERVED_FROM_FALLBACK"
+        assert answer["slate"]["titles"] == [item.replace("item-", "Lamp ") for item in answer["slate"]["item_ids"]]
+        history = asked("query", "user", "user-3")["user_state"]["history"]
+        assert history["titles"] == [item.replace("item-", "Lamp ") for item in history["item_ids"]]
+
+
+def following(running, *command):
+    """A command that follows a user, as its own process; its first two lines, and how it ends on Ctrl-C."""
+    words = [sys.executable, "-P", "-m", "driftline.stream.cli.command", *command, "--json"]
+    address = ["--address", f"127.0.0.1:{running.server.port}"]
+    return subprocess.Popen([*words, *address], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize("command", [("watch", "user-3"), ("query", "user", "user-3", "--watch")])
+def test_watch_prints_a_line_after_each_change_until_ctrl_c_ends_it_in_order(running, worker, command):
+    with following(running, *command, "--history", "1") as process:
+        first = json.loads(process.stdout.readline())
+        worker.apply([Event("user-3", "item-1", shop_events()[-1].timestamp_ms + 1000, "purchase", offset=10_000)])
+        second = json.loads(process.stdout.readline())
+        process.send_signal(signal.SIGINT)
+        rest, said = process.communicate(timeout=20)
+    assert (rest, said, process.returncode) == ("", "", 0)
+    assert second["user_state"]["history"]["item_ids"] == ["item-1"]
+    events = [one["user_state"]["counters"]["events"] for one in (first, second)]
+    assert int(events[1]) == int(events[0]) + 1
+
+
+RPCS = {
+    "GetUserState": "query user", "WatchUserState": "watch", "Recommend": "recommend", "RecommendBatch": "recommend",
+    "ScoreItems": "score", "SimilarItems": "similar", "ForgetUser": "query forget", "GetModelInfo": "query model",
+}  # fmt: skip
+
+
+def test_every_call_of_the_api_is_a_command():
+    assert set(RPCS) == set(pb.DESCRIPTOR.services_by_name["RecommendationService"].methods_by_name)
+    for command in RPCS.values():
+        assert CliRunner().invoke(app, [*command.split(), "--help"]).exit_code == 0
 
 
 @pytest.mark.parametrize(
@@ -103,7 +172,7 @@ def test_a_stream_that_ended_long_ago_is_asked_as_of_its_end(running, worker, co
 
 
 @pytest.mark.parametrize(
-    "command", [("recommend",), ("similar",), ("score",), ("query", "forget"), ("query", "health")]
+    "command", [("recommend",), ("similar",), ("score",), ("watch",), ("query", "forget"), ("query", "health")]
 )
 def test_every_help_has_an_example_and_the_options_of_a_connection(command):
     text = CliRunner().invoke(app, [*command, "--help"], env={"COLUMNS": "200"}).stdout

@@ -149,17 +149,18 @@ def test_a_list_is_filled_where_exclusions_leave_it_short(running):
 
 
 @pytest.mark.parametrize(
-    ("filter_fields", "reason"),
+    ("filter_fields", "reason", "near"),
     [
-        ({"categories": ["lampz"]}, "unknown_category"),
-        ({"brands": ["acme"]}, "unknown_brand"),
-        ({"domains": ["moon"]}, "unknown_domain"),
+        ({"categories": ["lampz"]}, "unknown_category", "lamps"),
+        ({"brands": ["acme"]}, "unknown_brand", "Acme"),
+        ({"domains": ["moon"]}, "unknown_domain", ""),
     ],
 )
-def test_a_name_that_no_item_has_gives_an_empty_list_with_a_reason(running, filter_fields, reason):
+def test_a_name_that_no_item_has_gives_an_empty_list_with_a_reason(running, filter_fields, reason, near):
     for name, answer in answers(running, filter=pb.ItemFilter(**filter_fields)).items():
         assert not answer.slate.item_ids, name
         assert {reason, "few_match"} <= set(answer.provenance.reasons), name
+        assert (f"did_you_mean:{near}" in answer.provenance.reasons) is bool(near), name
     known = {key: [*values, {"categories": "lamps", "brands": "Acme", "domains": "home"}[key]]
              for key, values in filter_fields.items()}  # fmt: skip
     for name, answer in answers(running, filter=pb.ItemFilter(**known)).items():

@@ -287,6 +287,20 @@ def test_reset_deletes_nothing_unless_told_and_no_folder_that_holds_other_things
     assert system.settings.trainer.root.exists()
 
 
+def test_reset_keeps_the_vectors_of_texts_and_says_so_unless_they_are_to_go(system: System) -> None:
+    cache = system.folder / ".driftline/encodings.sqlite"
+    system.settings.trainer.root.mkdir(parents=True)
+    cache.write_bytes(b"vectors")
+    kept = system.run("reset", "--yes")
+    assert kept.returncode == 0, kept.stderr
+    assert f"encoder.cache stays, 0.0 MB in {cache}" in kept.stderr
+    assert cache.exists()
+    assert not system.settings.trainer.root.exists()
+    deleted = system.run("reset", "--yes", "--encodings", "--json")
+    assert json.loads(deleted.stdout)["deleted"][-1] == str(cache), deleted.stderr
+    assert not cache.exists()
+
+
 def test_what_up_and_status_import_before_they_answer_is_light() -> None:
     names = "driftline.stream.system, driftline.stream.ops.supervisor, sys"
     code = f"import {names}; print({{'torch', 'faust'}} & {{*sys.modules}})"

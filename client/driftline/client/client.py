@@ -343,7 +343,9 @@ def _explained(error: grpc.RpcError, target: str) -> ClientError:
         return _no_tls(target, text)
     if code == grpc.StatusCode.UNAVAILABLE and "try again in" not in text:
         return ClientError(
-            f"no driftline service answers at {target}: start it with 'driftline serve', or set serving.host and port"
+            f"no driftline service answers at {target}: start it with 'driftline up' or 'driftline serve', or name "
+            "another address (--address HOST:PORT of a command, else serving.host and serving.port of -c); "
+            "'driftline status' says what runs"
         )
     if code == grpc.StatusCode.UNAUTHENTICATED:
         return ClientError(f"{target} refuses the call: {text}; a token is given as {_given('token')}")

@@ -103,7 +103,11 @@ def test_a_taken_port_of_the_service_ends_serve_and_up_at_once_with_one_message(
 
 
 def test_a_service_that_does_not_run_is_one_message(driftline: Run) -> None:
-    refused(driftline("recommend", "u1", "--address", "127.0.0.1:9"), 76, "start it with 'driftline serve'")
+    refused(
+        driftline("recommend", "u1", "--address", "127.0.0.1:9"),
+        76,
+        "start it with 'driftline up' or 'driftline serve'",
+    )
 
 
 def test_an_argument_that_is_no_text_is_one_message(driftline: Run) -> None:

@@ -4,6 +4,8 @@ import json
 import os
 import subprocess
 import sys
+import time
+from datetime import UTC, datetime
 
 import pytest
 
@@ -92,17 +94,35 @@ def test_items_that_do_not_join_are_told_with_numbers_by_validate_replay_and_pro
     assert report["join"] == {"item_ids": 2, "in_items": 0, "rows": 2, "rows_in_items": 0}
     kinds = {problem["kind"]: problem["warning"] for problem in report["events"]["problems"]}
     assert kinds == {"all ids end in .0": True, "items do not join": True}
-    words = "0 of 2 item ids in the items file, with 0 of 2 rows (0.0%)"
+    words = "none of the 2 item ids of the events is in the items file, so no event has a title, a category or a price"
+    assert words in run(['driftline validate --events "$@"', *files])[1].decode()
     read(Options(events, tmp_path / "out", items), Settings())
     assert words in caplog.text
     assert "but for leading zeros, 2 more would join" in caplog.text
     assert "all ids end in .0" in caplog.text
     caplog.clear()
-    next(event_messages(events, watch=ItemWatch(events, items).see))
+    next(event_messages(events, watch=ItemWatch(items).see))
     assert words in caplog.text  # before anything is sent
     items.write_text("item_id\n007\n008\n")
     caplog.clear()
-    watch = ItemWatch(events, items)
+    watch = ItemWatch(items)
     list(event_messages(events, watch=watch.see))
     watch.end()
     assert "items file" not in caplog.text
+
+
+def test_times_say_that_they_are_of_utc_whatever_the_zone_of_the_machine():
+    code = (
+        "import logging; from driftline.configs.logs import log_to_stderr;"
+        "from driftline.stream.cli.common import when;"
+        "log_to_stderr(); logging.getLogger('driftline').warning('hot');"
+        "print(when(1_290_672_000_000), when(-1), when(10**17))"
+    )
+    before_s = int(time.time())
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | {"TZ": "Asia/Tokyo"}, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "2010-11-25 08:00:00 UTC never 100000000000000000 ms\n"
+    stamp, _, rest = done.stderr.partition(",")
+    assert rest[3:] == " UTC WARNING hot\n"
+    assert 0 <= datetime.fromisoformat(stamp).replace(tzinfo=UTC).timestamp() - before_s < 120

@@ -26,6 +26,16 @@ def test_a_file_of_no_profiles_is_refused_before_the_replay(driftline: Run, tmp_
     refused(driftline("replay", "--profiles", str(path), *given), 65, "expected a JSON object with format")
 
 
+def test_a_replay_says_how_much_there_is_to_do_before_it_begins(driftline: Run, tmp_path: Path) -> None:
+    events = tmp_path / "events.csv"
+    rows = [f"u{n % 7},i{n % 5},{1_600_000_000_000 + n * 3_600_000}" for n in range(40)]
+    events.write_text("\n".join(["user_id,item_id,timestamp_ms", *rows]))
+    given = ("--events", str(events), "--arms", "popularity,item_knn_recent", "--out", str(tmp_path / "out"))
+    said = driftline("replay", *given, "--no-audit").stderr
+    assert "40 events are 40 groups (of one user at one time), of which 6 are scored; 2 arms, 1 seed, no leak" in said
+    assert "As a rule some seconds in all; the first groups say more" in said
+
+
 @pytest.mark.parametrize("data", [(), ("--data", "games")])
 def test_a_replay_of_a_few_rows_ends_well(driftline: Run, tmp_path: Path, data: tuple[str, ...]) -> None:
     given = (*data, "--limit", "5", "--arms", "popularity", "--out", str(tmp_path / "out"), "--json")

@@ -225,6 +225,57 @@ def test_a_shops_order_lines_say_what_is_suspicious_in_them(tmp_path):
     assert read_items(tmp_path / "out" / "items.parquet")["83A"].text == "LAMP 3"
 
 
+@pytest.mark.parametrize("command", ["import", "replay"])
+def test_items_that_are_refused_leave_no_file_of_events_and_those_of_before_as_they_were(films, tmp_path, command):
+    out = tmp_path / "out"
+    files = out / "files" if command == "replay" else out
+    (tmp_path / "items.csv").write_text(f"movieId,title\n1,a\n{'x' * 300},too long\n")
+    given = [films / "ratings.csv", "--items", tmp_path / "items.csv", "--action", "rate", "-c", "media", "--out", out]
+    words = [command, *(["--events"] if command == "replay" else []), *given]
+    refused = run(*words)
+    assert isinstance(refused.exception, InputError), refused.output
+    assert "Nothing was written" in str(refused.exception)
+    assert [path.name for path in files.iterdir()] == []
+    (files / "events.parquet").write_bytes(b"of before")
+    assert isinstance(run(*words).exception, InputError)
+    assert (files / "events.parquet").read_bytes() == b"of before"
+    assert [path.name for path in files.iterdir()] == ["events.parquet"]
+
+
+def test_values_below_zero_beside_a_column_of_actions_are_counted_by_action(tmp_path):
+    rows = [
+        f"u{n},i{n},{1_600_000_000 + n},{'refund' if n in (2, 3) else 'purchase'},{-5 if n < 4 else 5}"
+        for n in range(9)
+    ]
+    (tmp_path / "events.csv").write_text("\n".join(["user,item,ts,what,amount", *rows]))
+    options = ["--map", "action=what,value=amount", "-c", "ecommerce"]
+    result = run("import", tmp_path / "events.csv", *options, "--out", tmp_path / "out", "--json")
+    assert result.exit_code == 0, result.output
+    assert (
+        "4 rows with a value below 0 in 'amount' keep the action that 'what' says: 2 purchase (weight 1"
+        in result.stderr
+    )
+    assert "If they are returns or refunds, name them so in that column" in result.stderr
+    assert json.loads(result.stdout)["events"]["below_zero"] == 4
+    (tmp_path / "events.csv").write_text("user,item,ts,what,amount\nu,i,1600000000,return,-1\n")
+    quiet = run("validate", tmp_path / "events.csv", *options)
+    assert "1 row with a value below 0" in quiet.stderr
+    assert "name them so" not in quiet.stderr
+
+
+def test_values_without_an_action_are_told_which_actions_of_the_configuration_go_by_a_value(tmp_path):
+    plays = [
+        {"listener": f"l{n % 9}", "episode_id": f"e{n}", "started_at": 1_700_000_000 + n, "seconds_listened": 10 * n}
+        for n in range(40)
+    ]
+    (tmp_path / "plays.jsonl").write_text("\n".join(map(json.dumps, plays)))
+    said = run("validate", tmp_path / "plays.jsonl", "-c", "media").stderr
+    assert "--action play (weight 1, counts as wanted from 30 on, 92% of these) says more" in said
+    assert (
+        "--action purchase, play, ... says more" in run("validate", tmp_path / "plays.jsonl", "-c", "ecommerce").stderr
+    )
+
+
 @pytest.fixture
 def pieces(tmp_path):
     """A shop's lines, three of ten with a negative number of pieces."""

@@ -39,6 +39,25 @@ def test_a_worker_whose_state_lies_elsewhere_is_named_while_it_lives(
     assert not list(tmp_path.glob("driftline-workers-*/*"))
 
 
+def test_notes_go_with_their_process_and_those_of_killed_ones_with_the_next_worker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    left = roots._folder(Settings(state=State(root=tmp_path / "killed")), "kafka-of-before:9092")
+    left.mkdir(mode=0o700)
+    (left / str(2**22)).write_text("killed")
+    code = (
+        "from driftline.configs.settings import Settings; from driftline.stream.ops.roots import note_root;"
+        "note_root(Settings(), 'kafka:9092'); import os, tempfile; print(os.listdir(tempfile.gettempdir()))"
+    )
+    command = [sys.executable, "-c", code, "driftline.stream.worker"]
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert roots._folder(Settings(), "kafka:9092").name in done.stdout
+    assert left.name not in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.fixture
 def other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     """The pid of a worker that runs, which is also what this process takes for its own."""

@@ -293,7 +293,9 @@ def test_the_state_alone_is_that_of_a_replay_with_arms(tmp_path: Path) -> None:
     assert (refused.exit_code, "--state-only and --arms" in refused.output) == (2, True)
 
 
-def test_a_log_gets_a_line_a_minute_and_one_at_the_end_of_each_step(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_log_gets_a_line_early_one_a_minute_and_one_at_the_end_of_a_step(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     now = [0.0]
     show = ProgressLines(lambda: now[0])
     for done in range(1001):
@@ -305,10 +307,23 @@ def test_a_log_gets_a_line_a_minute_and_one_at_the_end_of_each_step(capsys: pyte
     show("rows", 30, None)
     show.end()
     lines = capsys.readouterr().err.splitlines()
-    assert lines[0] == "arms: 240 of 1,000, 4/s; 3 min left"
-    assert lines[3] == "arms: 960 of 1,000, 4/s; 10 s left"
+    assert lines[0] == "arms: 60 of 1,000, 4/s; 4 min left"
+    assert lines[1] == "arms: 300 of 1,000, 4/s; 3 min left"
+    assert lines[3] == "arms: 780 of 1,000, 4/s; 55 s left"
     assert lines[4:6] == ["arms: 1,000 of 1,000 in 4 min, 4/s", "audit: 9 of 9 in 0 s"]
     assert lines[6:] == ["rows: 30, 3.0/min", "rows: 30 in 10 min, 3.0/min"]
+
+
+def test_what_is_left_goes_by_the_rate_of_late(capsys: pytest.CaptureFixture[str]) -> None:
+    now = [0.0]
+    show = ProgressLines(lambda: now[0])
+    for seconds, done in ((0, 0), (15, 300), (75, 360), (135, 420)):
+        now[0] = seconds
+        show("arms", done, 600)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [
+        "arms: 300 of 600, 20/s; 15 s left", "arms: 360 of 600, 1/s; 4 min left", "arms: 420 of 600, 1/s; 3 min left"
+    ]  # fmt: skip
 
 
 def test_each_arm_is_charged_for_the_parts_that_it_needs_and_for_no_other(shop: tuple[EventLog, Any]) -> None:

@@ -52,6 +52,12 @@ def sentence(name: str, told: Mapping[str, Any]) -> str:
     def percent(value: float | None, sign: str = "") -> str:
         return "?" if value is None else f"{100 * value:{sign}.1f}"
 
-    by, since = percent(told["gain"], "+") + ("" if told["gain"] is None else "%"), told["since_ms"]
+    by = f"{percent(told['gain'], '+')}% [{percent(told['low'])}, {percent(told['high'])}]"
+    since = told["since_ms"]
     day = "" if since < 0 else f" since {datetime.fromtimestamp(since / 1000, UTC):%Y-%m-%d}"
-    return f"{name}: {by} [{percent(told['low'])}, {percent(told['high'])}], {'on' if told['on'] else 'off'}{day}"
+    return f"{name}: {by if is_known(told) else 'not known yet'}, {'on' if told['on'] else 'off'}{day}"
+
+
+def is_known(told: Mapping[str, Any]) -> bool:
+    """Whether a standing says anything of the gain."""
+    return told["gain"] is not None and (told["low"] is not None or told["high"] is not None)

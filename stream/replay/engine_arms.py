@@ -36,7 +36,7 @@ from driftline.model.plugs import wanted_history
 from driftline.model.ranker import HEADS
 from driftline.model.recall import PROFILES
 from driftline.model.sequence import SequenceLearner
-from driftline.model.standing import sentence
+from driftline.model.standing import is_known, sentence
 from driftline.stream.learn.groups import is_of_share
 from driftline.stream.learn.learner import StreamLearner
 from driftline.stream.replay.arms import Arm, Arrival, Cost, Ranking, Request, Setup, Slate
@@ -225,8 +225,8 @@ class EngineArm:
 
     @property
     def note(self) -> str:
-        """The same in words."""
-        return "; ".join(sentence(name, told) for name, told in self.gate.items())
+        """The same in words, of parts of which something is known."""
+        return "; ".join(sentence(name, told) for name, told in self.gate.items() if is_known(told))
 
     def start(self, split_ms: int) -> None:
         """Nothing changes at the split."""

@@ -124,11 +124,15 @@ def test_bounds_close_in_and_lie_on_their_side():
     assert (bets.gain(0).low, bets.gain(0).high) == (-np.inf, np.inf)
 
 
-def test_noise_goes_off_and_the_part_that_knows_stays():
-    run = Run().drive(stream(500))
+def test_noise_goes_off_and_the_part_that_knows_stays(caplog):
+    with caplog.at_level("INFO", "driftline.model.gate"):
+        run = Run().drive(stream(500))
     assert run.engine.gate.off == {"noise"}
     standing = run.engine.gate.standing()
     assert standing["noise"].since_ms > 0
+    (said,) = caplog.messages
+    assert said.startswith("part switched: noise: ")
+    assert said.endswith(sentence("noise", standing["noise"].told()).split("], ")[1])
     assert standing["noise"].gain.high < ACTS.worth
     assert standing["teller"].on
     assert standing["teller"].gain.low > 0.2
@@ -141,6 +145,19 @@ def test_noise_goes_off_and_the_part_that_knows_stays():
     without.engine = Engine(without.settings, TABLE, without.plugs)
     mine, theirs = np.mean(run.ndcg[off:]), np.mean(without.drive(stream(500)).ndcg[off:])
     assert abs(mine / theirs - 1) < 0.005
+
+
+def test_of_two_parts_that_say_the_same_one_goes_and_the_other_is_then_worth_what_both_were():
+    run = Run()
+    run.units, run.plugs = {"teller": ("teller",), "again": ("again",)}, {"teller": run.teller, "again": Teller()}
+    run.plugs["again"].next = run.teller.next
+    run.settings = settings_of(ACTS.model_copy(update={"worth": 0.06, "window": 150}))
+    run.engine = Engine(run.settings, TABLE, run.plugs, units=run.units)
+    run.drive(stream(700))
+    (gone,), standing = run.engine.gate.off, run.engine.gate.standing()
+    left = "again" if gone == "teller" else "teller"
+    assert not standing[gone].on
+    assert standing[left].gain.low > 0.3
 
 
 def replace_mode(gate, mode):
@@ -217,4 +234,4 @@ def test_a_standing_is_told_in_one_line():
         "profiles: +0.1% [-0.3, 0.5], off since 2011-03-02"
     )
     young = Standing(replace(gain, gain=float("nan"), low=float("-inf"), high=float("inf")), True, -1)
-    assert sentence("hstu", young.told()) == "hstu: ? [?, ?], on"
+    assert sentence("hstu", young.told()) == "hstu: not known yet, on"

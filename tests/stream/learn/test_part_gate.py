@@ -16,6 +16,7 @@ from driftline.serving.snapshot import GATE, open_snapshot
 from driftline.stream.events.files import read_columns
 from driftline.stream.generate.plan import Plan
 from driftline.stream.generate.write import EVENTS, generate
+from driftline.stream.ops.doctor import _snapshots
 from driftline.stream.replay.arms import Setup
 from driftline.stream.replay.engine_arms import EnginePass
 from driftline.stream.replay.log import EventLog
@@ -94,6 +95,7 @@ def test_a_trainer_that_was_restarted_switches_as_a_replay_of_its_log_does(made:
     third.publish()
     told = open_snapshot(settings.serving.snapshots).meta.extra[GATE]["noise"]
     assert told == third.learner.engine.gate.standing()["noise"].told()
+    assert sentence("noise", told) in [finding.detail for finding in _snapshots(settings)]
     on = third.metrics.part_on.labels("noise")._value.get()
     assert (on, third.metrics.part_gain.labels("noise", "high")._value.get()) == (0, told["high"])
 

@@ -31,8 +31,9 @@ MODEL_SECTIONS = ("systems", "actions", "graph", "signals", "ranker", "model")
 OPERATION = {
     "state": {"root", "sync", "epoch_events", "epoch_ms", "lock_wait_s"},
     "profiles": {"max_per_minute", "queue", "batch"},
+    "model": {"gate"},
 }
-"""Keys of such sections that say where and how fast, and change no result."""
+"""Keys of such sections that say where and how fast, and change no result. What the gate does a snapshot says."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,7 +38,8 @@ def _section(section: BaseModel, depth: int) -> Iterator[str]:
     for name, info in type(section).model_fields.items():
         value = getattr(section, name)
         if isinstance(value, BaseModel):
-            yield from ("", f"# {_summary(value)}", f"{name}:")
+            indent = "  " * depth
+            yield from ("", f"{indent}# {_summary(value)}", f"{indent}{name}:")
             yield from _section(value, depth + 1)
         elif isinstance(value, dict) and value:
             yield from ("", f"# {_sentence(info)}", f"{name}:")

@@ -377,6 +377,29 @@ class Encoder(Section):
     cache: Path | None = Field(Path(".driftline/encodings.sqlite"), description="vectors by text; null = none kept")
 
 
+class Gate(Section):
+    """Whether each part of the engine earns its place on this stream: compared with the engine without it, live."""
+
+    mode: Literal["off", "observe", "act"] = Field(
+        "observe", description="observe = compare and say so; act = and leave out what is not worth it; off = neither"
+    )
+    share: float = Field(
+        0.125, gt=0, le=1, description="of the learnt groups that are compared; a part that is off learns from these"
+    )
+    min_groups: int = Field(1000, ge=1, description="compared groups before a part may be switched")
+    window: int = Field(20_000, ge=1, description="compared groups after which a comparison begins anew")
+    worth: float = Field(
+        0.005, ge=0, lt=0.5, description="relative gain in NDCG@10 that a part must bring for its processor time"
+    )
+    confidence: float = Field(0.95, ge=0.5, lt=1, description="of the interval that a comparison gives")
+
+    @model_validator(mode="after")
+    def _windows_decide(self) -> Self:
+        if self.window < self.min_groups:
+            raise ValueError(f"got window {self.window} with min_groups {self.min_groups}; expected as many at least")
+        return self
+
+
 class Model(Section):
     """The sequence backbone and how it learns on the stream."""
 
@@ -419,6 +442,7 @@ class Model(Section):
     inside_share: float = Field(0.05, ge=0, le=1, description="rows inside a group that are asked for the rest of it")
     inside_weight: float = Field(0.5, ge=0, description="weight of such a row beside one that asks for the next group")
     seed: int = Field(0, ge=0, lt=1 << 32, description="of initial weights, dropout and negatives")
+    gate: Gate = Gate()
 
     @model_validator(mode="after")
     def _heads_divide_dim(self) -> Self:

@@ -12,7 +12,7 @@ Several rankers may learn side by side on one feature pass, each with its own bl
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -28,6 +28,7 @@ from driftline.model.clocks import Clocks, NoClocks
 from driftline.model.columns import Layout, layout
 from driftline.model.context_columns import CONTEXT
 from driftline.model.features import features
+from driftline.model.gate import Gate
 from driftline.model.part import Asked, Plug, ProfilesPlug
 from driftline.model.ranker import HEADS, Ranker
 from driftline.model.recall import (
@@ -52,6 +53,9 @@ MAIN = "incremental"
 """The ranker that answers requests: it sees every block."""
 
 RANKER = "ranker"
+GATE = "gate"
+"""What the clocks call the comparison of parts."""
+NO_SCORES = np.zeros((len(HEADS), 0), np.float32)
 
 
 def ranker_part(arm: str) -> str:
@@ -74,6 +78,7 @@ class EngineSlate:
         raw: [f, c] float32 features before standardising.
         features: [c, f] float32 as the rankers see and log them.
         scores: [3, c] float32 of the main ranker: novel, repeat, overall.
+        whole: of a group whose parts are compared, what those that are off would add; None = nothing. Not scored.
     """
 
     view: UserView
@@ -84,6 +89,7 @@ class EngineSlate:
     raw: Float32
     features: Float32
     scores: Float32
+    whole: EngineSlate | None = None
 
     @property
     def candidates(self) -> Int32:
@@ -141,6 +147,7 @@ class Engine:
         arms: name -> ranker with its blocks; `MAIN` answers requests.
         plugs: name -> plug; its name is the name of its block. Profiles are the first one.
         clocks: what each part costs, where somebody wants to know.
+        gate: compares parts and says which are off (model/gate.py).
     """
 
     def __init__(
@@ -149,7 +156,18 @@ class Engine:
         table: ItemTable,
         plugs: Mapping[str, Plug] | None = None,
         text: TextTable | None = None,
+        units: Mapping[str, tuple[str, ...]] | None = None,
+        read_only: bool = False,
     ) -> None:
+        """A fresh one.
+
+        Args:
+            settings, table: as above.
+            plugs: those beside the profiles' one.
+            text: see above; None = one of its own.
+            units: blocks by part, which the gate compares; None = it compares nothing.
+            read_only: it will answer only.
+        """
         self.settings, self.table = settings, table
         self.text = TextTable(settings.ranker.text_dim) if text is None else text
         self.plugs: dict[str, Plug] = {PROFILES: ProfilesPlug(self.text), **(plugs or {})}
@@ -159,7 +177,12 @@ class Engine:
         self.standardiser = Standardiser(self.layout.present)
         self.arms: dict[str, RankerArm] = {}
         self.clocks: Clocks = NoClocks()
-        self.add_arm(MAIN, tuple(self.layout.blocks), settings.ranker.seed)
+        main = self.add_arm(MAIN, tuple(self.layout.blocks), settings.ranker.seed)
+        bits = {name: plug_bit(number) for number, name in enumerate(self.plugs)}
+        base = self.layout.blocks["base"]
+        self.gate = Gate(
+            settings.model.gate, settings.ranker, self.layout, units or {}, bits, main.bits, base.stop, read_only
+        )
 
     def add_arm(self, name: str, blocks: tuple[str, ...], seed: int = 0) -> RankerArm:
         """Add a ranker that sees only some blocks; "base", "reverse" and "context" are always among them.
@@ -212,9 +235,25 @@ class Engine:
             pool = pool_of(past, scored, listed_base(view, signals, ranker), extra, signals.n, ranker, oneself)
             raw = features(asked, pool, signals, self.text, self.plugs, self.layout)
             standardised = self.standardiser.apply(raw)
+            own = raw[self._own] != 0
+            whole = EngineSlate(view, now_ms, past, pool, own, raw, standardised, NO_SCORES)
+            slate = self._served(whole) if self.gate.silent else whole
         with self.clocks.on(ranker_part(MAIN)):
-            scores = self.arms[MAIN].ranker.score(standardised)
-        return EngineSlate(view, now_ms, past, pool, raw[self._own] != 0, raw, standardised, scores)
+            return replace(slate, scores=self.arms[MAIN].ranker.score(slate.features))
+
+    def _served(self, whole: EngineSlate) -> EngineSlate:
+        """What is left of a slate where parts are off: neither their candidates nor their columns."""
+        gate, pool = self.gate, whole.pool
+        if not gate.comparing:  # nobody asked them
+            whole.features[:, gate.hidden] = 0
+            return whole
+        rows = np.flatnonzero(gate.takes(pool.recalled))
+        scored = {name: one for name, one in pool.scored.items() if name not in gate.silent}
+        raw, seen = whole.raw.take(rows, 1), whole.features.T.take(rows, 1).T  # in memory they stay columns
+        raw[gate.hidden], seen[:, gate.hidden] = 0, 0
+        recalled = pool.recalled[rows] & gate.bits_of(gate.silent)
+        left = Pool(pool.candidates[rows], recalled, scored)
+        return replace(whole, pool=left, own=whole.own[rows], raw=raw, features=seen, whole=whole)
 
     def score_items(self, view: UserView, now_ms: int, items: Int32) -> Float32:
         """Scores [3, c] of the main ranker for given distinct items [c]; one need not be among the candidates."""
@@ -224,8 +263,9 @@ class Engine:
         scored, extra = self._opinions(asked, alike)
         scored |= {name: one for name, (_, one) in extra.items()}
         pool = Pool(items, np.zeros(len(items), np.uint32), scored)
-        raw = features(asked, pool, signals, self.text, self.plugs, self.layout)
-        return self.arms[MAIN].ranker.score(self.standardiser.apply(raw))
+        seen = self.standardiser.apply(features(asked, pool, signals, self.text, self.plugs, self.layout))
+        seen[:, self.gate.hidden] = 0
+        return self.arms[MAIN].ranker.score(seen)
 
     def node(self, user_id: str) -> int:
         """The index of a user among the items, -1 where there is none, or ids of users are no ids of items."""
@@ -244,7 +284,7 @@ class Engine:
             scored = score_base(asked.view, asked.past, asked.now_ms, signals, self.settings.ranker) | alike
         extra: dict[str, tuple[np.uint32, Scored]] = {}
         for i, (name, plug) in enumerate(self.plugs.items()):
-            if asked.n:
+            if asked.n and self.gate.is_asked(name):
                 with self.clocks.on(name):
                     one = plug.opinion(asked)
                 if one is not None:
@@ -276,6 +316,9 @@ class Engine:
             is_wanted = np.zeros(max(self.signals.n, len(self.table)), np.bool_)
             is_wanted[wanted] = True
             positive = is_wanted[slate.candidates]
+            whole = slate.whole or slate
+            switched = self._compare(whole, is_wanted, wanted) if self.gate.comparing else None
+            self.gate.passed()
             for name, arm in self.arms.items():
                 with self.clocks.on(ranker_part(name), "learn"):
                     if arm.learning and name == MAIN:  # it sees every row, and its scores are at hand
@@ -286,9 +329,30 @@ class Engine:
                             slate.features[rows], positive[rows], slate.own[rows], items=slate.candidates[rows]
                         )
             with self.clocks.on("signals", "learn"):
-                self.standardiser.update(slate.raw, (slate.recalled & BASE_BITS) != 0)
+                unasked = self.gate.hidden if slate.whole is None else None
+                self.standardiser.update(whole.raw, (whole.recalled & BASE_BITS) != 0, unasked)
+            if switched is not None:
+                self.switch(switched, slate.now_ms)
         with self.clocks.on("signals", "learn"):
             self.signals.observe(group, view, past, self.node(group.user_id))
+
+    def _compare(self, slate: EngineSlate, is_wanted: NDArray[np.bool_], wanted: Int32) -> str | None:
+        """Lets the gate compare parts on a group; the part that it switches."""
+        if not len(wanted):
+            return None
+        with self.clocks.on(GATE, "learn"):
+            positive, spoke = is_wanted[slate.candidates], slate.pool.scored
+            return self.gate.learn(slate.features, slate.recalled, positive, slate.own, slate.candidates, wanted, spoke)
+
+    def switch(self, part: str, t_ms: int) -> None:
+        """Puts a part off, or on again; the ranker begins anew with its columns."""
+        before = self.gate.hidden
+        self.gate.switch(part, t_ms)
+        self.arms[MAIN].ranker.drop(self.gate.hidden | before)
+
+    def learns(self, part: str) -> bool:
+        """Whether a part learns from the next group: one that is off learns from those that are compared."""
+        return part not in self.gate.off or self.gate.comparing
 
     def arrays(self, rehearsal: bool = True) -> Arrays:
         """The whole state by name, plugs and item names left out.
@@ -302,7 +366,7 @@ class Engine:
         """
         out = {f"signals.{k}": v for k, v in self.signals.arrays(latest=rehearsal).items()}
         out |= self.standardiser.arrays("standardiser")
-        out |= self.text.arrays()
+        out |= self.text.arrays() | self.gate.arrays(rehearsal)
         for name, arm in self.arms.items():
             if rehearsal or name == MAIN:
                 out |= arm.ranker.arrays(f"arm.{name}", rehearsal)
@@ -321,18 +385,21 @@ class Engine:
         plugs: Mapping[str, Plug] | None = None,
         read_only: bool = False,
         text: TextTable | None = None,
+        units: Mapping[str, tuple[str, ...]] | None = None,
     ) -> Engine:
         """The engine whose `arrays` these are, for the same settings and plugs; profiles need not be among them.
 
         Args:
-            settings, table, plugs: as at the start.
+            settings, table, plugs, units: as at the start.
             arrays: with `read_only` they may be memory-mapped and are not copied.
             read_only: answer only; `learn` raises.
             text: holds the texts of `arrays` already; None = they are taken from there.
         """
-        self = cls(settings, table, plugs, TextTable.from_arrays(arrays, read_only) if text is None else text)
+        text = TextTable.from_arrays(arrays, read_only) if text is None else text
+        self = cls(settings, table, plugs, text, units, read_only)
         signals = {k.removeprefix("signals."): v for k, v in arrays.items() if k.startswith("signals.")}
         self.signals = Signals.from_arrays(settings.signals, signals, read_only)
         self.standardiser.restore(arrays, "standardiser")
         self.arms[MAIN].ranker.restore(arrays, f"arm.{MAIN}")
+        self.gate.restore(arrays)
         return self

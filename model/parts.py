@@ -13,6 +13,7 @@ from driftline.configs.errors import ConfigError
 from driftline.configs.systems import PARTS, is_brought
 from driftline.model.part import Part, Plug, VectorPlug
 from driftline.model.plugs import GraphPart, NoisePart, PlaceboPlug, SequencePart
+from driftline.model.recall import PROFILES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -26,6 +27,8 @@ RESERVED = {"base", "context", "reverse", "engine", "items", "profiles", "signal
 """Names of blocks, of files in a snapshot and of costs that are no part's."""
 OURS: dict[str, type[Part]] = {part.name: part for part in (SequencePart, GraphPart, NoisePart)}
 """In the order of their columns."""
+OF_PROFILES = (PROFILES, "fused")
+"""Blocks that count for the profiles: `fused` is a profile joined with the graph memory of its user."""
 
 
 def part_of(name: str) -> type[Part]:
@@ -90,6 +93,15 @@ def opened(
         before: the parts of the snapshot before.
     """
     return {name: part_of(name).opened(settings, table, arrays.get(name, {}), before.get(name)) for name in names}
+
+
+def units_of(parts: Mapping[str, Part], settings: Settings) -> dict[str, tuple[str, ...]]:
+    """Blocks of what can be switched off alone: of each part, and of the profiles where there may be any."""
+    blocks = {name: tuple(part.plugs()) for name, part in parts.items()}
+    if not settings.ranker.text_dim or settings.systems.get(PROFILES) == "off":
+        return blocks
+    there = {PROFILES, *(block for of in blocks.values() for block in of)}
+    return blocks | {PROFILES: tuple(block for block in OF_PROFILES if block in there)}
 
 
 def plugs_of(parts: Mapping[str, Part], settings: Settings) -> dict[str, Plug]:

@@ -30,7 +30,7 @@ F features, M members, H hidden, L = 3 heads.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -207,6 +207,14 @@ class Ranker:
         self.theta -= np.float32(rate) * self.first / (np.sqrt(self.second) + np.float32(EPSILON))
         keep = min(self.settings.averaging, 1 - 1 / (t + 1))
         self.mean += np.float32(1 - keep) * (self.theta - self.mean)
+
+    def drop(self, columns: NDArray[np.bool_]) -> None:
+        """Begins anew with some columns [f]: it has no weights for them, and its log does not know them."""
+        for flat in (self.theta, self.mean, self.first, self.second):
+            view = self.views(flat)
+            view["w1"][columns], view["skip"][:, columns] = 0, 0
+        self.log = [replace(one, x=np.where(columns, np.float16(0), one.x)) for one in self.log]
+        self._scores_of = -1
 
     def validate(self, examples: Sequence[Example], at_once: int = 64) -> float:
         """Mean loss of the averaged weights, which score, over examples; nothing is learnt."""

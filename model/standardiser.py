@@ -31,10 +31,17 @@ class Standardiser:
         deviation = np.sqrt(np.maximum(self.square - self.mean**2, 1e-8)).astype(np.float32)
         return _standardised(raw, self.mean.astype(np.float32), deviation, self.present).T
 
-    def update(self, raw: Float32, rows: NDArray[np.bool_]) -> None:
-        """Take in the raw columns [f, c] of one request, of the candidates [c] bool that count."""
+    def update(self, raw: Float32, rows: NDArray[np.bool_], unasked: NDArray[np.bool_] | None = None) -> None:
+        """Take in the raw columns [f, c] of one request, of the candidates [c] bool that count.
+
+        Args:
+            raw, rows: these.
+            unasked: [f] bool, columns that nobody filled; None = none.
+        """
         total, square, held = _sums(raw, rows)
         count = np.where(self.present, held, np.float64(rows.sum()))
+        if unasked is not None:
+            count[unasked] = 0
         seen = count > 0
         rate = np.where(seen, np.maximum(1 / (self.weight + 1), 1 / self.window), 0)
         safe = np.maximum(count, 1)

@@ -19,7 +19,7 @@ from driftline.graph.sparse import best_rows
 from driftline.graph.view import ItemTable, UserView
 from driftline.model.engine import Engine, EngineSlate
 from driftline.model.part import Part, VectorPlug
-from driftline.model.parts import opened, plugs_of
+from driftline.model.parts import opened, plugs_of, units_of
 from driftline.model.products import products
 from driftline.model.ranker import HEADS
 from driftline.model.reasons import explain
@@ -169,7 +169,8 @@ def engine_builder(settings: Settings, on_forget: list[Callable[[str], None]] | 
         table = ItemTable(unpack_strings(snapshot.parts["items"], "id")[:known])
         parts = opened(settings, table, snapshot.meta.extra.get(PARTS, ()), snapshot.parts, newest)
         newest.update(parts)
-        engine = Engine.from_arrays(settings, table, arrays, plugs_of(parts, settings), read_only=True)
+        plugs, units = plugs_of(parts, settings), units_of(parts, settings)
+        engine = Engine.from_arrays(settings, table, arrays, plugs, read_only=True, units=units)
         return EngineScorer(engine, list(parts.values()), settings.serving.sequence_warm_ms)
 
     return build

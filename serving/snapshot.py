@@ -39,6 +39,8 @@ LEVEL = "level"
 
 PARTS = "parts"
 """Key of `Meta.extra`: names of the engine's parts (model/parts.py), in order."""
+GATE = "gate"
+"""Key of `Meta.extra`: what each part is worth and whether it is on, as `driftline.model.standing.Standing` tells."""
 SETTINGS = "settings"
 """Key of `Meta.extra`: hash of the sections that the model is rebuilt with."""
 

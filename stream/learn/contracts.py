@@ -8,6 +8,7 @@
     marked      rows that changed are marked, or a later snapshot would miss them
     placebo     random vectors in its stead have an opinion on the same users, of the same length
     alone       what is said of items by others does not depend on whether the part is on
+    gated       off, it says nothing, is restored and served as off, and comes back
     forgotten   nothing in its state names a user who was forgotten
 
 Each check raises AssertionError with the name of what does not hold.
@@ -23,7 +24,7 @@ import numpy as np
 
 from driftline.configs.errors import ConfigError
 from driftline.configs.load import switched
-from driftline.configs.settings import Graph, Model, Ranker, Settings
+from driftline.configs.settings import Gate, Graph, Model, Ranker, Settings
 from driftline.graph.arrays import Arrays, Float32
 from driftline.graph.rows import Event, key64
 from driftline.graph.view import FACETS, ProfileVectors
@@ -154,22 +155,15 @@ class Checks:
 
     def restored(self) -> None:
         """A state that was written to a checkpoint goes on to the bit."""
-        first, second = learner_of(self.settings), learner_of(self.settings)
+        first = learner_of(self.settings)
         drive(first, shop(groups=CUT))
-        path = self.folder / "checkpoint"
-        write_checkpoint(path, {"learner": first.state_dict(), "settings": ""})
-        read = read_checkpoint(path, "")
-        assert read is not None
-        second.load_state_dict(read["learner"])
+        second = self._restored(first)
         _equal("restored", "a restored state changed", self.slates[CUT:], drive(second, shop()[CUT:]))
 
     def served(self) -> None:
         """A snapshot answers as the learner does."""
         learner = self.whole
-        parts = learner.arrays() | {"items": item_part(learner.table.ids)}
-        publish(self.folder / "snapshots", parts, Meta(extra={PARTS: list(learner.parts), SETTINGS: None}))
-        scorer = engine_builder(self.settings)(open_snapshot(self.folder / "snapshots"))
-        assert isinstance(scorer, EngineScorer)
+        scorer = self._served(learner, "snapshots")
         now_ms = shop()[-1][0].timestamp_ms + 3_600_000
         for user in ("user-0", "user-3", "nobody"):
             view = learner.view(user, now_ms)
@@ -228,6 +222,31 @@ class Checks:
                 mine.raw[shared][:, rows], other.raw[:, place], f"alone: {self.name} changes columns of others"
             )
 
+    def gated(self) -> None:
+        """Off, it says nothing and is restored and served as off; compared groups ask it, and it comes back."""
+        gate = Gate(mode="act", share=0.5, min_groups=GROUPS)
+        settings = self.settings.model_copy(update={"model": self.settings.model.model_copy(update={"gate": gate})})
+        first = learner_of(settings)
+        _equal("gated", "comparing changed", self.slates[:CUT], drive(first, shop(groups=CUT)))
+        first.engine.switch(self.name, shop()[CUT][0].timestamp_ms)
+        second = self._restored(first)
+        mine = drive(first, shop()[CUT:])
+        _equal("gated", "a restored state changed", mine, drive(second, shop()[CUT:]))
+        columns = np.concatenate(
+            [np.arange(len(first.engine.layout.names))[first.engine.layout.blocks[b]] for b in self.blocks]
+        )
+        asked = [slate.whole for slate in mine if slate.whole is not None]
+        assert 0 < len(asked) < len(mine), "gated: it is to be asked of a share of the groups"
+        for slate in mine:
+            assert not slate.features[:, columns].any(), f"gated: {self.name} is off and has columns"
+            assert not set(self.blocks) & slate.pool.scored.keys(), f"gated: {self.name} is off and has an opinion"
+        assert any(set(self.blocks) & slate.pool.scored.keys() for slate in asked), "gated: it says nothing any more"
+        scorer = self._served(first, "gated")
+        assert scorer.engine.gate.off == {self.name}, f"gated: a snapshot does not say that {self.name} is off"
+        first.engine.switch(self.name, shop()[-1][0].timestamp_ms)
+        back = ask(first, shop()[-1])
+        assert set(self.blocks) & back.pool.scored.keys(), f"gated: {self.name} does not come back"
+
     def forgotten(self) -> None:
         """Nothing in its state names a user who was forgotten."""
         learner = learner_of(self.settings)
@@ -235,6 +254,23 @@ class Checks:
         learner.forget("user-0")
         found = list(_named(learner.parts[self.name].state_dict(), "user-0"))
         assert not found, f"forgotten: the state of {self.name} still names the user at {', '.join(found)}"
+
+    def _restored(self, learner: StreamLearner) -> StreamLearner:
+        """Another learner that goes on from the checkpoint of one."""
+        path, other = self.folder / "checkpoint", learner_of(learner.settings)
+        write_checkpoint(path, {"learner": learner.state_dict(), "settings": ""})
+        read = read_checkpoint(path, "")
+        assert read is not None
+        other.load_state_dict(read["learner"])
+        return other
+
+    def _served(self, learner: StreamLearner, folder: str) -> EngineScorer:
+        """What a service makes of a learner's snapshot."""
+        parts = learner.arrays() | {"items": item_part(learner.table.ids)}
+        publish(self.folder / folder, parts, Meta(extra={PARTS: list(learner.parts), SETTINGS: None}))
+        scorer = engine_builder(self.settings)(open_snapshot(self.folder / folder))
+        assert isinstance(scorer, EngineScorer)
+        return scorer
 
     def _arrays(self, learner: StreamLearner) -> Arrays:
         return learner.parts[self.name].arrays()
@@ -248,7 +284,8 @@ class Checks:
 
 
 CHECKS: tuple[Callable[[Checks], None], ...] = (
-    Checks.causal, Checks.restored, Checks.served, Checks.marked, Checks.placebo, Checks.alone, Checks.forgotten,
+    Checks.causal, Checks.restored, Checks.served, Checks.marked, Checks.placebo, Checks.alone, Checks.gated,
+    Checks.forgotten,
 )  # fmt: skip
 
 

@@ -31,7 +31,7 @@ from driftline.graph.view import Group, ItemTable, ProfileVectors, UserView, vie
 from driftline.model.artefact import Artefact
 from driftline.model.clocks import Clocks, NoClocks
 from driftline.model.engine import Engine, EngineSlate
-from driftline.model.parts import made, plugs_of
+from driftline.model.parts import made, plugs_of, units_of
 from driftline.model.plugs import GraphPart, SequencePart
 from driftline.model.sequence import SequenceLearner
 from driftline.stream.learn.waiting import WaitingEvents
@@ -80,7 +80,8 @@ class StreamLearner:
         self.text = TextTable(settings.ranker.text_dim)
         """Vectors by table index, one table for the engine and all parts."""
         self.parts = made(settings, self.table, self.text)
-        self.engine = Engine(settings, self.table, plugs_of(self.parts, settings), self.text)
+        plugs, units = plugs_of(self.parts, settings), units_of(self.parts, settings)
+        self.engine = Engine(settings, self.table, plugs, self.text, units)
         self.learning = True
         self.late_waits = False
         """Whether late groups may wait before they are applied: `apply_late` does it. Offsets are then given anew."""
@@ -153,14 +154,16 @@ class StreamLearner:
         if self._waiting.must_go_before(group.t_ms, len(events), self.processor.window):
             self.apply_late()
             events = self._numbered(events)
+        takes = {name: learnt and self.engine.learns(name) for name in self.parts}
         self.engine.learn(group, view, slate if self.learning else None)
         graph = self.graph
-        with self.clocks.on("graph", "learn"), self._graph_around(group, events, view, learnt):
+        sample = takes.get(GraphPart.name, False)
+        with self.clocks.on("graph", "learn"), self._graph_around(group, events, view, sample):
             waits = self.late_waits and self._waiting.takes(events, self.processor.window)
             changes = Changes() if waits else self._apply(events)
         for name, part in self.parts.items():
             with self.clocks.on(name, "learn"):
-                part.learn(group, view, learnt)
+                part.learn(group, view, takes[name])
         if not waits:
             self._waiting.applied(len(events))
         if self._waiting.due:
@@ -286,7 +289,10 @@ class StreamLearner:
         self.text.restore(state["engine"])
         for name, part in self.parts.items():
             part.load_state_dict(state["parts"][name])
-        self.engine = Engine.from_arrays(self.settings, self.table, state["engine"], self.engine.plugs, text=self.text)
+        units = units_of(self.parts, self.settings)
+        self.engine = Engine.from_arrays(
+            self.settings, self.table, state["engine"], self.engine.plugs, text=self.text, units=units
+        )
         self.groups = state["groups"]
 
 

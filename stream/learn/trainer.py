@@ -32,9 +32,10 @@ from driftline.graph.rows import Event
 from driftline.graph.view import UserView
 from driftline.llm.encoder import TextEncoder
 from driftline.model.engine import EngineSlate
+from driftline.model.gate import ndcg
 from driftline.serving.availability import CATALOGUE, Bounds, Place
 from driftline.serving.publisher import BrokenChainError
-from driftline.serving.snapshot import LEVEL, PARTS, SETTINGS, Meta
+from driftline.serving.snapshot import GATE, LEVEL, PARTS, SETTINGS, Meta
 from driftline.stream.events.records import dead_letter
 from driftline.stream.events.schema import InvalidEvent
 from driftline.stream.headway import Headway
@@ -293,6 +294,8 @@ class Trainer:
         self.learner.refresh()
         began_s = time.perf_counter()
         metrics = self.prequential()
+        told = {name: standing.told() for name, standing in self.learner.engine.gate.standing().items()}
+        self.metrics.parts(told)
         refusal, level = self._gate.judge(metrics)
         meta = Meta(
             offsets={f"interactions:{p}": self._open.first_offset(p, offset) for p, offset in self.offsets.items()},
@@ -307,6 +310,7 @@ class Trainer:
                 SETTINGS: sections_sha256(self.settings, MODEL_SECTIONS),
                 LEVEL: level,
                 CATALOGUE: self.catalogue.topic,
+                GATE: told,
             },
         )
         self._published_out, self._withdrawal_news = self._withdrawn_now(), False
@@ -489,6 +493,4 @@ class Trainer:
 def ndcg_at_10(slate: EngineSlate, wanted: Any) -> float:
     """NDCG@10 of the overall list for the items that followed."""
     top, _ = slate.top(10, "overall")
-    hits = np.isin(top, wanted)
-    gains = 1 / np.log2(np.arange(2, 12))
-    return float((hits * gains[: len(hits)]).sum() / gains[: min(10, len(np.unique(wanted)))].sum())
+    return ndcg(top, np.unique(wanted))

@@ -319,7 +319,8 @@ def _running_broker(settings: Broker) -> str | None:
 
 
 def _snapshots(settings: Settings) -> Iterator[Finding]:
-    from driftline.serving.snapshot import current, fits, open_snapshot
+    from driftline.model.standing import sentence
+    from driftline.serving.snapshot import GATE, current, fits, open_snapshot
 
     root = settings.serving.snapshots
     pointer = current(root)
@@ -329,6 +330,8 @@ def _snapshots(settings: Settings) -> Iterator[Finding]:
     snapshot = open_snapshot(root)
     held = ", held" if pointer.held else ""
     yield Finding("snapshots", "ok", f"{snapshot.version} is current{held}; its sums hold")
+    if told := snapshot.meta.extra.get(GATE):
+        yield Finding("parts", "ok", "; ".join(sentence(name, one) for name, one in told.items()))
     if not fits(snapshot.meta, settings):
         yield Finding(
             "snapshots", "bad", f"{snapshot.version} was trained with other {', '.join(MODEL_SECTIONS)} than these",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
@@ -161,6 +162,15 @@ class TrainerMetrics:
         self.levels = Counter(
             "driftline_trainer_levels", "Lasting drops that the gate took as the new level", registry=self.registry
         )
+        self.part_gain = Gauge(
+            "driftline_trainer_part_gain",
+            "Relative gain in NDCG@10 by a part, and the bounds of its interval",
+            ["part", "bound"],
+            registry=self.registry,
+        )
+        self.part_on = Gauge(
+            "driftline_trainer_part_on", "Whether a part takes part, 1 or 0", ["part"], registry=self.registry
+        )
 
     def serve(self, settings: Metrics) -> None:
         """Opens `/metrics`, or not: see `open_metrics`."""
@@ -176,6 +186,14 @@ class TrainerMetrics:
         """Counts one group and what it was used for."""
         self.events.inc(events)
         self.groups.labels(use).inc()
+
+    def parts(self, told: Mapping[str, Mapping[str, Any]]) -> None:
+        """Notes how parts stand, as `driftline.model.standing` tells; nan = not known yet."""
+        for part, standing in told.items():
+            for bound in ("gain", "low", "high"):
+                known = standing[bound]
+                self.part_gain.labels(part, bound).set(float("nan") if known is None else known)
+            self.part_on.labels(part).set(standing["on"])
 
     def published(self, seconds: float, pause_s: float, size: int, metrics: Mapping[str, float]) -> None:
         """Notes one snapshot: its time to disk, how long learning waited for it at once, its bytes, what it says."""

@@ -95,6 +95,9 @@ def content_of(
     notes = {name: saved.result.note for name, of in runs.items() for saved in of.values() if saved.result.note}
     for name, note in notes.items():
         metrics["arms"][name]["note"] = note
+    for name, of in runs.items():
+        if told := of.get(seed, next(iter(of.values()))).result.gate:
+            metrics["arms"][name]["gate"] = told
     if settings.signals.one_id_space:
         metrics["answers"] = answers(log, joined)
     if (reachable := reachable_of(data, options)) is not None:

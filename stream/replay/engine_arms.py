@@ -10,7 +10,9 @@
     retrain                      the whole engine, trained from scratch before every week by epochs, fixed in between
 
 A part that is off by default is switched on by `+NAME`, too. Arms that differ only in what their ranker sees, by + and
--, share one StreamLearner: features are computed once. Those that switch something have one of their own.
+-, share one StreamLearner: features are computed once. Those that switch something have one of their own. Where the
+gate acts (`model.gate`), it does so in what runs live, `incremental` and its frozen kin, in a pass of their own: an arm
+that leaves a part out, or adds one, has no gate.
 """
 
 from __future__ import annotations
@@ -28,12 +30,13 @@ from driftline.configs.errors import ConfigError, InputError
 from driftline.configs.load import switched
 from driftline.configs.settings import Settings
 from driftline.model.clocks import Clocks
-from driftline.model.engine import MAIN, EngineSlate, ranker_part
-from driftline.model.parts import is_off, is_part
+from driftline.model.engine import GATE, MAIN, EngineSlate, ranker_part
+from driftline.model.parts import OF_PROFILES, is_off, is_part
 from driftline.model.plugs import wanted_history
 from driftline.model.ranker import HEADS
 from driftline.model.recall import PROFILES
 from driftline.model.sequence import SequenceLearner
+from driftline.model.standing import is_known, sentence
 from driftline.stream.learn.groups import is_of_share
 from driftline.stream.learn.learner import StreamLearner
 from driftline.stream.replay.arms import Arm, Arrival, Cost, Ranking, Request, Setup, Slate
@@ -46,7 +49,7 @@ if TYPE_CHECKING:
     from driftline.graph.view import Group, UserView
     from driftline.model.engine import Engine, RankerArm
 
-BLOCKS = {"profiles": ("profiles", "fused")}
+BLOCKS = {PROFILES: OF_PROFILES}
 """Blocks of columns that count for a name; others count for their own.
 
 `fused` is a profile joined with the graph memory of its user: so `-graph` leaves that much of the graph in,
@@ -73,7 +76,13 @@ class NoEngine:
     def learn(self, group: Group, view: UserView, slate: EngineSlate | None = None) -> None:
         """Nothing."""
 
+    def learns(self, part: str) -> bool:
+        """Yes: nothing is compared."""
+        return True
 
+
+GATED = " gated"
+"""Ends the key of a pass whose gate may switch parts."""
 RANKS = " ranks"
 """Ends the key of a pass whose graph has a ranking of its own."""
 GROUP_ONLY: Any = object()
@@ -204,7 +213,20 @@ class EngineArm:
         learner = self.shared.learner
         blocks = learner.engine.arms[self.arm].blocks
         parts = (name for name, part in learner.parts.items() if not part.plugs().keys().isdisjoint(blocks))
-        return self.shared.cost({*BASE_PARTS, *blocks, *parts, ranker_part(self.arm)})
+        gate = [GATE] if self.arm == MAIN else []
+        return self.shared.cost({*BASE_PARTS, *blocks, *parts, ranker_part(self.arm), *gate})
+
+    @property
+    def gate(self) -> dict[str, dict[str, Any]]:
+        """How the parts stand (model/gate.py), of the whole engine."""
+        if self.arm != MAIN:
+            return {}
+        return {name: one.told() for name, one in self.shared.learner.engine.gate.standing().items()}
+
+    @property
+    def note(self) -> str:
+        """The same in words, of parts of which something is known."""
+        return "; ".join(sentence(name, told) for name, told in self.gate.items() if is_known(told))
 
     def start(self, split_ms: int) -> None:
         """Nothing changes at the split."""
@@ -426,12 +448,17 @@ def build(name: str, setup: Setup) -> Arm | None:
     Raises:
         InputError: it switches what there is not.
     """
+    settings = seeded(setup.settings, setup.seed)
+    acts = settings.model.gate.mode == "act"
 
-    def shared_pass(whole: bool = True, switches: Mapping[str, str] | None = None, ranks: bool = False) -> EnginePass:
+    def shared_pass(
+        whole: bool = True, switches: Mapping[str, str] | None = None, ranks: bool = False, gated: bool = False
+    ) -> EnginePass:
         chosen = dict(sorted((switches or {}).items()))
-        key = f"pass {chosen}{RANKS if ranks else ''}"
+        key = f"pass {chosen}{RANKS if ranks else ''}{GATED if gated and acts else ''}"
         if key not in setup.shared:
-            made = setup.shared[key] = EnginePass(setup, _switched(name, settings, chosen), whole, ranks=ranks)
+            of_pass = _switched(name, settings if gated or not acts else without_gate(settings), chosen)
+            made = setup.shared[key] = EnginePass(setup, of_pass, whole, ranks=ranks)
             first = setup.shared.get("state_of")
             if first is None or (first.endswith(RANKS) and not ranks):  # the state of what runs live, if it runs
                 setup.shared["state_of"] = key
@@ -442,7 +469,6 @@ def build(name: str, setup: Setup) -> Arm | None:
             shared.widen()
         return shared
 
-    settings = seeded(setup.settings, setup.seed)
     match name:
         case "hstu" | "sasrec":
             changed = settings.model_copy(update={"model": settings.model.model_copy(update={"backbone": name})})
@@ -451,11 +477,12 @@ def build(name: str, setup: Setup) -> Arm | None:
             switches = {} if name == "graph" else {"graph": "random"}
             return GraphArm(name, shared_pass(whole=False, switches=switches, ranks=True))
         case "frozen":
-            return FrozenArm(name, shared_pass())
+            return FrozenArm(name, shared_pass(gated=True))
         case "weekly_frozen":
             return WeeklyFrozenArm(lambda groups: EnginePass(setup, settings), setup.learn_share)
         case "retrain":
-            return RetrainArm(lambda groups: EnginePass(setup, settings_of_pass(settings, groups), share=1.0))
+            offline = without_gate(settings)
+            return RetrainArm(lambda groups: EnginePass(setup, settings_of_pass(offline, groups), share=1.0))
     found = _NAME.fullmatch(name)
     if found is None:
         return None
@@ -467,7 +494,8 @@ def build(name: str, setup: Setup) -> Arm | None:
     added = {part for part in signed if part != PROFILES and is_off(part, settings)}
     if not all(sign == "+" if part in added or not whole else sign == "-" for part, sign in signed.items()):
         return None
-    shared = shared_pass(switches=dict.fromkeys(added, "on") | switches)
+    gated = whole and not signed.keys() - added
+    shared = shared_pass(switches=dict.fromkeys(added, "on") | switches, gated=gated)
     named = {block for part in signed for block in BLOCKS.get(part, (part,))}
     plugs = shared.learner.engine.plugs
     if not whole and not named <= plugs.keys():
@@ -476,6 +504,12 @@ def build(name: str, setup: Setup) -> Arm | None:
     arm = MAIN if whole and blocks == tuple(plugs) else name
     shared.add(arm, blocks)
     return EngineArm(name, shared, arm)
+
+
+def without_gate(settings: Settings) -> Settings:
+    """The settings with nothing compared."""
+    gate = settings.model.gate.model_copy(update={"mode": "off"})
+    return settings.model_copy(update={"model": settings.model.model_copy(update={"gate": gate})})
 
 
 def _switched(name: str, settings: Settings, chosen: Mapping[str, str]) -> Settings:

@@ -18,8 +18,8 @@ computed afterwards.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +32,7 @@ from driftline.stream.replay.metrics import METRICS, rank_list
 from driftline.stream.replay.sessions import Which
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from driftline.stream.replay.arms import Arm, Cost, Floats, Ranking, Slate
     from driftline.stream.replay.log import EventLog
@@ -88,12 +88,14 @@ class ArmResult:
         cost: CPU seconds in `learn` (and lazy refits) and in `score`, by part.
         trained_share: as the arm says.
         note: what a reader of the report should know of how the arm ran, "" = nothing.
+        gate: what its parts are worth and which are on, see model/standing.py; {} = nothing was compared.
     """
 
     values: NDArray[np.float64]
     cost: Cost
     trained_share: float
     note: str = ""
+    gate: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
     def train_cpu_s(self) -> float:
@@ -243,6 +245,7 @@ def run(
             or {WHOLE: (clocks[arm.name][0] + arm.refresh_cpu_s, clocks[arm.name][1] - arm.refresh_cpu_s)},
             arm.trained_share,
             getattr(arm, "note", ""),
+            getattr(arm, "gate", {}),
         )
         for arm in arms
     }

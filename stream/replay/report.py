@@ -11,6 +11,7 @@ from typing import Any
 
 import plotly.offline
 
+from driftline.model.standing import sentence
 from driftline.stream.replay.audit import AUDITS
 from driftline.stream.replay.charts import LISTS, METRIC, cost, drift, forest, freshness, plot, windows
 from driftline.stream.replay.named import about
@@ -81,6 +82,12 @@ def write_report(path: Path, metrics: Mapping[str, Any]) -> None:
             *(plot(windows(metrics, which, title)) for which, title in LISTS.items()),
         ),
         *_comparisons(metrics),
+        _section(
+            "What parts are worth",
+            "Gain in NDCG@10 over the engine without the part, of each group before it was learnt, from small rankers "
+            "that learn side by side; the interval holds at every moment at once (<code>model.gate</code>).",
+            _gate(metrics),
+        ),
         _section(
             "Freshness",
             "NDCG@10 over everything, by the time since the user was last seen.",
@@ -198,6 +205,16 @@ def _parts(metrics: Mapping[str, Any]) -> str:
     )
     heads = "".join(f"<th>{html.escape(part)}</th>" for part in parts)
     return f"<table><tr><th>arm</th>{heads}</tr>{''.join(rows)}</table>"
+
+
+def _gate(metrics: Mapping[str, Any]) -> str:
+    """One row for each part of an arm; nothing where nothing was compared."""
+    rows = [
+        f"<tr><td>{html.escape(name)}</td><td>{html.escape(sentence(part, told))}</td><td>{told['groups']:,}</td></tr>"
+        for name, arm in metrics["arms"].items()
+        for part, told in arm.get("gate", {}).items()
+    ]
+    return f"<table><tr><th>arm</th><th>part</th><th>groups</th></tr>{''.join(rows)}</table>" if rows else ""
 
 
 def _number(value: float | None) -> str:

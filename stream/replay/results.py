@@ -51,6 +51,7 @@ def save(
         "parts": arm.cost,
         "trained_share": arm.trained_share,
         "note": arm.note,
+        "gate": arm.gate,
         "split_ms": result.split_ms,
         "events": result.events,
         "seconds": result.seconds,
@@ -84,7 +85,7 @@ def load(path: Path) -> Saved:
             f"{path}: can't be read as the result of an arm: {error}; delete it or leave out --resume"
         ) from error
     parts = {part: (train, score) for part, (train, score) in meta["parts"].items()}
-    result = ArmResult(values, parts, meta["trained_share"], meta.get("note", ""))
+    result = ArmResult(values, parts, meta["trained_share"], meta.get("note", ""), meta.get("gate", {}))
     split_ms, events, seconds, state_sha256 = (meta[key] for key in ("split_ms", "events", "seconds", "state_sha256"))
     wall, cpu = meta["cost"]
     return Saved(facts, result, split_ms, events, seconds, (wall, cpu), state_sha256, meta["adoptions"])

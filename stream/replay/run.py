@@ -257,7 +257,10 @@ def _key(data: Input, options: Options, settings: Settings) -> str:
         options.limit,
         (options.hold_out_items, options.seeds[0]) if options.hold_out_items else None,
         learning_sha256(settings),
-        settings.model_dump(mode="json", include={"goals": True, "peers": True, "encoder": {"model", "max_tokens"}}),
+        settings.model_dump(
+            mode="json",
+            include={"goals": True, "peers": True, "encoder": {"model", "max_tokens"}, "model": {"gate"}},
+        ),
         load_prompts(settings.profiles.prompts).sha256,
         None if options.profiles is None else hashlib.sha256(options.profiles.read_bytes()).hexdigest(),
     ]

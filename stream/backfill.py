@@ -102,11 +102,11 @@ class Backfill(Epochs):
             await self._producer.start()
             await self._reader.start([*self._users, *self._items])
             began = await self._open()
-            started = time.perf_counter()
+            started, cpu = time.perf_counter(), time.process_time()
             beside = [asyncio.create_task(work) for work in (self.versions.follow(), self.standing.watch())]
             await _unless(self._apply_all(), beside)
             await self.standing.look()
-            return self._done(began, time.perf_counter() - started)
+            return self._done(began, time.perf_counter() - started, time.process_time() - cpu)
         finally:
             for task in beside:
                 task.cancel()
@@ -158,13 +158,14 @@ class Backfill(Epochs):
     def _applied(self) -> int:
         return sum(owner.next_offset for owner in self.open.users.values())
 
-    def _done(self, began: int, seconds: float) -> dict[str, Any]:
+    def _done(self, began: int, seconds: float, cpu_s: float) -> dict[str, Any]:
         records = self._applied() - began
         return {
             "complete": not self._stopped,
             "records": records,
             **{name: self.metrics.totals[name] for name in COUNTS},
             "seconds": round(seconds, 3),
+            "cpu_s": round(cpu_s, 3),
             "per_s": round(records / seconds) if seconds else 0,
             "next_offset": {number: owner.next_offset for number, owner in sorted(self.open.users.items())},
         }

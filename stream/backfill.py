@@ -16,6 +16,7 @@ those of `interactions.by-item`.
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import sys
 import time
@@ -28,7 +29,7 @@ import torch
 from aiokafka import AIOKafkaProducer
 from faust.types import TP
 
-from driftline.configs.errors import LockedError
+from driftline.configs.errors import INTERRUPTED_EXIT_CODE, LockedError
 from driftline.configs.faults import point
 from driftline.configs.security import client_options
 from driftline.configs.settings import Settings
@@ -43,6 +44,9 @@ from driftline.stream.ops.roots import note_root
 from driftline.stream.owned.holding import say
 from driftline.stream.process.by_item import BY_ITEM
 from driftline.stream.process.intake import INTERACTIONS
+
+STOP_S = 8.0
+"""How long the end may take once the epoch is committed, less than containers get."""
 
 
 class Backfill(Epochs):
@@ -82,9 +86,10 @@ class Backfill(Epochs):
         return found
 
     def stop(self) -> None:
-        """Ends after the epoch that is being applied."""
+        """Ends after the epoch that is being applied; at once where the broker does not answer by then."""
         self._stopped = True
         self._reader.end_soon()
+        asyncio.get_running_loop().call_later(STOP_S, _end_now)
 
     async def run(self) -> dict[str, Any]:
         """Applies what there is, or as much as there is time for.
@@ -207,6 +212,11 @@ async def _run(backfill: Backfill) -> dict[str, Any]:
         return await backfill.run()
     finally:
         close()
+
+
+def _end_now() -> None:
+    print(f"driftline: the broker does not answer; the backfill ends after {STOP_S:.0f} s", file=sys.stderr, flush=True)
+    os._exit(INTERRUPTED_EXIT_CODE)
 
 
 async def _unless(work: Awaitable[None], beside: Iterable[asyncio.Task[None]]) -> None:

@@ -132,7 +132,7 @@ class Reader:
 
     def resume_partitions(self, tps: Iterable[TP]) -> None:
         """Begins to read partitions that have been opened and sought."""
-        self._places |= set(tps)
+        self._places = self._places | set(tps)
         self._loop.call_soon_threadsafe(self._wake)
 
     def is_stale(self, block: Block) -> bool:
@@ -175,6 +175,7 @@ class Reader:
         self._consumer.assign(places)
         self._consumer.pause(*places)
         self._reading = asyncio.create_task(self._read())
+        self._reading.add_done_callback(lambda _: self._wake())
 
     async def _stop(self) -> None:
         if self._reading is not None:

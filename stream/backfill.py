@@ -9,8 +9,8 @@ and epochs are as large as memory allows.
 
 1 It refuses where the workers' group has members or a worker has the lock of a partition. 2 The newest graph version
 is adopted before the first epoch. 3 Every partition of `interactions` is read to the end that it has then, that one
-first whose events are oldest; 4 with several partitions once more, for what was sent on from one to another; 5 then
-those of `interactions.by-item`.
+first whose events are oldest; 4 with several partitions again, for what was sent on from one to another; 5 then those
+of `interactions.by-item`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from driftline.configs.faults import point
 from driftline.configs.security import client_options
 from driftline.configs.settings import Settings
 from driftline.serving.ports import open_metrics
-from driftline.stream.epochs import Epochs, group_of
+from driftline.stream.epochs import Epochs, collect_rarely, group_of
 from driftline.stream.events.records import Outgoing
 from driftline.stream.events.topics import MAX_DEAD_LETTER_BYTES, create_topics, partitions_of
 from driftline.stream.kafka.direct import Reader
@@ -45,6 +45,8 @@ from driftline.stream.owned.holding import say
 from driftline.stream.process.by_item import BY_ITEM
 from driftline.stream.process.intake import INTERACTIONS
 
+PASSES = 3
+"""Over several partitions: records; copies for the owners of their users; requests to forget that owners sent on."""
 STOP_S = 8.0
 """How long the end may take once the epoch is committed, less than containers get."""
 
@@ -136,9 +138,9 @@ class Backfill(Epochs):
         for owner in (*self.open.users.values(), *self.open.items.values()):
             if self.versions.due(owner):
                 await self.versions.adopt(owner)
-        await self._apply_to_end(self._users, self.apply)
-        if self._items:
+        for _ in range(PASSES if self._items else 1):
             await self._apply_to_end(self._users, self.apply)
+        if self._items:
             self._reader.resume_partitions(self._items)
             await self._apply_to_end(self._items, self.apply_by_item)
 
@@ -187,6 +189,7 @@ def run_backfill(settings: Settings, bootstrap: str) -> dict[str, Any]:
         DriftlineError: what else a user can mend.
     """
     torch.set_num_threads(1)
+    collect_rarely()
     create_topics(settings.broker, bootstrap)
     group = group_of(settings)
     remove_dead_members(settings.broker, bootstrap, group)

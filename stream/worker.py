@@ -20,7 +20,7 @@ from driftline.configs.logs import log_to_stderr, logging_config
 from driftline.configs.settings import Settings
 from driftline.serving.ports import open_metrics
 from driftline.stream.app import create_app
-from driftline.stream.epochs import group_of
+from driftline.stream.epochs import collect_rarely, group_of
 from driftline.stream.events.topics import create_topics, partitions_of
 from driftline.stream.exits import end_process, report
 from driftline.stream.kafka.batches import read_as_parsed
@@ -60,6 +60,7 @@ def run_worker(settings: Settings, bootstrap: str) -> None:
     """
     log_to_stderr()
     torch.set_num_threads(1)
+    collect_rarely()
     read_as_parsed()
     create_topics(settings.broker, bootstrap)
     if warning := note_root(settings, bootstrap):

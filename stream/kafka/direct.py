@@ -82,7 +82,7 @@ class Reader:
         self._buffers: dict[TP, Buffer] = {}
         self._seeks: Counter[TP] = Counter()
         self._read_to: dict[TP, int] = {}
-        self._changed = asyncio.Condition()
+        self._came, self._room = asyncio.Event(), asyncio.Event()
         self._reading: asyncio.Task[None] | None = None
         self._consumer: Any = None
         self._stopping = False
@@ -106,10 +106,12 @@ class Reader:
         """Whoever waits for a block gets what there is, and nothing more."""
         self._stopping = True
         if self._thread.is_alive():
-            self._loop.call_soon_threadsafe(self._wake)
+            self._loop.call_soon_threadsafe(self._came.set)
 
     async def block(self, tp: TP, end: int) -> Block | None:
         """The next records of a partition: a full block, or what is left before an offset; None = nothing is.
+
+        One at a time may be asked for.
 
         Raises:
             KafkaError: the broker refuses.
@@ -133,7 +135,7 @@ class Reader:
     def resume_partitions(self, tps: Iterable[TP]) -> None:
         """Begins to read partitions that have been opened and sought."""
         self._places = self._places | set(tps)
-        self._loop.call_soon_threadsafe(self._wake)
+        self._loop.call_soon_threadsafe(self._room.set)
 
     def is_stale(self, block: Block) -> bool:
         """Whether a seek since its fetch brings a block's records again."""
@@ -175,7 +177,7 @@ class Reader:
         self._consumer.assign(places)
         self._consumer.pause(*places)
         self._reading = asyncio.create_task(self._read())
-        self._reading.add_done_callback(lambda _: self._wake())
+        self._reading.add_done_callback(lambda _: self._came.set())
 
     async def _stop(self) -> None:
         if self._reading is not None:
@@ -197,22 +199,15 @@ class Reader:
             self._seeks[tp] += 1
             self._buffers[tp] = Buffer(self._most, self._bytes)
             self._consumer.seek(TopicPartition(*tp), offset)
-        await self._wakened()
-
-    def _wake(self) -> None:
-        self._loop.create_task(self._wakened())
-
-    async def _wakened(self) -> None:
-        async with self._changed:
-            self._changed.notify_all()
+        self._room.set()
 
     async def _read(self) -> None:
         """Fills the buffers, for ever."""
         while True:
+            self._room.clear()
             hungry = [tp for tp in self._places if len(self._buffers[tp].blocks) <= AHEAD]
             if not hungry:
-                async with self._changed:
-                    await self._changed.wait()
+                await self._room.wait()
                 continue
             places = [TopicPartition(*tp) for tp in hungry]
             self._consumer.resume(*places)
@@ -223,16 +218,18 @@ class Reader:
                 if self._seeks[tp] == seeks[tp]:
                     self._read_to[tp] = records[-1].offset + 1
                     self._buffers[tp].join(Fetched(records, seeks[tp], getattr(records, "follows", None)))
-            await self._wakened()
+            self._came.set()
 
     async def _block(self, tp: TP, end: int) -> Block | None:
-        while not (self._stopping or len(self._buffers[tp].blocks) > 1 or await self._position(tp) >= end):
+        while True:
+            self._came.clear()
+            if self._stopping or len(self._buffers[tp].blocks) > 1 or await self._position(tp) >= end:
+                break
             if self._reading is not None and self._reading.done():
                 self._reading.result()
-            async with self._changed:
-                await self._changed.wait()
+            await self._came.wait()
         records = None if self._stopping else self._buffers[tp].take()
-        await self._wakened()
+        self._room.set()
         if records is None:
             return None
         return Block(tp, records, int(self._consumer.highwater(TopicPartition(*tp)) or end), 0)

@@ -63,7 +63,8 @@ class Standing:
             await asyncio.sleep(EVERY_S)
             looks += 1
             try:
-                await asyncio.wait_for(self.look(), ANSWER_S)
+                async with asyncio.timeout(ANSWER_S):  # wait_for may take a cancellation for an answer
+                    await self.look()
             except Exception as error:  # noqa: BLE001 - a broker that is away, a rebalance: the next look tells
                 LOG.debug("where partitions stand is not known: %r", error)
             if looks % TOPICS_EVERY == 0:

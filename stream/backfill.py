@@ -44,6 +44,8 @@ from driftline.stream.ops.roots import note_root
 from driftline.stream.owned.holding import say
 from driftline.stream.process.by_item import BY_ITEM
 from driftline.stream.process.intake import INTERACTIONS
+from driftline.stream.process.items import ItemProcessor
+from driftline.stream.process.processor import Processor
 
 PASSES = 3
 """Over several partitions: records; copies for the owners of their users; requests to forget that owners sent on."""
@@ -135,7 +137,8 @@ class Backfill(Epochs):
 
     async def _apply_all(self) -> None:
         await self.versions.read.wait()
-        for owner in (*self.open.users.values(), *self.open.items.values()):
+        owners: list[Processor | ItemProcessor] = [*self.open.users.values(), *self.open.items.values()]
+        for owner in owners:
             if self.versions.due(owner):
                 await self.versions.adopt(owner)
         for _ in range(PASSES if self._items else 1):
@@ -160,7 +163,7 @@ class Backfill(Epochs):
     def _reached(self, tp: TP) -> tuple[int, int]:
         """How far a partition is in event time, one of items in its records."""
         owner = self.holding.owners(tp)[tp.partition]
-        return (owner.window.watermark_ms if tp in self._users else owner.next_offset), tp.partition
+        return (owner.window.watermark_ms if isinstance(owner, Processor) else owner.next_offset), tp.partition
 
     def _applied(self) -> int:
         return sum(owner.next_offset for owner in self.open.users.values())

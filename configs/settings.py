@@ -111,7 +111,7 @@ class State(Section):
         100_000, ge=1, description="rows of users that a partition keeps in memory between two commits"
     )
     sync: bool = Field(True, description="fsync each commit")
-    epoch_events: int = Field(4096, ge=1, le=8192, description="events in one commit at most")
+    epoch_events: int = Field(4096, ge=1, le=8192, description="events in one commit of a worker at most")
     epoch_ms: int = Field(50, ge=1, description="milliseconds that an epoch waits for more events")
     dedupe_ids: int = Field(100_000, ge=0, description="event_ids remembered a partition")
     late_ms: int = Field(3_600_000, ge=0, description="an event that is later than this is only counted")

@@ -19,7 +19,8 @@ from driftline.configs.load import load_settings
 from driftline.configs.logs import log_to_stderr, logging_config
 from driftline.configs.settings import Settings
 from driftline.serving.ports import open_metrics
-from driftline.stream.app import INTERACTIONS, create_app, group_of
+from driftline.stream.app import create_app
+from driftline.stream.epochs import collect_rarely, group_of
 from driftline.stream.events.topics import create_topics, partitions_of
 from driftline.stream.exits import end_process, report
 from driftline.stream.kafka.batches import read_as_parsed
@@ -28,6 +29,7 @@ from driftline.stream.kafka.members import remove_dead_members
 from driftline.stream.kafka.quiet import quiet_clients
 from driftline.stream.ops.roots import note_root
 from driftline.stream.process.by_item import BY_ITEM
+from driftline.stream.process.intake import INTERACTIONS
 
 STOP_S = 8.0
 """How long the end of a worker may take, less than containers get; with a broker that is gone it would be minutes."""
@@ -58,6 +60,7 @@ def run_worker(settings: Settings, bootstrap: str) -> None:
     """
     log_to_stderr()
     torch.set_num_threads(1)
+    collect_rarely()
     read_as_parsed()
     create_topics(settings.broker, bootstrap)
     if warning := note_root(settings, bootstrap):

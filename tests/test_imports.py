@@ -28,10 +28,11 @@ MAY_IMPORT = {
 }
 STREAM = (
     *("bundled", "durable", "exits", "headway", "kafka", "events", "convert", "state", "process", "owned", "ops"),
-    *("app", "worker", "learn", "generate", "replay", "profile", "system", "demo", "bench", "chaos", "cli"),
+    *("epochs", "app", "worker", "backfill", "learn", "generate", "replay", "profile", "system", "demo", "bench"),
+    *("chaos", "cli"),
 )
 """Folders and modules of stream/: each imports what stands before it only, inside functions and for types too."""
-FOR_TYPES = {("owned", "app")}
+FOR_TYPES = {("owned", "epochs")}
 """What belongs to a worker is handed the worker, and names its type for mypy; nothing is imported when it runs."""
 KAFKA = {"kafka", "aiokafka", "faust", "mode", "noida_db"}
 GRPC = {"grpc", "grpc_health", "grpc_reflection", "grpc_status"}

@@ -19,6 +19,7 @@ for library in ("OMP", "OPENBLAS", "MKL"):  # before numpy loads: the parts run 
 from driftline.client import ClientError  # noqa: E402
 from driftline.configs.errors import EXIT_CODES, InputError  # noqa: E402
 from driftline.stream.cli import (  # noqa: E402
+    backfill,
     bench,
     chaos,
     convert,
@@ -50,7 +51,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-for module in (up, imports, convert, parts, query, evaluate, generate, inspect, forget, withdraw, chaos):
+for module in (up, imports, convert, parts, backfill, query, evaluate, generate, inspect, forget, withdraw, chaos):
     module.register(app)
 app.add_typer(snapshots.app, name="snapshot")
 app.add_typer(state.app, name="state")

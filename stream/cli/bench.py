@@ -18,7 +18,9 @@ def ingest(
     config: Config = None,
     as_json: AsJson = False,
 ) -> None:
-    """The worker from broker to committed state, beside an empty Faust agent on the same records.
+    """Worker and backfill from broker to committed state, beside an empty Faust agent on the same records.
+
+    A broker of your own is used as it is (`broker.bootstrap`), with topics that are deleted at the end.
 
     Example: `driftline bench ingest --json`
     """

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,11 +16,14 @@ import psutil
 from kafka.admin import MemberToRemove
 from kafka.errors import KafkaError
 
+from driftline.configs.errors import BrokerError
 from driftline.configs.settings import Broker
 from driftline.stream.exits import still_running
 from driftline.stream.kafka.broker import admin
 
 PREFIX = "driftline"
+COORDINATOR_S, PAUSE_S = 30.0, 0.5
+"""A broker that has just started, or never had a group, may take so long to answer for one."""
 
 
 def client_id() -> str:
@@ -46,6 +50,26 @@ def remove_dead_members(settings: Broker, bootstrap: str, group: str) -> int:
         except KafkaError:
             return 0
     return len(dead)
+
+
+def members_of(settings: Broker, bootstrap: str, group: str) -> int:
+    """How many members a group has.
+
+    Raises:
+        BrokerError: the broker does not say.
+    """
+    deadline = time.monotonic() + COORDINATOR_S
+    with admin(settings, bootstrap) as client:
+        while True:
+            try:
+                return len(client.describe_groups([group]).get(group, {}).get("members", []))
+            except KafkaError as error:
+                if not error.retriable or time.monotonic() >= deadline:
+                    raise BrokerError(
+                        f"the broker at {bootstrap} does not say who is in the group {group}: {error!r:.200}; check "
+                        "the broker and the right to describe groups"
+                    ) from None
+            time.sleep(PAUSE_S)
 
 
 def _host() -> str:

@@ -27,11 +27,13 @@ from driftline.stream.process.items import ItemProcessor
 from driftline.stream.process.processor import Processor
 
 if TYPE_CHECKING:
-    from driftline.stream.app import WorkerApp
+    from driftline.stream.epochs import Epochs
 
 LOG = logging.getLogger(__name__)
 ASK_AGAIN_S = 0.5
 SAY_EVERY = 120
+REBALANCE_S = 60.0
+"""Members have at least so long to join after a rebalance began, however short the session is."""
 LINGER_SESSIONS = 3
 """Sessions that partitions stay open after a rebalance has begun and no assignment comes; longer where one may take so
 long, as members that are cut off from the broker have until then to join."""
@@ -49,7 +51,7 @@ class Holding:
         opener: what opens the others.
     """
 
-    def __init__(self, app: WorkerApp, partitions: int, item_partitions: int) -> None:
+    def __init__(self, app: Epochs, partitions: int, item_partitions: int) -> None:
         self._app = app
         self._lingering: asyncio.TimerHandle | None = None
         self.open = Partitions(app.settings, partitions, app.send_all, app.versions.load, item_partitions)
@@ -71,7 +73,7 @@ class Holding:
     def give_up(self) -> None:
         """A rebalance has begun. What is open stays open: most of it comes back, but for a worker that is left out."""
         session_s = self._app.settings.broker.session_timeout_s
-        linger_s = max(LINGER_SESSIONS * session_s, self._app.conf.broker_rebalance_timeout + session_s)
+        linger_s = max(LINGER_SESSIONS * session_s, max(session_s, REBALANCE_S) + session_s)
         if self._lingering is not None:
             self._lingering.cancel()
         self._lingering = asyncio.get_running_loop().call_later(linger_s, self.take_over, ())

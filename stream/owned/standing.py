@@ -27,6 +27,8 @@ EVERY_S = 1.0
 TOPICS_EVERY = 3
 """Looks between two questions for the topics themselves."""
 ANSWER_S = 10.0
+FAR_BEHIND = 1_000_000
+"""Records that take a worker about a minute."""
 UNDECIDED_S = 30.0
 """A transaction that holds back records for longer is worth a word."""
 
@@ -45,7 +47,7 @@ class Standing:
         self._asking = asyncio.Lock()
         self._began: dict[tuple[TP, Any], int] = {}
         """Offsets at which the open partitions stood when they were first looked at."""
-        self._headway = Headway("worker", "records")
+        self._headway = Headway(app.who, "records")
         self._held_since_s: dict[TP, tuple[int, float]] = {}
         self._said: set[object] = set()
         self._seen: dict[Place, Identity | None] = {}
@@ -61,7 +63,8 @@ class Standing:
             await asyncio.sleep(EVERY_S)
             looks += 1
             try:
-                await asyncio.wait_for(self.look(), ANSWER_S)
+                async with asyncio.timeout(ANSWER_S):  # wait_for may take a cancellation for an answer
+                    await self.look()
             except Exception as error:  # noqa: BLE001 - a broker that is away, a rebalance: the next look tells
                 LOG.debug("where partitions stand is not known: %r", error)
             if looks % TOPICS_EVERY == 0:
@@ -149,6 +152,8 @@ class Standing:
         self._began = {place: self._began.get(place, place[1].next_offset) for place in owners}
         applied = sum(owner.next_offset - began for (_, owner), began in self._began.items())
         self._headway.tell(applied, behind)
+        far = bool(self._app.far_behind) and behind >= FAR_BEHIND
+        self._once(far, "far", f"{behind:,} records are not applied yet. {self._app.far_behind}")
         left_s = self._headway.left_s
         self._metrics.backlog_s.set(float("nan") if left_s is None else left_s)
 

@@ -118,6 +118,8 @@ class GraphVersions:
     ) -> None:
         self.settings, self._bootstrap, self._send = settings, bootstrap, send
         self.newest: GraphVersion | None = None
+        self.read = asyncio.Event()
+        """The topic was read to the end that it had."""
         self._assembler = Assembler()
         self._complete: tuple[str, bytes] | None = None
         self._look_s = 0.0
@@ -171,6 +173,8 @@ class GraphVersions:
                 records = (await consumer.getmany(place, timeout_ms=POLL_MS)).get(place, [])
                 caught_up |= await consumer.position(place) >= end  # a topic that is made anew ends before it again
                 self.take(records, caught_up)
+                if caught_up:
+                    self.read.set()
         finally:
             await consumer.stop()
 

@@ -98,7 +98,7 @@ class LateWindow:
         self._floor: Order = (-1, -1)
         self._orders: list[Order] = []
         self._undo: deque[Undo] = deque()
-        self._held, self._sequence = 0, 0
+        self._held, self._sequence, self._saved = 0, 0, 0
 
     def judge(self, timestamp_ms: int, offset: int) -> Verdict:
         """Where an event belongs; one that is not too late counts as applied from here on."""
@@ -157,6 +157,11 @@ class LateWindow:
         del self._orders[: bisect_right(self._orders, self._floor)]
         return dropped
 
+    def unsaved(self) -> list[Undo]:
+        """Records that have come since the last question and are still needed; the store is to keep them."""
+        saved, self._saved = self._saved, self._sequence
+        return [undo for undo in self._undo if undo.sequence > saved]
+
     def clear(self) -> list[bytes]:
         """Drops everything: nothing up to now can be rolled back any more."""
         keys = [undo.store_key for undo in self._undo]
@@ -175,6 +180,7 @@ class LateWindow:
         if scalars is None:
             return
         self.watermark_ms, last, floor, self._sequence = orjson.loads(scalars)
+        self._saved = self._sequence
         self._last, self._floor = (last[0], last[1]), (floor[0], floor[1])
         self._undo, self._held = deque(undo), sum(len(record.events) for record in undo)
         self._orders = sorted(order_of(event) for record in undo for event in record.events)

@@ -38,8 +38,9 @@ from driftline.stream.process.rows import Ended, Rows
 from driftline.stream.process.ttl import spans, sweep_is_due
 from driftline.stream.state.store import StateStore
 
-RUN_EVENTS = 512
-"""Events of one undo record at most, however large epochs are: what a late event makes be applied again at least."""
+RUN_EVENTS, RUNS = 512, 8
+"""Events of one undo record, which a late event makes be applied again at least: so many, or of a large epoch one of
+so many parts."""
 NEW_FOR_AGAIN = 2
 """New events of an epoch, if so many wait, for each event that the epoch before applied again."""
 
@@ -195,7 +196,7 @@ class Processor:
         ordered, top = self._roll_back(fresh) if changes.late else (fresh, -1)  # 4
         changes.again += len(ordered) - len(fresh)
         self.room = max(self.settings.state.epoch_events, NEW_FOR_AGAIN * changes.again)
-        size = min(self.settings.state.epoch_events, RUN_EVENTS)
+        size = max(min(self.settings.state.epoch_events, RUN_EVENTS), len(fresh) // RUNS)
         memories: list[tuple[Int64, Float32]] = []
         ended: list[Ended] = []
         for version, before_run, run in self.versions.runs(ordered, top):  # 5
@@ -224,10 +225,7 @@ class Processor:
     def _apply_sorted(self, events: list[Event], memories: list[tuple[Int64, Float32]], top: int) -> list[Ended]:
         """Applies events in order and keeps the rows from before for the late ones; see Undo and `Rows.apply`."""
         undo = self.window.push(events, lambda: self.rows.before(events), top)
-        ended = self.rows.apply(events, memories, {} if undo is None else undo.before)
-        if undo is not None:
-            self.rows.pending[undo.store_key] = undo.encode()
-        return ended
+        return self.rows.apply(events, memories, {} if undo is None else undo.before)
 
     def _finish(self, changes: Changes) -> Changes:
         """Offsets, watermark and outbox join the batch."""
@@ -237,6 +235,7 @@ class Processor:
         self._sent_keys = []
         for key in self.window.drop_old():
             puts[key] = None
+        puts |= {undo.store_key: undo.encode() for undo in self.window.unsaved()}
         if len(self.versions) > 1 and self.versions.forget_before(self.window.first_needed):
             puts[OLDER] = self.versions.encode_older()
         if changes.outgoing:

@@ -37,15 +37,18 @@ SLOW = """
 import os, sys, time
 os.environ["DRIFTLINE__STATE__EPOCH_EVENTS"] = "64"
 from driftline.stream import headway
+from driftline.stream.owned import standing
 from driftline.stream.process.processor import Processor
 from driftline.stream.worker import main
-headway.FIRST_S, commit = 0.0, Processor.commit
+headway.FIRST_S, standing.FAR_BEHIND, commit = 0.0, 300, Processor.commit
 Processor.commit = lambda *words: (time.sleep(0.5), commit(*words))
 main(sys.argv[1])
 """
 
 
-def test_a_worker_that_catches_up_says_how_fast_and_how_long_the_rest_takes(tmp_path: Path, wait: Any) -> None:
+def test_a_worker_that_catches_up_says_how_fast_how_long_the_rest_takes_and_what_is_faster(
+    tmp_path: Path, wait: Any
+) -> None:
     own = Settings().broker.model_copy(update={"embedded_port": free_port(), "embedded_dir": tmp_path / "broker"})
     with EmbeddedBroker(own) as bootstrap:
         world = World(tmp_path, bootstrap, "t.")
@@ -58,3 +61,5 @@ def test_a_worker_that_catches_up_says_how_fast_and_how_long_the_rest_takes(tmp_
     (line,) = re.findall(r"worker: ([\d,]+) records/s; (\d+) are left, about \d+ s\n", said)
     assert 20 < int(line[0]) < 400
     assert 0 < int(line[1]) < 600
+    (hint,) = re.findall(r"(\d+) records are not applied yet. `driftline backfill` applies them faster", said)
+    assert 300 <= int(hint) <= 600

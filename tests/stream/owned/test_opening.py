@@ -17,7 +17,8 @@ from tests.stream.test_app import shop_records
 
 from driftline.configs.errors import LockedError, StateError
 from driftline.configs.settings import Broker, Settings, State
-from driftline.stream.app import REBALANCE_S, WorkerApp
+from driftline.stream.app import WorkerApp
+from driftline.stream.owned.holding import REBALANCE_S
 from driftline.stream.owned.opening import Opener
 from driftline.stream.state.layout import hold_to_layout
 from driftline.stream.state.store import Abandoned, RocksStore, partition_path

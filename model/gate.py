@@ -54,6 +54,7 @@ class Gate:
 
     Attributes:
         off: parts that are off.
+        silent: their blocks, which the ranker does not see; hidden: [f] bool, the columns of these.
     """
 
     def __init__(
@@ -98,6 +99,13 @@ class Gate:
         """Which candidates [c] are brought by what is on."""
         out: NDArray[np.bool_] = (recalled & self.bits_of(self.silent)) != 0
         return out
+
+    def bits_of(self, silent: frozenset[str]) -> np.uint32:
+        """Of the candidates of all recallers but those of some blocks."""
+        bits = self._whole
+        for block in silent:
+            bits &= ~self._bits[block]
+        return bits
 
     def learn(
         self,
@@ -210,9 +218,7 @@ class Gate:
     def _follow(self) -> None:
         """Brings what depends on `off` up to date."""
         self.silent = self._blocks(self.off)
-        """Blocks that the ranker does not see."""
         self.hidden: NDArray[np.bool_] = self._layout.mask(tuple(self.silent))
-        """[f] bool, their columns."""
 
     def _blocks(self, off: frozenset[str]) -> frozenset[str]:
         return frozenset(block for name in off for block in self._units[name])
@@ -223,13 +229,6 @@ class Gate:
 
     def _sees(self) -> NDArray[np.bool_]:
         return ~np.array([self._layout.mask(tuple(self._blocks(off))) for off in self._seen_without()])
-
-    def bits_of(self, silent: frozenset[str]) -> np.uint32:
-        """Of the candidates of all recallers but those of some blocks."""
-        bits = self._whole
-        for block in silent:
-            bits &= ~self._bits[block]
-        return bits
 
     def _ndcg(
         self, scores: Float32, recalled: NDArray[np.uint32], items: Int32, wanted: NDArray[np.int32], twin: int

@@ -479,7 +479,8 @@ def build(name: str, setup: Setup) -> Arm | None:
         case "frozen":
             return FrozenArm(name, shared_pass(gated=True))
         case "weekly_frozen":
-            return WeeklyFrozenArm(lambda groups: EnginePass(setup, settings), setup.learn_share)
+            live = settings if acts else without_gate(settings)
+            return WeeklyFrozenArm(lambda groups: EnginePass(setup, live), setup.learn_share)
         case "retrain":
             offline = without_gate(settings)
             return RetrainArm(lambda groups: EnginePass(setup, settings_of_pass(offline, groups), share=1.0))

@@ -244,6 +244,7 @@ def test_an_unknown_key_of_the_environment_names_the_variable():
         ("signals: {half_lives_days: [1, two]}", "signals.half_lives_days.1: got 'two'; expected a finite number"),
         ("signals: {half_lives_days: [1, 0]}", "signals.half_lives_days.1: got 0; expected a number above 0"),
         ("model: {dim: 10, heads: 3}", "heads is 3 and dim is 10; expected heads that divide dim"),
+        ("model: {gate: {window: 9, min_groups: 10}}", "got window 9 with min_groups 10; expected as many at least"),
         ("serving: {tokens: [one, '']}", "serving.tokens.1: got a blank token; expected text in each, or []"),
         ("serving: {tokens: [' ']}", "serving.tokens.0: got a blank token"),
         ("serving: {tls_key: a.pem}", "expected tls_certificate and tls_key together"),

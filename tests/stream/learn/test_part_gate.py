@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from tests.stream.conftest import feed, flush, log_of, start
 
+from driftline.configs.load import MODEL_SECTIONS, sections_sha256
 from driftline.configs.settings import Gate, Graph, Model, Ranker, Settings, Trainer
 from driftline.model import gate as gates
 from driftline.model.standing import sentence
@@ -16,6 +17,7 @@ from driftline.serving.snapshot import GATE, open_snapshot
 from driftline.stream.events.files import read_columns
 from driftline.stream.generate.plan import Plan
 from driftline.stream.generate.write import EVENTS, generate
+from driftline.stream.learn.learner import learning_sha256
 from driftline.stream.ops.doctor import _snapshots
 from driftline.stream.replay.arms import Setup
 from driftline.stream.replay.engine_arms import EnginePass
@@ -98,6 +100,12 @@ def test_a_trainer_that_was_restarted_switches_as_a_replay_of_its_log_does(made:
     assert sentence("noise", told) in [finding.detail for finding in _snapshots(settings)]
     on = third.metrics.part_on.labels("noise")._value.get()
     assert (on, third.metrics.part_gain.labels("noise", "high")._value.get()) == (0, told["high"])
+
+
+def test_what_the_gate_does_is_no_reason_to_learn_anew_or_to_refuse_a_snapshot() -> None:
+    acting, silent = settings_of(ACTS), settings_of(Gate(mode="off"))
+    assert learning_sha256(acting) == learning_sha256(silent)
+    assert sections_sha256(acting, MODEL_SECTIONS) == sections_sha256(silent, MODEL_SECTIONS)
 
 
 def test_arms_that_leave_parts_out_are_not_gated_and_do_not_change_what_is(made: Path) -> None:

@@ -339,7 +339,7 @@ def test_each_arm_is_charged_for_the_parts_that_it_needs_and_for_no_other(shop: 
         "ranker": base,
         "ranker+hstu": base | {"hstu"},
         "ranker+profiles": base | {"profiles", "fused", "graph"},
-        "incremental": base | {"hstu", "graph", "fused", "profiles"},
+        "incremental": base | {"hstu", "graph", "fused", "profiles", "gate"},
         "hstu": {"hstu"},
         "graph": {"state", "graph", "profiles"},
         "popularity": {"whole"},

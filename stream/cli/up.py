@@ -27,6 +27,7 @@ LOOK_S = 2.0
 """Between two looks at how the system is."""
 TELL_S = 60.0
 """Between two lines about it where a line can't be renewed."""
+FAILED = "up: ended with code"
 COLOURS = {"worker": "cyan", "trainer": "magenta", "profiler": "blue", "serve": "green"}
 
 
@@ -100,7 +101,7 @@ def up(
 
                 with _watched(settings, view) as watch:
                     code = Supervisor(children, lambda: watch(children, note), STOP_S).run()
-    err.print("up: everything has ended" if not code else f"up: ended with code {code}; the lines above say why")
+    err.print("up: everything has ended" if not code else f"{FAILED} {code}; the lines above say why")
     raise typer.Exit(code)
 
 
@@ -123,6 +124,8 @@ def status(config: Config = None, as_json: AsJson = False) -> None:
                 "its folder, with its -c",
                 soft_wrap=True,
             )
+            if end := _end_of(root / "up.log"):
+                out.print(f"how the last one in the background ended, from {root / 'up.log'}:\n{end}", soft_wrap=True)
         raise typer.Exit(1)
     now = standing(settings, note.ports, [child.pid for child in note.children])
     if as_json:
@@ -336,6 +339,16 @@ def _begin_log(log: Path) -> None:
             with log.open("ab") as file:
                 os.dup2(file.fileno(), 1)
                 os.dup2(file.fileno(), 2)
+
+
+def _end_of(log: Path) -> str:
+    """The last lines of a system that ended with an error; "" if it did not, or its log says nothing of that."""
+    try:
+        lines = log.read_text(errors="replace").splitlines()
+    except OSError:
+        return ""
+    ended = [n for n, line in enumerate(lines) if line.startswith(FAILED)]
+    return "\n".join(lines[-8:]) if ended and ended[-1] == len(lines) - 1 else ""
 
 
 def _as_json(note: Note, now: _Standing) -> dict[str, Any]:

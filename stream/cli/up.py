@@ -124,8 +124,7 @@ def status(config: Config = None, as_json: AsJson = False) -> None:
                 "its folder, with its -c",
                 soft_wrap=True,
             )
-            if end := _end_of(root / "up.log"):
-                out.print(f"how the last one in the background ended, from {root / 'up.log'}:\n{end}", soft_wrap=True)
+            _tell_how_it_ended(settings)
         raise typer.Exit(1)
     now = standing(settings, note.ports, [child.pid for child in note.children])
     if as_json:
@@ -172,6 +171,7 @@ def down(config: Config = None, as_json: AsJson = False) -> None:
         out.print(f"ended {', '.join(ended)}, left by a system that was killed")
     else:
         out.print(f"nothing ran on state.root {settings.state.root.absolute()}", soft_wrap=True)
+        _tell_how_it_ended(settings)
 
 
 def _ended(note: Note, still_s: float) -> bool:
@@ -341,14 +341,14 @@ def _begin_log(log: Path) -> None:
                 os.dup2(file.fileno(), 2)
 
 
-def _end_of(log: Path) -> str:
-    """The last lines of a system that ended with an error; "" if it did not, or its log says nothing of that."""
-    try:
+def _tell_how_it_ended(settings: Settings) -> None:
+    """Shows the last lines of a system in the background that has ended with an error."""
+    log = settings.state.root.absolute() / "up.log"
+    with suppress(OSError):
         lines = log.read_text(errors="replace").splitlines()
-    except OSError:
-        return ""
-    ended = [n for n, line in enumerate(lines) if line.startswith(FAILED)]
-    return "\n".join(lines[-8:]) if ended and ended[-1] == len(lines) - 1 else ""
+        if lines and lines[-1].startswith(FAILED):
+            end = "\n".join(lines[-8:])
+            out.print(f"how the last one in the background ended, from {log}:\n{end}", soft_wrap=True)
 
 
 def _as_json(note: Note, now: _Standing) -> dict[str, Any]:

@@ -223,7 +223,9 @@ def test_status_shows_how_a_system_in_the_background_has_ended(system: System) -
     log.write_text("worker   | driftline: the model is not there\nup: ended with code 66; the lines above say why\n")
     told = system.run("status")
     assert told.returncode == 1
-    assert "worker   | driftline: the model is not there\nup: ended with code 66" in told.stdout
+    said = "worker   | driftline: the model is not there\nup: ended with code 66"
+    assert said in told.stdout
+    assert said in system.run("down").stdout
     log.write_text("up: ended with code 66; the lines above say why\nup: everything has ended\n")
     assert "ended" not in system.run("status").stdout
 

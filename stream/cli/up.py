@@ -27,6 +27,7 @@ LOOK_S = 2.0
 """Between two looks at how the system is."""
 TELL_S = 60.0
 """Between two lines about it where a line can't be renewed."""
+FAILED = "up: ended with code"
 COLOURS = {"worker": "cyan", "trainer": "magenta", "profiler": "blue", "serve": "green"}
 
 
@@ -100,7 +101,7 @@ def up(
 
                 with _watched(settings, view) as watch:
                     code = Supervisor(children, lambda: watch(children, note), STOP_S).run()
-    err.print("up: everything has ended" if not code else f"up: ended with code {code}; the lines above say why")
+    err.print("up: everything has ended" if not code else f"{FAILED} {code}; the lines above say why")
     raise typer.Exit(code)
 
 
@@ -123,6 +124,7 @@ def status(config: Config = None, as_json: AsJson = False) -> None:
                 "its folder, with its -c",
                 soft_wrap=True,
             )
+            _tell_how_it_ended(settings)
         raise typer.Exit(1)
     now = standing(settings, note.ports, [child.pid for child in note.children])
     if as_json:
@@ -169,6 +171,7 @@ def down(config: Config = None, as_json: AsJson = False) -> None:
         out.print(f"ended {', '.join(ended)}, left by a system that was killed")
     else:
         out.print(f"nothing ran on state.root {settings.state.root.absolute()}", soft_wrap=True)
+        _tell_how_it_ended(settings)
 
 
 def _ended(note: Note, still_s: float) -> bool:
@@ -336,6 +339,16 @@ def _begin_log(log: Path) -> None:
             with log.open("ab") as file:
                 os.dup2(file.fileno(), 1)
                 os.dup2(file.fileno(), 2)
+
+
+def _tell_how_it_ended(settings: Settings) -> None:
+    """Shows the last lines of a system in the background that has ended with an error."""
+    log = settings.state.root.absolute() / "up.log"
+    with suppress(OSError):
+        lines = log.read_text(errors="replace").splitlines()
+        if lines and lines[-1].startswith(FAILED):
+            end = "\n".join(lines[-8:])
+            out.print(f"how the last one in the background ended, from {log}:\n{end}", soft_wrap=True)
 
 
 def _as_json(note: Note, now: _Standing) -> dict[str, Any]:

@@ -53,7 +53,7 @@ STALLED_S = 300.0
 """So long without an event applied or learnt, something is wrong: a limit of time would say so of a slow machine."""
 
 
-class _Moves:
+class Moves:
     """Whether a count still grows, or a part still says something.
 
     Args:
@@ -153,7 +153,7 @@ class Demo:
         files = ["--events", str(self.scene.events), "--items", str(self.scene.items)]
         since = ["--since", str(self.scene.from_ms)] if self.scene.from_ms else []
         produce, produced = self.parts.produce([*files, *since, "--until", str(until_ms)]), None
-        moves = _Moves(self.parts)
+        moves = Moves(self.parts)
         with history_bars(self.console, total) as show:
             while min(done := show(self.serving.applied(), self.serving.learnt())) < total:
                 self.check()
@@ -202,7 +202,7 @@ class Demo:
 
     def wait_learnt(self, offset: int, look: Callable[[], None] = lambda: None) -> None:
         """Returns when the serving model has learnt all events before an offset, or learns none any more."""
-        moves = _Moves(self.parts)
+        moves = Moves(self.parts)
         while (done := self.serving.learnt()) < offset and not moves.stalled(done):
             look()
             self.check()
@@ -214,7 +214,7 @@ class Demo:
         Raises:
             DemoError: a part has ended, or no event is applied any more.
         """
-        moves = _Moves(self.parts)
+        moves = Moves(self.parts)
         while (done := self.serving.applied()) < offset:
             self.check()
             if moves.stalled(done):

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import subprocess
+import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,7 +21,7 @@ from rich.console import Console
 
 from driftline.configs.errors import InputError
 from driftline.stream.convert.named.repository import Change, Commit
-from driftline.stream.demo import SCENES, DemoError, run_demo
+from driftline.stream.demo import SCENES, DemoError, Moves, run_demo
 from driftline.stream.demo.git import Known, Score, Scores, run_git_demo, show_next, show_scores
 from driftline.stream.demo.newcomer import newcomers_of
 from driftline.stream.demo.parts import demo_settings
@@ -44,6 +45,21 @@ def test_a_purchase_names_customer_and_item_and_marks_what_is_new_in_the_list() 
     cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines if line.startswith("│")]
     assert cells == [["1", "Mug", "Tea [Red] Pot (new)"], ["2", "Cake Stand", "Mug"], ["3", "Jar", "Jar"]]
     assert "Likes [tea]. (template)" in lines[-1]
+
+
+def test_the_demo_waits_as_long_as_a_count_grows_or_a_part_speaks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("driftline.stream.demo.STALLED_S", 0.2)
+    parts: Any = SimpleNamespace(said_s=0.0)
+    moves = Moves(parts)
+    for count in range(5):
+        time.sleep(0.1)
+        assert not moves.stalled(count)
+    parts.said_s = time.monotonic() + 0.2
+    time.sleep(0.3)
+    assert not moves.stalled(4)
+    time.sleep(0.2)
+    assert moves.stalled(4)
+    assert not moves.stalled(5)
 
 
 class Shop:

@@ -217,6 +217,19 @@ def test_up_in_the_background_begins_its_log_anew_and_keeps_the_last_one(system:
     assert "an earlier system" not in log.read_text()
 
 
+def test_status_shows_how_a_system_in_the_background_has_ended(system: System) -> None:
+    log = system.settings.state.root / "up.log"
+    log.parent.mkdir(parents=True)
+    log.write_text("worker   | driftline: the model is not there\nup: ended with code 66; the lines above say why\n")
+    told = system.run("status")
+    assert told.returncode == 1
+    said = "worker   | driftline: the model is not there\nup: ended with code 66"
+    assert said in told.stdout
+    assert said in system.run("down").stdout
+    log.write_text("up: ended with code 66; the lines above say why\nup: everything has ended\n")
+    assert "ended" not in system.run("status").stdout
+
+
 def test_parts_get_ports_for_their_metrics_that_nobody_has() -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))

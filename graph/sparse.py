@@ -160,7 +160,7 @@ def _key(bits: np.int32) -> np.int32:
 
 @inlined
 def _reached(keys: Int32, wanted: int) -> np.int32:
-    """A bound that at least so many of some keys reach, if there are as many, and hardly more: by their first 20 bits."""
+    """A bound that at least so many keys reach, if there are as many, and hardly more: by their first 20 bits."""
     bound = np.int32(_LOWEST)
     for bit in range(31, 11, -1):
         higher, above = np.int32(bound + (1 << bit)), np.int32(0)  # from the lowest integer up

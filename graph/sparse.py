@@ -97,16 +97,19 @@ def strongest_source(
     return best, of_best
 
 
-@compiled(f"int64({_I}, {_F}, int32)")
-def rank_in(best: Int32, best_scores: Float32, item: int) -> int:
-    """How many scores are strictly better than that of an item of `best`; their number for any other."""
-    rank = 0
-    for i in range(len(best)):
-        if best_scores[i] < best_scores[rank]:
-            rank = i
-        if best[i] == item:
-            return rank
-    return len(best)
+@compiled(f"int64[::1]({_I}, {_F}, {_I})")
+def ranks_in(best: Int32, best_scores: Float32, items: Int32) -> Int64:
+    """For each of some items how many scores are strictly better than its own; the number of `best` for any other."""
+    out = np.empty(len(items), np.int64)
+    for j in range(len(items)):
+        out[j], rank = len(best), 0
+        for i in range(len(best)):
+            if best_scores[i] < best_scores[rank]:
+                rank = i
+            if best[i] == items[j]:
+                out[j] = rank
+                break
+    return out
 
 
 @inlined

@@ -70,10 +70,13 @@ def _partners(
             items[t] = item  # stays if it is met for the first time: cheaper than a branch that nobody can foresee
             t += total[item] == 0
             total[item] += mass
+    roots = np.empty(t, np.float32)
     for i in range(t):
         item = items[i]
-        scores[i] = total[item] / np.sqrt(max(into[item], least))
+        scores[i], roots[i] = total[item], into[item]
         total[item] = 0
+    for i in range(t):  # by itself it is compiled to vectors
+        scores[i] /= np.sqrt(max(roots[i], least))
     return t
 
 

@@ -100,19 +100,16 @@ def strongest_source(
     return best, of_best
 
 
-@compiled(f"int64[::1]({_I}, {_F}, {_I})")
-def ranks_in(best: Int32, best_scores: Float32, items: Int32) -> Int64:
-    """For each of some items how many scores are strictly better than its own; the number of `best` for any other."""
-    out = np.empty(len(items), np.int64)
-    for j in range(len(items)):
-        out[j], rank = len(best), 0
-        for i in range(len(best)):
-            if best_scores[i] < best_scores[rank]:
-                rank = i
-            if best[i] == items[j]:
-                out[j] = rank
-                break
-    return out
+@compiled(f"int64({_I}, {_F}, int32)")
+def rank_in(best: Int32, best_scores: Float32, item: int) -> int:
+    """How many scores are strictly better than that of an item of `best`; their number for any other."""
+    rank = 0
+    for i in range(len(best)):
+        if best_scores[i] < best_scores[rank]:
+            rank = i
+        if best[i] == item:
+            return rank
+    return len(best)
 
 
 @inlined
@@ -178,7 +175,9 @@ def _reached(keys: Int32, wanted: int) -> np.int32:
 
 
 @compiled(f"Tuple((int32[::1], float32[::1]))({_I}, {_F}, int64, {_I}, float32, boolean[::1])")
-def _best(items: Int32, scores: Float32, k: int, touched: Int32, above: float, mark: Bool) -> tuple[Int32, Float32]:
+def _best(
+    items: Int32, scores: Float32, k: int, touched: Int32, above: np.float32, mark: Bool
+) -> tuple[Int32, Float32]:
     """Finds a bound that few reach beside the k best, then sorts only what reaches it.
 
     The bound is one for the largest scores of many small groups: as many of these reach it, so do as many scores.
@@ -241,7 +240,7 @@ def best_rows(
     """
     mark = SCRATCH.get("mark", max(n, len(scores)), np.bool_)
     found: tuple[Int32, Float32] = _best(
-        NOTHING if items is None else items, np.ascontiguousarray(scores), k, touched, above, mark
+        NOTHING if items is None else items, np.ascontiguousarray(scores), k, touched, np.float32(above), mark
     )
     return found
 

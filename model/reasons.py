@@ -58,15 +58,10 @@ def explain(
     """
     own = {item: i for i, item in enumerate(past.items.tolist())}
     chosen = np.asarray(places, np.int64)
-    items, recalled = pool.candidates[chosen], pool.recalled[chosen]
     weight = past.decayed(now_ms, signals.user_half_life_ms, signals.settings.recent)
-    named = int(np.bitwise_or.reduce(recalled))
-    ranks = {name: pool.scored[name].ranks(items) for name, bit in _BITS if named & bit}
     return [
-        _repeat(past, own[item], now_ms)
-        if item in own
-        else _novel(past, weight, item, {n: ranks[n][i] for n, bit in _BITS if bits & bit}, bits, signals, table)
-        for i, (item, bits) in enumerate(zip(items.tolist(), recalled.tolist(), strict=True))
+        _repeat(past, own[item], now_ms) if item in own else _novel(past, weight, item, bits, signals, table, pool)
+        for item, bits in zip(pool.candidates[chosen].tolist(), pool.recalled[chosen].tolist(), strict=True)
     ]
 
 
@@ -80,15 +75,10 @@ def _repeat(past: HistoryDigest, at: int, now_ms: int) -> Reason:
 
 
 def _novel(
-    past: HistoryDigest,
-    weight: Float32,
-    item: int,
-    ranks: dict[str, int],
-    bits: int,
-    signals: Signals,
-    table: ItemTable,
+    past: HistoryDigest, weight: Float32, item: int, bits: int, signals: Signals, table: ItemTable, pool: Pool
 ) -> Reason:
-    """`weight` [s] is that of the newest items, as recallers have it; `ranks` those of the recallers that bring it."""
+    """`weight` [s] is that of the newest items, as recallers have it."""
+    ranks = {name: pool.scored[name].rank(item) for name, bit in _BITS if bits & bit}
     best = min(ranks, key=lambda name: ranks[name], default="")
     if not best or ranks[best] > STRONG_RANK:
         return _listed(bits)

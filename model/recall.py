@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from driftline.graph.codes_kernel import dots
-from driftline.graph.sparse import best_rows, ranks_in
+from driftline.graph.sparse import best_rows, rank_in
 from driftline.model.join import join
 from driftline.model.products import products
 
@@ -108,12 +108,12 @@ class Scored:
         return scores, np.searchsorted(-self.best_scores, -scores).astype(np.float32)
 
     def list_alone(self) -> Scored:
-        """Its best items without the scores of all others, which is what `ranks` reads."""
+        """Its best items without the scores of all others, which is what `rank` reads."""
         return Scored(None, NO_SCORES, self.best, self.best_scores)
 
-    def ranks(self, items: Int32) -> list[int]:
-        """How many of `best` are strictly better than each of some items of it; their number for any other."""
-        return ranks_in(self.best, self.best_scores, items).tolist()  # type: ignore[no-any-return]
+    def rank(self, item: int) -> int:
+        """How many of `best` are strictly better than an item of it; their number for any other."""
+        return rank_in(self.best, self.best_scores, item)
 
 
 @dataclass(frozen=True, slots=True)

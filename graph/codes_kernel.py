@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from llvmlite import binding, ir  # type: ignore[import-untyped]
 from numba.extending import intrinsic
+from numba.types import float32
 from numpy.typing import NDArray
 
 from driftline.graph.arrays import Float32, Int32, Int64, UInt64
@@ -15,6 +17,10 @@ LANES = 64
 """Rows of a block: several vector registers of words, so that the loop over them is compiled to vectors."""
 PLANES = 4
 """Bits of a query's numbers."""
+_CONVERTS = binding.get_process_triple().startswith(("aarch64", "arm64")) or bool(
+    binding.get_host_cpu_features().get("f16c")
+)
+"""Whether the processor converts a float16 by an instruction."""
 _FAST: dict[str, Any] = {
     "nogil": True,
     "error_model": "numpy",
@@ -101,28 +107,38 @@ def _dots(vectors: Float32, rows: Int32, query: Float32, out: Float32) -> None:
         out[t] = total
 
 
+@intrinsic  # type: ignore[untyped-decorator]
+def _wide(context: Any, word: Any) -> Any:
+    """The float32 of a float16 that is given as the word that holds it; none of them infinite or NaN."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        if _CONVERTS:
+            return builder.fpext(builder.bitcast(args[0], ir.HalfType()), ir.FloatType())
+        whole = builder.zext(args[0], ir.IntType(32))
+        sign, rest = (builder.and_(whole, ir.Constant(whole.type, bits)) for bits in (0x8000, 0x7FFF))
+        moved = builder.or_(*(builder.shl(one, ir.Constant(one.type, by)) for one, by in ((sign, 16), (rest, 13))))
+        lacking = ir.Constant(ir.FloatType(), 2.0**112)  # of a float16's exponent when its bits stand in a float32
+        return builder.fmul(builder.bitcast(moved, ir.FloatType()), lacking)
+
+    return float32(word), generate
+
+
 def _half_dots(vectors: NDArray[np.uint16], rows: Int32, query: Float32, out: Float32) -> None:
-    """The same of a float16 matrix, given as the words that hold it; none of them infinite or NaN."""
-    up = np.float32(2.0**112)  # what a float16's exponent lacks when its bits stand in a float32
+    """The same of a float16 matrix, given as the words that hold it."""
     for t in range(len(rows)):
         total, row = np.float32(0), rows[t]
         for d in range(len(query)):
-            word = np.uint32(vectors[row, d])
-            bits = np.uint32(((word & 0x8000) << 16) | ((word & 0x7FFF) << 13))
-            total += bits.view(np.float32) * up * query[d]
+            total += _wide(vectors[row, d]) * query[d]
         out[t] = total
 
 
 @compiled("void(Array(uint16, 2, 'C', readonly=True), Array(int64, 1, 'C', readonly=True), float32[:, ::1])")
 def half_rows(vectors: NDArray[np.uint16], rows: Int64, out: Float32) -> None:
     """Rows of a float16 matrix, given as the words that hold it, as float32 [t, d]."""
-    up = np.float32(2.0**112)
     for t in range(len(rows)):
         row = rows[t]
         for d in range(out.shape[1]):
-            word = np.uint32(vectors[row, d])
-            bits = np.uint32(((word & 0x8000) << 16) | ((word & 0x7FFF) << 13))
-            out[t, d] = bits.view(np.float32) * up
+            out[t, d] = _wide(vectors[row, d])
 
 
 dots = kept(_dots, (f"void(Array(float32, 2, 'C', readonly=True), {_I}, {_F}, float32[::1])",), _FAST)

@@ -18,7 +18,7 @@ import numpy as np
 from driftline.graph.arrays import Arrays, Int32, grown
 from driftline.graph.signals_kernel import add_met_pairs
 from driftline.graph.slots import Slots
-from driftline.graph.sparse import strongest_source, sum_partners
+from driftline.graph.sparse import NOTHING, best_partners, strongest_source
 from driftline.graph.touched import Touched
 
 if TYPE_CHECKING:
@@ -120,8 +120,14 @@ class PartnerTable:
         Returns:
             items [t] int32 and scores [t] float32; nothing points at any other item.
         """
-        rows = self.rows.of(source)
-        return sum_partners(source, rows, weight, self.partner, self.weight, self.out, self.into, min(n, self.n))
+        return self.best(source, weight, n, 0, NOTHING)[:2]
+
+    def best(
+        self, source: Int32, weight: Float32, n: int, k: int, touched: Int32
+    ) -> tuple[Int32, Float32, Int32, Float32]:
+        """`sums`, and of these the k best untouched items and their scores, as `best_rows` has them."""
+        table = self.partner, self.weight, self.out, self.into
+        return best_partners(source, self.rows.of(source), weight, *table, n, k, touched)
 
     def strongest(self, source: Int32, weight: Float32, item: int) -> tuple[int, float]:
         """Which source contributes most to an item's score: (item, normalised weight), (-1, 0) if none does."""

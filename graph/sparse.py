@@ -38,6 +38,7 @@ class Scratch(threading.local):
 
 SCRATCH = Scratch()
 NOTHING = np.zeros(0, np.int32)
+_LOWEST = -(1 << 31)
 
 
 @compiled(f"int64({_I}, {_I}, {_F}, {_II}, {_FF}, {_F}, {_F}, int64, float64[::1], int32[::1], float32[::1])")
@@ -69,30 +70,14 @@ def _partners(
             items[t] = item  # stays if it is met for the first time: cheaper than a branch that nobody can foresee
             t += total[item] == 0
             total[item] += mass
+    roots = np.empty(t, np.float32)
     for i in range(t):
         item = items[i]
-        scores[i] = total[item] / np.sqrt(max(into[item], least))
+        scores[i], roots[i] = total[item], into[item]
         total[item] = 0
+    for i in range(t):  # by itself it is compiled to vectors
+        scores[i] /= np.sqrt(max(roots[i], least))
     return t
-
-
-def sum_partners(
-    source: Int32, rows: Int32, weight: Float32, partner: Int32, held: Float32, out: Float32, into: Float32, n: int
-) -> tuple[Int32, Float32]:
-    """Items [t] below n that the rows of some items hold, in the order in which they are met, and their sums [t].
-
-    Args:
-        source: [s] int32 items; rows: [s] int32 that of each, those that are none are passed over.
-        weight: [s] float32, what each counts.
-        partner: [r, slots] int32, -1 = empty; held: [r, slots] float32.
-        out, into: [m] float32; a row is divided by the root of its item's `out`, a sum by that of its `into`.
-        n: number of items.
-    """
-    room = min(n, len(source) * partner.shape[1])
-    items, scores = np.empty(room + 1, np.int32), np.empty(room, np.float32)
-    total = SCRATCH.get("total", n, np.float64)
-    t = _partners(source, rows, weight, partner, held, out, into, n, total, items, scores)
-    return items[:t], scores[:t]
 
 
 @compiled(f"Tuple((int64, float32))({_I}, {_I}, {_F}, {_II}, {_FF}, {_F}, int32)")
@@ -101,7 +86,7 @@ def strongest_source(
 ) -> tuple[int, np.float32]:
     """The place in `source` of what counts most for an item, -1 = nothing does, and what it holds of it.
 
-    Arguments as in `sum_partners`.
+    Arguments as in `best_partners`.
     """
     best, of_best, most = -1, np.float32(0), np.float32(0)
     for s in range(len(source)):
@@ -171,58 +156,73 @@ def _offer(score: float, item: np.int32, heap_score: Floats, heap_item: Int32, c
 
 
 @inlined
-def _order_key(bits: np.uint32) -> np.uint32:
-    """Of a float32's bits: larger for larger numbers."""
-    return ~bits if bits >> np.uint32(31) else bits | np.uint32(1 << 31)
+def _key(bits: np.int32) -> np.int32:
+    """Of a float32's bits, and back: as an integer larger for larger numbers."""
+    return bits ^ ((bits >> np.int32(31)) & np.int32(0x7FFFFFFF))
+
+
+@inlined
+def _reached(keys: Int32, wanted: int) -> np.int32:
+    """A bound that at least so many keys reach, if there are as many, and hardly more: by their first 20 bits."""
+    bound = np.int32(_LOWEST)
+    for bit in range(31, 11, -1):
+        higher, above = np.int32(bound + (1 << bit)), np.int32(0)  # from the lowest integer up
+        for i in range(len(keys)):
+            above += np.int32(keys[i] >= higher)
+        if above >= wanted:
+            bound = higher
+    return bound
 
 
 @compiled(f"Tuple((int32[::1], float32[::1]))({_I}, {_F}, int64, {_I}, float32, boolean[::1])")
-def _best(items: Int32, scores: Float32, k: int, touched: Int32, above: float, mark: Bool) -> tuple[Int32, Float32]:
-    """Counts by the leading bits of a score, then sorts only what lies at or above the bin of the k-th best."""
-    k, everyone = min(k, len(scores)), len(items) == 0  # everyone: the scores are those of all items
-    best, best_scores, bits = np.empty(k, np.int32), np.empty(k, np.float32), scores.view(np.uint32)
+def _best(
+    items: Int32, scores: Float32, k: int, touched: Int32, above: np.float32, mark: Bool
+) -> tuple[Int32, Float32]:
+    """Finds a bound that few reach beside the k best, then sorts only what reaches it.
+
+    The bound is one for the largest scores of many small groups: as many of these reach it, so do as many scores.
+    """
+    n, k, everyone = len(scores), min(k, len(scores)), len(items) == 0  # everyone: the scores are those of all items
+    best, best_scores, bits = np.empty(k, np.int32), np.empty(k, np.float32), scores.view(np.int32)
     if k == 0:
         return best, best_scores
-    best_bits = best_scores.view(np.uint32)
     for item in touched:
         mark[item] = True
-    bins, found = np.zeros(4096, np.int32), np.empty(len(scores), np.uint64)
-    for i in range(len(scores)):
-        item = np.int32(i) if everyone else items[i]
-        if scores[i] > above and not mark[item]:
-            bins[_order_key(bits[i]) >> np.uint32(20)] += 1
-    lowest, inside = len(bins) - 1, 0
-    while lowest > 0 and inside + bins[lowest] < k:
-        inside += bins[lowest]
-        lowest -= 1
-    least, m = np.uint32(lowest) << np.uint32(20), 0
-    if inside + bins[lowest] > 2 * k:  # that bin holds many: count them by their next bits
-        wanted = np.uint32(lowest)
-        bins[:] = 0
-        for i in range(len(scores)):
-            key = _order_key(bits[i])
-            if key >> np.uint32(20) == wanted and scores[i] > above and not mark[np.int32(i) if everyone else items[i]]:
-                bins[(key >> np.uint32(8)) & np.uint32(4095)] += 1
-        lowest = len(bins) - 1
-        while lowest > 0 and inside + bins[lowest] < k:
-            inside += bins[lowest]
-            lowest -= 1
-        least |= np.uint32(lowest) << np.uint32(8)
-    for i in range(len(scores)):
-        key = _order_key(bits[i])
-        if key >= least and scores[i] > above:
+    wanted, groups = k + len(touched), 256
+    while groups < 2 * wanted:
+        groups *= 2
+    if n >= 3 * groups:
+        largest = np.full(groups, above, np.float32)
+        for first in range(0, n - groups + 1, groups):
+            for i in range(groups):
+                score = scores[first + i]
+                largest[i] = score if score > largest[i] else largest[i]
+        keys = largest.view(np.int32)
+        for i in range(groups):
+            keys[i] = _key(keys[i]) if largest[i] > above else np.int32(_LOWEST)
+        bound = _reached(keys, wanted)
+    else:
+        keys = np.empty(n, np.int32)
+        for i in range(n):
+            left_out = mark[np.int32(i) if everyone else items[i]]
+            keys[i] = np.int32(_LOWEST) if left_out or not scores[i] > above else _key(bits[i])
+        bound = _reached(keys, k)
+    found, m = np.empty(n, np.uint64), 0
+    for i in range(n):
+        if _key(bits[i]) >= bound and scores[i] > above:
             item = np.int32(i) if everyone else items[i]
             if not mark[item]:
-                found[m] = np.uint64(key) << np.uint64(32) | np.uint64(0xFFFFFFFF - item)
+                order = np.uint64(np.int64(_key(bits[i])) - _LOWEST)
+                found[m] = order << np.uint64(32) | np.uint64(0xFFFFFFFF - item)
                 m += 1
     for item in touched:
         mark[item] = False
-    chosen = np.sort(found[:m])
+    chosen, best_bits = np.sort(found[:m]), best_scores.view(np.int32)
     count = min(m, k)
     for j in range(count):
-        key = np.uint32(chosen[m - 1 - j] >> np.uint64(32))
-        best[j] = np.int32(0xFFFFFFFF - (chosen[m - 1 - j] & np.uint64(0xFFFFFFFF)))
-        best_bits[j] = key & np.uint32(0x7FFFFFFF) if key >> np.uint32(31) else ~key
+        entry = chosen[m - 1 - j]
+        best[j] = np.int32(0xFFFFFFFF - (entry & np.uint64(0xFFFFFFFF)))
+        best_bits[j] = _key(np.int32(np.int64(entry >> np.uint64(32)) + _LOWEST))
     return best[:count], best_scores[:count]
 
 
@@ -240,7 +240,56 @@ def best_rows(
     """
     mark = SCRATCH.get("mark", max(n, len(scores)), np.bool_)
     found: tuple[Int32, Float32] = _best(
-        NOTHING if items is None else items, np.ascontiguousarray(scores), k, touched, above, mark
+        NOTHING if items is None else items, np.ascontiguousarray(scores), k, touched, np.float32(above), mark
+    )
+    return found
+
+
+_LISTED = "int32[::1], float32[::1]"
+
+
+@compiled(
+    f"Tuple(({_LISTED}, {_LISTED}))({_I}, {_I}, {_F}, {_II}, {_FF}, {_F}, {_F}, int64, float64[::1], int64, {_I},"
+    " boolean[::1])"
+)
+def _best_partners(
+    source: Int32, rows: Int32, weight: Float32, partner: Int32, held: Float32, out: Float32, into: Float32, n: int,
+    total: Float64, k: int, touched: Int32, mark: Bool,
+) -> tuple[Int32, Float32, Int32, Float32]:  # fmt: skip
+    room = min(n, len(source) * partner.shape[1])
+    items, scores = np.empty(room + 1, np.int32), np.empty(room, np.float32)
+    t = _partners(source, rows, weight, partner, held, out, into, n, total, items, scores)
+    best, best_scores = _best(items[:t], scores[:t], k, touched, np.float32(0), mark)
+    return items[:t], scores[:t], best, best_scores
+
+
+def best_partners(
+    source: Int32,
+    rows: Int32,
+    weight: Float32,
+    partner: Int32,
+    held: Float32,
+    out: Float32,
+    into: Float32,
+    n: int,
+    k: int = 0,
+    touched: Int32 = NOTHING,
+) -> tuple[Int32, Float32, Int32, Float32]:
+    """Items [t] below n that the rows of some items hold, in the order in which they are met, and their sums [t]; and
+    of these the k best.
+
+    Args:
+        source: [s] int32 items; rows: [s] int32 that of each, those that are none are passed over.
+        weight: [s] float32, what each counts.
+        partner: [r, slots] int32, -1 = empty; held: [r, slots] float32.
+        out, into: [m] float32; a row is divided by the root of its item's `out`, a sum by that of its `into`.
+        n: number of items.
+        k, touched: as in `best_rows`.
+    """
+    total = SCRATCH.get("total", n, np.float64)
+    mark = SCRATCH.get("mark", n, np.bool_)
+    found: tuple[Int32, Float32, Int32, Float32] = _best_partners(
+        source, rows, weight, partner, held, out, into, n, total, k, touched, mark
     )
     return found
 
@@ -265,9 +314,8 @@ def _similar(
             mass = owner_value[at] * weight[i]
             if mass <= 0:
                 continue
-            if total[user] == 0:
-                users[t] = user
-                t += 1
+            users[t] = user  # stays if it is met for the first time, as in `_partners`
+            t += total[user] == 0
             total[user] += mass
     kept = 0
     for i in range(t):
@@ -280,30 +328,31 @@ def _similar(
 
 
 @compiled(
-    f"int64({_I}, float64[::1], float64, {_L}, {_I}, {_F}, {_F}, int64, int32[::1], float64[::1],"
-    " float64[::1], float64[::1], int32[::1], float32[:, ::1])"
+    f"Tuple((int32[::1], float32[:, ::1], {_LISTED}, {_LISTED}))({_I}, float64[::1], int64, float64, {_L}, {_I}, {_F},"
+    f" {_F}, int64, float64[::1], float64[::1], int64, {_I}, boolean[::1])"
 )
-def _taken(
+def _best_taken(
     users: Int32,
     similarity: Float64,
+    nearest: int,
     norm: float,
     start: Int64,
     taken: Int32,
     value: Float32,
     fresh: Float32,
     n: int,
-    best: Int32,
-    best_similarity: Float64,
     total: Float64,
     totals: Float64,
-    items: Int32,
-    sums: Float32,
-) -> int:
+    k: int,
+    touched: Int32,
+    mark: Bool,
+) -> Any:
     """What the nearest users took: items [t] and sums [2, t]; both totals [n] are zero before and after."""
+    best, best_similarity = np.empty(nearest, np.int32), np.empty(nearest, np.float64)
     count = 0
     for i in range(len(users)):
         count = _offer(similarity[i], users[i], best_similarity, best, count)
-    t = 0
+    items, t = np.empty(n + 1, np.int32), 0
     for i in range(count):
         mass = best_similarity[i] / norm
         for at in range(start[best[i]], start[best[i] + 1]):
@@ -311,18 +360,21 @@ def _taken(
             if item >= n or (value[at] == 0 and fresh[at] == 0):
                 continue
             items[t] = item
-            t += total[item] == 0 and totals[item] == 0
+            t += (total[item] == 0) & (totals[item] == 0)
             total[item] += mass * value[at]
             totals[item] += mass * fresh[at]
+    sums = np.empty((2, t), np.float32)
     for i in range(t):
         item = items[i]
         sums[0, i], sums[1, i] = total[item], totals[item]
         total[item] = 0
         totals[item] = 0
-    return t
+    first = _best(items[:t], sums[0], k, touched, np.float32(0), mark)
+    second = _best(items[:t], sums[1], k, touched, np.float32(0), mark)
+    return items[:t].copy(), sums, first[0], first[1], second[0], second[1]
 
 
-def sum_users(
+def best_of_users(
     items: Int32,
     weight: Float32,
     by_item: tuple[Int64, Int32, Float32],
@@ -330,8 +382,10 @@ def sum_users(
     own: int,
     nearest: int,
     n: int,
-) -> tuple[Int32, Float32]:
-    """Items [t] of the users nearest to a history and two sums over these users [2, t].
+    k: int = 0,
+    touched: Int32 = NOTHING,
+) -> tuple[Int32, Float32, Int32, Float32, Int32, Float32]:
+    """Items [t] of the users nearest to a history and two sums over these users [2, t]; and the k best by either sum.
 
     Args:
         items: [m] int32 rows of `by_item`; weight: [m] float32.
@@ -340,15 +394,17 @@ def sum_users(
         own: user who is left out, -1 = nobody.
         nearest: how many users are summed at most.
         n: number of items.
+        k, touched: as in `best_rows`.
     """
     users_in_all = len(by_user[0]) - 1
-    users, similarity = np.empty(users_in_all, np.int32), np.empty(users_in_all, np.float64)
+    users, similarity = np.empty(users_in_all + 1, np.int32), np.empty(users_in_all, np.float64)
     total = SCRATCH.get("users", users_in_all, np.float64)
     met = _similar(items, weight, *by_item, own, total, users, similarity)
-    k = min(nearest, met)
-    out, sums = np.empty(n + 1, np.int32), np.empty((2, n), np.float32)
     norm = max(float(np.sqrt(np.dot(weight, weight))), 1e-30)
     totals = SCRATCH.get("total", n, np.float64), SCRATCH.get("totals", n, np.float64)
-    best = np.empty(k, np.int32), np.empty(k, np.float64)
-    t = _taken(users[:met], similarity[:met], norm, *by_user, n, *best, *totals, out, sums)
-    return out[:t].copy(), np.ascontiguousarray(sums[:, :t])
+    mark = SCRATCH.get("mark", n, np.bool_)
+    near = users[:met], similarity[:met], min(nearest, met), norm
+    found: tuple[Int32, Float32, Int32, Float32, Int32, Float32] = _best_taken(
+        *near, *by_user, n, *totals, k, touched, mark
+    )
+    return found

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from driftline.graph.arrays import Int32, Int64
 from driftline.graph.rows import key64
-from driftline.graph.sparse import sum_users
+from driftline.graph.sparse import NOTHING, best_of_users
 
 if TYPE_CHECKING:
     from driftline.graph.arrays import Arrays, Float32
@@ -113,6 +113,13 @@ class UserVectors:
         Returns:
             items [t] int32 and [2, t] float32: sums of these users' unit vectors, and of their fresh touches.
         """
+        items, sums, *_ = self.best(user_id, items, weight, n, 0, NOTHING)
+        return items, sums
+
+    def best(
+        self, user_id: str, items: Int32, weight: Float32, n: int, k: int, touched: Int32
+    ) -> tuple[Int32, Float32, Int32, Float32, Int32, Float32]:
+        """`sums`, and by either of them the k best untouched items and their scores, as `best_rows` has them."""
         known = items < len(self._by_item) - 1
         if not known.all():
             items, weight = items[known], weight[known]
@@ -121,7 +128,7 @@ class UserVectors:
             (self._by_item, self._owner, self._owner_value),
             (self._start, self._items, self._value, self._fresh),
         )
-        return sum_users(items, weight, by_item, by_user, own, self.nearest, n)
+        return best_of_users(items, weight, by_item, by_user, own, self.nearest, n, k, touched)
 
     def arrays(self, prefix: str, latest: bool = True) -> Arrays:
         """Everything that is learnt, by name; without `latest` what answers need. Never written to again."""

@@ -97,9 +97,30 @@ def normalised(x: Float32, out: Float32) -> None:
 
 
 @inlined
+def exponential(x: np.float32) -> np.float32:
+    """exp(x), within 1e-6 of it for x up to 20 in size.
+
+    A loop over it is compiled to vectors, one over the library's is not.
+
+    Source: 2^n * 2^f with the polynomial of exp2f in the Cephes library.
+    """
+    y = min(max(x, np.float32(-87)), np.float32(87)) * np.float32(1.44269504)
+    n = np.floor(y + np.float32(0.5))
+    f = y - n
+    power = np.float32(1.535336188e-4)
+    power = power * f + np.float32(1.339887440e-3)
+    power = power * f + np.float32(9.618437358e-3)
+    power = power * f + np.float32(5.550332471e-2)
+    power = power * f + np.float32(2.402264791e-1)
+    power = power * f + np.float32(6.931472029e-1)
+    power = power * f + np.float32(1)
+    return np.float32(power * np.int32(np.int32(np.int32(n) + 127) << 23).view(np.float32))
+
+
+@inlined
 def silu(x: np.float32) -> np.float32:
     """x * sigmoid(x)."""
-    return np.float32(x / (np.float32(1) + np.exp(-x)))
+    return np.float32(x / (np.float32(1) + exponential(-x)))
 
 
 @compiled(

@@ -208,21 +208,17 @@ def score_base(
     weight = past.decayed(now_ms, signals.user_half_life_ms)
     recent = weight[: len(source)]
     last, even = past.basket, np.ones(len(past.basket), np.float32)
-    near, taken = signals.users.sums(view.user_id, past.items, weight, n)
+    touched = past.items
     sums = {
-        "basket_history": signals.basket.sums(source, recent, n),
-        "basket_last": signals.basket.sums(last, even, n),
-        "basket_fresh": signals.basket_fresh.sums(source, recent, n),
-        "following": signals.following.sums(last, even, n),
-        "onward": signals.onward.sums(source, recent, n),
-        "user_knn": (near, taken[0]),
-        "user_knn_fresh": (near, taken[1]),
+        "basket_history": signals.basket.best(source, recent, n, k, touched),
+        "basket_last": signals.basket.best(last, even, n, k, touched),
+        "basket_fresh": signals.basket_fresh.best(source, recent, n, k, touched),
+        "following": signals.following.best(last, even, n, k, touched),
+        "onward": signals.onward.best(source, recent, n, k, touched),
     }
-    out = {
-        name: Scored(items, scores, *best_rows(items, scores, k, past.items, n))
-        for name, (items, scores) in sums.items()
-    }
-    return out
+    near, taken, *best = signals.users.best(view.user_id, touched, weight, n, k, touched)
+    sums["user_knn"], sums["user_knn_fresh"] = (near, taken[0], *best[:2]), (near, taken[1], *best[2:])
+    return {name: Scored(*one) for name, one in sums.items()}
 
 
 def score_texts(

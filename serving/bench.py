@@ -29,7 +29,7 @@ from driftline.configs.errors import ServingError
 from driftline.configs.settings import Settings
 from driftline.serving.bench_load import TIMEOUT_S, channels, closed_loop, most_per_s
 from driftline.serving.bench_parts import recommend_parts
-from driftline.serving.bench_world import World, build_world
+from driftline.serving.bench_world import ITEMS, World, build_world
 from driftline.serving.health import SERVING, Health
 from driftline.serving.server import SERVICE, run_server
 from driftline.serving.transport import direct_channel
@@ -54,6 +54,7 @@ def bench_serve(
     tell: Tell = lambda text: None,
     processes: int = 2,
     seconds: float = 5.0,
+    items: int = ITEMS,
 ) -> dict[str, Any]:
     """Builds a shop, serves it in a process of its own and measures.
 
@@ -64,14 +65,15 @@ def bench_serve(
         tell: is given a line for each step.
         processes: that serve on one port in the last part, which measures rates alone.
         seconds: of each rate of arrivals there.
+        items: of the shop.
 
     Returns:
         Latencies in milliseconds and rates by kind, with the machine and the targets: ready for JSON.
     """
     with tempfile.TemporaryDirectory(prefix="driftline-bench-") as directory:
         own = _own(settings, Path(directory))
-        tell("building a shop of a few thousand items")
-        world = build_world(own)
+        tell(f"building a shop of {items:,} items")
+        world = build_world(own, items)
         tell("measuring an echo")
         with _processes("echo", own, 1) as (channel, server):
             echo = channel.unary_unary("/echo/Echo", lambda data: data, lambda data: data)

@@ -38,11 +38,11 @@ class World:
     """Mean candidates of a request."""
 
 
-def build_world(settings: Settings) -> World:
+def build_world(settings: Settings, items: int = ITEMS) -> World:
     """Publishes a snapshot and writes one partition's user rows where the settings say that serving looks."""
-    table = ItemTable(f"item-{n:05d}" for n in range(ITEMS))
+    table = ItemTable(f"item-{n:05d}" for n in range(items))
     random = np.random.default_rng(0)
-    text = random.standard_normal((ITEMS, settings.ranker.text_dim)).astype(np.float32)
+    text = random.standard_normal((items, settings.ranker.text_dim)).astype(np.float32)
     text /= np.linalg.norm(text, axis=1, keepdims=True)
     texts = TextTable(settings.ranker.text_dim)
     learners = made(settings, table, texts)
@@ -52,9 +52,9 @@ def build_world(settings: Settings) -> World:
         for part in learners.values():
             part.add_item(index, item_id)
             part.set_text(index, text[index])
-    engine.grow(ITEMS)
+    engine.grow(items)
     rows: dict[str, UserRow] = {}
-    for number, group in enumerate(_groups(random)):
+    for number, group in enumerate(_groups(random, items)):
         view = view_of(rows.get(group.user_id), table, group.user_id)
         slate = engine.slate(view, group.t_ms) if number % (USERS * GROUPS_A_USER // RANKED_GROUPS) == 0 else None
         engine.learn(group, view, slate)
@@ -64,10 +64,10 @@ def build_world(settings: Settings) -> World:
     now_ms = max(row.last_update_ms for row in rows.values()) + STEP_MS
     parts: dict[str, dict[str, Array]] = {
         "engine": dict(engine.arrays(rehearsal=False)),
-        "items": item_part(table.ids, [f"A thing to buy, number {n}" for n in range(ITEMS)]),
+        "items": item_part(table.ids, [f"A thing to buy, number {n}" for n in range(items)]),
     }
     parts |= {name: dict(arrays) for name, part in learners.items() if (arrays := part.arrays())}
-    meta = Meta({"interactions:0": ITEMS}, now_ms, extra={PARTS: list(learners)})
+    meta = Meta({"interactions:0": items}, now_ms, extra={PARTS: list(learners)})
     publish(settings.serving.snapshots, parts, meta)
     _write(settings, rows)
     sizes = [len(engine.slate(_view(rows, user, table), now_ms).candidates) for user in list(rows)[:50]]
@@ -78,14 +78,14 @@ def _view(rows: dict[str, UserRow], user_id: str, table: ItemTable) -> UserView:
     return view_of(rows[user_id], table, user_id)
 
 
-def _groups(random: np.random.Generator) -> Iterator[Group]:
+def _groups(random: np.random.Generator, n: int) -> Iterator[Group]:
     """Baskets around each user's taste, popular items more often."""
-    tastes = random.integers(0, ITEMS, (USERS, 4))
+    tastes = random.integers(0, n, (USERS, 4))
     for number in range(USERS * GROUPS_A_USER):
         user = int(random.integers(USERS))
         near = random.choice(tastes[user], BASKET) + (random.standard_normal(BASKET) * 40).astype(int)
-        popular = (ITEMS * random.random(BASKET) ** 3).astype(int)
-        items = np.unique(np.where(random.random(BASKET) < 0.7, near % ITEMS, popular)).astype(np.int32)
+        popular = (n * random.random(BASKET) ** 3).astype(int)
+        items = np.unique(np.where(random.random(BASKET) < 0.7, near % n, popular)).astype(np.int32)
         ones = np.ones(len(items), np.float32)
         yield Group(f"user-{user:05d}", START_MS + number * STEP_MS, items, ones, ones, ones, ones.astype(bool), "home")
 

@@ -33,6 +33,7 @@ def ingest(
 def serve(
     requests: Annotated[int, typer.Option(min=50, help="Requests of each kind.")] = 500,
     processes: Annotated[int, typer.Option(min=1, help="Serving processes on one port in the last part.")] = 2,
+    items: Annotated[int, typer.Option(min=100, help="Items of the shop.")] = 4000,
     config: Config = None,
     as_json: AsJson = False,
 ) -> None:
@@ -44,7 +45,7 @@ def serve(
     """
     from driftline.serving.bench import bench_serve
 
-    _show(bench_serve(settings_of(config), requests, tell=err.print, processes=processes), as_json)
+    _show(bench_serve(settings_of(config), requests, tell=err.print, processes=processes, items=items), as_json)
 
 
 @app.command()

@@ -9,6 +9,7 @@ import pytest
 
 from driftline.graph import codes
 from driftline.graph.codes import Codes
+from driftline.graph.codes_kernel import half_dots, half_rows
 from driftline.graph.texts import TextTable
 
 DIM = 24
@@ -97,3 +98,17 @@ def test_a_table_of_a_release_without_float16_becomes_one_with_its_next_row(few)
     assert table.arrays()["text"].dtype == np.float16
     assert table.codes is not None
     np.testing.assert_allclose(table[np.arange(100)], vectors, atol=3e-4)
+
+
+def test_every_number_of_a_half_table_is_read_as_numpy_reads_it():
+    words = np.arange(1 << 16, dtype=np.uint16)
+    halves = words.view(np.float16)
+    words, halves = words[np.isfinite(halves)], halves[np.isfinite(halves)]
+    rows, products = np.empty((1, len(words)), np.float32), np.empty(1, np.float32)
+    half_rows(words[None], np.zeros(1, np.int64), rows)
+    assert np.array_equal(rows[0], halves.astype(np.float32))
+    for at in (0, 1, 1024, 31_744, len(words) - 1):  # zero, the least, a normal one, the first below zero, the last
+        one = np.zeros(len(words), np.float32)
+        one[at] = 1
+        half_dots(words[None], np.zeros(1, np.int32), one, products)
+        assert products[0] == np.float32(halves[at])

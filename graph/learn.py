@@ -170,12 +170,17 @@ class GraphLearner:
         return self._codes
 
     def _compose(self, rows: Int64) -> None:
+        everything = len(rows) == self.size  # needs no copy: they are distinct
+        which = slice(self.size) if everything else rows
+        texts = self.texts.first(self.size) if everything else self.texts[rows]
         with torch.inference_mode():
-            memory, code = (torch.from_numpy(self._columns[name][rows]) for name in ("memory", "code"))
-            vectors = self.reader.items(memory, code, torch.from_numpy(self.texts[rows])).numpy()
+            memory, code = (torch.from_numpy(self._columns[name][which]) for name in ("memory", "code"))
+            vectors = self.reader.items(memory, code, torch.from_numpy(texts)).numpy()
         if ID in self._columns:
-            vectors = vectors + self._columns[ID][rows]
-        self._columns["vector"][rows] = vectors
+            vectors = vectors + self._columns[ID][which]
+        self._columns["vector"][which] = vectors
+        if everything:
+            rows = np.arange(self.size)
         self._touched.add(rows)
         if self._codes is not None:
             self._codes.set(rows, vectors)

@@ -29,6 +29,7 @@ from driftline.configs.settings import Graph
 from driftline.graph.arrays import Float32, Int64
 from driftline.graph.codes import Codes, is_small
 from driftline.graph.embed import GraphReader
+from driftline.graph.item_pass import item_vectors
 from driftline.graph.links import Links
 from driftline.graph.memory import CODE_DIM, EDGE_DIM, MS_PER_DAY, GraphMemory, edge_features, elapsed_days, item_code
 from driftline.graph.query import QueryReader
@@ -370,9 +371,7 @@ class GraphLearner:
         rows = slice(self.size) if everything else pool
         raw, before, then, code = (torch.from_numpy(self._columns[name][rows]) for name in names)
         text = torch.from_numpy(self.texts.first(self.size) if everything else self.texts[pool])
-        memory = self.memory.item.update(torch.cat((self.memory.item.messages(raw), before), 1))
-        seen = raw.abs().sum(1, keepdim=True) > 0
-        return self.reader.items(torch.where(seen, as_stored(memory, then), then), code, text)
+        return item_vectors(self.memory.item, self.reader, raw, before, then, code, text)
 
     def _recomputed_users(self, batch: list[_Sample]) -> Tensor:
         stored = torch.from_numpy(np.stack([s.view.memory for s in batch]))

@@ -124,7 +124,8 @@ class PackedLayer(torch.autograd.Function):
         weights, slopes = np.empty((2, of.heads * asking.areas[-1]), np.float32)
         mixed = np.empty((len(uq), D), np.float32)
         biases, scale = (position.numpy(), time.numpy()), np.float32(1 / of.n)
-        for one in _pieces(of.packing, asking, of.heads, D):
+        pieces = list(_pieces(of.packing, asking, of.heads, D))
+        for one in pieces:
             weights_aL, slopes_aL = weights[one.area].reshape(one.shape), slopes[one.area].reshape(one.shape)
             np.matmul(uq[one.asked, one.second], vk[one.rows, one.second].T, out=weights_aL)
             weigh(weights_aL, slopes_aL, one.places, one.buckets, *biases, scale)
@@ -133,7 +134,7 @@ class PackedLayer(torch.autograd.Function):
         y = gated_AD @ out_weight.numpy().T
         y += out_bias.numpy()
         y += x if of.all_ask else x[rows_A]
-        ctx.of, ctx.sizes = of, (len(position), len(time))
+        ctx.of, ctx.pieces, ctx.sizes = of, pieces, (len(position), len(time))
         ctx.kept = h, rate_P, h_AD, w_uq, w_vk, uq, vk, slope_uq, slope_vk, weights, slopes, mixed, gated_AD
         ctx.out_weight = out_weight.numpy()
         return torch.from_numpy(y)
@@ -147,7 +148,7 @@ class PackedLayer(torch.autograd.Function):
         grad_position, grad_time = (np.zeros(size, np.float32) for size in ctx.sizes)
         grad_uq, grad_vk = np.empty_like(uq), np.empty_like(vk)
         through_gate(grad_y @ ctx.out_weight, uq, grad_mixed, grad_uq, of.lots_PD, rows_A, of.rate)
-        for one in _pieces(of.packing, of.asking, of.heads, D):
+        for one in ctx.pieces:
             grad = grad_mixed[one.asked, one.first]
             grad_aL = grad @ vk[one.rows, one.first].T
             slopes_aL = slopes[one.area].reshape(one.shape)

@@ -29,6 +29,7 @@ from driftline.configs.settings import Graph
 from driftline.graph.arrays import Float32, Int64
 from driftline.graph.codes import Codes, is_small
 from driftline.graph.embed import GraphReader
+from driftline.graph.item_pass import item_vectors
 from driftline.graph.links import Links
 from driftline.graph.memory import CODE_DIM, EDGE_DIM, MS_PER_DAY, GraphMemory, edge_features, elapsed_days, item_code
 from driftline.graph.query import QueryReader
@@ -170,12 +171,17 @@ class GraphLearner:
         return self._codes
 
     def _compose(self, rows: Int64) -> None:
+        everything = len(rows) == self.size  # needs no copy: they are distinct
+        which = slice(self.size) if everything else rows
+        texts = self.texts.first(self.size) if everything else self.texts[rows]
         with torch.inference_mode():
-            memory, code = (torch.from_numpy(self._columns[name][rows]) for name in ("memory", "code"))
-            vectors = self.reader.items(memory, code, torch.from_numpy(self.texts[rows])).numpy()
+            memory, code = (torch.from_numpy(self._columns[name][which]) for name in ("memory", "code"))
+            vectors = self.reader.items(memory, code, torch.from_numpy(texts)).numpy()
         if ID in self._columns:
-            vectors = vectors + self._columns[ID][rows]
-        self._columns["vector"][rows] = vectors
+            vectors = vectors + self._columns[ID][which]
+        self._columns["vector"][which] = vectors
+        if everything:
+            rows = np.arange(self.size)
         self._touched.add(rows)
         if self._codes is not None:
             self._codes.set(rows, vectors)
@@ -365,9 +371,7 @@ class GraphLearner:
         rows = slice(self.size) if everything else pool
         raw, before, then, code = (torch.from_numpy(self._columns[name][rows]) for name in names)
         text = torch.from_numpy(self.texts.first(self.size) if everything else self.texts[pool])
-        memory = self.memory.item.update(torch.cat((self.memory.item.messages(raw), before), 1))
-        seen = raw.abs().sum(1, keepdim=True) > 0
-        return self.reader.items(torch.where(seen, as_stored(memory, then), then), code, text)
+        return item_vectors(self.memory.item, self.reader, raw, before, then, code, text)
 
     def _recomputed_users(self, batch: list[_Sample]) -> Tensor:
         stored = torch.from_numpy(np.stack([s.view.memory for s in batch]))

@@ -65,8 +65,12 @@ class Side(nn.Module):
             nn.Linear(settings.message_dim, settings.message_dim),
         )
         self.memory_updater = nn.GRUCell(settings.message_dim, settings.memory_dim)
+        of_message = (self.message_function[n].get_parameter(kind) for n in (0, 2) for kind in ("weight", "bias"))
+        cell = self.memory_updater
+        of_cell = (cell.weight_ih, cell.bias_ih, cell.weight_hh, cell.bias_hh)
+        self._weights: tuple[Tensor, ...] = (self.time.w, self.time.b, *of_message, *of_cell)
         self._packed: tuple[Float32, ...] = ()
-        self._packed_from: tuple[tuple[int, int], ...] = ()
+        self._packed_from: list[tuple[int, int]] = []
 
     def messages(self, raw: Tensor) -> Tensor:
         """Raw messages [B, dim_in + 1], elapsed days in the last column, to messages [B, G]."""
@@ -81,11 +85,8 @@ class Side(nn.Module):
 
     def packed(self) -> tuple[Float32, ...]:
         """The weights as `graph.kernel` reads them; computed anew when one of them has changed in place."""
-        of_message = (self.message_function[n].get_parameter(kind) for n in (0, 2) for kind in ("weight", "bias"))
-        cell = self.memory_updater
-        of_cell = (cell.weight_ih, cell.bias_ih, cell.weight_hh, cell.bias_hh)
-        weights: tuple[Tensor, ...] = (self.time.w, self.time.b, *of_message, *of_cell)
-        state = tuple((id(weight), weight._version) for weight in weights)
+        weights = self._weights
+        state = [(id(weight), weight._version) for weight in weights]
         if state != self._packed_from:
             self._packed_from = state
             self._packed = tuple(np.array(weight.detach().numpy().T, np.float32, order="C") for weight in weights)

@@ -7,6 +7,7 @@ never reuses one; `key64` joins it to the stored rows, which hold no dense index
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import repeat
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -46,8 +47,7 @@ class ItemTable:
 
     def lookup(self, keys: NDArray[np.uint64]) -> Int32:
         """Dense indices [n] int32 of key64s [n]; -1 where the item is unknown here."""
-        get = self._by_key.get
-        return np.fromiter((get(k, -1) for k in keys.tolist()), np.int32, len(keys))
+        return np.fromiter(map(self._by_key.get, keys.tolist(), repeat(-1)), np.int32, len(keys))
 
 
 FACETS = ("crowd", "interests", "categories", "brands")

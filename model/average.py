@@ -70,13 +70,10 @@ class Average:
         out[: len(counted)] = counted == 0
         return out.nonzero().flatten() + start
 
-    def counts(self, rows_U: Tensor) -> Tensor:
-        """Steps [U] float32 of item rows; 0 = the row has no mean."""
-        return _padded(self._row_steps, rows_U)
-
-    def means(self, rows_U: Tensor, dim: int) -> Tensor:
-        """Mean vectors [U, D] of item rows, zeros where there is none."""
-        return _padded(self._vectors, rows_U) if len(self._vectors) else torch.zeros(len(rows_U), dim)
+    def arrays(self, width: int) -> tuple[Float32, Float32]:
+        """Steps [n] and means [n, width] of the first item rows; a row without steps, or past the end, has no mean."""
+        means = self._vectors if len(self._vectors) else torch.zeros(0, width)
+        return self._row_steps.numpy(), means.numpy()
 
     def state_dict(self) -> dict[str, Any]:
         """Copies of all means and counts."""
@@ -92,16 +89,6 @@ class Average:
         self.backbone.load_state_dict(state["backbone"])
         self._steps = state["steps"]
         self._vectors, self._row_steps = state["vectors"].clone(), state["row_steps"].clone()
-
-
-def _padded(table: Tensor, rows_U: Tensor) -> Tensor:
-    """Rows of a table; zeros for those beyond its end."""
-    if not len(rows_U) or int(rows_U.max()) < len(table):
-        return table.index_select(0, rows_U)
-    out = torch.zeros(len(rows_U), *table.shape[1:])
-    inside = rows_U < len(table)
-    out[inside] = table[rows_U[inside]]
-    return out
 
 
 @compiled("void(float32[:, ::1], int64[::1], float32[::1], float32[:, ::1])")

@@ -9,8 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from driftline.graph.arrays import Float32
 
 # B windows in a batch, L rows of the longest window, M = L + 1 times, D width of an item vector
 
@@ -56,12 +59,12 @@ class Dropout:
         keep = torch.rand(x.shape, generator=self.generator) >= self.rate
         return x * keep / (1.0 - self.rate)
 
-    def of_rows(self, x_AD: Tensor, rows_A: Tensor, rows: int) -> Tensor:
-        """Drops the entries that it would drop of all `rows`, so that a row's mask does not depend on who else asks."""
+    def lots(self, shape: tuple[int, ...]) -> tuple[Float32, float]:
+        """The random numbers that `__call__` would draw for a shape, none without dropout, and the rate: what has less
+        is dropped."""
         if self.rate == 0.0:
-            return x_AD
-        keep = torch.rand((rows, x_AD.shape[1]), generator=self.generator) >= self.rate
-        return x_AD * keep.index_select(0, rows_A) / (1.0 - self.rate)
+            return np.zeros((0, *shape[1:]), np.float32), 0.0
+        return torch.rand(shape, generator=self.generator).numpy(), self.rate
 
 
 def unit(x: Tensor) -> Tensor:

@@ -16,13 +16,14 @@ from collections.abc import Sequence
 from functools import cache
 from typing import cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from driftline.graph.arrays import Int64
 from driftline.model.backbone import Dropout, unit
-from driftline.model.packed import Asking, PackedAttention, Packing
+from driftline.model.packed import Asking, OfLayer, PackedLayer, Packing
 
 # B windows, L rows of the longest window, M = L + 1 times, D model width, H heads, K width of a head
 # q/k/v/u: [B, L, H, K]; scores and bias: [B, H or 1, L, L], query row first; P rows of all windows end to end
@@ -119,17 +120,12 @@ class HSTULayer(nn.Module):
 
     def packed(self, x_PD: Tensor, packing: Packing, asking: Asking, dropout: Dropout | None) -> Tensor:
         """The same for windows end to end: [A, D] float32 of the rows that ask."""
-        D, some = x_PD.shape[1], len(asking.rows) < len(x_PD)
-        h_PD = F.layer_norm(x_PD, (D,), eps=NORM_EPSILON)
-        u, v, q, k = torch.split(self.uvqk, D, dim=1)
-        rows_A = torch.from_numpy(asking.rows)
-        h_AD, x_AD = (h_PD.index_select(0, rows_A), x_PD.index_select(0, rows_A)) if some else (h_PD, x_PD)
-        uq_A2D, vk_P2D = F.silu(h_AD @ torch.cat((u, q), 1)), F.silu(h_PD @ torch.cat((v, k), 1))
-        gated_AD: Tensor = PackedAttention.apply(
-            uq_A2D, vk_P2D, self.bias.position, self.bias.time, packing, asking, self.heads, self.n
+        lots_PD, rate = dropout.lots(x_PD.shape) if dropout else (x_PD.detach().numpy()[:0], 0.0)
+        of = OfLayer(packing, asking, self.heads, self.n, lots_PD, np.float32(rate))
+        y_AD: Tensor = PackedLayer.apply(
+            x_PD, self.uvqk, self.out.weight, self.out.bias, self.bias.position, self.bias.time, of
         )  # type: ignore[no-untyped-call]
-        out: Tensor = self.out(dropout.of_rows(gated_AD, rows_A, len(x_PD)) if dropout else gated_AD)
-        return out + x_AD
+        return y_AD
 
 
 class HSTU(nn.Module):

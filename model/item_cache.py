@@ -18,7 +18,8 @@ from driftline.graph.arrays import Arrays, Float32, Int64, grown
 from driftline.graph.codes import Codes, is_small
 from driftline.graph.touched import Touched
 from driftline.model.average import Average
-from driftline.model.backbone import unit
+from driftline.model.backbone import NORM_EPSILON
+from driftline.model.compiled import compiled
 from driftline.model.items import ItemVectors, grown_rows
 
 # N items, D width of an item vector, W of a row of the table, E width of a text vector
@@ -104,8 +105,8 @@ class ItemCache:
         unused = [self._average.unused(*part) for part in parts]
         if len(new) or self._stale or any(map(len, unused)):
             known = [rows[rows < self._n] for rows in self._stale]
-            rows_U = torch.cat((*known, *unused, new))
-            self._compose(torch.unique(rows_U) if len(known) + len(unused) > 1 else rows_U, n)
+            lists = [rows for rows in (*known, *unused, new) if len(rows)]  # each ascending, and distinct
+            self._compose(torch.unique(torch.cat(lists)) if len(lists) != 1 else lists[0], n)
         self._n, self._stale = n, []
         self._moved.clear()
 
@@ -114,15 +115,14 @@ class ItemCache:
         if n > len(self._vectors):
             self._vectors = grown_rows(self._vectors, max(n, 2 * len(self._vectors)))
             self._matrix = grown(self._matrix, len(self._vectors))
-        x_UD = self._average.means(rows_U, self._items.width)
-        bare = self._average.counts(rows_U) == 0
-        if bool(bare.any()):
-            x_UD[bare] = self._bare(rows_U[bare])
-        self._vectors[rows_U] = x_UD
-        rows, matrix = rows_U.numpy(), unit(x_UD[:, : self._items.dim]).numpy()
-        self._matrix[rows] = matrix
+        rows, vectors = rows_U.numpy(), self._vectors.numpy()
+        bare = _means_of(rows, *self._average.arrays(self._items.width), vectors)
+        if len(bare):
+            vectors[bare] = self._bare(torch.from_numpy(bare)).numpy()
+        _unit_rows(rows, vectors, self._matrix)
         self._touched.add(rows)
-        self._code(rows, matrix, n)
+        if self._codes is not None or not is_small(n, self._items.dim):
+            self._code(rows, self._matrix[rows], n)
 
     def _bare(self, rows_U: Tensor) -> Tensor:
         """Vectors [U, D] of rows without a mean, each by the projection of its part."""
@@ -136,9 +136,38 @@ class ItemCache:
     def _code(self, rows: Int64, matrix: Float32, n: int) -> None:
         if self._codes is not None:
             self._codes.set(rows, matrix)
-        elif not is_small(n, self._items.dim):
+        else:
             self._codes = Codes(self._items.dim)
             self._touched.everything()  # from here on the matrix is published beside the vectors
             for at in range(0, n, ROWS_A_STEP):
                 part = np.arange(at, min(n, at + ROWS_A_STEP))
                 self._codes.set(part, self._matrix[part])
+
+
+_LEAST = np.float32(NORM_EPSILON)
+
+
+@compiled("int64[::1](int64[::1], float32[::1], float32[:, ::1], float32[:, ::1])")
+def _means_of(rows_U: Int64, counts: Float32, means: Float32, vectors: Float32) -> Int64:
+    """Copies the means of rows, and returns the rows that have none."""
+    bare, found = np.empty(len(rows_U), np.int64), 0
+    for row in rows_U:
+        if row < len(counts) and counts[row] > 0:
+            for d in range(vectors.shape[1]):
+                vectors[row, d] = means[row, d]
+        else:
+            bare[found] = row
+            found += 1
+    return bare[:found].copy()
+
+
+@compiled("void(int64[::1], float32[:, ::1], float32[:, ::1])")
+def _unit_rows(rows_U: Int64, vectors: Float32, matrix: Float32) -> None:
+    """Unit vectors of rows, of the first half of a row where it is twice as wide."""
+    for row in rows_U:
+        square = np.float32(0)
+        for d in range(matrix.shape[1]):
+            square += vectors[row, d] * vectors[row, d]
+        length = max(np.sqrt(square), _LEAST)
+        for d in range(matrix.shape[1]):
+            matrix[row, d] = vectors[row, d] / length

@@ -18,9 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from driftline.graph.arrays import Bool, Float32, Int64
+from driftline.model.step_kernel import exponentials, highest, join_own, own_logits, pull
+
 # R rows that predict, T targets of all rows, C candidate items of the batch, S snapshots of the prior, D width
 
-ROWS_AT_ONCE = 256
+ROWS_AT_ONCE = 64
 """Rows whose logits are held at one time."""
 MANY = 64
 """Seen items for each negative, from which on drawing again is cheaper than a shuffle."""
@@ -63,9 +66,9 @@ class Candidates:
     log_q: float
 
     @property
-    def drawn(self) -> Tensor | slice:
+    def drawn(self) -> Bool | slice:
         """Index of the shared negatives among the columns; one that copies nothing where they are all."""
-        return self.negative_C if self.log_q else slice(None)
+        return self.negative_C.numpy() if self.log_q else slice(None)
 
 
 def draw_candidates(targets_T: Tensor, seen: Tensor, negatives: int, generator: torch.Generator) -> Candidates:
@@ -122,49 +125,59 @@ def sampled_softmax(
 class SampledSoftmax(torch.autograd.Function):
     """`sampled_softmax` of y c^T / temperature + prior, gradients computed in the same pass over the logits.
 
-    Logits are made of the negatives alone, some rows at a time, and never kept; prior and shift are columns of the
-    product that makes them. A row's targets that are no negatives join its sum one by one.
+    Logits are made of the negatives alone, a tile of rows at a time that the processor's cache holds, and never kept.
+    A row's targets that are no negatives join its sum one by one.
     """
 
     @staticmethod
     def forward(ctx: Any, y_RD: Tensor, c_CD: Tensor, coefficient: Tensor, step: SoftmaxStep) -> Tensor:
         """The loss; `coefficient` is that of the step's prior."""
-        R, D = y_RD.shape
-        left_RK, right_SK, positive_T, largest = _factors(y_RD, c_CD, coefficient, step)
-        place_T, alone_T = _places_of_targets(step)
-        share_T = step.weight_T / step.weight_T.sum().clamp(min=1e-9)
-        share_R = torch.zeros(R).index_add_(0, step.row_T, share_T)
-        summed_SD1 = torch.cat((right_SK[:, :D], torch.ones(len(right_SK), 1)), 1)
-        grad_y, log_sum_R, grad_right = torch.empty_like(y_RD), torch.empty(R), torch.zeros_like(right_SK)
-        pull_T = -share_T
-        ends = torch.searchsorted(step.row_T, torch.arange(0, R + ROWS_AT_ONCE, ROWS_AT_ONCE)).tolist()
-        for number, at in enumerate(range(0, R, ROWS_AT_ONCE)):
+        drawn, shift = step.candidates.drawn, np.float32(-step.candidates.log_q if step.log_q else 0.0)
+        left_RD, c = (y_RD / step.temperature).numpy(), c_CD.contiguous().numpy()
+        row_T, column_T = step.row_T.numpy(), step.column_T.numpy()
+        shares_PC, place_R = step.shares(len(left_RD))
+        prior_PC = shares_PC * coefficient.numpy()
+        own_T = own_logits(left_RD, c, prior_PC, place_R, row_T, column_T)
+        c_SD, shares_PS, added_PS = c[drawn], *(np.ascontiguousarray(z[:, drawn]) for z in (shares_PC, prior_PC))
+        added_PS = added_PS + shift
+        right_DS, (place_T, alone_T) = np.ascontiguousarray(c_SD.T), _places_of_targets(step)
+        largest = 1.0 / step.temperature + abs(float(shift)) + float(np.abs(prior_PC).max())
+        share_T = (step.weight_T / step.weight_T.sum().clamp(min=1e-9)).numpy()
+        share_R = np.bincount(row_T, share_T, len(left_RD)).astype(np.float32)
+        grad_y, grad_c, pull_T = np.empty_like(left_RD), torch.zeros(c_SD.shape), -share_T
+        log_sum_R, of_coefficient = np.empty(len(left_RD), np.float32), 0.0
+        most = min(ROWS_AT_ONCE, len(left_RD))
+        tile, sum_r, weighted_r = np.empty((most, len(c_SD)), np.float32), *np.empty((2, most), np.float32)
+        starts = np.arange(0, len(left_RD) + ROWS_AT_ONCE, ROWS_AT_ONCE)
+        ends = np.searchsorted(row_T, starts).tolist()
+        for number, at in enumerate(starts[:-1].tolist()):
             rows, targets = slice(at, at + ROWS_AT_ONCE), slice(ends[number], ends[number + 1])
-            row_T, own_T, alone = step.row_T[targets] - at, positive_T[targets], alone_T[targets]
-            z = left_RK[rows] @ right_SK.T
-            if step.candidates.log_q and step.log_q:  # a row's own target is not a draw
-                drawn = place_T[targets] >= 0
-                z[row_T[drawn], place_T[targets][drawn]] = own_T[drawn]
-            top = torch.zeros(len(z))
+            row_t, own_t, place_r = row_T[targets] - at, own_T[targets], place_R[rows]
+            z = np.matmul(left_RD[rows], right_DS, out=tile[: len(place_r)])
+            if shift:  # a row's own target is not a draw
+                drawn_t = np.flatnonzero(place_T[targets] >= 0)
+                at_t = row_t[drawn_t], place_T[targets][drawn_t]
+                z[at_t] = own_t[drawn_t] - added_PS[place_r[at_t[0]], at_t[1]]
+            top_r = np.zeros(len(z), np.float32)
             if largest > _SAFE:
-                top = z.amax(1).scatter_reduce_(0, row_T, own_T, "amax")
-                z.sub_(top[:, None])
-            sums = z.exp_() @ summed_SD1
-            own_T = (own_T - top[row_T]).exp_() * alone
-            sum_R = sums[:, D].index_add(0, row_T, own_T)
-            log_sum_R[rows] = sum_R.log() + top
-            scale_R = share_R[rows] / sum_R
-            grad_y[rows] = sums[:, :D] * scale_R[:, None]
-            grad_right.addmm_(z.T, left_RK[rows] * scale_R[:, None])
-            pull_T[targets] += own_T * scale_R[row_T]
-        grad_y.index_add_(0, step.row_T, pull_T[:, None] * c_CD.index_select(0, step.column_T))
-        grad_c = torch.zeros_like(c_CD)
-        grad_c[step.candidates.drawn] = grad_right[:, :D] * step.temperature
-        grad_c.index_add_(0, step.column_T, pull_T[:, None] * y_RD.index_select(0, step.row_T))
-        of_prior = _of_coefficient(grad_right[:, D:], pull_T, step)
-        ctx.grads = grad_y / step.temperature, grad_c / step.temperature, of_prior
-        loss: Tensor = ((log_sum_R.index_select(0, step.row_T) - positive_T) * share_T).sum()
-        return loss
+                highest(z, added_PS, place_r, own_t, row_t, top_r)
+            exponentials(z, added_PS, shares_PS, place_r, top_r, sum_r, weighted_r)
+            alone_t = np.empty(len(row_t), np.float32)
+            join_own(own_t, row_t, alone_T[targets], top_r, sum_r, alone_t)
+            log_sum_R[rows] = np.log(sum_r[: len(z)]) + top_r
+            scale_r = share_R[rows] / sum_r[: len(z)]
+            np.matmul(z, c_SD, out=grad_y[rows])
+            grad_y[rows] *= scale_r[:, None]
+            grad_c.addmm_(torch.from_numpy(z).T, torch.from_numpy(left_RD[rows] * scale_r[:, None]))
+            of_coefficient += float(scale_r @ weighted_r[: len(z)])
+            pull_T[targets] += alone_t * scale_r[row_t]
+        grads_c = np.zeros_like(c)
+        grads_c[drawn] = grad_c.numpy()
+        pull(pull_T, row_T, column_T, left_RD, c, grad_y, grads_c)
+        of_coefficient += float(pull_T @ shares_PC[place_R[row_T], column_T])
+        of_prior = None if step.prior is None else torch.tensor([of_coefficient])
+        ctx.grads = torch.from_numpy(grad_y) / step.temperature, torch.from_numpy(grads_c), of_prior
+        return torch.tensor(float((log_sum_R[row_T] - own_T) @ share_T))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -184,6 +197,12 @@ class SoftmaxStep:
     log_q: bool
     prior: Prior | None
 
+    def shares(self, rows: int) -> tuple[Float32, Int64]:
+        """Log shares [P, C] and the snapshot [R] of each of so many rows; zeros without a prior."""
+        if self.prior is not None:
+            return self.prior.shares_SC.numpy(), self.prior.place_R.numpy()
+        return np.zeros((1, len(self.candidates.rows_C)), np.float32), np.zeros(rows, np.int64)
+
 
 def softmax_loss(y_RD: Tensor, c_CD: Tensor, step: SoftmaxStep) -> Tensor:
     """The loss of unit vectors of rows [R, D] and candidates [C, D]."""
@@ -192,42 +211,13 @@ def softmax_loss(y_RD: Tensor, c_CD: Tensor, step: SoftmaxStep) -> Tensor:
     return loss
 
 
-def _factors(
-    y_RD: Tensor, c_CD: Tensor, coefficient: Tensor, step: SoftmaxStep
-) -> tuple[Tensor, Tensor, Tensor, float]:
-    """Factors [R, K] and [S, K] of the negatives' logits, the targets' own logits [T], and a bound of their size."""
-    drawn, shift = step.candidates.drawn, -step.candidates.log_q if step.log_q else 0.0
-    left, right = [y_RD / step.temperature], [c_CD[drawn]]
-    positive_T = (left[0].index_select(0, step.row_T) * c_CD.index_select(0, step.column_T)).sum(1)
-    largest = 1.0 / step.temperature + abs(shift)
-    if step.prior is not None:
-        shares_SC, place_R = step.prior.shares_SC * coefficient, step.prior.place_R
-        left.append(torch.nn.functional.one_hot(place_R, len(shares_SC)).float())
-        right.append(shares_SC[:, drawn].T)
-        positive_T = positive_T + shares_SC[place_R[step.row_T], step.column_T]
-        largest += float(shares_SC.abs().max())
-    if shift:
-        left.append(torch.ones(len(y_RD), 1))
-        right.append(torch.full((len(right[0]), 1), shift))
-    return torch.cat(left, 1), torch.cat(right, 1), positive_T, largest
-
-
-def _places_of_targets(step: SoftmaxStep) -> tuple[Tensor, Tensor]:
+def _places_of_targets(step: SoftmaxStep) -> tuple[Int64, Bool]:
     """Places [T] of the targets among the negatives, -1 = none; and [T] bool, those that join their row's sum."""
-    drawn = step.candidates.negative_C
-    place_T = torch.where(drawn, drawn.cumsum(0) - 1, -1).index_select(0, step.column_T)
-    if bool(drawn.all()):
-        return place_T, torch.zeros(len(place_T), dtype=torch.bool)
-    _, first = np.unique((step.row_T * len(drawn) + step.column_T).numpy(), return_index=True)
-    once_T = torch.zeros(len(place_T), dtype=torch.bool)
-    once_T[torch.from_numpy(first)] = True
+    drawn, column_T = step.candidates.negative_C.numpy(), step.column_T.numpy()
+    if drawn.all():
+        return column_T, np.zeros(len(column_T), np.bool_)
+    place_T = np.where(drawn, drawn.cumsum() - 1, -1)[column_T]
+    _, first = np.unique(step.row_T.numpy() * len(drawn) + column_T, return_index=True)
+    once_T = np.zeros(len(place_T), np.bool_)
+    once_T[first] = True
     return place_T, once_T & (place_T < 0)
-
-
-def _of_coefficient(grad_right_SK: Tensor, pull_T: Tensor, step: SoftmaxStep) -> Tensor | None:
-    """The gradient [1] of the prior's coefficient."""
-    if step.prior is None:
-        return None
-    shares_SC, drawn = step.prior.shares_SC, step.candidates.drawn
-    all_of_them = (grad_right_SK[:, : len(shares_SC)].T * shares_SC[:, drawn]).sum()
-    return (all_of_them + (pull_T * shares_SC[step.prior.place_R[step.row_T], step.column_T]).sum()).reshape(1)

@@ -1,9 +1,9 @@
-"""HSTU's attention for training: windows end to end without padding, forward and backward pass by hand.
+"""HSTU's layers for training: windows end to end without padding, forward and backward pass by hand.
 
     u, q [A, D] of rows that ask, v, k [P, D] of all rows -> W = silu(q k^T + bias) / N, causal -> u * LN(W v) [A, D]
 
-All rows ask in the lower layers; of the last one only those that the loss reads. Products are BLAS's, window after
-window; what lies between them is one compiled pass that also keeps the derivative of W. Time buckets are computed once
+All rows ask in the lower layers; of the last one only those that the loss reads. Products are BLAS's, those of the
+attention window after window; between them are compiled passes (model/step_kernel.py). Time buckets are computed once
 for all layers and both passes. `HSTULayer.forward` is the same on padded windows, left to autograd.
 """
 
@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from driftline.graph.arrays import Float32, Int64
-from driftline.model.compiled import compiled, inlined
+from driftline.model.compiled import compiled
+from driftline.model.step_kernel import gated, normalised, silu, through_gate, through_norm, through_weights, weigh
 
 # B windows, L rows of one, P rows of all, A rows that ask (a in one window), S squares of all lengths together,
 # R a x L matrices of all windows together, D model width, H heads, K width of a head
 
-NORM_EPSILON = np.float32(1e-6)
 Bytes = NDArray[np.uint8]
 
 
@@ -102,121 +102,96 @@ def _buckets_of_windows(t_ms: Int64, starts: Int64, squares: Int64, edges_ms: In
     return out
 
 
-@inlined
-def _norm_of(x: Float32) -> tuple[np.float32, np.float32]:
-    """Mean and 1 / standard deviation of a row."""
-    mean, square = np.float32(0), np.float32(0)
-    for d in range(len(x)):
-        mean += x[d]
-    mean = np.float32(mean / np.float32(len(x)))
-    for d in range(len(x)):
-        square += (x[d] - mean) * (x[d] - mean)
-    return mean, np.float32(1) / np.sqrt(square / np.float32(len(x)) + NORM_EPSILON)
-
-
-@compiled("void(float32[:, ::1], float32[:, ::1], int64[::1], uint8[::1], float32[::1], float32[::1], float32)")
-def _weigh(
-    scores_aL: Float32, slopes_aL: Float32, places: Int64, buckets: Bytes, position: Float32, time: Float32,
-    scale: np.float32,
-) -> None:  # fmt: skip
-    """Scores become weights in place; their derivatives go to `slopes`. Buckets [L * L] are those of all rows."""
-    rows = scores_aL.shape[1]
-    for a in range(len(places)):
-        i = places[a]
-        at = i * rows
-        for j in range(i + 1):
-            score = scores_aL[a, j] + position[i - j] + time[buckets[at + j]]
-            gate = np.float32(1) / (np.float32(1) + np.exp(-score))
-            scores_aL[a, j] = score * gate * scale
-            slopes_aL[a, j] = gate * (np.float32(1) + score * (np.float32(1) - gate)) * scale
-        for j in range(i + 1, rows):
-            scores_aL[a, j] = 0
-            slopes_aL[a, j] = 0
-
-
-@compiled("void(float32[:, ::1], float32[:, ::1], int64[::1], uint8[::1], float32[::1], float32[::1])")
-def _through_weights(
-    grad_aL: Float32, slopes_aL: Float32, places: Int64, buckets: Bytes, grad_position: Float32, grad_time: Float32
-) -> None:
-    """Gradients of weights become those of scores in place; the bias takes its part."""
-    rows = grad_aL.shape[1]
-    for a in range(len(places)):
-        i = places[a]
-        at = i * rows
-        for j in range(rows):
-            grad_aL[a, j] *= slopes_aL[a, j]
-        for j in range(i + 1):
-            grad_position[i - j] += grad_aL[a, j]
-            grad_time[buckets[at + j]] += grad_aL[a, j]
-
-
-@compiled("float32[:, ::1](float32[:, ::1], float32[:, ::1])")
-def _gated(uq_A2D: Float32, mixed_AD: Float32) -> Float32:
-    out = np.empty_like(mixed_AD)
-    for p in range(len(mixed_AD)):
-        mean, rate = _norm_of(mixed_AD[p])
-        for d in range(mixed_AD.shape[1]):
-            out[p, d] = uq_A2D[p, d] * (mixed_AD[p, d] - mean) * rate
-    return out
-
-
-@compiled("void(float32[:, ::1], float32[:, ::1], float32[:, ::1], float32[:, ::1])")
-def _through_gate(grad_AD: Float32, uq_A2D: Float32, mixed_AD: Float32, grad_uq_A2D: Float32) -> None:
-    """The gradient of u goes to its place, that of `mixed` takes the place of `mixed`."""
-    D = mixed_AD.shape[1]
-    for p in range(len(mixed_AD)):
-        mean, rate = _norm_of(mixed_AD[p])
-        total, product = np.float32(0), np.float32(0)
-        for d in range(D):
-            normal = (mixed_AD[p, d] - mean) * rate
-            grad_uq_A2D[p, d] = grad_AD[p, d] * normal
-            total += grad_AD[p, d] * uq_A2D[p, d]
-            product += grad_AD[p, d] * uq_A2D[p, d] * normal
-        total, product = total / np.float32(D), product / np.float32(D)
-        for d in range(D):
-            normal = (mixed_AD[p, d] - mean) * rate
-            mixed_AD[p, d] = (grad_AD[p, d] * uq_A2D[p, d] - total - normal * product) * rate
-
-
-class PackedAttention(torch.autograd.Function):
-    """u * LN(W v) of windows end to end."""
+class PackedLayer(torch.autograd.Function):
+    """One block of HSTU over windows end to end, both passes by hand; `HSTULayer` says what it computes."""
 
     @staticmethod
     def forward(
-        ctx: Any, uq_A2D: Tensor, vk_P2D: Tensor, position: Tensor, time: Tensor, packing: Packing, asking: Asking,
-        heads: int, n: int,
+        ctx: Any, x_PD: Tensor, uvqk: Tensor, out_weight: Tensor, out_bias: Tensor, position: Tensor, time: Tensor,
+        of: OfLayer,
     ) -> Tensor:  # fmt: skip
-        """[A, D]: see the top of the file."""
-        uq, vk = uq_A2D.numpy(), vk_P2D.numpy()
-        D = vk.shape[1] // 2
-        weights, slopes = np.empty((2, heads * asking.areas[-1]), np.float32)
+        """[A, D]: the rows that ask."""
+        x, (P, D), (u, v, q, k) = x_PD.numpy(), x_PD.shape, np.split(uvqk.numpy(), 4, axis=1)
+        asking, rows_A = of.asking, of.asking.rows
+        w_uq, w_vk = np.concatenate((u, q), 1), np.concatenate((v, k), 1)
+        h, rate_P = np.empty((P, D), np.float32), np.empty(P, np.float32)
+        normalised(x, h, rate_P)
+        h_AD = h if of.all_ask else h[rows_A]
+        uq, vk = h_AD @ w_uq, h @ w_vk
+        slope_uq, slope_vk = np.empty_like(uq), np.empty_like(vk)
+        silu(uq, slope_uq)
+        silu(vk, slope_vk)
+        weights, slopes = np.empty((2, of.heads * asking.areas[-1]), np.float32)
         mixed = np.empty((len(uq), D), np.float32)
-        biases, scale = (position.numpy(), time.numpy()), np.float32(1 / n)
-        for one in _pieces(packing, asking, heads, D):
+        biases, scale = (position.numpy(), time.numpy()), np.float32(1 / of.n)
+        pieces = list(_pieces(of.packing, asking, of.heads, D))
+        for one in pieces:
             weights_aL, slopes_aL = weights[one.area].reshape(one.shape), slopes[one.area].reshape(one.shape)
             np.matmul(uq[one.asked, one.second], vk[one.rows, one.second].T, out=weights_aL)
-            _weigh(weights_aL, slopes_aL, one.places, one.buckets, *biases, scale)
-            mixed[one.asked, one.first] = weights_aL @ vk[one.rows, one.first]
-        ctx.packing, ctx.asking, ctx.heads, ctx.sizes = packing, asking, heads, (len(position), len(time))
-        ctx.kept = uq, vk, weights, slopes, mixed
-        return torch.from_numpy(_gated(uq, mixed))
+            weigh(weights_aL, slopes_aL, one.places, one.buckets, *biases, scale)
+            np.matmul(weights_aL, vk[one.rows, one.first], out=mixed[one.asked, one.first])
+        gated_AD = gated(uq, mixed, of.lots_PD, rows_A, of.rate)
+        y = gated_AD @ out_weight.numpy().T
+        y += out_bias.numpy()
+        y += x if of.all_ask else x[rows_A]
+        ctx.of, ctx.pieces, ctx.sizes = of, pieces, (len(position), len(time))
+        ctx.kept = h, rate_P, h_AD, w_uq, w_vk, uq, vk, slope_uq, slope_vk, weights, slopes, mixed, gated_AD
+        ctx.out_weight = out_weight.numpy()
+        return torch.from_numpy(y)
 
     @staticmethod
     def backward(ctx: Any, grad_AD: Tensor) -> tuple[Tensor | None, ...]:
         """Once: what the forward pass kept is used up."""
-        uq, vk, weights, slopes, grad_mixed = ctx.kept
+        h, rate_P, h_AD, w_uq, w_vk, uq, vk, slope_uq, slope_vk, weights, slopes, grad_mixed, gated_AD = ctx.kept
+        of, grad_y, D = ctx.of, grad_AD.contiguous().numpy(), h.shape[1]
+        rows_A = of.asking.rows
         grad_position, grad_time = (np.zeros(size, np.float32) for size in ctx.sizes)
         grad_uq, grad_vk = np.empty_like(uq), np.empty_like(vk)
-        _through_gate(grad_AD.contiguous().numpy(), uq, grad_mixed, grad_uq)
-        for one in _pieces(ctx.packing, ctx.asking, ctx.heads, vk.shape[1] // 2):
+        through_gate(grad_y @ ctx.out_weight, uq, grad_mixed, grad_uq, of.lots_PD, rows_A, of.rate)
+        for one in ctx.pieces:
             grad = grad_mixed[one.asked, one.first]
             grad_aL = grad @ vk[one.rows, one.first].T
             slopes_aL = slopes[one.area].reshape(one.shape)
-            _through_weights(grad_aL, slopes_aL, one.places, one.buckets, grad_position, grad_time)
-            grad_vk[one.rows, one.first] = weights[one.area].reshape(one.shape).T @ grad
-            grad_uq[one.asked, one.second] = grad_aL @ vk[one.rows, one.second]
-            grad_vk[one.rows, one.second] = grad_aL.T @ uq[one.asked, one.second]
-        return *map(torch.from_numpy, (grad_uq, grad_vk, grad_position, grad_time)), None, None, None, None
+            through_weights(grad_aL, slopes_aL, one.places, one.buckets, grad_position, grad_time)
+            np.matmul(weights[one.area].reshape(one.shape).T, grad, out=grad_vk[one.rows, one.first])
+            np.matmul(grad_aL, vk[one.rows, one.second], out=grad_uq[one.asked, one.second])
+            np.matmul(grad_aL.T, uq[one.asked, one.second], out=grad_vk[one.rows, one.second])
+        grad_uq *= slope_uq
+        grad_vk *= slope_vk
+        of_uq, of_vk = h_AD.T @ grad_uq, h.T @ grad_vk
+        grad_uvqk = np.concatenate((of_uq[:, :D], of_vk[:, :D], of_uq[:, D:], of_vk[:, D:]), 1)
+        grad_x = grad_vk @ w_vk.T
+        if of.all_ask:
+            grad_x += grad_uq @ w_uq.T
+        else:  # rows are distinct
+            grad_x[rows_A] += grad_uq @ w_uq.T
+        through_norm(grad_x, h, rate_P, grad_y, rows_A)
+        grads = grad_x, grad_uvqk, grad_y.T @ gated_AD, grad_y.sum(0), grad_position, grad_time
+        return *map(torch.from_numpy, grads), None
+
+
+@dataclass(frozen=True, slots=True)
+class OfLayer:
+    """What a layer's pass is told beside rows and weights.
+
+    Attributes:
+        packing: where the windows lie; asking: the rows that ask, each once.
+        heads: H; n: constant N.
+        lots_PD: [P, D] float32 uniform random numbers of the dropout, [0, D] = none.
+        rate: of the dropout.
+    """
+
+    packing: Packing
+    asking: Asking
+    heads: int
+    n: int
+    lots_PD: Float32
+    rate: np.float32
+
+    @property
+    def all_ask(self) -> bool:
+        """Whether every row does."""
+        return len(self.asking.rows) == int(self.packing.starts[-1])
 
 
 class _Piece(NamedTuple):

@@ -20,7 +20,8 @@ Scores come from a running average of the weights: it follows the stream a hundr
 single groups.
 
 The network is so small that a framework's overhead would cost more than its arithmetic: forward, backward and Adam are
-written out in numpy, and a test holds them equal to automatic differentiation.
+written out, products in numpy and passes compiled (model/ranker_kernel.py); a test holds them equal to automatic
+differentiation.
 
 Source: listwise softmax, ListNet (Cao et al., ICML 2007); importance-weighted sampled softmax, Bengio & Senecal (2003);
 Adam (arXiv 1412.6980); averaged weights, Polyak & Juditsky (1992); random numbers by counter, Salmon et al. (SC 2011),
@@ -38,7 +39,7 @@ import torch
 from numpy.typing import NDArray
 
 from driftline.graph.arrays import Float32, Int32
-from driftline.model.compiled import compiled
+from driftline.model.ranker_kernel import BETAS, adam, head_scores, rectify, through_lists, through_rectified
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -47,8 +48,6 @@ if TYPE_CHECKING:
     from driftline.graph.arrays import Arrays
 
 HEADS = ("novel", "repeat", "overall")
-BETAS, EPSILON = (0.9, 0.999), 1e-8
-OUT_OF_LIST = np.float32(-1e4)
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,13 +199,10 @@ class Ranker:
         """One Adam step on the mean loss of a few examples, at least one."""
         self.steps += 1
         _, gradient = self.loss(batch)
-        self.first += (1 - BETAS[0]) * (gradient - self.first)
-        self.second += (1 - BETAS[1]) * (gradient * gradient - self.second)
         t = self.steps
         rate = self.settings.learning_rate * (1 - BETAS[1] ** t) ** 0.5 / (1 - BETAS[0] ** t)
-        self.theta -= np.float32(rate) * self.first / (np.sqrt(self.second) + np.float32(EPSILON))
         keep = min(self.settings.averaging, 1 - 1 / (t + 1))
-        self.mean += np.float32(1 - keep) * (self.theta - self.mean)
+        adam(gradient, self.first, self.second, self.theta, self.mean, np.float32(rate), np.float32(1 - keep))
 
     def drop(self, columns: NDArray[np.bool_]) -> None:
         """Begins anew with some columns [f]: it has no weights for them, and its log does not know them."""
@@ -236,41 +232,33 @@ class Ranker:
         x_NF = (
             torch.from_numpy(np.concatenate([one.x for one in batch])).float().numpy()
         )  # numpy takes six times longer
-        start = np.cumsum([0] + [len(one.x) for one in batch[:-1]])
-        length = [len(one.x) for one in batch]
-        inside_NL, target_NL = _lists(batch, start)
-        log_weight_N = np.concatenate([one.log_weight for one in batch])
+        ends = np.cumsum([len(one.x) for one in batch])
+        log_weight_N, positive_N, own_N = (
+            np.concatenate([getattr(one, name) for one in batch]) for name in ("log_weight", "positive", "own")
+        )
 
-        hidden_NG = x_NF @ p["w1"]  # G = M * H, member by member
-        hidden_NG += p["b1"]
-        np.maximum(hidden_NG, 0, out=hidden_NG)
+        units = m * h
         skip_FG = p["skip"].transpose(1, 0, 2).reshape(-1, m * heads)
-        logits_NML = (x_NF @ skip_FG).reshape(-1, m, heads)
+        wide_NG = x_NF @ np.concatenate((p["w1"], skip_FG), 1)  # hidden units member by member, then the skips
+        rectify(wide_NG, p["b1"])
+        logits_NML = np.ascontiguousarray(wide_NG[:, units:]).reshape(-1, m, heads)
         for k in range(m):
-            logits_NML[:, k] += hidden_NG[:, k * h : (k + 1) * h] @ p["w2"][k]
+            logits_NML[:, k] += wide_NG[:, k * h : (k + 1) * h] @ p["w2"][k]
+        loss = through_lists(logits_NML, log_weight_N, positive_N, own_N, ends) / len(batch)
+        d_NML = logits_NML  # its gradient by now
 
-        z_NML = logits_NML + (log_weight_N[:, None] + np.where(inside_NL, np.float32(0), OUT_OF_LIST))[:, None]
-        z_NML -= np.repeat(np.maximum.reduceat(z_NML, start), length, axis=0)
-        share_NML = np.exp(z_NML)
-        total = np.add.reduceat(share_NML, start)
-        share_NML /= np.repeat(total, length, axis=0)
-        counts = np.add.reduceat(target_NL, start)  # weight of each list, 0 = no positive row
-        loss = float((counts[:, None] * np.log(total)).sum() - (z_NML * target_NL[:, None]).sum()) / len(batch)
-
-        d_NML = share_NML * np.repeat(counts, length, axis=0)[:, None]
-        d_NML -= target_NL[:, None]
-        d_NML /= np.float32(len(batch))
         gradient = np.empty_like(self.theta)
         g = self.views(gradient)
-        g["skip"][:] = (x_NF.T @ d_NML.reshape(-1, m * heads)).reshape(-1, m, heads).transpose(1, 0, 2)
-        d_hidden_NG = np.empty_like(hidden_NG)
+        d_wide_NG = np.empty_like(wide_NG)
+        d_wide_NG[:, units:] = d_NML.reshape(-1, m * heads)
         for k in range(m):
             member = slice(k * h, (k + 1) * h)
-            g["w2"][k] = hidden_NG[:, member].T @ d_NML[:, k]
-            np.matmul(d_NML[:, k], p["w2"][k].T, out=d_hidden_NG[:, member])
-        d_hidden_NG *= hidden_NG > 0
-        g["w1"][:] = x_NF.T @ d_hidden_NG
-        g["b1"][:] = d_hidden_NG.sum(0)
+            g["w2"][k] = wide_NG[:, member].T @ d_NML[:, k]
+            np.matmul(d_NML[:, k], p["w2"][k].T, out=d_wide_NG[:, member])
+        through_rectified(d_wide_NG, wide_NG, g["b1"])
+        of_wide_FG = x_NF.T @ d_wide_NG
+        g["w1"][:] = of_wide_FG[:, :units]
+        g["skip"][:] = of_wide_FG[:, units:].reshape(-1, m, heads).transpose(1, 0, 2)
         return loss, gradient
 
     def arrays(self, prefix: str, rehearsal: bool = True) -> Arrays:
@@ -321,32 +309,3 @@ def _mixed(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
-
-
-def _lists(batch: list[Example], start: NDArray[np.intp]) -> tuple[NDArray[np.bool_], Float32]:
-    """Which rows [N, L] each head ranks, and its targets [N, L]: the positive rows, 1 / sqrt of their number each."""
-    own = np.concatenate([one.own for one in batch])
-    positive = np.concatenate([one.positive for one in batch])
-    inside = np.stack((~own, own, np.ones_like(own)), 1)
-    target = (positive[:, None] & inside).astype(np.float32)
-    count = np.maximum(np.add.reduceat(target, start), 1)
-    target /= np.repeat(np.sqrt(count), [len(one.x) for one in batch], axis=0)
-    return inside, target
-
-
-@compiled(
-    "float32[:, ::1](float32[:, ::1], Array(float32, 1, 'C', readonly=True), Array(float32, 2, 'C', readonly=True))"
-)
-def head_scores(hidden: Float32, b1: Float32, w2: Float32) -> Float32:
-    """Scores [3, N] of hidden units before their bias and, in the last three columns, the skips: [N, G + 3]."""
-    units = len(b1)
-    out = np.empty((len(w2), len(hidden)), np.float32)
-    for r in range(len(hidden)):
-        for g in range(units):
-            hidden[r, g] = max(hidden[r, g] + b1[g], np.float32(0))
-        for head in range(len(w2)):
-            total = np.float32(0)
-            for g in range(units):
-                total += hidden[r, g] * w2[head, g]
-            out[head, r] = total + hidden[r, units + head]
-    return out

@@ -353,8 +353,10 @@ def composed_at_once(learner):
     with torch.no_grad():
         parts = zip(rows.split(item_cache.ROWS_A_STEP), learner._cache.state(), strict=True)
         bare = torch.cat([learner.items.compose(learner.items.leaf(part).detach(), part, z) for part, z in parts])
-    used = (learner.average.counts(rows) > 0)[:, None]
-    return torch.where(used, learner.average.means(rows, learner.items.dim), bare).numpy()
+    counts, means = (z[: len(rows)] for z in learner.average.arrays(learner.items.width))
+    used = np.flatnonzero(counts)
+    bare[used] = torch.from_numpy(means[used])
+    return bare.numpy()
 
 
 def texts(learner, rows, seed=0):

@@ -88,11 +88,45 @@ def test_windows_end_to_end_give_the_vectors_and_gradients_of_padded_windows(dim
         close(ours, theirs)
 
 
-def test_a_row_is_dropped_alike_whoever_else_asks():
-    x, rows = torch.randn(50, 8, generator=generator(1)), torch.tensor([3, 40, 7])
-    one, other = Dropout(0.4, generator()), Dropout(0.4, generator())
-    torch.testing.assert_close(one.of_rows(x[rows], rows, len(x)), other(x)[rows], rtol=0, atol=0)
-    assert torch.equal(one.generator.get_state(), other.generator.get_state())
+def test_dropout_by_hand_drops_what_autograd_drops_and_a_row_alike_whoever_else_asks():
+    dim, lengths = 16, [5, 12, 9]
+    hstu = large(HSTU(dim, 2, 2, 20, generator()))
+    random = np.random.default_rng(0)
+    times = [START_MS + np.sort(random.integers(0, 60 * DAY_MS, n + 1)) for n in lengths]
+    packing = Packing.of(times, bucket_edges_ms().numpy())
+    x, wanted = torch.randn(2, sum(lengths), dim, generator=generator(1))
+
+    def plain(leaf, dropout):
+        y = dropout(leaf * dim**0.5 + hstu.position[torch.from_numpy(packing.places)])
+        for layer in hstu.layers:
+            h = torch.nn.functional.layer_norm(y, (dim,), eps=1e-6)
+            u, v, q, k = torch.split(torch.nn.functional.silu(h @ layer.uvqk), dim, dim=1)
+            mixed = []
+            for start, n, t_ms in zip(packing.starts, lengths, times, strict=False):
+                one = slice(start, start + n)
+                heads = [z[one].view(n, 2, dim // 2).transpose(0, 1) for z in (q, k, v)]
+                scores = heads[0] @ heads[1].transpose(1, 2) + layer.bias(time_buckets(torch.from_numpy(t_ms)[None]))
+                weights = torch.nn.functional.silu(scores).tril() / layer.n
+                mixed.append((weights @ heads[2]).transpose(0, 1).reshape(n, dim))
+            y = y + layer.out(dropout(u * torch.nn.functional.layer_norm(torch.cat(mixed), (dim,), eps=1e-6)))
+        return unit(y)
+
+    def through(encode, rows):
+        leaf, dropout = x.clone().requires_grad_(), Dropout(0.4, generator(5))
+        hstu.zero_grad()
+        y = encode(leaf, dropout)
+        (y * wanted[rows]).sum().backward()
+        gradients = [leaf.grad, *(p.grad.clone() for p in hstu.parameters())]
+        return [y.detach(), *gradients, dropout.generator.get_state().float()]
+
+    asked = [np.array([4, 0]), np.array([11]), np.array([3, 8, 1])]
+    rows = torch.from_numpy(np.concatenate([one + start for one, start in zip(asked, packing.starts, strict=False)]))
+    everybody = torch.arange(len(x))
+    for places, those in ((None, everybody), (asked, rows)):
+        ours = through(lambda leaf, dropout, p=places: hstu.packed(leaf, packing, dropout, p), those)
+        theirs = through(lambda leaf, dropout, t=those: plain(leaf, dropout)[t], those)
+        for mine, other in zip(ours, theirs, strict=True):
+            close(mine, other)
 
 
 def test_buckets_that_are_found_from_their_neighbours_are_those_of_the_formula_in_any_order_of_times():
@@ -182,7 +216,9 @@ def test_adam_and_means_by_rows_are_those_of_whole_tensors():
         stay = (counts[rows] / (10 + counts[rows])).clamp(max=0.9)[:, None]
         means[rows] = stay * means[rows] + (1 - stay) * ids[rows]
         counts[rows] += 1
-        close(average.means(torch.arange(20), 6), means)
+        known, held = (torch.from_numpy(z)[:20] for z in average.arrays(6))
+        close(held, means[: len(held)])
+        assert torch.equal(known, counts[: len(held)])
 
 
 class Padded(SequenceLearner):

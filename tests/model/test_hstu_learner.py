@@ -255,7 +255,7 @@ def test_a_published_scorer_answers_as_the_learner_did(more):
     history = (np.array([3, 4, -1, 5, 9999]), 1_260_000_000_000 + DAY_MS * np.arange(5))
     now_ms = stream()[-1].t_ms  # the popularity of a snapshot is that of its newest event
     known = (history[0][:4], history[1][:4])
-    np.testing.assert_allclose(scorer.scores(history, now_ms), learner.scores(known, now_ms), atol=1e-6)
+    np.testing.assert_allclose(scorer.scores(history, now_ms), learner.scores(known, now_ms), rtol=1e-6, atol=1e-6)
     rows = np.array([5, 0, 3])
     assert np.array_equal(scorer.read(rows), learner.read(rows))
     assert np.array_equal(scorer.popular(), learner.popular())

@@ -19,7 +19,7 @@ import orjson
 from pydantic import ValidationError
 
 from driftline.configs import environment as variables
-from driftline.configs import files, systems
+from driftline.configs import files, switches
 from driftline.configs.errors import ConfigError
 from driftline.configs.explain import Fault, faults_of, origin_of, sentences
 from driftline.configs.keys import SECRETS, KeyPath, leaves
@@ -66,12 +66,12 @@ def load(source: str | Path | None = None, environment: Mapping[str, str] = os.e
     faults: list[Fault] = []
     found = list(files.read(files.find(source or "default", "settings"), faults))
     over = list(variables.read(environment, faults))
-    chosen = systems.switches([*found, *over])
+    chosen = switches.chosen([*found, *over])
     for name, (arm, origin) in chosen.items():
-        if text := systems.fault_of(name, arm):
+        if text := switches.fault_of(name, arm):
             faults.append((origin, f"systems.{name}: {text}"))
-    laid = list(systems.overlay({name: arm for name, (arm, _) in chosen.items()}))
-    found += [leaf for leaf in laid if not systems.is_switch(leaf)] + over + list(filter(systems.is_switch, laid))
+    laid = list(switches.overlay({name: arm for name, (arm, _) in chosen.items()}))
+    found += [leaf for leaf in laid if not switches.is_switch(leaf)] + over + list(filter(switches.is_switch, laid))
     tree: dict[str, Any] = {}
     origins: dict[str, str] = {}
     for path, value, origin in found:
@@ -94,11 +94,11 @@ def switched(settings: Settings, chosen: Mapping[str, str]) -> Settings:
     Raises:
         ConfigError: there is no such system, or it has no such arm.
     """
-    wrong = [f"systems.{name}: {text}" for name, arm in chosen.items() if (text := systems.fault_of(name, arm))]
+    wrong = [f"systems.{name}: {text}" for name, arm in chosen.items() if (text := switches.fault_of(name, arm))]
     if wrong:
         raise ConfigError(*wrong)
     tree = settings.model_dump()
-    for path, value, _ in systems.overlay(chosen):
+    for path, value, _ in switches.overlay(chosen):
         _put(tree, path, value)
     tree["systems"] |= chosen
     return Settings.model_validate(tree)

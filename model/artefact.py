@@ -5,7 +5,7 @@
     template   what a rule makes of the key: no model was asked
     off        nothing
 
-Each is an arm of `systems` (configs/systems.py), and each is written here once for all artefacts.
+Each is an arm of `systems` (configs/switches.py), and each is written here once for all artefacts.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from importlib.metadata import entry_points
 from typing import TYPE_CHECKING
 
 from driftline.configs.errors import ConfigError
-from driftline.configs.systems import PARTS, is_brought
+from driftline.configs.switches import PARTS, is_brought
 from driftline.model.part import Part, Plug, VectorPlug
 from driftline.model.plugs import GraphPart, NoisePart, PlaceboPlug, SequencePart
 from driftline.model.recall import PROFILES

@@ -25,7 +25,7 @@ import numpy as np
 from driftline.configs.errors import SnapshotError, StateError
 from driftline.configs.load import MODEL_SECTIONS, config_sha256, sections_sha256
 from driftline.configs.settings import Settings
-from driftline.configs.systems import refuse_evaluation
+from driftline.configs.switches import refuse_evaluation
 from driftline.graph.arrays import Float32
 from driftline.graph.contexts import context_of
 from driftline.graph.rows import Event

@@ -18,7 +18,7 @@ from typing import Any
 import orjson
 
 from driftline.configs.errors import InputError
-from driftline.configs.systems import arms_of
+from driftline.configs.switches import arms_of
 
 WORDS = {"novel": "novel items", "repeat": "repeats", "overall": "all lists"}
 

@@ -5,7 +5,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
-from driftline.configs.systems import arms_of
+from driftline.configs.switches import arms_of
 from driftline.graph.touched import Touched
 from driftline.model import parts
 from driftline.model.artefact import Placebo, shuffled

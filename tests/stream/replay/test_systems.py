@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from driftline.configs.errors import InputError
 from driftline.configs.settings import Model, Settings
-from driftline.configs.systems import systems
+from driftline.configs.switches import systems
 from driftline.stream.bundled import EVENTS, ITEMS
 from driftline.stream.cli import app
 from driftline.stream.learn import contracts

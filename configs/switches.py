@@ -102,7 +102,7 @@ def is_switch(leaf: Leaf) -> bool:
     return leaf[0][0] == "systems"
 
 
-def switches(leaves: Iterable[Leaf]) -> dict[str, tuple[Any, str]]:
+def chosen(leaves: Iterable[Leaf]) -> dict[str, tuple[Any, str]]:
     """(arm, origin) of each system that leaves of settings switch, the last word counts; a whole group is the last."""
     found: dict[str, tuple[Any, str]] = {}
     for path, value, origin in filter(is_switch, leaves):

@@ -7,7 +7,7 @@ import pytest
 from driftline.configs.errors import ConfigError
 from driftline.configs.load import load, load_settings, switched
 from driftline.configs.settings import Settings
-from driftline.configs.systems import arms_of, refuse_evaluation, systems
+from driftline.configs.switches import arms_of, refuse_evaluation, systems
 
 
 def write(tmp_path, text):

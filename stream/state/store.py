@@ -151,7 +151,11 @@ class RocksStore:
             yield pair
 
     def commit(self, puts: Puts) -> None:
-        """See StateStore; durable on return when the store syncs."""
+        """See StateStore; durable on return when the store syncs.
+
+        Raises:
+            StateError: it is damaged, or one that does not last can't be written.
+        """
         batch = WriteBatch(raw_mode=True)
         for key, value in puts.items():
             if value is None:
@@ -163,6 +167,8 @@ class RocksStore:
         except Exception as error:
             if "orruption" in str(error):  # met while files were merged in the background
                 raise _damaged(self._db, error, self._remedy) from None
+            if not self._lasting:
+                raise StateError(f"{self.path} can't be written: {error}; make room or move it") from None
             raise
         self._note_lists()
 

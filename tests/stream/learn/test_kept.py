@@ -34,6 +34,26 @@ for cut in CUTS:
     feed(trainer, LOG[:cut])
     trainer.checkpoint()
 """
+FULL = """
+import os, resource, sys
+sys.path.insert(0, sys.argv[2])
+from driftline.configs.errors import StateError
+from driftline.configs.settings import Settings
+from tests.stream.conftest import feed, start
+from tests.stream.learn.test_kept import CUTS, LOG
+trainer = feed(start(Settings.model_validate_json(sys.argv[1])), LOG[:CUTS[0]])
+trainer.checkpoint()
+largest = max(path.stat().st_size for path in trainer.settings.trainer.root.rglob("*") if path.is_file())
+resource.setrlimit(resource.RLIMIT_FSIZE, (largest + 100_000, largest + 100_000))
+try:
+    for n in range(1000):
+        trainer.learner.processor.store.commit({b"x%d" % (100 * n + k): os.urandom(2000) for k in range(100)})
+        if n == int(sys.argv[3]):
+            trainer.checkpoint()
+except StateError as error:
+    print(error)
+trainer.close()
+"""
 
 
 def rows_of(trainer: Trainer) -> dict[bytes, bytes]:
@@ -70,6 +90,20 @@ def test_a_trainer_killed_at_any_step_of_a_checkpoint_goes_on_to_the_bit_and_lea
     trainer.checkpoint()
     trainer.close()
     assert folders(settings) == [str(int(named) + 1)]
+
+
+@pytest.mark.parametrize("last", [3, 1000])
+def test_where_the_disk_is_full_a_trainer_ends_with_one_sentence_and_the_checkpoint_before_stands(
+    settings: Settings, last: int
+) -> None:
+    command = [sys.executable, "-c", FULL, settings.model_dump_json(), str(REPOSITORY), str(last)]
+    done = subprocess.run(command, env=ENVIRONMENT, cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (said,) = done.stdout.splitlines()
+    assert "rows" in said
+    assert "can't be written" in said
+    assert "make room" in said
+    assert start(settings).offsets == {0: CUTS[0]}
 
 
 def test_a_checkpoint_writes_what_changed_and_shares_the_rest_with_the_one_before(settings: Settings) -> None:

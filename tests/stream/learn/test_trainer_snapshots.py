@@ -59,7 +59,8 @@ def test_a_trainer_that_learnt_nothing_since_the_last_snapshot_publishes_none(se
     trainer.checkpoint()
     assert trainer.publish_news() is not None
     assert trainer.publish_news() is None
-    assert start(settings).publish_news() is not None  # of a checkpoint from before the snapshot
+    trainer = start(settings)
+    assert trainer.publish_news() is not None  # of a checkpoint from before the snapshot
     trainer.checkpoint()
     assert start(settings).publish_news() is None
 

@@ -17,8 +17,10 @@ STARTING_POINTS = ("opening", "recovery", "rebalance")
 """Those that a process passes as it starts."""
 ITEM_POINTS = ("by-item-batch",)
 """Several partitions only: between sending and committing an epoch of item rows."""
-TRAINER_POINTS = ("publish", "checkpoint")
-"""Before a snapshot's pointer, or a checkpoint, takes its name."""
+CHECKPOINT_POINTS = ("checkpoint-rows", "checkpoint", "checkpoint-prune")
+"""All steps of a checkpoint: its rows are on disk; it is about to take its name; the rows of the one before go."""
+TRAINER_POINTS = ("publish", *CHECKPOINT_POINTS)
+"""Before a snapshot's pointer takes its name, and those of a checkpoint."""
 PUBLISH_POINTS = ("publish-part", "publish-name", "publish", "publish-pointer", "publish-prune")
 """All steps of publishing: a part is written, the snapshot takes its name, then its pointer; an old one goes."""
 

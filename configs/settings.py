@@ -464,7 +464,7 @@ class Trainer(Section):
     gate_drop: float = Field(0.5, ge=0, le=1, description="refuse a snapshot whose NDCG@10 fell by this share")
     gate_patience: int = Field(20, ge=1, description="after so many refusals in a row their level is the new one")
     threads: int = Field(1, ge=1, description="of torch")
-    root: Path = Field(Path(".driftline/trainer"), description="directory of the checkpoints")
+    root: Path = Field(Path(".driftline/trainer"), description="directory of the checkpoints and their rows")
 
 
 class Serving(Section):

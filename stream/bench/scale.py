@@ -1,4 +1,5 @@
-"""What many users cost a worker: a partition of them is opened in a process of its own and goes on with events.
+"""What many users cost a worker: a partition of them is opened in a process of its own and goes on with events. A
+trainer with the same rows does so in another one, see scale_trainer.py.
 
 The state is written row by row, as the events themselves would take hours: memories and histories are random, and many
 users have the same. The events that follow are of users drawn evenly, so nearly each reads a row that is not in memory.
@@ -25,6 +26,7 @@ from driftline.graph.chunks import cut, user_key
 from driftline.graph.rows import EVENT_DTYPE, Event, UserRow, action_code, encode_user, key64
 from driftline.stream.bench.ingest import BenchError
 from driftline.stream.bench.parts import figures_of, rate
+from driftline.stream.bench.scale_trainer import write_trainer
 from driftline.stream.events.schema import encode_event
 from driftline.stream.process.processor import Processor, Record
 from driftline.stream.state.store import RocksStore, partition_path
@@ -37,38 +39,62 @@ Tell = Callable[[str], None]
 
 
 def bench_scale(
-    settings: Settings, users: int, history: int, items: int, events: int, tell: Tell = lambda text: None
+    settings: Settings,
+    users: int,
+    history: int,
+    items: int,
+    events: int,
+    groups: int,
+    tell: Tell = lambda text: None,
 ) -> dict[str, Any]:
-    """Writes the state of a partition, then opens it in a process of its own.
+    """Writes the state of a partition, then opens it in a process of its own, and a trainer that has it in another.
 
     Args:
-        settings: the worker's; the directory is the bench's own.
+        settings: the worker's and trainer's; the directories are the bench's own.
         users, history: rows, and events in each.
         items: that histories are drawn from.
         events: that come after the opening.
+        groups: that the trainer learns.
         tell: is given a line for each step.
 
     Returns:
         Seconds of the opening and resident memory before it, after it and at most, in MiB; the rate of the events.
+        Under "trainer" the same of a trainer, and what a checkpoint takes.
     """
     with tempfile.TemporaryDirectory(prefix="driftline-bench-") as folder:
         tell(f"writing {users:,} users of {history:,} events")
-        state = settings.state.model_copy(update={"root": Path(folder)})
-        settings = settings.model_copy(update={"state": state})
+        settings = _within(settings, Path(folder))
         _write(settings, users, history, items)
         size = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
+        write_trainer(settings)
         tell(f"opening them, then {events:,} events")
-        asked = json.dumps({"users": users, "items": items, "events": events})
-        command = [sys.executable, "-P", "-m", "driftline.stream.bench.scale", asked]
-        threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-        done = subprocess.run(
-            command, input=settings.model_dump_json(), env={**os.environ, **threads}, stdout=subprocess.PIPE, text=True
-        )
-        if done.returncode:
-            raise BenchError(f"the measured process ended with {done.returncode}; its messages above say why")
-        measured: dict[str, Any] = json.loads(done.stdout)
+        drawn = {"users": users, "items": items}
+        measured = _measured("scale", settings, drawn | {"events": events})
+        tell(f"opening a trainer, then {groups:,} groups and a checkpoint")
+        trainer = _measured("scale_trainer", settings, drawn | {"groups": groups, "start_ms": START_MS})
     facts = figures_of(users=users, history=history, items=items, cache_users=settings.state.cache_users)
-    return facts | {"state_mb": size // MIB} | measured
+    return facts | {"state_mb": size // MIB} | measured | {"trainer": trainer}
+
+
+def _within(settings: Settings, folder: Path) -> Settings:
+    """Settings whose worker and trainer work in a folder."""
+    state = settings.state.model_copy(update={"root": folder / "state"})
+    trainer = settings.trainer.model_copy(update={"root": folder / "trainer"})
+    serving = settings.serving.model_copy(update={"snapshots": folder / "snapshots"})
+    return settings.model_copy(update={"state": state, "trainer": trainer, "serving": serving})
+
+
+def _measured(module: str, settings: Settings, asked: dict[str, int]) -> dict[str, Any]:
+    """Figures of a process of its own. Raises BenchError if it fails."""
+    command = [sys.executable, "-P", "-m", f"driftline.stream.bench.{module}", json.dumps(asked)]
+    threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    done = subprocess.run(
+        command, input=settings.model_dump_json(), env={**os.environ, **threads}, stdout=subprocess.PIPE, text=True
+    )
+    if done.returncode:
+        raise BenchError(f"the measured process ended with {done.returncode}; its messages above say why")
+    figures: dict[str, Any] = json.loads(done.stdout)
+    return figures
 
 
 def _write(settings: Settings, users: int, history: int, items: int) -> None:

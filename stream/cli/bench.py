@@ -91,10 +91,11 @@ def scale(
     history: Annotated[int, typer.Option(min=1, help="Events of each user.")] = 100,
     items: Annotated[int, typer.Option(min=1, help="Items that they took.")] = 10_000,
     events: Annotated[int, typer.Option(min=1, help="Events that come after the opening.")] = 200_000,
+    groups: Annotated[int, typer.Option(min=0, help="Baskets of three that a trainer learns.")] = 1000,
     config: Config = None,
     as_json: AsJson = False,
 ) -> None:
-    """Many users: how long a partition takes to open, what memory it takes, how fast it goes on.
+    """Many users: how long a partition, and a trainer, take to open, what memory they take, how fast they go on.
 
     A million users of a hundred events take some gigabytes of disk and a minute or two to write.
 
@@ -102,7 +103,7 @@ def scale(
     """
     from driftline.stream.bench.scale import bench_scale
 
-    _show(bench_scale(settings_of(config), users, history, items, events, err.print), as_json)
+    _show(bench_scale(settings_of(config), users, history, items, events, groups, err.print), as_json)
 
 
 @app.command()

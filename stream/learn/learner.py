@@ -36,7 +36,7 @@ from driftline.model.plugs import GraphPart, SequencePart
 from driftline.model.sequence import SequenceLearner
 from driftline.stream.learn.waiting import WaitingEvents
 from driftline.stream.process.processor import Changes, Processor, Record
-from driftline.stream.state.store import MemoryStore
+from driftline.stream.state.store import MemoryStore, StateStore, fill
 
 
 class Profiles(Artefact[str, ProfileVectors], Protocol):
@@ -64,19 +64,24 @@ class StreamLearner:
         settings: the whole configuration.
         texts: unit text vectors [text_dim] of items by id; None = no item has text.
         profiles: None = nobody has a profile. Neither is read where `systems` switches it off.
+        store: where the rows lie; None = in memory.
 
     Attributes:
         parts: what the settings switch on, by name.
     """
 
     def __init__(
-        self, settings: Settings, texts: Artefact[str, Float32] | None = None, profiles: Profiles | None = None
+        self,
+        settings: Settings,
+        texts: Artefact[str, Float32] | None = None,
+        profiles: Profiles | None = None,
+        store: StateStore | None = None,
     ) -> None:
         self.settings = settings
         self.table = ItemTable()
         self.texts = None if settings.systems.get("text") == "off" else texts
         self.profiles = NoProfiles() if profiles is None or settings.systems.get("profiles") == "off" else profiles
-        self.processor = Processor(settings, MemoryStore())
+        self.processor = Processor(settings, MemoryStore() if store is None else store)
         self.text = TextTable(settings.ranker.text_dim)
         """Vectors by table index, one table for the engine and all parts."""
         self.parts = made(settings, self.table, self.text)
@@ -258,11 +263,15 @@ class StreamLearner:
         for part in self.parts.values():
             part.freeze()
 
-    def state_dict(self) -> dict[str, Any]:
-        """Everything that learning goes on from, for a checkpoint; late events that waited are applied before."""
+    def state_dict(self, rows: bool = True) -> dict[str, Any]:
+        """Everything that learning goes on from, for a checkpoint; late events that waited are applied before.
+
+        Args:
+            rows: those of users and items, too; without them the store as it is now belongs to it.
+        """
         self.apply_late()
         return {
-            "rows": dict(self.processor.store.scan(b"")),
+            **({"rows": dict(self.processor.store.scan(b""))} if rows else {}),
             "model": self.processor.graph.model.state_dict(),
             "older": {v.sha256: v.model.state_dict() for v in self.processor.versions.older if v.sha256},
             "ids": list(self.table.ids),
@@ -271,10 +280,15 @@ class StreamLearner:
             "groups": self.groups,
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on where `state_dict` was taken, to the bit, under the same settings."""
-        store = MemoryStore()
-        store.data = dict(state["rows"])
+    def load_state_dict(self, state: dict[str, Any], store: StateStore | None = None) -> None:
+        """Goes on where `state_dict` was taken, to the bit, under the same settings.
+
+        Args:
+            state: what it returned.
+            store: where the rows lie from here on; those of `state`, if it has any, are put there. None = in memory.
+        """
+        store = MemoryStore() if store is None else store
+        fill(store, state.get("rows", {}).items())
         model = GraphMemory(self.settings.graph)
         model.load_state_dict(state["model"])
 

@@ -61,12 +61,12 @@ def run_trainer(settings: Settings, bootstrap: str, until_caught_up: bool = Fals
         partitions = partitions_of(settings.broker, bootstrap, "interactions")
         with outlet(settings.broker, bootstrap, "driftline-trainer") as send:
             encoder = TextEncoder(settings.encoder) if settings.ranker.text_dim else None
-            trainer = Trainer(settings, partitions, send, encoder)
-            trainer.metrics.serve(settings.metrics)
-            if _run(trainer, bootstrap, until_caught_up, stopping):
-                LOG.info("stopping: publishing what was learnt since the last snapshot, then writing the checkpoint")
-                trainer.publish_news()
-                trainer.checkpoint()
+            with closing(Trainer(settings, partitions, send, encoder)) as trainer:
+                trainer.metrics.serve(settings.metrics)
+                if _run(trainer, bootstrap, until_caught_up, stopping):
+                    LOG.info("stopping: publishing what was learnt since the last snapshot, then a checkpoint")
+                    trainer.publish_news()
+                    trainer.checkpoint()
             LOG.info("stopped; the next start goes on from here")
 
 

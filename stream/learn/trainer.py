@@ -3,7 +3,8 @@
     [interactions] -> cut into groups -> slate (predict) -> prequential metrics -> learn -> snapshot -> [snapshots]
     [items] -> titles, text vectors        |                                    '-> graph version -> [graph-versions]
     [profiles] -> vectors by event time ---'
-    every minute: everything that learns, the open groups and the offsets in one checkpoint, renamed into place
+    every minute: everything that learns, the open groups and the offsets in one checkpoint, renamed into place, and the
+                  rows as of the same moment beside it (stream/learn/kept.py)
 
 Why a restart loses nothing: reading goes on at the offsets that the checkpoint holds, and the groups that were open go
 on with it, so each event is learnt exactly once by the weights that survive. While it lags it learns a share of the
@@ -15,7 +16,8 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -44,6 +46,7 @@ from driftline.stream.learn.catalogue import NOWHERE, Catalogue, CatalogueTexts
 from driftline.stream.learn.checkpoint import read_checkpoint, write_checkpoint
 from driftline.stream.learn.gate import LevelGate
 from driftline.stream.learn.groups import OpenGroups, is_of_share
+from driftline.stream.learn.kept import KeptRows
 from driftline.stream.learn.learner import StreamLearner, group_of, learning_sha256
 from driftline.stream.learn.profiles import StreamProfiles
 from driftline.stream.learn.publishing import Publishing
@@ -88,7 +91,12 @@ class Trainer:
         self.catalogue = Catalogue(settings.broker.prefix + "items", settings.serving.snapshots)
         self.profiles = StreamProfiles(settings.ranker.text_dim)
         refuse_evaluation(settings.systems)
-        self.learner = StreamLearner(settings, CatalogueTexts(self.catalogue, encoder), self.profiles)
+        state = read_checkpoint(self._checkpoint_path(), learning_sha256(settings))
+        self._rows = KeptRows(settings.trainer.root, None if state is None else self._named_rows(state))
+        self._forgotten: set[str] = set()
+        """Users of whom the last checkpoint may have bytes."""
+        store = self._rows.store if state is None else None  # else `_restore` hands them over: they are read once
+        self.learner = StreamLearner(settings, CatalogueTexts(self.catalogue, encoder), self.profiles, store)
         self.learner.late_waits = True
         self.offsets: dict[int, int] = dict.fromkeys(range(partitions), 0)
         """Next offset to take, by partition; rows below it are learnt, left out, or in an open group."""
@@ -119,7 +127,8 @@ class Trainer:
         """Events that are in no snapshot on disk but in the one on its way."""
         self._checkpoint_s = time.monotonic()
         self.snapshots = 0
-        self._restore()
+        if state is not None:
+            self._restore(state)
 
     # -- what comes in -----------------------------------------------------------------------------------------
 
@@ -225,6 +234,7 @@ class Trainer:
         self._open.drop(user_id)
         self.profiles.forget(user_id)
         self.learner.forget(user_id)
+        self._forgotten.add(user_id)
         self._publishing.anew()
         self._since_publish += 1
         self._checkpoint_soon()
@@ -361,7 +371,7 @@ class Trainer:
         self._checkpoint_s = min(self._checkpoint_s, soon_s)
 
     def checkpoint(self) -> None:
-        """Everything that learns and where it stands, in one file that is renamed into place.
+        """Everything that learns and where it stands, in one file that is renamed into place, and rows that it names.
 
         Dead letters of `items` go out before it, which says that they were sent: again after a crash in between.
         """
@@ -369,7 +379,8 @@ class Trainer:
             self._send(self._letters)
             self._letters = []
         state = {
-            "learner": self.learner.state_dict(),
+            "learner": self.learner.state_dict(rows=False),
+            "rows": self._rows.keep(self._forgotten),
             "offsets": dict(self.offsets),
             "topic": {partition: (i.topic_id, i.offset, i.mark) for partition, i in self.topic.items()},
             "open": self._open.state(),
@@ -382,8 +393,14 @@ class Trainer:
             "settings": learning_sha256(self.settings),
         }
         write_checkpoint(self._checkpoint_path(), state)
+        self._rows.named()
+        self._forgotten.clear()
         write_standing(self.settings.trainer.root, self.offsets)
         self._checkpoint_s = time.monotonic()
+
+    def close(self) -> None:
+        """Releases the rows; what is in no checkpoint is lost."""
+        self._rows.close()
 
     # -- details -----------------------------------------------------------------------------------------------
 
@@ -466,13 +483,26 @@ class Trainer:
                 f"{self.partitions}: it is another one. Set trainer.root to a new directory to learn from this one"
             )
 
-    def _restore(self) -> None:
-        state = read_checkpoint(self._checkpoint_path(), learning_sha256(self.settings))
-        if state is None:
-            return
-        try:
+    def _named_rows(self, state: dict[str, Any]) -> int | None:
+        """The number of the rows that a checkpoint names; None if it holds them itself, as in earlier releases."""
+        with self._as_expected():
             self._check_partitions(state["offsets"])
-            self.learner.load_state_dict(state["learner"])
+            return int(state["rows"]) if "rows" in state or "rows" not in state["learner"] else None
+
+    @contextmanager
+    def _as_expected(self) -> Iterator[None]:
+        """Turns what a checkpoint with another content raises into one sentence."""
+        try:
+            yield
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise StateError(
+                f"checkpoint {self._checkpoint_path()} does not hold what this release expects: {error!r:.200}; move "
+                "it away to learn from the start"
+            ) from None
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        with self._as_expected():
+            self.learner.load_state_dict(state["learner"], self._rows.store)
             self.offsets.update(state["offsets"])
             self.topic = {partition: Identity(*known) for partition, known in state.get("topic", {}).items()}
             self._open.load(state.get("open", []))
@@ -483,11 +513,6 @@ class Trainer:
             if "catalogue" in state:
                 self.catalogue.load_state_dict(state["catalogue"])
                 self._published_out = frozenset(state["published_out"])
-        except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-            raise StateError(
-                f"checkpoint {self._checkpoint_path()} does not hold what this release expects: {error!r:.200}; move "
-                "it away to learn from the start"
-            ) from None
 
 
 def ndcg_at_10(slate: EngineSlate, wanted: Any) -> float:

@@ -125,13 +125,14 @@ def _existing(path: Path) -> Path:
 
 
 def bytes_in(root: Path) -> int:
-    """Disk space that the files under a directory take; those that vanish meanwhile take none."""
-    total = 0
+    """Disk space that the files under a directory take, each once; those that vanish meanwhile take none."""
+    taken: dict[tuple[int, int], int] = {}
     for folder, _, names in os.walk(root):
         for name in names:
             with suppress(OSError):
-                total += os.lstat(os.path.join(folder, name)).st_blocks * 512
-    return total
+                found = os.lstat(os.path.join(folder, name))
+                taken[found.st_dev, found.st_ino] = found.st_blocks * 512
+    return sum(taken.values())
 
 
 def _broker(settings: Settings) -> Iterator[Finding]:

@@ -17,16 +17,18 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Protocol
 
-from rocksdict import Rdict, WriteBatch, WriteOptions
+from rocksdict import BottommostLevelCompaction, Checkpoint, CompactOptions, Rdict, WriteBatch, WriteOptions
 
 from driftline.configs.errors import LockedError, StateError
 from driftline.graph.chunks import whole_users
+from driftline.serving.arrays import sync as synced
 from driftline.serving.lists import NAME as LISTS
 from driftline.serving.lists import Lists, check_lists, encode_lists, lists_of
 from driftline.serving.rocks import open_beside, scan
@@ -37,6 +39,7 @@ from driftline.stream.state.options import RocksOptions
 DEFAULTS = RocksOptions()
 ROWS = 10_000
 """Rows of a new database that are written at once."""
+REBUILD = "move it away to rebuild the partition from the topic"
 Puts = Mapping[bytes, bytes | None]
 """Keys to new values of one commit; None deletes."""
 
@@ -70,7 +73,7 @@ class StateStore(ReadableStore, Protocol):
 
 
 class MemoryStore:
-    """A store that lives and dies with its process: replay, the trainer, tests."""
+    """A store that lives and dies with its process: replay, tests."""
 
     def __init__(self) -> None:
         self.data: dict[bytes, bytes] = {}
@@ -104,6 +107,9 @@ class RocksStore:
         lock_wait_s: how long to wait for the lock.
         options: of RocksDB.
         abandoned: once set, a scan that is under way ends with `Abandoned`: nobody wants the partition any more.
+        lasting: False = nobody opens the directory after this process. Then nothing is logged or noted for who would,
+            and what lasts is what `keep` makes.
+        remedy: what people are to do where it is damaged.
 
     Raises:
         LockedError: another process still held the lock after `lock_wait_s`.
@@ -117,30 +123,39 @@ class RocksStore:
         lock_wait_s: float = 10.0,
         options: RocksOptions = DEFAULTS,
         abandoned: threading.Event | None = None,
+        lasting: bool = True,
+        remedy: str = REBUILD,
     ) -> None:
         self.path = path
         self._abandoned = abandoned or threading.Event()
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._db = _open(path, options, lock_wait_s)
+        self._open = partial(_open, path, options, lock_wait_s, remedy)
+        self._db = self._open()
+        self._lasting, self._remedy = lasting, remedy
         self._write_options = WriteOptions()
-        self._write_options.sync = sync
+        self._write_options.sync = sync and lasting
+        self._write_options.disable_wal = not lasting
         self._unsynced = WriteOptions()
         self._listed: Lists | None = None
         self._note_lists()
 
     def get(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """See StateStore."""
-        return _get(self._db, keys)
+        return _get(self._db, keys, self._remedy)
 
     def scan(self, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
         """See StateStore. Raises Abandoned."""
-        for pair in _scan(self._db, prefix):
+        for pair in _scan(self._db, prefix, self._remedy):
             if self._abandoned.is_set():
                 raise Abandoned(str(self.path))
             yield pair
 
     def commit(self, puts: Puts) -> None:
-        """See StateStore; durable on return when the store syncs."""
+        """See StateStore; durable on return when the store syncs.
+
+        Raises:
+            StateError: it is damaged, or one that does not last can't be written.
+        """
         batch = WriteBatch(raw_mode=True)
         for key, value in puts.items():
             if value is None:
@@ -151,9 +166,53 @@ class RocksStore:
             self._db.write(batch, self._write_options)
         except Exception as error:
             if "orruption" in str(error):  # met while files were merged in the background
-                raise _damaged(self._db, error) from None
+                raise _damaged(self._db, error, self._remedy) from None
+            if not self._lasting:
+                raise StateError(f"{self.path} can't be written: {error}; make room or move it") from None
             raise
         self._note_lists()
+
+    def keep(self, path: Path) -> None:
+        """Makes a database of what was committed, whole and on disk on return; it shares its files with this one.
+
+        Args:
+            path: of a directory that does not exist.
+
+        Raises:
+            OSError: it can't be written, as where the disk is full.
+        """
+        try:
+            self._db.flush()
+            Checkpoint(self._db).create_checkpoint(str(path))
+        except Exception as error:  # noqa: BLE001 - rocksdict raises bare Exception
+            raise OSError(f"{path}: {error}") from None
+        write_durably(path / LISTS, encode_lists(lists_of(path)))
+        for made in (*path.glob("[!r]*"), path, path.parent):  # but for the note of rocksdict, which nobody reads
+            synced(made)
+
+    def scrub(self, user_ids: Collection[str]) -> None:
+        """Takes what was deleted or replaced out of the files: all of these users, and of what is not by user.
+
+        RocksDB's list of its files, which names first and last keys, is begun anew.
+
+        Raises:
+            OSError: it can't be written.
+        """
+        users = [user_id.encode() for user_id in user_ids]
+        first, last = min(users), max(users)
+        fully = CompactOptions()
+        fully.set_bottommost_level_compaction(BottommostLevelCompaction.force())
+        histories, heads = (b"h:" + first, b"h:" + last + b"\xff" * 4), (b"u:" + first, b"u:" + last)
+        try:
+            self._db.flush()
+            for begin, end in ((None, b"h:"), histories, (b"i:", b"u:"), heads, (b"v", None)):
+                self._db.compact_range(begin, end, fully)
+            self._db.close()
+            self._db = self._open()
+        except StateError:
+            raise
+        except Exception as error:  # noqa: BLE001 - rocksdict raises bare Exception
+            raise OSError(f"{self.path}: {error}") from None
 
     def note(self, key: bytes, value: bytes) -> None:
         """Writes what may be lost in a crash: readers see it at once, the disk when it suits."""
@@ -167,6 +226,8 @@ class RocksStore:
 
     def _note_lists(self) -> None:
         """Notes how far RocksDB's lists go, if they have changed since: its threads write files in the background."""
+        if not self._lasting:
+            return
         listed = self._listed
         with suppress(OSError):  # the list was begun anew, or the disk is full: the next commit notes it
             if listed is None or (self.path / listed.manifest).stat().st_size != listed.bytes:
@@ -219,12 +280,10 @@ def write_database(path: Path, rows: Iterable[tuple[bytes, bytes]], sync: bool =
         OSError: it can't be written, as where the disk is full.
         StateError: of `rows`, or the directory can't be made.
     """
-    left = iter(rows)
     try:
         made = RocksStore(path, sync)
         try:
-            while some := dict(islice(left, ROWS)):
-                made.commit(some)
+            fill(made, rows)
         finally:
             made.close()
     except BaseException as error:
@@ -232,6 +291,13 @@ def write_database(path: Path, rows: Iterable[tuple[bytes, bytes]], sync: bool =
         if isinstance(error, StateError) or not isinstance(error, Exception):
             raise
         raise OSError(f"{path}: {error}") from None  # rocksdict raises bare Exception
+
+
+def fill(store: StateStore, rows: Iterable[tuple[bytes, bytes]]) -> None:
+    """Commits pairs, some at a time."""
+    left = iter(rows)
+    while some := dict(islice(left, ROWS)):
+        store.commit(some)
 
 
 def partition_path(root: Path, partition: int) -> Path:
@@ -254,24 +320,22 @@ def state_sha256(stores: Sequence[ReadableStore]) -> str:
     return digest.hexdigest()
 
 
-def _get(db: Rdict, keys: Sequence[bytes]) -> list[bytes | None]:
+def _get(db: Rdict, keys: Sequence[bytes], remedy: str = REBUILD) -> list[bytes | None]:
     try:
         return list(db.get(list(keys))) if keys else []
     except Exception as error:  # noqa: BLE001 - rocksdict raises bare Exception
-        raise _damaged(db, error) from None
+        raise _damaged(db, error, remedy) from None
 
 
-def _scan(db: Rdict, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
+def _scan(db: Rdict, prefix: bytes, remedy: str = REBUILD) -> Iterator[tuple[bytes, bytes]]:
     try:
         yield from scan(db, prefix)
     except Exception as error:  # noqa: BLE001 - rocksdict raises bare Exception
-        raise _damaged(db, error) from None
+        raise _damaged(db, error, remedy) from None
 
 
-def _damaged(db: Rdict, error: Exception) -> StateError:
-    return StateError(
-        f"state directory {db.path()} is damaged: {error}; move it away to rebuild the partition from the topic"
-    )
+def _damaged(db: Rdict, error: Exception, remedy: str) -> StateError:
+    return StateError(f"state directory {db.path()} is damaged: {error}; {remedy}")
 
 
 def _drop_config(path: Path) -> None:
@@ -287,7 +351,7 @@ def _drop_config(path: Path) -> None:
         link.replace(note)
 
 
-def _open(path: Path, options: RocksOptions, lock_wait_s: float) -> Rdict:
+def _open(path: Path, options: RocksOptions, lock_wait_s: float, remedy: str) -> Rdict:
     deadline = time.monotonic() + lock_wait_s
     while True:
         try:
@@ -301,7 +365,7 @@ def _open(path: Path, options: RocksOptions, lock_wait_s: float) -> Rdict:
             if "lock" not in str(error).lower():
                 raise StateError(
                     f"state directory {path} can't be opened: {error}. Expected a RocksDB directory that this user "
-                    "may write; move it away to rebuild the partition from the topic."
+                    f"may write; {remedy}."
                 ) from None
             if time.monotonic() >= deadline:
                 raise LockedError(

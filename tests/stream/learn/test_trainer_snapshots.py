@@ -24,6 +24,7 @@ from driftline.configs.settings import Settings
 from driftline.serving.snapshot import open_snapshot
 from driftline.stream.events.schema import encode_event
 from driftline.stream.learn.checkpoint import MAGIC, locked, read_checkpoint, write_checkpoint
+from driftline.stream.learn.kept import KeptRows
 from driftline.stream.learn.learner import learning_sha256
 from driftline.stream.learn.loop import seek
 from driftline.stream.learn.trainer import Trainer as TrainerLoop
@@ -58,7 +59,8 @@ def test_a_trainer_that_learnt_nothing_since_the_last_snapshot_publishes_none(se
     trainer.checkpoint()
     assert trainer.publish_news() is not None
     assert trainer.publish_news() is None
-    assert start(settings).publish_news() is not None  # of a checkpoint from before the snapshot
+    trainer = start(settings)
+    assert trainer.publish_news() is not None  # of a checkpoint from before the snapshot
     trainer.checkpoint()
     assert start(settings).publish_news() is None
 
@@ -149,7 +151,10 @@ def test_a_trainer_process_that_is_stopped_and_started_goes_on_and_refuses_a_top
     processor = Processor(settings, MemoryStore())
     processor.commit(processor.apply(world.log()))
     users = dict(processor.store.scan(b"u:"))
-    assert {key: value for key, value in state["learner"]["rows"].items() if key.startswith(b"u:")} == users
+    kept = KeptRows(settings.trainer.root, state["rows"])
+    assert dict(kept.store.scan(b"u:")) == users
+    kept.close()
+    assert os.listdir(settings.trainer.root / "rows") == [str(state["rows"])]
     tree["broker"] = world._tree()["broker"] | {"prefix": world.prefix + "anew."}
     path.write_bytes(orjson.dumps(tree))
     code, err = ends(trainer())

@@ -84,6 +84,7 @@ def test_doctor_tells_what_lies_on_a_disk_and_that_it_is_nearly_full(
 ) -> None:
     (tmp_path / "trainer").mkdir()
     (tmp_path / "trainer" / "checkpoint.pt").write_bytes(b"x" * 30_000_000)
+    (tmp_path / "trainer" / "the-same").hardlink_to(tmp_path / "trainer" / "checkpoint.pt")
     (found,) = [f for f in examine(settings) if f.part == "disk" and "trainer.root" in f.detail]
     assert "trainer.root 0.03 GB" in found.detail
     monkeypatch.setattr(doctor, "LITTLE_DISK_BYTES", 1 << 60)

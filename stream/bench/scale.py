@@ -26,7 +26,6 @@ from driftline.graph.chunks import cut, user_key
 from driftline.graph.rows import EVENT_DTYPE, Event, UserRow, action_code, encode_user, key64
 from driftline.stream.bench.ingest import BenchError
 from driftline.stream.bench.parts import figures_of, rate
-from driftline.stream.bench.scale_trainer import write_trainer
 from driftline.stream.events.schema import encode_event
 from driftline.stream.process.processor import Processor, Record
 from driftline.stream.state.store import RocksStore, partition_path
@@ -61,6 +60,8 @@ def bench_scale(
         Seconds of the opening and resident memory before it, after it and at most, in MiB; the rate of the events.
         Under "trainer" the same of a trainer, and what a checkpoint takes.
     """
+    from driftline.stream.bench.scale_trainer import write_trainer  # a worker has none of what it imports
+
     with tempfile.TemporaryDirectory(prefix="driftline-bench-") as folder:
         tell(f"writing {users:,} users of {history:,} events")
         settings = _within(settings, Path(folder))

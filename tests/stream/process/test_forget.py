@@ -382,6 +382,12 @@ def test_a_trainer_keeps_no_row_history_sample_or_open_group_of_a_forgotten_user
     trainer.publish()
     second = start(settings)
     assert second.offsets[0] == 402
+    name, hidden = "u6", key64("u6").to_bytes(8, "little")
+    before = kept()
+    second.forget(name)
+    second.checkpoint()
+    assert hidden not in b"".join(path.read_bytes() for path in (settings.trainer.root / "rows" / "3").iterdir())
+    assert {path.suffix for path in before} >= {".pt", ".sst"}
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 
 import grpc
 import pytest
@@ -105,11 +106,23 @@ def test_before_the_first_model_lists_and_histories_have_the_titles_that_were_pr
         assert history["titles"] == [item.replace("item-", "Lamp ") for item in history["item_ids"]]
 
 
+@contextmanager
 def following(running, *command):
-    """A command that follows a user, as its own process; its first two lines, and how it ends on Ctrl-C."""
+    """A command that follows a user, as its own process, for which Ctrl-C means what it means on a terminal."""
     words = [sys.executable, "-P", "-m", "driftline.stream.cli.command", *command, "--json"]
     address = ["--address", f"127.0.0.1:{running.server.port}"]
-    return subprocess.Popen([*words, *address], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    before = signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # a job in the background inherits that it is ignored
+    try:
+        process = subprocess.Popen([*words, *address], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    with process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 @pytest.mark.parametrize("command", [("watch", "user-3"), ("query", "user", "user-3", "--watch")])

@@ -370,9 +370,7 @@ def test_set_up_numbers_its_steps_says_that_a_long_one_goes_on_and_installs_into
     script.chmod(0o755)
     given = {"PIP_USER": "1", "PIP_TARGET": "elsewhere", "PIP_REQUIRE_HASHES": "1", "PIP_INDEX_URL": "mirror"}
     command = ["make", "setup", f"VENV={tmp_path / 'venv'}", "TICK=1"]
-    outside = {
-        name: value for name, value in os.environ.items() if not name.startswith("MAKE")
-    }  # `make test` runs this
+    outside = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}  # of `make test`
     done = subprocess.run(command, cwd=ROOT, env=outside | given, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     steps = [line for line in done.stderr.splitlines() if "so far" not in line]

@@ -111,9 +111,7 @@ def following(running, *command):
     """A command that follows a user, as its own process, for which Ctrl-C means what it means on a terminal."""
     words = [sys.executable, "-P", "-m", "driftline.stream.cli.command", *command, "--json"]
     address = ["--address", f"127.0.0.1:{running.server.port}"]
-    before = signal.signal(
-        signal.SIGINT, signal.default_int_handler
-    )  # a job in the background inherits that it is ignored
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
     try:
         process = subprocess.Popen([*words, *address], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     finally:

@@ -21,7 +21,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Awaitable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from aiokafka.errors import MessageSizeTooLargeError
 from faust.types import TP
@@ -39,6 +39,8 @@ from driftline.stream.owned.holding import Holding
 from driftline.stream.owned.partitions import check_position
 from driftline.stream.owned.standing import Standing
 from driftline.stream.owned.versions import GraphVersions
+from driftline.stream.process.items import ItemProcessor
+from driftline.stream.process.processor import Processor
 
 LOG = logging.getLogger(__name__)
 
@@ -54,6 +56,9 @@ def collect_rarely() -> None:
 def group_of(settings: Settings) -> str:
     """The workers' consumer group."""
     return f"{settings.broker.prefix}worker"
+
+
+_Owner = TypeVar("_Owner", Processor, ItemProcessor)
 
 
 class Consumer(Protocol):
@@ -152,11 +157,9 @@ class Epochs:
 
     async def apply(self, block: Block) -> None:
         """One epoch of a partition of `interactions`."""
-        processor = self.open.users.get(block.partition)
-        if processor is None or await self._read_again(block, processor.next_offset):
+        processor = await self._owner_of(block, self.open.users)
+        if processor is None:
             return
-        if self.open.users.get(block.partition) is not processor:
-            return  # given up while the broker was asked
         with self.metrics.epoch(processor, block.end):
             changes = processor.apply(records_of(block.records))  # 1
             point("before-batch")
@@ -173,11 +176,9 @@ class Epochs:
 
     async def apply_by_item(self, block: Block) -> None:
         """One epoch of a partition of `interactions.by-item`."""
-        owner = self.open.items.get(block.partition)
-        if owner is None or await self._read_again(block, owner.next_offset):
+        owner = await self._owner_of(block, self.open.items)
+        if owner is None:
             return
-        if self.open.items.get(block.partition) is not owner:
-            return  # given up while the broker was asked
         changes = owner.apply(records_of(block.records))  # 1
         await self.send_all(changes.outgoing)  # 3, before the commit: see ItemProcessor.apply
         if self.open.items.get(block.partition) is not owner:
@@ -188,6 +189,13 @@ class Epochs:
         self.metrics.count(replace(changes, applied=0))  # they were counted where their users are
         if self.versions.due(owner):
             await self.versions.adopt(owner)
+
+    async def _owner_of(self, block: Block, owners: Mapping[int, _Owner]) -> _Owner | None:
+        """Who applies a block; None where nobody does, or it is to be read again first."""
+        owner = owners.get(block.partition)
+        if owner is None or await self._read_again(block, owner.next_offset):
+            return None
+        return owner if owners.get(block.partition) is owner else None  # given up while the broker was asked
 
     async def _read_again(self, block: Block, next_offset: int) -> bool:
         """Goes back when records may be missing before a block; what is missing after that, too, holds no records.

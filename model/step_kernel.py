@@ -9,8 +9,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import types
-from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from driftline.graph.arrays import Float32, Int64
@@ -26,16 +24,6 @@ _LOG2_E, _LN2_HIGH, _LN2_LOW = np.float32(1.44269504088896341), np.float32(0.693
 _LEAST = np.float32(-87.0)
 """exp() of less is taken for that of it: 1e-38 beside a sum of at least 1e-26."""
 _F, _FF, _L, _B = "float32[::1]", "float32[:, ::1]", "int64[::1]", "boolean[::1]"
-
-
-@intrinsic  # type: ignore[untyped-decorator]
-def _of_bits(typing: Any, bits: Any) -> Any:
-    """The float32 whose bits an int32 holds."""
-
-    def made(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.bitcast(arguments[0], context.get_value_type(types.float32))
-
-    return types.float32(types.int32), made
 
 
 @inlined
@@ -54,7 +42,7 @@ def _exp(x: np.float32) -> np.float32:
     p = p * f + np.float32(4.1665795894e-2)
     p = p * f + np.float32(1.6666665459e-1)
     p = p * f + np.float32(5.0000001201e-1)
-    return np.float32((p * f * f + f + np.float32(1)) * _of_bits(np.int32(at << 23)))
+    return np.float32((p * f * f + f + np.float32(1)) * np.int32(at << 23).view(np.float32))
 
 
 # -- layers --------------------------------------------------------------------------------------------------------

@@ -9,16 +9,17 @@ from types import SimpleNamespace
 import numpy as np
 import orjson
 import pytest
+from faust.types import TP
 from tests.stream.process.singles import singles
 
 from driftline.configs.settings import Settings
 from driftline.graph.memory import GraphMemory
 from driftline.graph.rows import Event
 from driftline.serving.owner import partition_of
-from driftline.stream.app import WorkerApp
+from driftline.stream.epochs import Epochs
 from driftline.stream.events.records import Outgoing, Record
 from driftline.stream.events.schema import encode_event, parse_event
-from driftline.stream.ops.metrics import WorkerMetrics
+from driftline.stream.kafka.consumer import Block, Fetched
 from driftline.stream.process.items import ItemProcessor
 from driftline.stream.process.processor import Processor
 from driftline.stream.state.store import MemoryStore, StateStore
@@ -192,21 +193,15 @@ def test_a_foreign_record_among_the_item_events_becomes_a_dead_letter_and_the_ne
 
 
 def test_item_events_whose_offsets_were_seen_are_dropped_and_counted_by_the_worker() -> None:
-    owner, metrics = ItemProcessor(SETTINGS, MemoryStore(), 0), WorkerMetrics()
+    owner = ItemProcessor(SETTINGS, MemoryStore(), 0)
     headers = (("user_memory", MEMORY), ("source", b"0:5"))
     record = {"value": GOOD, "key": b"i", "timestamp": -1, "timestamp_type": 0, "headers": headers}
     received = [SimpleNamespace(offset=n, **record) for n in range(3)]
 
-    async def nothing(*_: object) -> bool:
-        return False
-
-    worker = SimpleNamespace(
-        open=SimpleNamespace(items={0: owner}),
-        versions=SimpleNamespace(due=lambda _: False),
-        metrics=metrics,
-        send_all=nothing,
-        _read_again=nothing,
-    )
-    asyncio.run(WorkerApp.apply_by_item(worker, SimpleNamespace(partition=0, records=received)))
+    worker = Epochs(SETTINGS, "127.0.0.1:9", 1)
+    worker.consumer = SimpleNamespace(is_stale=lambda _: False)
+    worker.open.items[0] = owner
+    place = TP("interactions.by-item", 0)
+    asyncio.run(worker.apply_by_item(Block(place, Fetched(received, 0, 0), 3, 1)))
     assert [row.count for row in owner.items.rows] == [1]
-    assert metrics.totals["duplicates"] == 2
+    assert worker.metrics.totals["duplicates"] == 2

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from driftline.configs.settings import Graph
-from driftline.graph.memory import CODE_DIM, EDGE_DIM, TimeEncoder
+from driftline.graph.memory import CODE_DIM, EDGE_DIM
+from driftline.graph.memory_net import TimeEncoder
 
 MASKED = -1e9
 

@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 
 from driftline.graph.embed import GraphReader
-from driftline.graph.memory import Side
+from driftline.graph.memory_net import SideNet
 
 # N items, M memory_dim, R = dim_in + 1 of a raw message, T time_dim, G message_dim, D embed_dim, X text_dim
 
 
 def item_vectors(
-    side: Side,
+    side: SideNet,
     reader: GraphReader,
     raw_NR: Tensor,
     before_NM: Tensor,

@@ -32,6 +32,7 @@ from driftline.graph.embed import GraphReader
 from driftline.graph.item_pass import item_vectors
 from driftline.graph.links import Links
 from driftline.graph.memory import CODE_DIM, EDGE_DIM, MS_PER_DAY, GraphMemory, edge_features, elapsed_days, item_code
+from driftline.graph.memory_net import MemoryNet
 from driftline.graph.query import QueryReader
 from driftline.graph.rows import fields_of, key64
 from driftline.graph.texts import TextTable
@@ -69,7 +70,7 @@ class _Sample:
 
 
 class GraphLearner:
-    """Trains a `GraphMemory` and its `GraphReader` on the stream; scores with them.
+    """Trains a `MemoryNet` and its `GraphReader` on the stream; scores with them.
 
     Arrays are over the engine's item table. A group is applied within `around`. Text vectors are read from a table that
     others share and its owner keeps, if one is given.
@@ -78,7 +79,7 @@ class GraphLearner:
     def __init__(self, settings: Graph, text_dim: int, texts: TextTable | None = None) -> None:
         self.settings, self.text_dim = settings, text_dim
         self.texts, self._shared = (TextTable(text_dim), False) if texts is None else (texts, True)
-        self.memory = GraphMemory(settings)
+        self.memory = MemoryNet(GraphMemory(settings))
         self.reader = GraphReader(settings, text_dim)
         self.trained = settings.weights == "trained"
         parameters = [*self.memory.parameters(), *self.reader.parameters()]
@@ -437,9 +438,7 @@ class GraphLearner:
 
     def version(self) -> GraphMemory:
         """A copy of the memory functions as they are now, for a worker to adopt."""
-        copy = GraphMemory(self.settings)
-        copy.load_state_dict(self.memory.state_dict())
-        return copy
+        return self.memory.memory()
 
     def arrays(self) -> dict[str, NDArray[np.generic]]:
         """Reader weights and item columns, for a serving snapshot: `from_arrays` reads them. Views."""

@@ -25,7 +25,6 @@ from contextlib import suppress
 from threading import Event
 from typing import Any
 
-import torch
 from aiokafka import AIOKafkaProducer
 from faust.types import TP
 
@@ -191,7 +190,6 @@ def run_backfill(settings: Settings, bootstrap: str) -> dict[str, Any]:
         LockedError: workers have the partitions.
         DriftlineError: what else a user can mend.
     """
-    torch.set_num_threads(1)
     collect_rarely()
     create_topics(settings.broker, bootstrap)
     group = group_of(settings)

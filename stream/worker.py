@@ -13,7 +13,6 @@ import threading
 from pathlib import Path
 
 import faust
-import torch
 
 from driftline.configs.load import load_settings
 from driftline.configs.logs import log_to_stderr, logging_config
@@ -59,7 +58,6 @@ def run_worker(settings: Settings, bootstrap: str) -> None:
         DriftlineError: what a user can mend, before the application starts.
     """
     log_to_stderr()
-    torch.set_num_threads(1)
     collect_rarely()
     read_as_parsed()
     create_topics(settings.broker, bootstrap)

@@ -17,12 +17,13 @@ from driftline.configs.settings import Graph
 from driftline.graph.arrays import Float32
 from driftline.graph.ctdg import TemporalGraph
 from driftline.graph.memory import EDGE_DIM, MS_PER_DAY, GraphMemory
+from driftline.graph.memory_net import MemoryNet
 
 
 class _Messages(nn.Module):
     """The message function of one side behind PyG's interface; column 0 of the raw message is the item."""
 
-    def __init__(self, model: GraphMemory, codes: Tensor, to_users: bool) -> None:
+    def __init__(self, model: MemoryNet, codes: Tensor, to_users: bool) -> None:
         super().__init__()
         self.side, self.codes, self.to_users = model.user if to_users else model.item, codes, to_users
         self.out_channels = model.settings.message_dim
@@ -54,8 +55,10 @@ class _Days(nn.Module):
 
 def as_pyg_has_it(graph: TemporalGraph) -> None:
     """Gives both sides one updater and one clock, and lets every clock start at zero."""
-    graph.model.item.memory_updater.load_state_dict(graph.model.user.memory_updater.state_dict())
-    graph.model.item.time.load_state_dict(graph.model.user.time.state_dict())
+    arrays = graph.model.arrays
+    shared = [name for name in arrays if name.startswith(("item.memory_updater.", "item.time."))]
+    users = {name: arrays[name.replace("item.", "user.", 1)] for name in shared}
+    graph.model = GraphMemory(graph.model.settings, arrays | users)
     graph.users["last_update_ms"][:] = 0
     graph.items["last_update_ms"][:] = 0
 
@@ -72,14 +75,15 @@ class Peer:
     def __init__(self, settings: Graph, graph: TemporalGraph, mean: bool = False) -> None:
         self.users, items = graph.users.size, graph.items.size
         codes = torch.from_numpy(graph.items["code"][:items].copy())
-        to_users, to_items = _Messages(graph.model, codes, True), _Messages(graph.model, codes, False)
+        model = MemoryNet(graph.model)
+        to_users, to_items = _Messages(model, codes, True), _Messages(model, codes, False)
         aggregator = MeanAggregator() if mean else LastAggregator()
         memory: Any = TGNMemory(
             self.users + items, 1 + EDGE_DIM, settings.memory_dim, settings.time_dim, to_users, aggregator
         )
         memory.msg_s_module, memory.msg_d_module = to_users, to_items
-        memory.time_enc = _Days(graph.model.user.time, settings.time_dim)
-        memory.gru.load_state_dict(graph.model.user.memory_updater.state_dict())
+        memory.time_enc = _Days(model.user.time, settings.time_dim)
+        memory.gru.load_state_dict(model.user.memory_updater.state_dict())
         memory.eval()
         memory.reset_state()  # switching to eval runs the updater on every node once
         self._memory = memory

@@ -272,8 +272,8 @@ class StreamLearner:
         self.apply_late()
         return {
             **({"rows": dict(self.processor.store.scan(b""))} if rows else {}),
-            "model": self.processor.graph.model.state_dict(),
-            "older": {v.sha256: v.model.state_dict() for v in self.processor.versions.older if v.sha256},
+            "model": self.processor.graph.model.arrays,
+            "older": {v.sha256: v.model.arrays for v in self.processor.versions.older if v.sha256},
             "ids": list(self.table.ids),
             "engine": {name: _copied(array) for name, array in self.engine.arrays().items()},
             "parts": {name: part.state_dict() for name, part in self.parts.items()},
@@ -289,13 +289,10 @@ class StreamLearner:
         """
         store = MemoryStore() if store is None else store
         fill(store, state.get("rows", {}).items())
-        model = GraphMemory(self.settings.graph)
-        model.load_state_dict(state["model"])
+        model = GraphMemory(self.settings.graph, state["model"])
 
         def older(sha256: str) -> tuple[GraphMemory, dict[str, Float32]]:
-            version = GraphMemory(self.settings.graph)
-            version.load_state_dict(state["older"][sha256])
-            return version, {}
+            return GraphMemory(self.settings.graph, state["older"][sha256]), {}
 
         self.processor = Processor(self.settings, store, model=model, version_of=older if "older" in state else None)
         for item_id in state["ids"]:

@@ -20,9 +20,9 @@ from typing import Any
 
 import numpy as np
 import orjson
-import torch
 from aiokafka import AIOKafkaConsumer, TopicPartition
-from safetensors.torch import load, save
+from numpy.typing import NDArray
+from safetensors.numpy import load, save
 
 from driftline.configs.errors import StateError
 from driftline.configs.faults import point
@@ -64,11 +64,11 @@ class GraphVersion:
 
 def encode_version(model: GraphMemory, item_vectors: dict[str, Float32]) -> list[Outgoing]:
     """The records that carry a version."""
-    tensors = {f"model.{name}": value.detach().clone() for name, value in model.state_dict().items()}
+    arrays: dict[str, NDArray[Any]] = {f"model.{name}": value for name, value in model.arrays.items()}
     if item_vectors:
-        tensors["items.memory"] = torch.from_numpy(np.stack(list(item_vectors.values())))
-        tensors["items.ids"] = torch.frombuffer(bytearray(orjson.dumps(list(item_vectors))), dtype=torch.uint8)
-    return cut(model.version(), save(tensors))
+        arrays["items.memory"] = np.stack(list(item_vectors.values()))
+        arrays["items.ids"] = np.frombuffer(orjson.dumps(list(item_vectors)), np.uint8)
+    return cut(model.version(), save(arrays))
 
 
 def decode_version(settings: Settings, blob: bytes) -> GraphVersion:
@@ -77,14 +77,11 @@ def decode_version(settings: Settings, blob: bytes) -> GraphVersion:
     Raises:
         StateError: the bytes are damaged or belong to a graph of another shape.
     """
-    model = GraphMemory(settings.graph)
     try:
-        tensors = load(blob)
-        weights = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
-        model.load_state_dict(weights)
-        if not all(torch.isfinite(weight).all() for weight in model.state_dict().values()):
-            raise ValueError("its weights are not all finite numbers")
-        vectors = _vectors(tensors, settings.graph.memory_dim)
+        arrays = load(blob)
+        weights = {name.removeprefix("model."): a for name, a in arrays.items() if name.startswith("model.")}
+        model = GraphMemory(settings.graph, weights)
+        vectors = _vectors(arrays, settings.graph.memory_dim)
     except Exception as error:  # noqa: BLE001 - bytes that anybody may have sent
         raise StateError(
             f"a graph version does not fit: {str(error)[:300]}. Trainer and workers need the same graph.* settings."
@@ -92,11 +89,11 @@ def decode_version(settings: Settings, blob: bytes) -> GraphVersion:
     return GraphVersion(model.version(), blob, model, vectors)
 
 
-def _vectors(tensors: dict[str, torch.Tensor], memory_dim: int) -> dict[str, Float32]:
+def _vectors(arrays: dict[str, NDArray[Any]], memory_dim: int) -> dict[str, Float32]:
     """The item epoch of a version, empty if it has none. Raises one error or another if it does not fit."""
-    if "items.ids" not in tensors:
+    if "items.ids" not in arrays:
         return {}
-    ids, memory = orjson.loads(tensors["items.ids"].numpy().tobytes()), tensors["items.memory"].numpy()
+    ids, memory = orjson.loads(arrays["items.ids"].tobytes()), np.array(arrays["items.memory"])
     if not isinstance(ids, list) or len(set(ids)) != len(ids):
         raise ValueError(f"item ids are {ids!r:.80}, expected a list of different ones")
     for item_id in ids:

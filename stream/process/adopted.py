@@ -51,7 +51,7 @@ class AdoptedVersion:
     @property
     def held_bytes(self) -> int:
         """What it takes in memory."""
-        weights = 0 if self.weights is None else sum(w.nbytes for w in self.weights.state_dict().values())
+        weights = 0 if self.weights is None else sum(w.nbytes for w in self.weights.arrays.values())
         return weights + (0 if self.item_memory is None else self.item_memory.nbytes)
 
 

@@ -14,13 +14,8 @@ import numpy as np
 import torch
 
 from driftline.graph.ctdg import TemporalGraph
-from driftline.graph.memory import Side, elapsed_days
-
-
-def computed(side: Side, name: str, rows):
-    """`messages` or `update` of [n, d] rows."""
-    with torch.inference_mode():
-        return getattr(side, name)(torch.from_numpy(rows)).numpy()
+from driftline.graph.memory import elapsed_days
+from driftline.graph.memory_net import MemoryNet
 
 
 @dataclass(slots=True)
@@ -37,6 +32,8 @@ class _Runs:
 
 class TBatches(TemporalGraph):
     """A graph that applies events in t-batches."""
+
+    _net = None
 
     def apply(self, users, items, t_ms, groups, edges, update_items=True):
         pre = np.empty((len(users), self.users["pre"].shape[1]), np.float32)
@@ -67,6 +64,13 @@ class TBatches(TemporalGraph):
             rows = waiting[first]
             self._update_items(user_memory[rows], i[rows], t[rows], edges[rows])
             waiting = np.delete(waiting, first)
+
+    def _computed(self, side, name, rows):
+        """`messages` or `update` of [n, d] rows."""
+        if self._net is None or self._net[0] is not self.model:
+            self._net = self.model, MemoryNet(self.model)
+        with torch.inference_mode():
+            return getattr(getattr(self._net[1], side), name)(torch.from_numpy(rows)).numpy()
 
     def _plan(
         self,
@@ -115,13 +119,13 @@ class TBatches(TemporalGraph):
         """Messages [b, G] of one t-batch to the users."""
         memory, code = self.items["memory"][i], self.items["code"][i]
         days = elapsed_days(t, self.users["pre_update_ms"][u])
-        return computed(self.model.user, "messages", np.concatenate((pre, memory, code, edges, days), 1))
+        return self._computed("user", "messages", np.concatenate((pre, memory, code, edges, days), 1))
 
     def _update_items(self, pre, i, t, edges):
         """One t-batch: no item twice."""
         memory, last = self.items["memory"][i], self.items["last_update_ms"][i]
-        messages = computed(self.model.item, "messages", np.concatenate((memory, pre, edges, elapsed_days(t, last)), 1))
-        self.items["memory"][i] = computed(self.model.item, "update", np.concatenate((messages, memory), 1))
+        messages = self._computed("item", "messages", np.concatenate((memory, pre, edges, elapsed_days(t, last)), 1))
+        self.items["memory"][i] = self._computed("item", "update", np.concatenate((messages, memory), 1))
         self.items["last_update_ms"][i] = np.maximum(t, last)
 
     def _close_runs(self, runs, which, u, messages, rows):
@@ -133,5 +137,5 @@ class TBatches(TemporalGraph):
         np.add.at(columns["message_count"], u[rows], 1)
         index = [runs.user[run] for run in which.tolist()]
         mean = columns["message_sum"][index] / columns["message_count"][index][:, None].astype(np.float32)
-        columns["memory"][index] = computed(self.model.user, "update", np.concatenate((mean, columns["pre"][index]), 1))
+        columns["memory"][index] = self._computed("user", "update", np.concatenate((mean, columns["pre"][index]), 1))
         columns["last_update_ms"][index] = [runs.t_ms[run] for run in which.tolist()]

@@ -8,6 +8,7 @@ from driftline.graph.embed import GraphReader
 from driftline.graph.item_pass import item_vectors
 from driftline.graph.learn import as_stored
 from driftline.graph.memory import CODE_DIM, GraphMemory
+from driftline.graph.memory_net import MemoryNet
 
 
 def plain(side, reader, raw, before, then, code, text):
@@ -20,7 +21,7 @@ def plain(side, reader, raw, before, then, code, text):
 @pytest.mark.parametrize("text_dim", [0, 24])
 def test_vectors_and_gradients_of_items_by_hand_are_those_of_autograd(text_dim):
     settings = Graph(memory_dim=12, time_dim=6, message_dim=10, embed_dim=14)
-    side, reader = GraphMemory(settings).item, GraphReader(settings, text_dim)
+    side, reader = MemoryNet(GraphMemory(settings)).item, GraphReader(settings, text_dim)
     g = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for weight in (*side.parameters(), *reader.parameters()):

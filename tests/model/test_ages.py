@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from tests.model.test_engine import DIM, NOW, SETTINGS, TABLE, make, same, stream, view
 
 from driftline.configs.settings import Graph, Settings, Signals
-from driftline.graph.memory import TimeEncoder
+from driftline.graph.memory_net import TimeEncoder
 from driftline.model.engine import Engine
 
 MINUTE, DAY = 60_000, 86_400_000

@@ -7,7 +7,6 @@ import weakref
 
 import numpy as np
 import pytest
-import torch
 
 from driftline.configs.errors import SnapshotError
 from driftline.configs.settings import Graph, Model, Profiles, Ranker, Settings, Trainer
@@ -111,9 +110,8 @@ def test_a_learner_ends_in_the_state_of_a_plain_processor_that_adopts_the_same_v
 def test_a_learner_keeps_no_version_that_no_late_event_may_need(settings) -> None:
     learner, kept = StreamLearner(settings), []
     for n in range(30):
-        version = GraphMemory(settings.graph)
-        with torch.no_grad():
-            next(version.parameters()).add_(n)
+        first = GraphMemory(settings.graph).arrays
+        version = GraphMemory(settings.graph, {name: weight + n for name, weight in first.items()})
         kept.append(weakref.ref(version))
         learner.adopt(version)
         del version

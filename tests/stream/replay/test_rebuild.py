@@ -167,7 +167,7 @@ class System:
 
 def vectors_of(model: GraphMemory) -> dict[str, Any]:
     """Item vectors that differ from version to version."""
-    weights = max(model.state_dict().values(), key=lambda weight: weight.numel()).flatten().numpy()
+    weights = max(model.arrays.values(), key=lambda weight: weight.size).ravel()
     width = Settings().graph.memory_dim
     return {f"i{n}": weights[n : n + width].copy() for n in range(30)}
 

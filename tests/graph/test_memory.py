@@ -1,0 +1,78 @@
+"""Weights of the graph as arrays: what torch would draw, and what is refused."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from driftline.configs.settings import Graph
+from driftline.graph.memory import CODE_DIM, GraphMemory, frequencies
+from driftline.graph.memory_net import MemoryNet, SideNet
+
+SHAPES = (
+    {},
+    {"seed": 7},
+    {"memory_dim": 48, "message_dim": 20, "time_dim": 5, "seed": 2**32 - 1},
+    {"time_dim": 2, "shortest_period_h": 1 / 60, "longest_period_days": 3000.0},
+)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_first_weights_are_those_that_torch_draws_for_these_layers(shape: dict[str, float]) -> None:
+    settings = Graph(**shape)
+    drawn = torch.nn.Module()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        drawn.user = SideNet(settings, settings.memory_dim + CODE_DIM)
+        drawn.item = SideNet(settings, settings.memory_dim)
+    ours = GraphMemory(settings).arrays
+    assert list(ours) == list(drawn.state_dict())
+    for name, expected in drawn.state_dict().items():
+        # those that multiply and add in one step, or not, differ by the last bit
+        np.testing.assert_allclose(ours[name], expected.numpy(), rtol=3e-7, atol=3e-8, err_msg=name)
+    ends = math.log10(settings.shortest_period_h / 24), math.log10(settings.longest_period_days)
+    expected = 2 * math.pi / torch.logspace(*ends, settings.time_dim)
+    np.testing.assert_allclose(frequencies(settings), expected.numpy(), rtol=3e-7)
+
+
+def test_the_first_version_is_the_same_on_every_machine() -> None:
+    assert GraphMemory(Graph()).version()[:16] == "4faa20cdf6a203c4"
+
+
+def test_what_is_trained_begins_as_a_version_and_becomes_one_of_its_own() -> None:
+    start = GraphMemory(Graph())
+    net = MemoryNet(start)
+    assert net.memory().version() == start.version()
+    with torch.no_grad():
+        net.item.time.b.add_(1)
+    moved = net.memory()
+    with torch.no_grad():
+        net.item.time.b.add_(1)
+    assert start.version() == GraphMemory(Graph()).version()
+    assert moved.version() not in (start.version(), net.memory().version())
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"user.time.b": np.zeros(3, np.float32)}, r"user.time.b is float32 of the shape \(3,\), expected .* \(16,\)"),
+        ({"user.time.b": np.zeros(16)}, "user.time.b is float64"),
+        ({"user.time.b": np.full(16, np.inf, np.float32)}, "user.time.b is not all finite numbers"),
+        ({"surprise": np.zeros(3, np.float32)}, "got weights named .*, expected user.time.w"),
+    ],
+)
+def test_weights_of_another_graph_are_refused(changed: dict[str, np.ndarray], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        GraphMemory(Graph(), GraphMemory(Graph()).arrays | changed)
+
+
+@pytest.mark.parametrize("module", ["stream.worker", "stream.backfill", "stream.app"])
+def test_a_worker_starts_without_torch(module: str) -> None:
+    asked = f"import sys, driftline.{module}; print([name for name in ('torch', 'pandas') if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

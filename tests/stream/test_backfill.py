@@ -17,6 +17,7 @@ import pytest
 from kafka import KafkaProducer
 from tests.stream.conftest import ENVIRONMENT, REPOSITORY, World
 from tests.stream.test_app import POISON, adoptions, by_item, shop_records, with_poison
+from typer.testing import CliRunner
 
 from driftline.configs.faults import ARMED
 from driftline.graph.chunks import whole_users
@@ -25,9 +26,11 @@ from driftline.graph.rows import Event
 from driftline.serving.forget import encode_forget
 from driftline.serving.owner import partition_of
 from driftline.stream.chaos.oracle import item_counts
+from driftline.stream.cli import app
 from driftline.stream.events.dlq import read_dlq
 from driftline.stream.events.records import record_of
 from driftline.stream.events.schema import encode_event
+from driftline.stream.kafka import direct
 from driftline.stream.kafka.broker import admin
 from driftline.stream.kafka.consumer import Fetched
 from driftline.stream.kafka.direct import Buffer
@@ -75,9 +78,14 @@ def backfill(world: World, point: str = "") -> tuple[int, str, str]:
 
 
 def done(world: World) -> dict[str, Any]:
-    code, out, err = backfill(world)
-    assert code == 0, err
-    told: dict[str, Any] = json.loads(out)
+    """One that nobody disturbs, in the test's own process, whose start it spares."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DRIFTLINE__METRICS__WORKER_PORT", "0")
+        patch.setattr(direct, "BLOCK_RECORDS", 400)
+        patch.setattr(direct, "LEAST_RECORDS", 100)
+        ran = CliRunner().invoke(app, ["backfill", "--json", "--config", str(world.config)])
+    assert ran.exit_code == 0, ran.output
+    told: dict[str, Any] = json.loads(ran.stdout)
     assert told["complete"]
     return told
 
@@ -154,7 +162,7 @@ POINTS = ("opening:1", "recovery:1", "before-batch:3", "after-batch:3", "before-
 def test_a_backfill_killed_at_any_step_loses_and_doubles_nothing(kafka_world: Any, partitions: int) -> None:
     kafka_world.partitions = partitions
     log = troubled(3500)
-    points = POINTS if partitions == 1 else (*POINTS, "by-item-batch:1", "by-item-batch:2")
+    points = POINTS[3:] if partitions == 1 else (*POINTS, "by-item-batch:1", "by-item-batch:2")
     for n, point in enumerate(points):
         part = len(log) // len(points) + 1
         produce(kafka_world, log[n * part : (n + 1) * part])

@@ -47,7 +47,7 @@ def wait_for(condition: Callable[[], Any], timeout_s: float = 60.0, what: str = 
     while time.monotonic() < deadline:
         if result := condition():
             return result
-        time.sleep(0.01)
+        time.sleep(0.03)
     raise AssertionError(f"not within {timeout_s} s: {what or condition}")
 
 

@@ -57,7 +57,7 @@ def test_the_test_of_the_page_passes(installed):
 def test_the_part_is_an_arm_of_a_replay_and_its_placebo_too(installed, tmp_path):
     driftline = str(Path(sys.executable).with_name("driftline"))
     arms = "incremental,incremental+hours,incremental:hours=on,incremental:hours=placebo,ranker+hours"
-    words = ["--events", BUNDLED / "events.parquet", "--items", BUNDLED / "items.parquet", "--limit", "1500"]
+    words = ["--events", BUNDLED / "events.parquet", "--items", BUNDLED / "items.parquet", "--limit", "900"]
     more = ["--arms", arms, "--no-audit", "--split", "0.6", "--out", tmp_path / "out", "--json"]
     done = run(installed, driftline, "replay", *map(str, words + more))
     assert done.returncode == 0, done.stderr

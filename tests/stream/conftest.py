@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 import yaml
 from kafka import KafkaProducer
+from tests.stream.forked import Forked
 
 from driftline.configs.addresses import free_port
 from driftline.configs.security import client_options
@@ -95,14 +96,17 @@ class World:
 
     @contextmanager
     def worker(self, program: str = "") -> Iterator[Worker]:
-        """A worker's process; `program` is what it runs in place of the module, with the configuration as argument."""
+        """A worker's process; `program` is what one runs in place of the module, with the configuration as argument."""
         port = free_port()
         environment = ENVIRONMENT | {"DRIFTLINE__METRICS__WORKER_PORT": str(port)}
-        what = ["-c", program] if program else ["-m", "driftline.stream.worker"]
-        command = [sys.executable, *what, str(self.config)]
         log = self.root / f"worker-{port}.log"
-        with log.open("w") as file:
-            process = subprocess.Popen(command, env=environment, cwd=REPOSITORY, stdout=file, stderr=file)
+        process: Forked | subprocess.Popen[bytes]
+        if program:
+            command = [sys.executable, "-c", program, str(self.config)]
+            with log.open("w") as file:
+                process = subprocess.Popen(command, env=environment, cwd=REPOSITORY, stdout=file, stderr=file)
+        else:
+            process = Forked(self.config, environment, log)
         try:
             yield Worker(process, port, log)
         finally:
@@ -141,7 +145,7 @@ class World:
 
 @dataclass
 class Worker:
-    process: subprocess.Popen[bytes]
+    process: Forked | subprocess.Popen[bytes]
     port: int
     log: Path
 

@@ -75,7 +75,7 @@ SMALL = Settings(
 def events(tmp_path_factory):
     """Two halves of the catalogue, one taken on phones and one at desks, by users who go from one to the other."""
     rng = np.random.default_rng(0)
-    n = 1500
+    n = 900
     device = rng.integers(0, 2, n)
     table = {
         "user_id": [f"u{user}" for user in rng.integers(0, 60, n)],
@@ -93,7 +93,7 @@ def test_a_ranker_that_reads_the_context_is_better_where_it_matters_and_passes_t
         out = tmp_path / f"{len(settings.signals.context)}"
         return replay(Options(events, out, arms=("ranker",), split=0.6, audit_rows=audit_rows), settings)
 
-    known, blind = run(SMALL, 400), run(SMALL.model_copy(update={"signals": Signals()}))
+    known, blind = run(SMALL, 100), run(SMALL.model_copy(update={"signals": Signals()}))
     assert (known["leak_audit"]["permutation"], known["leak_audit"]["future_deletion"]) == ("pass", "pass")
     with_it, without = (one["arms"]["ranker"]["overall"]["ndcg@10"] for one in (known, blind))
     assert with_it > 1.2 * without

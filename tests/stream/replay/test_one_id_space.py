@@ -90,7 +90,7 @@ def test_a_ranker_that_knows_who_wrote_finds_answers_and_passes_the_audit(events
         given = Options(events, tmp_path / settings.name, arms=("ranker",), split=0.6, audit_rows=audit_rows)
         return replay(given, settings)
 
-    shared = run_with(SMALL.model_copy(update={"name": "shared"}), 400)
+    shared = run_with(SMALL.model_copy(update={"name": "shared"}), 100)
     apart = run_with(ALONE.model_copy(update={"name": "apart"}))
     assert (shared["leak_audit"]["permutation"], shared["leak_audit"]["future_deletion"]) == ("pass", "pass")
     found = [one["arms"]["ranker"]["overall"]["mrr"] for one in (shared, apart)]

@@ -251,7 +251,7 @@ def test_a_replay_of_sessions_tells_hits_by_event_and_by_hour(files, tmp_path):
     settings = Settings(graph=Graph(weights="off"), model=Model(backbone="off"))
     given = Options(
         files / "events.parquet", tmp_path, arms=("popularity", "transitions", "ranker"), split=0.6, session="last",
-        audit_rows=600,
+        audit_rows=150,
     )  # fmt: skip
     metrics = replay(given, settings)
     assert (metrics["leak_audit"]["permutation"], metrics["leak_audit"]["future_deletion"]) == ("pass", "pass")

@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 import yaml
 from kafka import KafkaProducer
+from tests.stream import forked
 from tests.stream.forked import Forked
 
 from driftline.configs.addresses import free_port
@@ -106,7 +107,7 @@ class World:
             with log.open("w") as file:
                 process = subprocess.Popen(command, env=environment, cwd=REPOSITORY, stdout=file, stderr=file)
         else:
-            process = Forked(self.config, environment, log)
+            process = Forked(forked.worker, self.config, environment, log, log)
         try:
             yield Worker(process, port, log)
         finally:

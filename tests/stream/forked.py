@@ -6,23 +6,37 @@ the command test that, too: chaos, `driftline up` and the pages of the docs.
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
+
+from driftline.configs import faults
 
 _FORKS = get_context("forkserver")
 _FORKS.set_forkserver_preload(["driftline.stream.worker"])
 
 
 class Forked:
-    """A worker's process, with what `subprocess.Popen` has of it."""
+    """A process, with what `subprocess.Popen` has of it.
 
-    def __init__(self, config: Path, environment: Mapping[str, str], log: Path) -> None:
-        self._process = _FORKS.Process(target=_work, args=(config, dict(environment), log), daemon=True)
+    Args:
+        run: what it does, a function of this file, which imports nothing that takes long.
+        config: what it is given.
+        out: takes what it writes to stdout; err: to stderr.
+    """
+
+    def __init__(
+        self, run: Callable[[Path], None], config: Path, environment: Mapping[str, str], out: Path, err: Path
+    ) -> None:
+        args = (run, config, dict(environment), out, err)
+        self._process = _FORKS.Process(target=_begin, args=args, daemon=True)
         self._process.start()
         self.pid = self._process.pid or 0
 
@@ -47,13 +61,43 @@ class Forked:
         self.send_signal(signal.SIGKILL)
 
 
-def _work(config: Path, environment: dict[str, str], log: Path) -> None:
+def _begin(run: Callable[[Path], None], config: Path, environment: dict[str, str], out: Path, err: Path) -> None:
     os.environ.clear()
     os.environ.update(environment)
-    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    for stream in (1, 2):
-        os.dup2(file, stream)
+    importlib.reload(faults)  # it has read the environment
+    for stream, path in ((1, out), (2, err)):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND), stream)
     sys.stdout, sys.stderr = (open(number, "w", buffering=1, closefd=False) for number in (1, 2))  # noqa: SIM115
+    run(config)
+
+
+def worker(config: Path) -> None:
+    """As `python -m driftline.stream.worker CONFIG`."""
     from driftline.stream.worker import main
 
     main(config)
+
+
+def backfill(config: Path) -> None:
+    """As `driftline backfill --json`, with small blocks, so that a test's log is many epochs."""
+    from driftline.stream.cli.command import main
+    from driftline.stream.kafka import direct
+
+    direct.BLOCK_RECORDS, direct.LEAST_RECORDS = 400, 100
+    sys.argv = ["driftline", "backfill", "--json", "--config", str(config)]
+    main()
+
+
+def slow_backfill(config: Path) -> None:
+    """As `backfill`; it says of each epoch that it is committed, and then waits."""
+    from driftline.stream.process.processor import Processor
+
+    commit = Processor.commit
+
+    def committed(*args: Any) -> None:
+        commit(*args)
+        print("committed", file=sys.stderr, flush=True)
+        time.sleep(0.5)
+
+    Processor.commit = committed  # type: ignore[method-assign]
+    backfill(config)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,7 +14,9 @@ import kafka
 import numpy as np
 import pytest
 from kafka import KafkaProducer
-from tests.stream.conftest import ENVIRONMENT, REPOSITORY, World
+from tests.stream import forked
+from tests.stream.conftest import ENVIRONMENT, World, wait_for
+from tests.stream.forked import Forked
 from tests.stream.test_app import POISON, adoptions, by_item, shop_records, with_poison
 from typer.testing import CliRunner
 
@@ -39,42 +40,29 @@ from driftline.stream.process.by_item import sources
 from driftline.stream.process.processor import Processor
 from driftline.stream.state.store import MemoryStore, RocksStore, partition_path
 
-SMALL = """
-import sys
-from driftline.stream.kafka import direct
-direct.BLOCK_RECORDS, direct.LEAST_RECORDS = 400, 100
-from driftline.stream.cli.command import main
-sys.argv = ["driftline", "backfill", "--json", "--config", sys.argv[1]]
-main()
-"""
-"""The command with small blocks, so that a test's log is many epochs."""
-SLOW = SMALL.replace(
-    "from driftline.stream.cli",
-    "import time\n"
-    "from driftline.stream.process.processor import Processor\n"
-    "commit = Processor.commit\n"
-    "Processor.commit = lambda *of: (commit(*of), print('committed', file=sys.stderr, flush=True), time.sleep(0.5))\n"
-    "from driftline.stream.cli",
-)
-
 
 @contextmanager
-def started(world: World, program: str = SMALL, point: str = "") -> Iterator[Any]:
-    command = [sys.executable, "-c", program, str(world.config)]
+def started(world: World, program: Callable[[Path], None] = forked.backfill, point: str = "") -> Iterator[Forked]:
+    """A backfill in a process of its own; `answer` has what it wrote."""
     environment = ENVIRONMENT | {ARMED: point, "DRIFTLINE__METRICS__WORKER_PORT": "0"}
-    with subprocess.Popen(
-        command, env=environment, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
+    out, err = world.root / "out", world.root / "err"
+    for path in (out, err):
+        path.unlink(missing_ok=True)
+    process = Forked(program, world.config, environment, out, err)
+    try:
+        yield process
+    finally:
+        process.kill()
+
+
+def answer(world: World, process: Forked, timeout_s: float = 120) -> tuple[int, str, str]:
+    code = process.wait(timeout_s)
+    return code, (world.root / "out").read_text(), (world.root / "err").read_text()
 
 
 def backfill(world: World, point: str = "") -> tuple[int, str, str]:
     with started(world, point=point) as process:
-        out, err = process.communicate(timeout=120)
-        return process.returncode, out, err
+        return answer(world, process)
 
 
 def done(world: World) -> dict[str, Any]:
@@ -201,20 +189,21 @@ def test_a_backfill_adopts_the_newest_version_before_the_first_event_also_when_i
     kept.close()
 
 
-def until_committed(process: Any) -> None:
-    while "committed" not in (line := process.stderr.readline()):
-        assert line, "it ended before it committed anything"
+def until_committed(world: World, process: Forked) -> None:
+    err = world.root / "err"
+    wait_for(lambda: (err.exists() and "committed" in err.read_text()) or process.poll() is not None)
+    assert process.poll() is None, "it ended before it committed anything"
 
 
 def test_a_signal_ends_a_backfill_in_order_and_nothing_comes_again(world: Any) -> None:
     log = with_poison(shop_records(2000), every=40)
     world.produce(log)
     for number in (signal.SIGTERM, signal.SIGINT):
-        with started(world, SLOW) as process:
-            until_committed(process)
+        with started(world, forked.slow_backfill) as process:
+            until_committed(world, process)
             process.send_signal(number)
-            out, err = process.communicate(timeout=60)
-        assert process.returncode == 130, err
+            code, out, err = answer(world, process)
+        assert code == 130, err
         told = json.loads(out)
         assert not told["complete"]
         assert 0 < told["records"] < 1000
@@ -237,10 +226,10 @@ def test_a_backfill_refuses_beside_a_worker_and_a_worker_waits_for_a_backfill(wo
     assert (code, out) == (75, "")
     assert "is locked by process" in err
     world.produce(shop_records(4100)[100:])
-    with started(world, SLOW) as process:
-        until_committed(process)
+    with started(world, forked.slow_backfill) as process:
+        until_committed(world, process)
         with world.worker() as worker:
-            out, err = process.communicate(timeout=60)
+            _, out, err = answer(world, process)
             assert json.loads(out)["records"] == 4000, err
             wait(lambda: worker.applied() == 4100, 60, "the worker opens the partition once it is free")
             worker.stop()

@@ -18,15 +18,20 @@ from driftline.stream.kafka.broker import check_reachable
 
 PAUSE_S = 0.02
 """Between two looks at a topic that has nothing new."""
+END_WAIT_MS = 20
+"""How long a fetch behind the end of one partition may hold up the next one, where nothing new is waited for."""
 
 
 @contextmanager
-def consumer(settings: Broker, bootstrap: str, isolation: str = READ_COMMITTED, skips: bool = True) -> Iterator[Any]:
+def consumer(
+    settings: Broker, bootstrap: str, isolation: str = READ_COMMITTED, skips: bool = True, wait_ms: int = 500
+) -> Iterator[Any]:
     """A consumer without a group: the caller assigns and seeks. End offsets go as far as `isolation` lets one read.
 
     Args:
         skips: goes on with the first record that there is where the broker has deleted the next one; else `poll` raises
             kafka-python's OffsetOutOfRangeError, which has the offset of each such place.
+        wait_ms: how long the broker holds a fetch that has nothing; it answers nothing else on that connection then.
 
     Raises:
         BrokerError: nothing answers.
@@ -38,6 +43,7 @@ def consumer(settings: Broker, bootstrap: str, isolation: str = READ_COMMITTED, 
         | {"isolation_level": isolation, "auto_offset_reset": "earliest" if skips else "none"},
         bootstrap_timeout_ms=bootstrap_ms(settings),
         max_poll_records=2000,
+        fetch_max_wait_ms=wait_ms,
     )
     try:
         yield reader
@@ -80,9 +86,11 @@ def read_all(settings: Broker, bootstrap: str, name: str, first: int = 0) -> Ite
     Raises:
         BrokerError: the topic can't be read.
     """
-    with consumer(settings, bootstrap) as reader:
-        for place in places(reader, settings, [name]):
-            yield from _read_partition(reader, place, first)
+    with consumer(settings, bootstrap, wait_ms=END_WAIT_MS) as reader:
+        found = places(reader, settings, [name])
+        starts, ends = reader.beginning_offsets(found), reader.end_offsets(found)
+        for place in found:
+            yield from _read_partition(reader, place, max(first, starts[place]), ends[place])
 
 
 def first_offsets(settings: Broker, bootstrap: str, name: str) -> dict[int, int]:
@@ -96,12 +104,10 @@ def first_offsets(settings: Broker, bootstrap: str, name: str) -> dict[int, int]
         return {place.partition: int(offset) for place, offset in found.items()}
 
 
-def _read_partition(reader: Any, place: TopicPartition, first: int) -> Iterator[Any]:
-    reader.assign([place])
-    end = reader.end_offsets([place])[place]
-    start = max(first, reader.beginning_offsets([place])[place])
+def _read_partition(reader: Any, place: TopicPartition, start: int, end: int) -> Iterator[Any]:
     if start >= end:
         return
+    reader.assign([place])
     reader.seek(place, start)
     while reader.position(place) < end:
         for record in polled(reader, 500).get(place, []):

@@ -238,7 +238,7 @@ scan = RocksStore.scan
 def slow(self, prefix):
     items = sum(1 for _ in scan(self, prefix))
     for pair in scan(self, prefix):
-        end = time.monotonic() + (14 / items if prefix == b"n:" else 0)
+        end = time.monotonic() + (9 / items if prefix == b"n:" else 0)
         while time.monotonic() < end:
             pass
         yield pair
@@ -246,7 +246,7 @@ RocksStore.scan = slow
 from driftline.stream.worker import main
 main(sys.argv[1])
 """
-"""A worker that needs 14 s to read the names of its items, whichever partition it gets, and all of the interpreter."""
+"""A worker that needs 9 s to read the names of its items, whichever partition it gets, and all of the interpreter."""
 
 
 @pytest.mark.kafka

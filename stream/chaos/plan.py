@@ -57,7 +57,8 @@ class Outcome:
     """Ends of processes that nothing of the plan explains."""
     recovery_s: list[float] = field(default_factory=list)
     queries: int = 0
-    failed_queries: int = 0
+    failed_queries: dict[str, int] = field(default_factory=dict)
+    """How many ended in an error, by what it said."""
     seconds: float = 0.0
 
     def sentence(self) -> str:
@@ -71,10 +72,11 @@ class Outcome:
             )
         if self.unexplained or self.failed_queries:
             ends = f": {self.unexplained[0]}" if self.unexplained else ""
+            why = f" ({max(self.failed_queries, key=self.failed_queries.__getitem__)})" if self.failed_queries else ""
             return (
-                f"FAILED: {len(self.unexplained):,} ends of processes are of no kill{ends}; {self.failed_queries:,} of "
-                f"{self.queries:,} queries failed. Run it again with --seed {self.plan.seed} --keep and look at the "
-                "messages"
+                f"FAILED: {len(self.unexplained):,} ends of processes are of no kill{ends}; "
+                f"{sum(self.failed_queries.values()):,} of {self.queries:,} queries failed{why}. Run it again with "
+                f"--seed {self.plan.seed} --keep and look at the messages"
             )
         equal = "" if verdict.state_equal else "not "
         return (
@@ -116,7 +118,8 @@ class Outcome:
                 "max": round(max(times), 2) if times else None,
             },
             "queries": self.queries,
-            "failed_queries": self.failed_queries,
+            "failed_queries": sum(self.failed_queries.values()),
+            "failed_queries_said": self.failed_queries,
             "seconds": round(self.seconds, 1),
         }
 

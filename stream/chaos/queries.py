@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Sequence
 
 from driftline.client import ClientError
@@ -12,18 +13,20 @@ from driftline.serving.local import client_of
 
 EVERY_S = 0.1
 FIRST_ANSWER_S = 60.0
+MESSAGE_CHARACTERS = 200
 
 
 class Queries:
     """Asks for states and recommendations, one after another, from the first answer on.
 
     Attributes:
-        asked, failed: calls, and those that ended in an error.
+        asked: questions.
+        failed: those that ended in an error, by what it said.
     """
 
     def __init__(self, settings: Serving, users: Sequence[str]) -> None:
         self._settings, self._users = settings, users
-        self.asked = self.failed = 0
+        self.asked, self.failed = 0, Counter[str]()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
@@ -44,9 +47,9 @@ class Queries:
                 try:
                     client.user_state(user)
                     client.recommend(user)
-                except ClientError:
+                except ClientError as error:
                     if self.asked or time.monotonic() - begun > FIRST_ANSWER_S:  # it may still be starting
-                        self.failed += 1
+                        self.failed[f"{error.code}: {error}"[:MESSAGE_CHARACTERS].replace(user, "USER")] += 1
                         self.asked += 1
                     continue
                 self.asked += 1

@@ -126,7 +126,7 @@ class Chaos:
                 elif code != 0:
                     raise ChaosError(f"{worker.name} did not end in order: {worker.messages()}")
         if queries is not None:
-            self.outcome.queries, self.outcome.failed_queries = queries.asked, queries.failed
+            self.outcome.queries, self.outcome.failed_queries = queries.asked, dict(queries.failed)
         self.outcome.verdict = compare(self.settings, self.bootstrap, self.plan.partitions, self.stream)
         self.outcome.seconds = time.monotonic() - started
         return self.outcome

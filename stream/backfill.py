@@ -30,11 +30,10 @@ from faust.types import TP
 
 from driftline.configs.errors import INTERRUPTED_EXIT_CODE, LockedError
 from driftline.configs.faults import point
-from driftline.configs.garbage import collect_rarely
 from driftline.configs.security import client_options
 from driftline.configs.settings import Settings
 from driftline.serving.ports import open_metrics
-from driftline.stream.epochs import OBJECTS_OF_EPOCHS, Epochs, group_of
+from driftline.stream.epochs import Epochs, collect_rarely, group_of
 from driftline.stream.events.records import Outgoing
 from driftline.stream.events.topics import MAX_DEAD_LETTER_BYTES, create_topics, partitions_of
 from driftline.stream.kafka.direct import Reader
@@ -191,7 +190,7 @@ def run_backfill(settings: Settings, bootstrap: str) -> dict[str, Any]:
         LockedError: workers have the partitions.
         DriftlineError: what else a user can mend.
     """
-    collect_rarely(OBJECTS_OF_EPOCHS)
+    collect_rarely()
     create_topics(settings.broker, bootstrap)
     group = group_of(settings)
     remove_dead_members(settings.broker, bootstrap, group)

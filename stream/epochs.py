@@ -16,6 +16,7 @@ while the broker has what comes after the state.
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 from collections import defaultdict
 from collections.abc import Awaitable, Collection, Iterable, Mapping, Sequence
@@ -42,8 +43,14 @@ from driftline.stream.process.items import ItemProcessor
 from driftline.stream.process.processor import Processor
 
 LOG = logging.getLogger(__name__)
-OBJECTS_OF_EPOCHS = 200_000
-"""What an epoch or two make: so often a process looks for garbage that applies them."""
+
+
+def collect_rarely() -> None:
+    """Lets Python look for garbage in circles as often as an epoch or two are over: events and rows are in none.
+
+    By default it looks after 700 new objects, which was a quarter of a backfill.
+    """
+    gc.set_threshold(200_000, 20, 20)
 
 
 def group_of(settings: Settings) -> str:

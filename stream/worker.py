@@ -14,13 +14,12 @@ from pathlib import Path
 
 import faust
 
-from driftline.configs.garbage import collect_rarely
 from driftline.configs.load import load_settings
 from driftline.configs.logs import log_to_stderr, logging_config
 from driftline.configs.settings import Settings
 from driftline.serving.ports import open_metrics
 from driftline.stream.app import create_app
-from driftline.stream.epochs import OBJECTS_OF_EPOCHS, group_of
+from driftline.stream.epochs import collect_rarely, group_of
 from driftline.stream.events.topics import create_topics, partitions_of
 from driftline.stream.exits import end_process, report
 from driftline.stream.kafka.batches import read_as_parsed
@@ -59,7 +58,7 @@ def run_worker(settings: Settings, bootstrap: str) -> None:
         DriftlineError: what a user can mend, before the application starts.
     """
     log_to_stderr()
-    collect_rarely(OBJECTS_OF_EPOCHS)
+    collect_rarely()
     read_as_parsed()
     create_topics(settings.broker, bootstrap)
     if warning := note_root(settings, bootstrap):

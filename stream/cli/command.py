@@ -6,14 +6,11 @@ import os
 import signal
 import sys
 
-from driftline.configs.garbage import collect_rarely
-
 INTERRUPTED_EXIT_CODE = 130  # that of configs/errors.py, which is not loaded yet
 
 
 def main() -> None:
     """Entry point: see stream/cli."""
-    collect_rarely()
     handler = signal.getsignal(signal.SIGINT)
     if handler is signal.default_int_handler:  # an exception may get lost in what modules do while they load
         signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED_EXIT_CODE))

@@ -16,7 +16,6 @@ import sys
 import threading
 
 from driftline.configs.errors import UNEXPECTED_EXIT_CODE
-from driftline.configs.garbage import collect_rarely
 
 PIPE = "DRIFTLINE_SUPERVISOR_PIPE"
 PR_SET_PDEATHSIG = 1
@@ -39,6 +38,5 @@ def end_with_supervisor() -> None:
 
 if __name__ == "__main__":
     end_with_supervisor()
-    collect_rarely()
     del sys.argv[0]
     runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)

@@ -72,13 +72,15 @@ class GraphMemory:
         arrays: the weights of another version; None = the first one.
 
     Raises:
-        ValueError: they do not belong to a graph of these settings, or are not all finite numbers.
+        ValueError: they do not belong to a graph of these settings.
     """
 
     def __init__(self, settings: Graph, arrays: Mapping[str, Any] | None = None) -> None:
         first = _first_weights(settings)
         self.settings = settings
         self.arrays = first if arrays is None else _fitting(first, arrays)
+        for weight in self.arrays.values():
+            weight.setflags(write=False)
         self.user, self.item = (
             Side({name.removeprefix(side): w for name, w in self.arrays.items() if name.startswith(side)})
             for side in ("user.", "item.")
@@ -96,15 +98,13 @@ def _fitting(first: Mapping[str, Float32], arrays: Mapping[str, Any]) -> dict[st
     """A copy of the weights in the order of the first ones."""
     if first.keys() != arrays.keys():
         raise ValueError(f"got weights named {sorted(arrays)!r:.300}, expected {', '.join(first)}")
-    found = {name: np.array(arrays[name]) for name in first}
+    found = {name: np.array(arrays[name], order="C") for name in first}
     for name, expected in first.items():
         value = found[name]
         if value.shape != expected.shape or value.dtype != np.float32:
             raise ValueError(
                 f"weight {name} is {value.dtype} of the shape {value.shape}, expected float32 of {expected.shape}"
             )
-        if not np.isfinite(value).all():
-            raise ValueError(f"weight {name} is not all finite numbers")
     return found
 
 
@@ -122,7 +122,7 @@ def frequencies(settings: Graph) -> Float32:
 
 
 def _first_weights(settings: Graph) -> dict[str, Float32]:
-    """The seeded version 0: what torch.nn draws for these layers, to the bit."""
+    """The seeded version 0: what torch.nn draws for these layers, where it adds and multiplies at once to the bit."""
     draw = _Uniform(settings.seed)
     memory, message, time = settings.memory_dim, settings.message_dim, settings.time_dim
     weights: dict[str, Float32] = {}

@@ -60,7 +60,7 @@ class MemoryNet(nn.Module):
         with torch.random.fork_rng(devices=[]):  # what is drawn is not kept
             self.user = SideNet(start.settings, start.settings.memory_dim + CODE_DIM)
             self.item = SideNet(start.settings, start.settings.memory_dim)
-        self.load_state_dict({name: torch.from_numpy(weight) for name, weight in start.arrays.items()})
+        self.load_state_dict({name: torch.tensor(weight) for name, weight in start.arrays.items()})
 
     def memory(self) -> GraphMemory:
         """The weights as they are now, as one graph version."""

@@ -77,7 +77,7 @@ def places(reader: Any, settings: Broker, names: Mapping[str, object] | list[str
 
 
 def read_all(settings: Broker, bootstrap: str, name: str, first: int = 0) -> Iterator[Any]:
-    """Every record that a topic holds now, partition by partition, in order of the offsets.
+    """Every record that a topic holds as reading begins, partition by partition, in order of the offsets.
 
     Args:
         name: without prefix.

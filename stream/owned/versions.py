@@ -78,15 +78,25 @@ def decode_version(settings: Settings, blob: bytes) -> GraphVersion:
         StateError: the bytes are damaged or belong to a graph of another shape.
     """
     try:
-        arrays = load(blob)
+        arrays = _arrays(blob)
         weights = {name.removeprefix("model."): a for name, a in arrays.items() if name.startswith("model.")}
         model = GraphMemory(settings.graph, weights)
+        if not all(np.isfinite(weight).all() for weight in model.arrays.values()):
+            raise ValueError("its weights are not all finite numbers")
         vectors = _vectors(arrays, settings.graph.memory_dim)
     except Exception as error:  # noqa: BLE001 - bytes that anybody may have sent
         raise StateError(
             f"a graph version does not fit: {str(error)[:300]}. Trainer and workers need the same graph.* settings."
         ) from None
     return GraphVersion(model.version(), blob, model, vectors)
+
+
+def _arrays(blob: bytes) -> dict[str, NDArray[Any]]:
+    try:
+        arrays: dict[str, NDArray[Any]] = load(blob)
+    except KeyError as kind:
+        raise ValueError(f"it holds numbers of the type {kind}, expected float32") from None
+    return arrays
 
 
 def _vectors(arrays: dict[str, NDArray[Any]], memory_dim: int) -> dict[str, Float32]:

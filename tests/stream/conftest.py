@@ -96,16 +96,16 @@ class World:
         producer.close()
 
     @contextmanager
-    def worker(self, program: str = "") -> Iterator[Worker]:
-        """A worker's process; `program` is what one runs in place of the module, with the configuration as argument."""
+    def worker(self, *command: str) -> Iterator[Worker]:
+        """A worker's process, or what Python runs with a command and the configuration as its last argument."""
         port = free_port()
         environment = ENVIRONMENT | {"DRIFTLINE__METRICS__WORKER_PORT": str(port)}
         log = self.root / f"worker-{port}.log"
         process: Forked | subprocess.Popen[bytes]
-        if program:
-            command = [sys.executable, "-c", program, str(self.config)]
+        if command:
+            words = [sys.executable, *command, str(self.config)]
             with log.open("w") as file:
-                process = subprocess.Popen(command, env=environment, cwd=REPOSITORY, stdout=file, stderr=file)
+                process = subprocess.Popen(words, env=environment, cwd=REPOSITORY, stdout=file, stderr=file)
         else:
             process = Forked(forked.worker, self.config, environment, log, log)
         try:

@@ -19,6 +19,8 @@ from typing import Any
 
 from driftline.configs import faults
 
+for _threads in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):  # read as numpy is imported, before any fork
+    os.environ.setdefault(_threads, "1")
 _FORKS = get_context("forkserver")
 _FORKS.set_forkserver_preload(["driftline.stream.worker"])
 

@@ -123,7 +123,7 @@ main(sys.argv[1])
 
 def test_an_unexpected_error_in_an_epoch_ends_the_worker_with_70_and_steps_over_nothing(world: Any, wait: Any) -> None:
     world.produce(shop_records(1000))
-    with world.worker(FAILS_ONCE) as worker:
+    with world.worker("-c", FAILS_ONCE) as worker:
         assert worker.process.wait(timeout=60) == 70
         assert "something nobody expected" in worker.log.read_text()
     with world.worker() as worker:
@@ -138,7 +138,7 @@ def test_an_orderly_end_leaves_nothing_to_send_again_and_a_kill_does(world: Any,
         return sum(1 for _ in read_all(world.settings.broker, world.bootstrap, "interactions.dlq"))
 
     world.produce([(b"u", b"{broken")])
-    with world.worker() as worker:
+    with world.worker("-m", "driftline.stream.worker") as worker:  # the end of the interpreter, too
         wait(lambda: worker.applied() == 1 and letters() == 1, what="one dead letter")
         worker.stop()
     with world.worker() as worker:

@@ -71,6 +71,7 @@ def done(world: World) -> dict[str, Any]:
         patch.setenv("DRIFTLINE__METRICS__WORKER_PORT", "0")
         patch.setattr(direct, "BLOCK_RECORDS", 400)
         patch.setattr(direct, "LEAST_RECORDS", 100)
+        patch.setattr("driftline.stream.backfill.collect_rarely", lambda: None)
         ran = CliRunner().invoke(app, ["backfill", "--json", "--config", str(world.config)])
     assert ran.exit_code == 0, ran.output
     told: dict[str, Any] = json.loads(ran.stdout)

@@ -53,7 +53,7 @@ def test_a_worker_that_catches_up_says_how_fast_how_long_the_rest_takes_and_what
     with EmbeddedBroker(own) as bootstrap:
         world = World(tmp_path, bootstrap, "t.")
         world.produce(shop_records(600))
-        with world.worker(SLOW) as worker:
+        with world.worker("-c", SLOW) as worker:
             wait(lambda: "worker: nothing is left, " in worker.log.read_text(), 120, "it has caught up")
             assert series(worker.port)["driftline_backlog_seconds"] == 0
             said = worker.log.read_text()

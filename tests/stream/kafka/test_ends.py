@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
+import pytest
 from tests.stream.conftest import wait_for
 
 from driftline.serving.ends import Ends, EndsFollower
 from driftline.serving.state_reader import StoredUser
+from driftline.stream.kafka.reading import read_all
 
 
 def test_the_ends_of_a_topic_are_asked_of_its_broker_and_follow_it(world: Any) -> None:
@@ -22,3 +25,13 @@ def test_the_ends_of_a_topic_are_asked_of_its_broker_and_follow_it(world: Any) -
         assert ends.after({0: 4}) == 1
     finally:
         follower.close()
+
+
+@pytest.mark.kafka
+def test_a_topic_of_many_partitions_is_read_without_a_wait_at_each(kafka_world: Any) -> None:
+    kafka_world.partitions = 12
+    kafka_world.produce([(b"u%d" % n, b"{}") for n in range(120)])
+    begun = time.monotonic()
+    found = [record.key for record in read_all(kafka_world.settings.broker, kafka_world.bootstrap, "interactions")]
+    assert sorted(found) == sorted(b"u%d" % n for n in range(120))
+    assert time.monotonic() - begun < 4  # half a second each were six

@@ -196,7 +196,7 @@ def test_no_partition_of_several_is_read_before_the_broker_says_of_which_log_it_
     world.partitions = 2
     world.produce(shop_records(200))
     answers = tmp_path / "answers"
-    with world.worker(UNANSWERED.format(answers=str(answers))) as worker:
+    with world.worker("-c", UNANSWERED.format(answers=str(answers))) as worker:
         wait(lambda: "does not say which topics it has" in worker.log.read_text(), what="it waits")
         time.sleep(1)
         assert worker.applied() == 0
@@ -238,7 +238,7 @@ scan = RocksStore.scan
 def slow(self, prefix):
     items = sum(1 for _ in scan(self, prefix))
     for pair in scan(self, prefix):
-        end = time.monotonic() + (9 / items if prefix == b"n:" else 0)
+        end = time.monotonic() + (12 / items if prefix == b"n:" else 0)
         while time.monotonic() < end:
             pass
         yield pair
@@ -246,7 +246,7 @@ RocksStore.scan = slow
 from driftline.stream.worker import main
 main(sys.argv[1])
 """
-"""A worker that needs 9 s to read the names of its items, whichever partition it gets, and all of the interpreter."""
+"""A worker that needs 12 s to read the names of its items, whichever partition it gets, and all of the interpreter."""
 
 
 @pytest.mark.kafka
@@ -258,7 +258,7 @@ def test_a_worker_that_opens_for_longer_than_a_session_is_not_put_out_and_its_pe
     kafka_world.produce(shop_records(400, users=26))
     with kafka_world.worker() as first:
         wait(lambda: first.applied() == 400, 60, "the first worker has applied everything")
-        with kafka_world.worker(SLOW) as second:
+        with kafka_world.worker("-c", SLOW) as second:
             wait(lambda: second.offsets("driftline_partitions_waiting").get("opening"), 60, "the second one opens")
             begun = time.monotonic()
             kafka_world.send(_messages(shop_records(800, users=26)[400:]))
@@ -271,7 +271,7 @@ def test_a_worker_that_opens_for_longer_than_a_session_is_not_put_out_and_its_pe
             wait(lambda: _all(kafka_world, first, second) == 800, 60, "everything is applied")
             assert first.log.read_text().count("interactions is open") == 2  # each once: nothing was read in again
             second.stop()
-        with kafka_world.worker(SLOW) as third:
+        with kafka_world.worker("-c", SLOW) as third:
             wait(lambda: third.offsets("driftline_partitions_waiting").get("opening"), 60, "the third one opens")
             begun = time.monotonic()
             third.stop()

@@ -184,7 +184,7 @@ def test_a_file_that_is_removed_while_its_version_is_adopted_is_written_again(
 
 def nonsense() -> dict[str, bytes]:
     """Bytes that are whole and right by their sums, and no version."""
-    model = {f"model.{name}": torch.from_numpy(value) for name, value in trained(1).arrays.items()}
+    model = {f"model.{name}": torch.tensor(value) for name, value in trained(1).arrays.items()}
     name = next(iter(model))
     memory, ids = torch.zeros(1, SETTINGS.graph.memory_dim), lambda text: torch.tensor(list(text), dtype=torch.uint8)
     items = {"items.memory": memory, "items.ids": ids(b'["a"]')}
@@ -224,7 +224,7 @@ def test_a_version_that_makes_no_sense_costs_a_sentence_and_nothing_else(
 
 
 def test_a_version_under_the_key_of_another_one_is_passed_over() -> None:
-    versions, blob = versions_of(), save({f"model.{n}": torch.from_numpy(v) for n, v in trained(1).arrays.items()})
+    versions, blob = versions_of(), save({f"model.{n}": torch.tensor(v) for n, v in trained(1).arrays.items()})
     versions.take([_received(n, out) for n, out in enumerate(cut("a" * 64, blob))], caught_up=True)
     assert versions.newest is None
 
@@ -247,7 +247,7 @@ def test_a_file_under_the_name_of_another_version_is_refused(tmp_path: Path) -> 
     settings = SETTINGS.model_copy(update={"state": SETTINGS.state.model_copy(update={"root": tmp_path})})
     path = version_path(settings, trained(1).version())
     path.parent.mkdir()
-    path.write_bytes(save({f"model.{n}": torch.from_numpy(v) for n, v in trained(2).arrays.items()}))
+    path.write_bytes(save({f"model.{n}": torch.tensor(v) for n, v in trained(2).arrays.items()}))
     with pytest.raises(StateError, match="expected the one that it is named after"):
         versions_of(settings).load(trained(1).version())
 

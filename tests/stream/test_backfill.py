@@ -136,7 +136,7 @@ def test_a_backfill_ends_in_the_state_of_one_thread_and_a_worker_goes_on_after_i
     kafka_world.produce(more)
     with kafka_world.worker() as worker:
         wait(lambda: worker.applied() == told["records"] + 20, 60, "the worker goes on")
-        assert worker.offsets("driftline_events_total")["applied"] == 20
+        wait(lambda: worker.offsets("driftline_events_total").get("applied") == 20, 10, "they alone are counted")
         worker.stop()
     assert len(letters(kafka_world)) == poisoned(log)
     assert kafka_world.stored_rows() == kafka_world.expected_rows()

@@ -12,7 +12,8 @@ from driftline.configs.settings import Serving
 from driftline.serving.local import client_of
 
 EVERY_S = 0.1
-FIRST_ANSWER_S = 60.0
+FIRST_ANSWER_S = 300.0
+"""How long a service may take to start: where nothing was compiled before, it compiles first, beside all the others."""
 MESSAGE_CHARACTERS = 200
 
 

@@ -122,6 +122,7 @@ class Backfill(Epochs):
             await self._reader.stop()
             self.open.close_all()
             await self._producer.stop()
+            await asyncio.to_thread(self.standing.close)
 
     async def _open(self) -> int:
         """Opens every partition and begins to read it; how many records they are made of."""

@@ -52,6 +52,10 @@ class Standing:
         self._said: set[object] = set()
         self._seen: dict[Place, Identity | None] = {}
 
+    def close(self) -> None:
+        """Ends the clients that it asks with."""
+        self._identities.close()
+
     async def watch(self) -> None:
         """Looks for ever.
 

@@ -18,16 +18,16 @@ from tests.stream import forked
 from tests.stream.conftest import ENVIRONMENT, World, wait_for
 from tests.stream.forked import Forked
 from tests.stream.test_app import POISON, adoptions, by_item, shop_records, with_poison
-from typer.testing import CliRunner
 
 from driftline.configs.faults import ARMED
+from driftline.configs.load import load_settings
 from driftline.graph.chunks import whole_users
 from driftline.graph.memory import GraphMemory
 from driftline.graph.rows import Event
 from driftline.serving.forget import encode_forget
 from driftline.serving.owner import partition_of
+from driftline.stream.backfill import run_backfill
 from driftline.stream.chaos.oracle import item_counts
-from driftline.stream.cli import app
 from driftline.stream.events.dlq import read_dlq
 from driftline.stream.events.records import record_of
 from driftline.stream.events.schema import encode_event
@@ -72,9 +72,7 @@ def done(world: World) -> dict[str, Any]:
         patch.setattr(direct, "BLOCK_RECORDS", 400)
         patch.setattr(direct, "LEAST_RECORDS", 100)
         patch.setattr("driftline.stream.backfill.collect_rarely", lambda: None)
-        ran = CliRunner().invoke(app, ["backfill", "--json", "--config", str(world.config)])
-    assert ran.exit_code == 0, ran.output
-    told: dict[str, Any] = json.loads(ran.stdout)
+        told = run_backfill(load_settings(world.config), world.bootstrap)
     assert told["complete"]
     return told
 
@@ -208,7 +206,7 @@ def test_a_signal_ends_a_backfill_in_order_and_nothing_comes_again(world: Any) -
         told = json.loads(out)
         assert not told["complete"]
         assert 0 < told["records"] < 1000
-    assert done(world)["next_offset"] == {"0": len(log)}
+    assert done(world)["next_offset"] == {0: len(log)}
     assert world.stored_rows() == world.expected_rows()
     assert len(letters(world)) == len(set(letters(world))) == sum(value in (*POISON, None) for _, value in log)
 
@@ -268,7 +266,7 @@ def test_a_backfill_reads_what_was_committed_and_ends_at_an_open_transaction(kaf
         elif n == 19:
             producer.abort_transaction()
     told = done(kafka_world)
-    assert (told["applied"], told["next_offset"]) == (20, {"0": 32})
+    assert (told["applied"], told["next_offset"]) == (20, {0: 32})
     producers[1].commit_transaction()
     assert done(kafka_world)["applied"] == 10
     for producer in producers:

@@ -8,11 +8,12 @@ beside their equation; what a business sets is here.
 from __future__ import annotations
 
 import codecs
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal, Self
 from zoneinfo import ZoneInfo
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
 from driftline.configs.addresses import addresses, host_of
 
@@ -584,6 +585,17 @@ class ItemFiles(Section):
     zone: Annotated[str, AfterValidator(_zone)] = Field("UTC", description="of times that name none")
     decimal: Literal["", ".", ","] = Field("", description="point or comma of numbers in text; empty = guessed")
     encoding: Annotated[str, AfterValidator(_encoding)] = Field("", description="of CSV files; empty = UTF-8")
+    _typed: frozenset[str] | None = PrivateAttr(None)
+
+    def typed(self, fields: Iterable[str]) -> Self:
+        """The same where only these fields of `map` were named for the file at hand, and others for files like it."""
+        made = self.model_copy()
+        made._typed = frozenset(fields)
+        return made
+
+    def may_lack(self, field: str) -> bool:
+        """Whether a file may be without the column that `map` names for a field."""
+        return self._typed is not None and field not in self._typed
 
 
 class EventFiles(ItemFiles):

@@ -94,11 +94,10 @@ FILES: dict[str, Maker] = {"told": Told}
 
 
 def _with(files: Files, columns: list[str] | None, told: dict[str, Any]) -> Files:
-    given = {name: value for name, value in told.items() if value is not None}
-    if columns:
-        given["map"] = files.map | _pairs(columns)
+    given, typed = {name: value for name, value in told.items() if value is not None}, _pairs(columns or [])
     try:
-        return type(files).model_validate(files.model_dump() | given)
+        made = type(files).model_validate(files.model_dump() | given | {"map": files.map | typed})
+        return made.typed(typed) if files.map else made
     except ValidationError as error:
         fault = error.errors()[0]
         words = str(fault.get("ctx", {}).get("error", f"got {fault['input']!r}; expected {fault.get('ctx', {})}"))
@@ -135,6 +134,8 @@ def show(plan: Plan) -> None:
     err.print(table)
     if plan.mapping.kept:
         err.print(f"kept for the context: {', '.join(plan.mapping.kept)}", soft_wrap=True)
+    for field, column in plan.mapping.lacking.items():
+        err.print(f"{plan.source}: has no column {column!r}, which the configuration names for {field}", soft_wrap=True)
     if plan.mapping.left_out:
         err.print(f"left out: {', '.join(plan.mapping.left_out)}", soft_wrap=True)
     rows = plan.first_rows()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import shlex
 from collections.abc import Callable, Sequence
@@ -65,6 +66,7 @@ class Mapping:
         kept: columns that stay as they are, as text, whether a field takes them or not: those of `signals.context`.
         others: further columns that a field could have been, by field.
         names: of all columns of the file.
+        lacking: columns by field that the configuration names and the file has not.
     """
 
     kind: Kind
@@ -77,6 +79,7 @@ class Mapping:
     names: list[str]
     below_zero: str = ""
     kept: tuple[str, ...] = ()
+    lacking: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def parts(self) -> dict[str, list[str]]:
@@ -107,14 +110,20 @@ def mapping_of(kind: Kind, sample: Sample, reading: ItemFiles, source: str) -> M
     decimal = reading.decimal or sign_of_file(sample.values)
     fits = _fits(kind, sample, reading, decimal)
     columns: dict[str, str] = {}
-    for field, column in reading.map.items():
+    lacking = {
+        field: column
+        for field, column in reading.map.items()
+        if field in kind.columns and column and column not in sample.names and reading.may_lack(field)
+    }
+    told = {field: column for field, column in reading.map.items() if field not in lacking}
+    for field, column in told.items():
         _check_named(kind, sample, field, column, source)
         if column:
             columns[field] = column
     action = reading.action if isinstance(reading, EventFiles) and "action" not in columns else ""
     others: dict[str, list[str]] = {}
     for field in kind.columns:
-        if field in reading.map or (field == "action" and action):
+        if field in told or (field == "action" and action):
             continue
         taken = set(columns.values())
         named = [name for name in sample.names if name not in taken and rank(name, kind.names[field]) is not None]
@@ -123,7 +132,7 @@ def mapping_of(kind: Kind, sample: Sample, reading: ItemFiles, source: str) -> M
         ]
         if named:
             columns[field], *others[field] = named
-    if "timestamp_ms" in kind.required and "timestamp_ms" not in columns and "timestamp_ms" not in reading.map:
+    if "timestamp_ms" in kind.required and "timestamp_ms" not in columns and "timestamp_ms" not in told:
         times = [name for name in sample.names if name not in columns.values() and fits("timestamp_ms", name)]
         if len(times) == 1:
             columns["timestamp_ms"] = times[0]
@@ -131,7 +140,7 @@ def mapping_of(kind: Kind, sample: Sample, reading: ItemFiles, source: str) -> M
         if field not in columns:
             raise InputError(_no_column(kind, sample, field, fits, columns, reading, source))
     ordered = {field: columns[field] for field in kind.columns if field in columns}
-    for field in reading.map:
+    for field in told:
         if field in ordered:
             _check_contents(kind, sample, field, ordered, fits, reading, source)
     if kind is EVENTS and ordered["user_id"] == ordered["item_id"]:
@@ -153,7 +162,7 @@ def mapping_of(kind: Kind, sample: Sample, reading: ItemFiles, source: str) -> M
     left_out = [name for name in names if name not in read]
     others = {field: found for field, found in others.items() if found}
     below_zero = _below_zero(reading, ordered, action, source)
-    return Mapping(kind, ordered, clocks, decimal, action, left_out, others, names, below_zero)
+    return Mapping(kind, ordered, clocks, decimal, action, left_out, others, names, below_zero, lacking=lacking)
 
 
 def _below_zero(reading: ItemFiles, columns: dict[str, str], action: str, source: str) -> str:

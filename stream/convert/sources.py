@@ -69,7 +69,7 @@ class Source:
     def __init__(self, text: str, reading: ItemFiles) -> None:
         """Takes a path, or a query as SQL."""
         self.text = text
-        self.is_query = QUERY.match(text) is not None and not Path(text).exists()
+        self.is_query = QUERY.match(text) is not None and not _exists(text)
         self.parts = [] if self.is_query else parts_of(Path(text))
         self._form = Form(reading.header, reading.encoding, flat=True)
 
@@ -128,6 +128,13 @@ class Source:
             raise InputError(f"{self}: column {name!r} is not UTF-8: got {shorten(got)}; expected {HINTS['not UTF-8']}")
 
 
+def _exists(text: str) -> bool:
+    try:
+        return Path(text).exists()
+    except OSError:  # it is too long for a name
+        return False
+
+
 def parts_of(path: Path) -> list[Part]:
     """The file itself, or all files of a folder and of the folders in it by name, but for those that are hidden.
 
@@ -177,6 +184,13 @@ def kind_of(path: Path) -> str:
         return "jsonl" if text.read(1) == b"{" else "csv"
 
 
+def _plain(answer: Any) -> Any:
+    """What a query answers; the text of what DuckDB takes for JSON, as ids that are numbers here and text there."""
+    names = ['"' + name.replace('"', '""') + '"' for name in answer.columns]
+    kinds = zip(names, map(str, answer.types), strict=True)
+    return answer.project(", ".join(f"{name}->>'$' AS {name}" if kind == "JSON" else name for name, kind in kinds))
+
+
 def _answers(query: str, known: dict[str, str], form: Form) -> Chunks:
     try:
         import duckdb
@@ -185,7 +199,7 @@ def _answers(query: str, known: dict[str, str], form: Form) -> Chunks:
     with duckdb.connect() as connection:
         try:
             connection.execute(f"SET memory_limit = '{DUCKDB_MEMORY}'; SET TimeZone = 'UTC'")
-            reader = connection.sql(query).to_arrow_reader(form.chunk_rows)
+            reader = _plain(connection.sql(query)).to_arrow_reader(form.chunk_rows)
             yield from batch_chunks(Path("query"), reader, known, form)
         except (duckdb.Error, pa.ArrowException) as error:
             raise InputError(f"DuckDB does not answer the query: {error}") from None

@@ -18,6 +18,8 @@ from driftline.stream.kafka.broker import check_reachable
 
 PAUSE_S = 0.02
 """Between two looks at a topic that has nothing new."""
+SILENT_S = 5.0
+"""After so long without a record that should be there the broker is asked whether it still is."""
 END_WAIT_MS = 20
 """How long a fetch behind the end of one partition may hold up the next one, where nothing new is waited for."""
 
@@ -109,8 +111,19 @@ def _read_partition(reader: Any, place: TopicPartition, start: int, end: int) ->
         return
     reader.assign([place])
     reader.seek(place, start)
-    while reader.position(place) < end:
+    position, moved_s = start, time.monotonic()
+    while position < end:
         for record in polled(reader, 500).get(place, []):
             if record.offset >= end:
                 return
             yield record
+        before, position = position, reader.position(place)
+        if position != before:
+            moved_s = time.monotonic()
+        elif time.monotonic() - moved_s > SILENT_S:
+            if (now := reader.end_offsets([place])[place]) < end:
+                raise BrokerError(
+                    f"partition {place.partition} of {place.topic} ended at {end} as reading began and ends at {now} "
+                    "now: it was made anew, or lost records; run this again"
+                )
+            moved_s = time.monotonic()

@@ -13,6 +13,7 @@ import asyncio
 import logging
 import os
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +42,8 @@ from driftline.stream.state.graphs import remove_unneeded
 from driftline.stream.state.store import ReadableStore
 
 POLL_MS = 1000
+TRIED = 4
+"""Of the versions that are read at once so many are tried, the newest first, until one makes sense."""
 LOOK_EVERY_S = 600.0
 """Between two looks for files of versions that nobody needs."""
 LOG = logging.getLogger(__name__)
@@ -128,7 +131,7 @@ class GraphVersions:
         self.read = asyncio.Event()
         """The topic was read to the end that it had."""
         self._assembler = Assembler()
-        self._complete: tuple[str, bytes] | None = None
+        self._complete = deque[tuple[str, bytes]](maxlen=TRIED)
         self._look_s = 0.0
         self._looking: asyncio.Future[int] | None = None
 
@@ -186,7 +189,7 @@ class GraphVersions:
             await consumer.stop()
 
     def take(self, records: Sequence[Any], caught_up: bool) -> None:
-        """Takes records of the topic in; the last complete version becomes `newest`.
+        """Takes records of the topic in; the last complete version that makes sense becomes `newest`.
 
         Args:
             records: in order, each with `key`, `value`, `headers` and `offset`.
@@ -195,14 +198,16 @@ class GraphVersions:
         for record in records:
             headers = dict(record.headers)
             if headers.get("kind") == b"weights":
-                self._complete = self._assembler.take(record) or self._complete
-        if caught_up and self._complete is not None:
-            (sha256, blob), self._complete = self._complete, None
+                whole = self._assembler.take(record)
+                self._complete.extend([whole] if whole is not None else [])
+        while caught_up and self._complete:
+            sha256, blob = self._complete.pop()
             try:
                 version = decode_version(self.settings, blob)
                 if version.sha256 != sha256:
                     raise StateError(f"its weights are those of {version.sha256[:12]}, its key says {sha256[:12]}")
                 self.newest = version
+                self._complete.clear()
             except StateError as error:
                 LOG.warning("a version on %s is passed over: %s", TOPIC, error)
 

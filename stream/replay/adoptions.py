@@ -25,9 +25,10 @@ from driftline.configs.errors import InputError, StateError
 from driftline.configs.settings import Settings
 from driftline.graph.memory import GraphMemory
 from driftline.stream.events.files import read_messages
-from driftline.stream.kafka.reading import read_all
+from driftline.stream.kafka.reading import first_offsets, read_all
 from driftline.stream.owned.parts import SHA256, TOPIC, Assembler
 from driftline.stream.owned.versions import decode_version, version_path
+from driftline.stream.process.intake import INTERACTIONS
 from driftline.stream.process.processor import Processor, Record
 from driftline.stream.state.store import MemoryStore, state_sha256
 
@@ -71,6 +72,9 @@ def read_chains(
 ) -> dict[int, list[dict[str, Any]]]:
     """The adoptions that led to the state that the workers keep now, by partition, in order.
 
+    One that replaces what is not there is passed over where a later one goes on from before it, and where there is no
+    such partition: it is of another system.
+
     Args:
         keep: gets sha256 and blob of each whole version in the topic.
 
@@ -80,14 +84,25 @@ def read_chains(
     """
     assembler = Assembler()
     chains: dict[int, list[dict[str, Any]]] = {}
+    partitions = first_offsets(settings.broker, bootstrap, INTERACTIONS)
+    broken: dict[int, StateError] = {}
     for record in read_all(settings.broker, bootstrap, TOPIC):
         headers = dict(record.headers)
         if headers.get("kind") == b"weights":
             if (whole := assembler.take(record)) is not None:
                 keep(*whole)
         elif headers.get("kind") == b"adoption" and (adoption := _adoption(record)) is not None:
-            _chain(chains, adoption)
-    return chains
+            number = adoption["partition"]
+            try:
+                _chain(chains, adoption)
+            except StateError as error:
+                broken[number] = error
+            else:
+                broken.pop(number, None)
+    for number, fault in broken.items():
+        if number in partitions:
+            raise fault
+    return {number: chain for number, chain in chains.items() if number in partitions}
 
 
 def write_adoptions(path: Path, lines: Iterable[dict[str, Any]]) -> None:
@@ -201,7 +216,7 @@ def _chain(chains: dict[int, list[dict[str, Any]]], adoption: dict[str, Any]) ->
     chain = chains.setdefault(adoption["partition"], [])
     if chain and chain[-1] == adoption:
         return  # sent again after a crash
-    replaced = adoption.get("replaces", {})
+    replaced = adoption["replaces"]
     places = [{"sha256": before["sha256"], "offset": before["offset"]} for before in chain]
     if replaced is not None and replaced not in places:
         raise StateError(
@@ -218,7 +233,7 @@ def _adoption(record: Any) -> dict[str, Any] | None:
     try:
         said = orjson.loads(record.value or b"")
         known = _is_place(said) and type(said["partition"]) is int and said["partition"] >= 0
-        if not known or not _is_place(said.get("replaces") or said):
+        if not known or not _is_place(said["replaces"] or said):
             raise ValueError(f"it says {said!r:.120}")
     except (ValueError, KeyError, TypeError) as error:
         LOG.warning("record %d of %s is passed over, as it is no adoption: %s", record.offset, TOPIC, error)

@@ -128,6 +128,26 @@ def test_a_query_is_a_source(tmp_path):
         converted(tmp_path, "SELECT * FROM nowhere")
 
 
+def test_a_long_query_and_ids_that_are_numbers_here_and_text_there(tmp_path):
+    pytest.importorskip("duckdb")
+    rows = [{"u": 278, "i": "a", "t": 1_600_000_000}, {"u": "278", "i": "b", "t": 1_600_000_060}]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    zero = " + ".join(["0"] * 200)
+    query = f"SELECT u AS user_id, i AS item_id, t AS timestamp_s, {zero} AS value FROM '{tmp_path}/a.jsonl'"
+    assert [user_id for user_id, *_ in converted(tmp_path, query)] == ["278", "278"]
+
+
+def test_a_file_may_lack_columns_that_the_configuration_names_and_none_that_were_typed(tmp_path):
+    (tmp_path / "a.csv").write_text("user_id,sku,ts\nu,a,1600000000\n")
+    reading = EventFiles(map={"user_id": "listener", "item_id": "sku", "domain": "country"})
+    plan = Plan.of(EVENTS, str(tmp_path / "a.csv"), reading.typed(["item_id"]))
+    assert plan.mapping.columns == {"user_id": "user_id", "item_id": "sku", "timestamp_ms": "ts"}
+    assert plan.mapping.lacking == {"user_id": "listener", "domain": "country"}
+    for strict in (reading, reading.typed(["domain", "user_id"])):
+        with pytest.raises(InputError, match="there is no column"):
+            Plan.of(EVENTS, str(tmp_path / "a.csv"), strict)
+
+
 def test_a_file_without_a_single_good_row_says_why(tmp_path):
     (tmp_path / "a.json").write_text(json.dumps(ROWS))
     with pytest.raises(InputError, match="one array of them is no such file, write its objects one a line"):

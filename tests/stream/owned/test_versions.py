@@ -329,3 +329,17 @@ def test_files_of_versions_that_no_partition_may_need_are_removed_and_no_others(
     assert remove_unneeded(tmp_path, 0.0) == 0
     for store in stores:
         store.close()
+
+
+@pytest.mark.parametrize("wrong", ["no safetensors", "another shape"])
+@pytest.mark.parametrize("caught_up", [True, False])
+def test_the_newest_version_that_makes_sense_is_taken_when_several_are_read_at_once(
+    wrong: str, caught_up: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    versions, log = versions_of(), [out for seed in (1, 2) for out in encode_version(trained(seed), {})]
+    log += [*cut("a" * 64, nonsense()[wrong]), *cut("b" * 64, nonsense()[wrong])]
+    versions.take([_received(n, out) for n, out in enumerate(log)], caught_up)
+    versions.take([], caught_up=True)
+    assert versions.newest is not None
+    assert versions.newest.sha256 == trained(2).version()
+    assert caplog.text.count("is passed over: a graph version does not fit") == 2

@@ -216,11 +216,18 @@ def test_the_announced_adoptions_are_those_of_the_state_that_was_made_or_restore
     log = [*weights(a), *weights(b), *first_life, *weights(c), *weights(c)]
     log += [adopt(32, b), adopt(64, c, 32, b)]
     monkeypatch.setattr(module, "read_all", lambda *_: iter(log))
+    monkeypatch.setattr(module, "first_offsets", lambda *_: {0: 0})
     lines = announced(SETTINGS, "")
     assert [(line["offset"], line["sha256"]) for line in lines] == [(32, b), (64, c)]
     assert [base64.b64decode(line["weights"]) for line in lines] == [b.encode() + b"!", c.encode() + b"!"]
     log.append(adopt(50, c, 32, b))  # a backup from before offset 64 was restored
     assert [line["offset"] for line in announced(SETTINGS, "")] == [32, 50]
+    elsewhere = {"sha256": c, "offset": 9}
+    strangers: list[dict[str, Any]] = [{"partition": 0, "offset": 70, "replaces": elsewhere}]
+    strangers.append({"partition": 7, "offset": 1, "replaces": None})
+    log += [record(c, orjson.dumps({"sha256": c} | said), ("kind", b"adoption")) for said in strangers]
+    log.append(adopt(60, a, 50, c))  # what a worker said goes on from before what others said
+    assert [line["offset"] for line in announced(SETTINGS, "")] == [32, 50, 60]
     log.append(adopt(90, a, 64, c))
     foreign = ({"partition": "0"}, {"offset": -1}, {"sha256": "../../x"}, {"replaces": 7}, {"replaces": {"offset": 1}})
     said = orjson.loads(adopt(64, c, 32, b).value)

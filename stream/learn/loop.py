@@ -41,6 +41,8 @@ LOOK_S = 0.5
 """Between two looks at how far the trainer is behind."""
 AHEAD = TEXTS_AT_ONCE
 """Texts that are encoded between two polls for items that no event has named yet: learning waits for them."""
+ENDS_S = 5.0
+"""Between two questions for the end of the log while one batch is learnt, which may take minutes."""
 TOPIC_S = 3.0
 """Between two looks at whether the topic is still the one that is being learnt."""
 
@@ -206,6 +208,10 @@ def _polled(
     left = sum(behind.values()) + len(merge)
     for partition, record in merge.ready([number for number, more in behind.items() if more > 0], now_s, 500):
         left -= 1
+        if time.monotonic() - now_s > ENDS_S:
+            before, ends, now_s = ends, reader.end_offsets(main_places), time.monotonic()
+            left += sum(ends.values()) - sum(before.values())
+            trainer.metrics.lag.set(left)
         trainer.lag = left
         yield partition, record
     trainer.lag = left

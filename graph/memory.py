@@ -4,7 +4,7 @@ What a node remembers is a vector. An event (u, i, t) makes a raw message for ea
 turns it into a message, and a GRU cell turns memory and message into the new memory. Reading (attention over the
 last-K temporal neighbours, `graph/embed.py`) happens at request time and never changes a memory. This module knows
 nothing of storage or of the order of events; `graph/ctdg.py` applies it, `graph/memory_net.py` trains it. A worker does
-without torch, whose import takes longer than all else that it starts with.
+without torch, which was a third of its start.
 
 Source: TGN (arXiv 2006.10637, section 3.1), DynLLM (arXiv 2405.07580, section 3).
 Departures: users and items have message functions and updaters of their own (the graph is bipartite, as in JODIE,

@@ -97,7 +97,7 @@ def _with(files: Files, columns: list[str] | None, told: dict[str, Any]) -> File
     given, typed = {name: value for name, value in told.items() if value is not None}, _pairs(columns or [])
     try:
         made = type(files).model_validate(files.model_dump() | given | {"map": files.map | typed})
-        return made.typed(typed) if files.map else made
+        return made.typed(typed) if files.map else made  # who is told nothing is told what nobody changed
     except ValidationError as error:
         fault = error.errors()[0]
         words = str(fault.get("ctx", {}).get("error", f"got {fault['input']!r}; expected {fault.get('ctx', {})}"))

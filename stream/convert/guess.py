@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import shlex
 from collections.abc import Callable, Sequence
@@ -61,12 +60,12 @@ class Mapping:
         clocks: notation of the times by field.
         decimal: point or comma of numbers in text, or what `numbers.sign_of_file` says.
         action: of all events, "" = they have a column for it, or none.
-        below_zero: action of the events whose value is below 0, which is then written above it; "" = that of all.
         left_out: columns that no field takes.
-        kept: columns that stay as they are, as text, whether a field takes them or not: those of `signals.context`.
         others: further columns that a field could have been, by field.
         names: of all columns of the file.
         lacking: columns by field that the configuration names and the file has not.
+        below_zero: action of the events whose value is below 0, which is then written above it; "" = that of all.
+        kept: columns that stay as they are, as text, whether a field takes them or not: those of `signals.context`.
     """
 
     kind: Kind
@@ -77,9 +76,9 @@ class Mapping:
     left_out: list[str]
     others: dict[str, list[str]]
     names: list[str]
+    lacking: dict[str, str]
     below_zero: str = ""
     kept: tuple[str, ...] = ()
-    lacking: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def parts(self) -> dict[str, list[str]]:
@@ -162,7 +161,7 @@ def mapping_of(kind: Kind, sample: Sample, reading: ItemFiles, source: str) -> M
     left_out = [name for name in names if name not in read]
     others = {field: found for field, found in others.items() if found}
     below_zero = _below_zero(reading, ordered, action, source)
-    return Mapping(kind, ordered, clocks, decimal, action, left_out, others, names, below_zero, lacking=lacking)
+    return Mapping(kind, ordered, clocks, decimal, action, left_out, others, names, lacking, below_zero)
 
 
 def _below_zero(reading: ItemFiles, columns: dict[str, str], action: str, source: str) -> str:

@@ -186,9 +186,14 @@ def kind_of(path: Path) -> str:
 
 def _plain(answer: Any) -> Any:
     """What a query answers; the text of what DuckDB takes for JSON, as ids that are numbers here and text there."""
+    kinds = list(map(str, answer.types))
+    if "JSON" not in kinds:
+        return answer
+    columns = [f"c{n}" for n in range(len(kinds))]  # by place: several may have one name
+    texts = [f"{column}->>'$'" if kind == "JSON" else column for column, kind in zip(columns, kinds, strict=True)]
     names = ['"' + name.replace('"', '""') + '"' for name in answer.columns]
-    kinds = zip(names, map(str, answer.types), strict=True)
-    return answer.project(", ".join(f"{name}->>'$' AS {name}" if kind == "JSON" else name for name, kind in kinds))
+    picked = ", ".join(f"{text} AS {name}" for text, name in zip(texts, names, strict=True))
+    return answer.query("answer", f"SELECT {picked} FROM answer AS answer({', '.join(columns)})")
 
 
 def _answers(query: str, known: dict[str, str], form: Form) -> Chunks:

@@ -197,9 +197,8 @@ class GraphVersions:
         """
         for record in records:
             headers = dict(record.headers)
-            if headers.get("kind") == b"weights":
-                whole = self._assembler.take(record)
-                self._complete.extend([whole] if whole is not None else [])
+            if headers.get("kind") == b"weights" and (whole := self._assembler.take(record)) is not None:
+                self._complete.append(whole)
         while caught_up and self._complete:
             sha256, blob = self._complete.pop()
             try:

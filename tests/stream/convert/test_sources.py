@@ -14,6 +14,7 @@ from driftline.configs.errors import InputError
 from driftline.configs.settings import EventFiles, ItemFiles, Settings
 from driftline.stream.bundled import EVENTS as BUNDLED_EVENTS
 from driftline.stream.bundled import ITEMS as BUNDLED_ITEMS
+from driftline.stream.convert import sources
 from driftline.stream.convert.guess import EVENTS, ITEMS
 from driftline.stream.convert.run import Plan, is_ready, write_events
 from driftline.stream.events import sort
@@ -129,12 +130,15 @@ def test_a_query_is_a_source(tmp_path):
 
 
 def test_a_long_query_and_ids_that_are_numbers_here_and_text_there(tmp_path):
-    pytest.importorskip("duckdb")
+    duckdb = pytest.importorskip("duckdb")
     rows = [{"u": 278, "i": "a", "t": 1_600_000_000}, {"u": "278", "i": "b", "t": 1_600_000_060}]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     zero = " + ".join(["0"] * 200)
     query = f"SELECT u AS user_id, i AS item_id, t AS timestamp_s, {zero} AS value FROM '{tmp_path}/a.jsonl'"
     assert [user_id for user_id, *_ in converted(tmp_path, query)] == ["278", "278"]
+    with duckdb.connect() as connection:
+        answer = sources._plain(connection.sql("SELECT 1 AS a, 2 AS a, '\"x\"'::JSON AS b, '{\"k\":1}'::JSON AS b"))
+        assert (answer.columns, answer.fetchall()) == (["a", "a", "b", "b"], [(1, 2, "x", '{"k":1}')])
 
 
 def test_a_file_may_lack_columns_that_the_configuration_names_and_none_that_were_typed(tmp_path):

@@ -25,11 +25,11 @@ from driftline.configs.settings import Encoder
 from driftline.llm.fetch import WHEELS, model_directory
 
 Float32 = NDArray[np.float32]
-ROWS = 8
+ROWS = 16
 """Texts in one pass."""
 KEPT = 50_000
 """Vectors that stay in memory; those that came first go first."""
-WIDTHS = (16, 32, 64, 128, 256, 512)
+WIDTHS = (8, 12, 16, 24, 32, 48, 64, 96, 128, 256, 512)
 """Tokens to which the texts of a pass are filled up."""
 
 

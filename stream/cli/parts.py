@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import signal
 import sys
+from collections import Counter
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -28,6 +29,7 @@ from driftline.stream.cli.own import (
     SOURCES,
     Told,
     own_files,
+    say,
 )
 from driftline.stream.ops.progress import progress_bars
 
@@ -67,6 +69,7 @@ def produce(
 
     Example: `driftline produce --events events.parquet --items items.parquet --rate 2000`
     """
+    from driftline.stream.convert.words import unset_actions
     from driftline.stream.events.files import count_rows, order_of
     from driftline.stream.events.order import refuse_disorder
 
@@ -76,10 +79,19 @@ def produce(
         raise typer.BadParameter("got --sort and --as-it-is; expected one of them")
     settings = settings_of(config)
     with own_files(events, items, settings, told, sort=False, undone="sent") as (event_file, item_file):
-        if event_file is not None and not (sort or as_it_is):
-            refuse_disorder(events, order_of(event_file, settings.state.late_ms, since or 0, until))
+        seen: dict[str, Any] = {}
+        if event_file is not None:
+            actions: Counter[str] = Counter()
+            order = order_of(event_file, settings.state.late_ms, since or 0, until, actions)
+            if not (sort or as_it_is):
+                refuse_disorder(events, order)
+            if words := unset_actions(settings, actions):
+                err.print(words, soft_wrap=True)
+            say(str(order) if as_it_is and order.earlier else "")
+            unknown = {name: n for name, n in actions.most_common() if name not in settings.actions}
+            seen = {"unknown_actions": unknown, "too_late": order.too_late if as_it_is else 0}
         total = count_rows(event_file) if event_file is not None and since is None and until is None else None
-        _send(event_file, item_file, settings, rate, since or 0, until, sort, total, as_json)
+        _send(event_file, item_file, settings, rate, since or 0, until, sort, total, seen if as_json else None)
 
 
 def _send(
@@ -91,9 +103,9 @@ def _send(
     until_ms: int | None,
     sort: bool,
     total: int | None,
-    as_json: bool,
+    seen: dict[str, Any] | None,
 ) -> None:
-    """Sends files in the schema and says how many rows there were."""
+    """Sends files in the schema and says how many rows there were: as JSON beside what was `seen` of them before."""
     from driftline.stream.events.produce import send_files, sender
     from driftline.stream.events.topics import create_topics
     from driftline.stream.kafka.broker import broker
@@ -113,8 +125,9 @@ def _send(
             counts = f"{done['interactions']:,} events and {done['items']:,} items"
             err.print(f"interrupted: at most {counts} were sent and stay; events with an event_id may be sent again")
             raise
-    if as_json:
-        print_json({"events": sent.records, "items": sent_items.records, "bytes": sent.bytes, "per_s": sent.per_s})
+    if seen is not None:
+        done_all = {"events": sent.records, "items": sent_items.records, "bytes": sent.bytes, "per_s": sent.per_s}
+        print_json(done_all | seen)
     else:
         if events is not None and not sent.records:
             err.print("no event of the file lies between --since and --until")

@@ -73,6 +73,16 @@ class Source:
         self.parts = [] if self.is_query else parts_of(Path(text))
         self._form = Form(reading.header, reading.encoding, flat=True)
 
+    @property
+    def name(self) -> str:
+        """What the file or folder is called without endings of its format; "" = it is a query."""
+        if self.is_query:
+            return ""
+        path = Path(self.text).absolute()
+        while not path.is_dir() and path.suffix.lower() in FORMATS.keys() | PACKED.keys():
+            path = path.with_suffix("")
+        return path.name
+
     def __str__(self) -> str:
         return shorten(self.text.strip()) if self.is_query else self.text
 
@@ -204,7 +214,13 @@ def _answers(query: str, known: dict[str, str], form: Form) -> Chunks:
     with duckdb.connect() as connection:
         try:
             connection.execute(f"SET memory_limit = '{DUCKDB_MEMORY}'; SET TimeZone = 'UTC'")
-            reader = _plain(connection.sql(query)).to_arrow_reader(form.chunk_rows)
+            answer = connection.sql(query)
+            if answer is None:  # a statement that only does something
+                raise InputError(
+                    f"{shorten(query.strip())}: DuckDB has no rows as an answer; expected a query last: "
+                    "ATTACH 'shop.db' AS shop; SELECT ... FROM shop.events"
+                )
+            reader = _plain(answer).to_arrow_reader(form.chunk_rows)
             yield from batch_chunks(Path("query"), reader, known, form)
         except (duckdb.Error, pa.ArrowException) as error:
             raise InputError(f"DuckDB does not answer the query: {error}") from None

@@ -207,6 +207,32 @@ def test_validate_warns_of_actions_that_the_configuration_does_not_set(driftline
     assert "warning" not in driftline("validate", "--events", str(path)).stdout
 
 
+def test_produce_says_which_actions_are_not_set_and_what_comes_too_late_before_it_sends(
+    world: Any, driftline: Run, tmp_path: Path
+) -> None:
+    path = tmp_path / "events.jsonl"
+    hour_ms = 3_600_000
+    rows = [(0, "stream"), (1, "purchase"), (9, "stream"), (8, "purchase"), (2, "strem"), (3, "purchase")]
+    events = [{"user_id": "u", "item_id": "i", "timestamp_ms": 1_600_000_000_000 + h * hour_ms, "action": action}
+              for h, action in rows]  # fmt: skip
+    path.write_text("".join(json.dumps(event) + "\n" for event in events))
+    given = ("produce", "--events", str(path), "-c", str(world.config))
+    refused(driftline(*given), 65, "3 of 6 rows are earlier than a row above them; sent so, 2 (33.3%) would come")
+    warning = (
+        "does not set: 2 'stream', 1 'strem'. Each counts as wanted, with weight 1; say what it means, as actions: "
+    )
+    sent = driftline(*given, "--as-it-is", "--json")
+    assert sent.returncode == 0, sent.stderr
+    assert f"{warning}{{stream: {{weight: 1.0, positive: true}}}}" in sent.stderr
+    assert "note: 3 of 6 rows are earlier than a row above them; sent so, 2 (33.3%) would come" in sent.stderr
+    told = json.loads(sent.stdout)
+    assert (told["events"], told["unknown_actions"], told["too_late"]) == (6, {"stream": 2, "strem": 1}, 2)
+    part = driftline(*given, "--sort", "--since", str(1_600_000_000_000 + hour_ms), "--json")
+    told = json.loads(part.stdout)
+    assert (told["events"], told["unknown_actions"], told["too_late"]) == (5, {"stream": 1, "strem": 1}, 0)
+    assert "does not set: 1 'stream', 1 'strem'" in part.stderr
+
+
 def test_produced_events_keep_key_and_unknown_fields(world: Any, driftline: Run, tmp_path: Path) -> None:
     events, items = tmp_path / "events.jsonl", tmp_path / "items.jsonl"
     events.write_text(EVENT * 3)

@@ -36,6 +36,14 @@ def test_a_replay_says_how_much_there_is_to_do_before_it_begins(driftline: Run, 
     assert "As a rule some seconds in all; the first groups say more" in said
 
 
+def test_a_replay_without_a_folder_writes_to_one_that_it_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(app, ["replay", "--limit", "5", "--arms", "popularity", "--no-audit"])
+    assert result.exit_code == 0, result.output
+    assert result.stdout.endswith("out/replay/metrics.json, out/replay/report.html\n")
+    assert (tmp_path / "out" / "replay" / "report.html").is_file()
+
+
 @pytest.mark.parametrize("data", [(), ("--data", "games")])
 def test_a_replay_of_a_few_rows_ends_well(driftline: Run, tmp_path: Path, data: tuple[str, ...]) -> None:
     given = (*data, "--limit", "5", "--arms", "popularity", "--out", str(tmp_path / "out"), "--json")

@@ -127,6 +127,8 @@ def test_a_query_is_a_source(tmp_path):
     assert converted(tmp_path, f"ATTACH '{tmp_path}/shop.db' AS shop; FROM shop.sales") == EXPECTED
     with pytest.raises(InputError, match=r"DuckDB does not answer the query: .*nowhere"):
         converted(tmp_path, "SELECT * FROM nowhere")
+    with pytest.raises(InputError, match=r"has no rows as an answer; expected a query last: ATTACH 'shop.db' AS shop;"):
+        converted(tmp_path, f"ATTACH '{tmp_path}/shop.db' AS shop")
 
 
 def test_a_long_query_and_ids_that_are_numbers_here_and_text_there(tmp_path):

@@ -21,6 +21,7 @@ from driftline.stream.cli.common import (
     print_json,
     progress,
     settings_of,
+    when,
     with_bootstrap,
 )
 from driftline.stream.cli.composed import composed
@@ -80,6 +81,7 @@ def produce(
     settings = settings_of(config)
     with own_files(events, items, settings, told, sort=False, undone="sent") as (event_file, item_file):
         seen: dict[str, Any] = {}
+        oldest_ms = -1
         if event_file is not None:
             actions: Counter[str] = Counter()
             order = order_of(event_file, settings.state.late_ms, since or 0, until, actions)
@@ -90,8 +92,9 @@ def produce(
             say(str(order) if as_it_is and order.earlier else "")
             unknown = {name: n for name, n in actions.most_common() if name not in settings.actions}
             seen = {"unknown_actions": unknown, "too_late": order.too_late if as_it_is else 0}
+            oldest_ms = order.oldest_ms
         total = count_rows(event_file) if event_file is not None and since is None and until is None else None
-        _send(event_file, item_file, settings, rate, since or 0, until, sort, total, seen if as_json else None)
+        _send(event_file, item_file, settings, rate, since or 0, until, sort, total, oldest_ms, seen, as_json)
 
 
 def _send(
@@ -103,7 +106,9 @@ def _send(
     until_ms: int | None,
     sort: bool,
     total: int | None,
-    seen: dict[str, Any] | None,
+    oldest_ms: int,
+    seen: dict[str, Any],
+    as_json: bool,
 ) -> None:
     """Sends files in the schema and says how many rows there were: as JSON beside what was `seen` of them before."""
     from driftline.stream.events.produce import send_files, sender
@@ -112,6 +117,8 @@ def _send(
 
     with broker(settings.broker) as bootstrap:
         create_topics(settings.broker, bootstrap)
+        if events is not None:
+            seen = seen | {"behind": _behind(events, settings, bootstrap, since_ms, until_ms, oldest_ms)}
         done, what = {"items": 0, "interactions": 0}, "items" if events is None else "events"
         try:
             with sender(settings.broker, bootstrap) as to_kafka, progress(total, what) as update:
@@ -125,7 +132,7 @@ def _send(
             counts = f"{done['interactions']:,} events and {done['items']:,} items"
             err.print(f"interrupted: at most {counts} were sent and stay; events with an event_id may be sent again")
             raise
-    if seen is not None:
+    if as_json:
         done_all = {"events": sent.records, "items": sent_items.records, "bytes": sent.bytes, "per_s": sent.per_s}
         print_json(done_all | seen)
     else:
@@ -133,6 +140,25 @@ def _send(
             err.print("no event of the file lies between --since and --until")
         rate_shown = f", {sent.per_s:,.0f} events/s" if events is not None else ""
         out.print(f"sent {sent.records:,} events and {sent_items.records:,} items{rate_shown}")
+
+
+def _behind(
+    events: Path, settings: Settings, bootstrap: str, since_ms: int, until_ms: int | None, oldest_ms: int
+) -> int:
+    """How many events are too old for what the topic holds already, which is said."""
+    from driftline.stream.events.files import order_of
+    from driftline.stream.events.produce import newest_event_ms
+
+    late_ms, newest_ms = settings.state.late_ms, newest_event_ms(settings, bootstrap)
+    bound_ms = newest_ms - late_ms
+    if not 0 <= oldest_ms < bound_ms:
+        return 0
+    n = order_of(events, late_ms, since_ms, bound_ms if until_ms is None else min(until_ms, bound_ms)).rows
+    say(
+        f"{n:,} events are more than state.late_ms, {late_ms / 60_000:g} min, older than those that the topic holds "
+        f"already, up to {when(newest_ms)}: they are counted and change no state"
+    )
+    return n
 
 
 def worker(config: Config = None) -> None:

@@ -231,6 +231,31 @@ def test_produce_says_which_actions_are_not_set_and_what_comes_too_late_before_i
     told = json.loads(part.stdout)
     assert (told["events"], told["unknown_actions"], told["too_late"]) == (5, {"stream": 1, "strem": 1}, 0)
     assert "does not set: 1 'stream', 1 'strem'" in part.stderr
+    assert "behind" in told
+
+
+@pytest.mark.parametrize("partitions", [1, 2])
+def test_produce_says_how_many_events_are_too_old_for_what_the_topic_holds(
+    world: Any, driftline: Run, tmp_path: Path, partitions: int
+) -> None:
+    world.partitions = partitions
+
+    def sent(*hours: int, more: tuple[str, ...] = ()) -> Any:
+        path = tmp_path / "events.jsonl"
+        events = [{"user_id": f"u{n}", "item_id": "i", "timestamp_ms": 1_600_000_000_000 + h * 3_600_000}
+                  for n in range(8) for h in hours]  # fmt: skip
+        events.sort(key=lambda event: int(event["timestamp_ms"]))
+        path.write_text("".join(json.dumps(event) + "\n" for event in events))
+        result = driftline("produce", "--events", str(path), "-c", str(world.config), "--json", *more)
+        assert result.returncode == 0, result.stderr
+        return json.loads(result.stdout)["behind"], result.stderr
+
+    assert sent(0, 1, 10)[0] == 0
+    behind, said = sent(2, 5, 9, 11)
+    assert behind == 16, "10 is the newest there, and 9 is an hour older, no more"
+    assert "note: 16 events are more than state.late_ms, 60 min, older than those that the topic holds" in said
+    assert "already, up to 2020-09-13 22:26:40 UTC" in said
+    assert sent(2, 5, more=("--until", str(1_600_000_000_000 + 3 * 3_600_000)))[0] == 8
 
 
 def test_produced_events_keep_key_and_unknown_fields(world: Any, driftline: Run, tmp_path: Path) -> None:

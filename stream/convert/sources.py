@@ -214,13 +214,13 @@ def _answers(query: str, known: dict[str, str], form: Form) -> Chunks:
     with duckdb.connect() as connection:
         try:
             connection.execute(f"SET memory_limit = '{DUCKDB_MEMORY}'; SET TimeZone = 'UTC'")
-            answer = connection.sql(query)
-            if answer is None:  # a statement that only does something
+            last = duckdb.extract_statements(query)[-1]
+            if last.expected_result_type != [duckdb.ExpectedResultType.QUERY_RESULT]:
                 raise InputError(
-                    f"{shorten(query.strip())}: DuckDB has no rows as an answer; expected a query last: "
-                    "ATTACH 'shop.db' AS shop; SELECT ... FROM shop.events"
+                    f"{shorten(query.strip())}: the last statement, {last.type.name}, has no rows as its answer; expected "
+                    "a query last: ATTACH 'shop.db' AS shop; SELECT ... FROM shop.events"
                 )
-            reader = _plain(answer).to_arrow_reader(form.chunk_rows)
+            reader = _plain(connection.sql(query)).to_arrow_reader(form.chunk_rows)
             yield from batch_chunks(Path("query"), reader, known, form)
         except (duckdb.Error, pa.ArrowException) as error:
             raise InputError(f"DuckDB does not answer the query: {error}") from None

@@ -217,8 +217,8 @@ def _answers(query: str, known: dict[str, str], form: Form) -> Chunks:
             last = duckdb.extract_statements(query)[-1]
             if last.expected_result_type != [duckdb.ExpectedResultType.QUERY_RESULT]:
                 raise InputError(
-                    f"{shorten(query.strip())}: the last statement, {last.type.name}, has no rows as its answer; expected "
-                    "a query last: ATTACH 'shop.db' AS shop; SELECT ... FROM shop.events"
+                    f"{shorten(query.strip())}: the last statement, {last.type.name}, has no rows as its answer; "
+                    "expected a query last: ATTACH 'shop.db' AS shop; SELECT ... FROM shop.events"
                 )
             reader = _plain(connection.sql(query)).to_arrow_reader(form.chunk_rows)
             yield from batch_chunks(Path("query"), reader, known, form)

@@ -45,7 +45,7 @@ check: setup ## lint, format, types, known vulnerabilities, then the tests
 	@$(MAKE) --no-print-directory audit
 	@$(PYTEST) $(ARGS)
 
-replay: setup ## evaluate on the bundled shop; ARGS='--out DIR'
+replay: setup ## evaluate on the bundled shop, to out/replay; ARGS='--out DIR'
 	@driftline replay $(ARGS)
 
 quality: setup ## three seeds, both splits, ablations: hours, resumable

@@ -112,7 +112,7 @@ def _nearest(path: KeyPath) -> str:
 
 
 def origin_of(path: str, origins: Mapping[str, str]) -> str:
-    """The origin of a key path: its own, or that of the group that was set as a whole, or of its first key."""
+    """The origin of a key path: its own, or that of the group that was set as a whole, or of the group's own key."""
     parts = path.split(".")
     for n in range(len(parts), 0, -1):
         if ".".join(parts[:n]) in origins:

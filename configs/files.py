@@ -50,8 +50,13 @@ def _yaml_in(folder: Path) -> list[str]:
         return []
 
 
-def read(path: Path, faults: list[Fault], seen: tuple[Path, ...] = ()) -> Iterator[Leaf]:
+def read(
+    path: Path, faults: list[Fault], seen: tuple[Path, ...] = (), groups: dict[str, str] | None = None
+) -> Iterator[Leaf]:
     """The leaves of the file that a file extends, then its own; what is wrong in it goes to `faults`.
+
+    Args:
+        groups: gets the origin of each group of keys, under its path with a dot at the end.
 
     Raises:
         ConfigError: a file can't be read, is not YAML, extends itself, or what it extends is not there.
@@ -59,22 +64,27 @@ def read(path: Path, faults: list[Fault], seen: tuple[Path, ...] = ()) -> Iterat
     if path.resolve() in seen:
         chain = " -> ".join(p.name for p in (*seen, path))
         raise ConfigError(f"{path}: extends itself: {chain}; take out one `extends`")
-    own = list(leaves(path, faults))
+    lines: dict[str, str] = {}
+    own = list(leaves(path, faults, lines))
     for key, base, origin in own:
         if key == ("extends",):
             if not isinstance(base, str):
                 raise ConfigError(f"{origin}: extends: got {quoted(base)}; expected a preset or a path")
-            yield from read(find(base, f"{origin}: extends", path.parent), faults, (*seen, path.resolve()))
+            yield from read(find(base, f"{origin}: extends", path.parent), faults, (*seen, path.resolve()), groups)
+    if groups is not None:
+        groups.update(lines)
     yield from (leaf for leaf in own if leaf[0] != ("extends",))
 
 
-def leaves(path: Path, faults: list[Fault]) -> Iterator[Leaf]:
-    """The leaves of one file; what is wrong in it goes to `faults`.
+def leaves(path: Path, faults: list[Fault], groups: dict[str, str]) -> Iterator[Leaf]:
+    """The leaves of one file; what is wrong in it goes to `faults`, and to `groups` what `read` says.
 
     Raises:
         ConfigError: it can't be read or is not YAML.
     """
-    yield from _walk(compose(path, Loader), (), path, faults)
+    node = compose(path, Loader)
+    if node is not None:
+        yield from _walk(node, (), f"{path}:{node.start_mark.line + 1}", path, faults, groups)
 
 
 class Loader(yaml.SafeLoader):
@@ -98,17 +108,53 @@ def compose(path: Path, loader: Any) -> yaml.Node | None:
     Raises:
         ConfigError: it can't be read or is not YAML.
     """
+    text = ""
     try:
-        return yaml.compose(path.read_text("utf-8"), loader)
+        text = path.read_text("utf-8")
+        return yaml.compose(text, loader)
     except OSError as error:
         raise ConfigError(f"{path}: can't be read: {error.strerror}; check its permissions") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: is not UTF-8 at byte {error.start}; expected a YAML file") from error
     except yaml.MarkedYAMLError as error:
-        line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
+        line = f":{_line_of_mistake(text, error, error.problem_mark)}" if error.problem_mark else ""
         raise ConfigError(f"{path}{line}: is not YAML: {error.problem}; mend that line") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: is not YAML: {' '.join(str(error).split())}") from error
+
+
+def _line_of_mistake(text: str, error: yaml.MarkedYAMLError, mark: yaml.Mark) -> int:
+    """The line to mend, from 1: YAML marks where it could not go on, which is after what is missing."""
+    context, began = error.context or "", error.context_mark
+    if began is not None and context.startswith("while scanning a "):  # a key or a quote without its end
+        return began.line + 1
+    in_flow = context.startswith("while parsing a flow")
+    before = [token for token in _tokens(text) if token.start_mark.index < mark.index]
+    last = next((token for token in reversed(before) if token.start_mark.index < token.end_mark.index), None)
+    if last is None:
+        return mark.line + 1
+    if isinstance(last, yaml.ScalarToken) and last.start_mark.line < last.end_mark.line:
+        first = last.start_mark.line
+        is_value = any(isinstance(token, yaml.ValueToken) and token.start_mark.line == first for token in before)
+        if last.style or not is_value or in_flow:
+            return int(first) + 1
+    elif in_flow:
+        return int(last.end_mark.line) + 1
+    return mark.line + 1
+
+
+def _tokens(text: str) -> list[Any]:
+    """The tokens of a text up to where it is no YAML, those that were not sure yet among them."""
+    loader: Any = yaml.SafeLoader(text)
+    found: list[Any] = []
+    try:
+        while loader.check_token():
+            found.append(loader.get_token())
+    except yaml.YAMLError:
+        found += loader.tokens
+    finally:
+        loader.dispose()
+    return found
 
 
 def line_of(node: yaml.Node | None, path: tuple[str | int, ...]) -> int:
@@ -128,34 +174,35 @@ def line_of(node: yaml.Node | None, path: tuple[str | int, ...]) -> int:
     return line
 
 
-def _walk(node: yaml.Node | None, path: KeyPath, file: Path, faults: list[Fault]) -> Iterator[Leaf]:
-    """The leaves below a node with their lines."""
-    if node is None:
-        return
-    origin = f"{file}:{node.start_mark.line + 1}"
+def _walk(
+    node: yaml.Node, path: KeyPath, origin: str, file: Path, faults: list[Fault], groups: dict[str, str]
+) -> Iterator[Leaf]:
+    """The leaves below a node; `origin` is the line of its key."""
     if not isinstance(node, yaml.MappingNode):
         if not path:
             raise ConfigError(f"{origin}: got {quoted(_plain(node, file))}; expected sections of settings")
         try:
             value = _plain(node, file)
         except ConfigError as error:
-            faults.append((origin, str(error).removeprefix(f"{origin}: ")))
+            place, _, words = str(error).rpartition(": got ")
+            faults.append((place, f"got {words}"))
             return
         yield path, value, origin
         return
+    if path:
+        groups[f"{'.'.join(path)}."] = origin
     if path and not node.value:
         yield path, {}, origin
     names: set[str] = set()
     for key_node, value_node in node.value:
-        key = str(_plain(key_node, file))
+        key, place = str(_plain(key_node, file)), f"{file}:{key_node.start_mark.line + 1}"
         if key in names:
-            twice = f"{file}:{key_node.start_mark.line + 1}"
-            faults.append((twice, f"{'.'.join((*path, key))} stands there twice; keep one"))
+            faults.append((place, f"{'.'.join((*path, key))} stands there twice; keep one"))
             continue
         names.add(key)
         empty = isinstance(value_node, yaml.ScalarNode) and value_node.tag.endswith(":null") and not value_node.value
         if not empty:  # a section with nothing below it but comments
-            yield from _walk(value_node, (*path, key), file, faults)
+            yield from _walk(value_node, (*path, key), place, file, faults, groups)
 
 
 def _plain(node: yaml.Node, file: Path) -> Any:

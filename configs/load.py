@@ -64,7 +64,8 @@ def load_settings(source: str | Path | None = None) -> Settings:
 def load(source: str | Path | None = None, environment: Mapping[str, str] = os.environ) -> Loaded:
     """As `load_settings`, with origins and with the environment as an argument."""
     faults: list[Fault] = []
-    found = list(files.read(files.find(source or "default", "settings"), faults))
+    groups: dict[str, str] = {}
+    found = list(files.read(files.find(source or "default", "settings"), faults, groups=groups))
     over = list(variables.read(environment, faults))
     chosen = switches.chosen([*found, *over])
     for name, (arm, origin) in chosen.items():
@@ -73,7 +74,7 @@ def load(source: str | Path | None = None, environment: Mapping[str, str] = os.e
     laid = list(switches.overlay({name: arm for name, (arm, _) in chosen.items()}))
     found += [leaf for leaf in laid if not switches.is_switch(leaf)] + over + list(filter(switches.is_switch, laid))
     tree: dict[str, Any] = {}
-    origins: dict[str, str] = {}
+    origins = dict(groups)
     for path, value, origin in found:
         _put(tree, path, value)
         origins[".".join(path)] = origin

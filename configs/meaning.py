@@ -1,4 +1,4 @@
-"""Whether what settings say of actions and goals agrees: read before the schema, so that all mistakes are said at once.
+"""Whether what settings say of actions, goals and files agrees: read before the schema, to say all mistakes at once.
 
 `doubts` says of settings that the schema takes what in them can't be meant.
 """
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from driftline.configs import files
+from driftline.configs.columns import doubts_of_files, faults_in_files
 from driftline.configs.explain import Fault, did_you_mean, origin_of
 from driftline.configs.settings import ACTIONS, Settings
 
@@ -33,7 +34,7 @@ READ = (
 
 
 def faults_in(tree: Mapping[str, Any], origins: Mapping[str, str]) -> Iterator[Fault]:
-    """What actions and goals say that can't be, whatever else is wrong.
+    """What actions, goals and files say that can't be, whatever else is wrong.
 
     Args:
         tree: as read, before the schema: anything may stand anywhere.
@@ -59,6 +60,7 @@ def faults_in(tree: Mapping[str, Any], origins: Mapping[str, str]) -> Iterator[F
                 f"goals.action_weights.{name}: got an action that neither `actions` nor a preset knows; expected any "
                 f"of {', '.join(known)}, or set it under `actions`{did_you_mean(name, known)}",
             )
+    yield from faults_in_files(tree, origins)
 
 
 @cache
@@ -92,13 +94,7 @@ def doubts(settings: Settings, origins: Mapping[str, str]) -> Iterator[Fault]:
             taken[port] = key
     if settings.actions and not any(action.positive for action in settings.actions.values()):
         yield origin_of("actions", origins), "actions: none is positive, so only actions not listed here are targets"
-    if settings.event_files.action and settings.event_files.action not in settings.actions:
-        name = settings.event_files.action
-        near = did_you_mean(name, settings.actions)
-        yield (
-            origin_of("event_files.action", origins),
-            f"event_files.action: {name!r} is not under `actions`: it counts as wanted, with weight 1{near}",
-        )
+    yield from doubts_of_files(settings, origins)
 
 
 def _at(settings: Settings, key: str) -> Any:

@@ -8,10 +8,11 @@ beside their equation; what a business sets is here.
 from __future__ import annotations
 
 import codecs
+import difflib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Literal, Self
-from zoneinfo import ZoneInfo
+from typing import Annotated, ClassVar, Literal, Self
+from zoneinfo import ZoneInfo, available_timezones
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
@@ -561,7 +562,9 @@ def _zone(name: str) -> str:
     try:
         ZoneInfo(name)
     except (ValueError, OSError, KeyError):  # ZoneInfoNotFoundError is a KeyError
-        raise ValueError(f"got zone {name!r}; expected a name such as UTC or Europe/Berlin") from None
+        near = difflib.get_close_matches(name, available_timezones(), 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"got zone {name!r}; expected a name such as UTC or Europe/Berlin{hint}") from None
     return name
 
 
@@ -576,6 +579,11 @@ def _encoding(name: str) -> str:
 
 class ItemFiles(Section):
     """How files of items are read that have columns of their own; `driftline import` guesses and writes it."""
+
+    FIELDS: ClassVar[tuple[str, ...]] = (
+        *("item_id", "title", "text", "categories", "brand", "price", "domain", "available", "valid_from_ms"),
+    )
+    REQUIRED: ClassVar[tuple[str, ...]] = ("item_id",)
 
     map: dict[str, str] = Field({}, description="column of a file by field of the schema; others are guessed")
     header: tuple[str, ...] = Field((), description="names of the columns of CSV files whose first line is a row")
@@ -601,7 +609,15 @@ class ItemFiles(Section):
 class EventFiles(ItemFiles):
     """How files of events are read that have columns of their own; `driftline import` guesses and writes it."""
 
+    FIELDS: ClassVar[tuple[str, ...]] = (
+        *("user_id", "item_id", "timestamp_ms", "action", "event_id", "value", "price", "group_id", "domain"),
+    )
+    REQUIRED: ClassVar[tuple[str, ...]] = ("user_id", "item_id", "timestamp_ms")
+
     action: str = Field("", description="of all events of files that have no column for it; empty = interact")
+    action_from: dict[str, float] = Field(
+        {}, description="least value of each action, like: 4, in such files; what is below all of them is `action`"
+    )
     action_below_zero: str = Field(
         "",
         description="of those of these events whose value is below 0; empty = return where it is a number of pieces",

@@ -49,7 +49,7 @@ def systems() -> dict[str, System]:
 def _read(path: Path) -> System:
     faults: list[Fault] = []
     row, arms = 0, dict[str, list[Leaf]]()
-    for key, value, origin in files.leaves(path, faults):
+    for key, value, origin in files.leaves(path, faults, {}):
         if key == ("row",):
             row = value
         else:

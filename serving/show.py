@@ -50,7 +50,7 @@ def slate(
         table.add_column("why", overflow="fold")
     rows = zip(answer.slate.item_ids, answer.slate.titles, answer.slate.scores, strict=True)
     for place, (item, name, score) in enumerate(rows):
-        cells = [str(place + 1), item, name, f"{score:.3f}"]
+        cells = [str(place + 1), item, _titled(name, answer.slate.titles), f"{score:.3f}"]
         table.add_row(*cells, *([reasons[place]] if any(reasons) else []))
     untitled = "none of them has a title: no items with these ids were read (`driftline produce --items FILE`)"
     said = [] if any(answer.slate.titles) else [Text(untitled, "dim")]
@@ -138,8 +138,13 @@ def _history(history: pb.History, events: int) -> RenderableType:
         history.prices,
     )
     for t_ms, action, item, title, value, price in list(zip(*columns, strict=True))[:events]:
-        table.add_row(_clock(t_ms), action, item, title, _number(value), _number(price))
+        table.add_row(_clock(t_ms), action, item, _titled(title, history.titles), _number(value), _number(price))
     return table
+
+
+def _titled(title: str, of_all: Sequence[str]) -> str | Text:
+    """A title, or what an item is without one beside others that have one; where none has, that is said once."""
+    return title if title or not any(of_all) else Text("not in the catalogue", "dim italic")
 
 
 def _origin(origin: pb.Provenance) -> Text:

@@ -26,7 +26,8 @@ def spread(vectors: Float32, scores: Float32, k: int, diversity: float) -> NDArr
     """Places of k items, the first one first.
 
     Args:
-        vectors: [m, d] unit rows, or zeros for an item that is like no other.
+        vectors: [m, d] unit rows, or zeros for an item of which nothing is known: it counts as like those before it as
+            the open items are on average, so that it is neither sought for what nobody knows of it nor left out.
         scores: [m], the largest first.
         k: how many at most.
         diversity: 0 = the first k, 1 = each the one least like those before it.
@@ -35,9 +36,11 @@ def spread(vectors: Float32, scores: Float32, k: int, diversity: float) -> NDArr
     span = max(float(scores[0] - scores[-1]), 1e-12) if m else 1.0
     worth = (1 - diversity) * (scores - scores[-1:]) / span
     nearest = np.zeros(m, np.float32)
-    open_here = np.ones(m, np.bool_)
+    open_here, known = np.ones(m, np.bool_), vectors.any(1)
     chosen: list[int] = []
     for _ in range(min(k, m)):
+        if (others := open_here & known).any():
+            nearest[~known] = nearest[others].mean()
         place = int(np.argmax(np.where(open_here, worth - diversity * nearest, -np.inf))) if chosen else 0
         chosen.append(place)
         open_here[place] = False

@@ -13,15 +13,18 @@ from driftline.stream.replay.named import about
 def print_arms(metrics: dict[str, Any]) -> None:
     """The verdict first, then the figures, then a line on each arm."""
     from driftline.stream.replay.audit import AUDITS
-    from driftline.stream.replay.report import intervals_line, profiles_line, reachable_line
+    from driftline.stream.replay.report import goals_line, intervals_line, profiles_line, reachable_line
 
     out.print(metrics["verdict"], soft_wrap=True)
     out.print(_table(metrics))
     width = max(map(len, metrics["arms"]))
     for name, arm in metrics["arms"].items():
         out.print(f"{name:{width}}  {about(name)}", soft_wrap=True)
-        if "note" in arm:
-            out.print(f"{'':{width}}  {arm['note']}", soft_wrap=True)
+        for line in (f"void: {arm['void']}" if "void" in arm else "", arm.get("note", "")):
+            if line:
+                out.print(f"{'':{width}}  {line}", soft_wrap=True)
+    if words := goals_line(metrics):
+        out.print(f"goals: {words}", soft_wrap=True)
     out.print(f"intervals: {intervals_line(metrics['protocol'])}", soft_wrap=True)
     out.print(f"profiles: {profiles_line(metrics['protocol']['profiles'])}", soft_wrap=True)
     if "reachable" in metrics:
@@ -38,7 +41,11 @@ def _table(metrics: dict[str, Any]) -> Table:
     for name, arm in metrics["arms"].items():
         cells = [_cell(arm.get(which, {})) for which in ("novel", "repeat", "overall")]
         cells += [_cell(arm.get("session", {}), metric) for metric in ("hr@20", "ndcg@20")] if session else []
-        table.add_row(name, *cells, f"{arm.get('train_cpu_s', 0) + arm.get('score_cpu_s', 0):,.0f} s")
+        table.add_row(
+            f"{name}, void" if "void" in arm else name,
+            *cells,
+            f"{arm.get('train_cpu_s', 0) + arm.get('score_cpu_s', 0):,.0f} s",
+        )
     return table
 
 

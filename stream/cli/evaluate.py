@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from inspect import cleandoc
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from driftline.configs.settings import UNKNOWN_ACTION, Settings
+from driftline.configs.settings import Settings
 from driftline.serving.scratch import Scratch
 from driftline.stream.bundled import BUNDLED
 from driftline.stream.cli.arms import print_arms
@@ -40,7 +39,7 @@ def register(app: typer.Typer) -> None:
 
 
 def replay(
-    to: Annotated[Path, typer.Option("--out", help="Folder for metrics.json and report.html.")],
+    to: Annotated[Path, typer.Option("--out", help="Folder for metrics.json and report.html.")] = Path("out/replay"),
     *,
     events: Annotated[str | None, typer.Option(help=f"Events: {SOURCES}; default: the bundled shop.")] = None,
     items: Annotated[str | None, typer.Option(help="Items, in the same formats.")] = None,
@@ -198,7 +197,7 @@ def validate(
 
 def _print_report(report: Report, fate: str, settings: Settings) -> None:
     """A report for people; `fate` is what becomes of unknown columns."""
-    from driftline.stream.convert.words import meaning
+    from driftline.stream.convert.words import meaning, unset_actions
 
     span = (
         f", {when(report.first_ms)} to {when(report.last_ms)}"
@@ -206,11 +205,16 @@ def _print_report(report: Report, fate: str, settings: Settings) -> None:
         else ""
     )
     out.print(f"{report.path}: {report.rows:,} rows{span}", soft_wrap=True)
-    if report.unknown:
-        names = ", ".join(name if name.strip() and name.isprintable() else repr(name) for name in report.unknown)
-        out.print(f"unknown columns, {fate}: {names}", soft_wrap=True)
-    if report.unknown_actions:
-        out.print(_warning(settings, report.unknown_actions), soft_wrap=True)
+    context = [name for name in report.unknown if fate == "kept" and name in settings.signals.context]
+    for said, names in (
+        ("kept for the context", context),
+        (f"unknown columns, {fate}", [name for name in report.unknown if name not in context]),
+    ):
+        if names:
+            shown = ", ".join(name if name.strip() and name.isprintable() else repr(name) for name in names)
+            out.print(f"{said}: {shown}", soft_wrap=True)
+    if words := unset_actions(settings, report.unknown_actions):
+        out.print(words, soft_wrap=True)
     table = Table("kind", "column", "rows", "")
     for (kind, column), n in report.counts.items():
         table.add_row(kind, column, f"{n:,}", "warning" if (kind, column) in report.warnings else "error")
@@ -237,16 +241,3 @@ def _print_report(report: Report, fate: str, settings: Settings) -> None:
         )
     else:
         out.print("ok")
-
-
-def _warning(settings: Settings, unknown: Counter[str]) -> str:
-    """What becomes of actions that the configuration does not set."""
-    from driftline.stream.events.schema import shorten
-
-    counts = [f"{n:,} {shorten(action)}" for action, n in unknown.most_common(10)]
-    if len(unknown) > len(counts):
-        counts.append(f"{len(unknown) - len(counts):,} actions more")
-    return (
-        f"warning: rows with an action that configuration {settings.name!r} does not set: {', '.join(counts)}. "
-        f"Each counts as wanted, with weight {UNKNOWN_ACTION.weight:g}; set it under `actions`, or choose another -c"
-    )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from driftline.configs.files import presets
 from driftline.configs.settings import Settings
 from driftline.stream.cli.common import AsJson, Config, out, print_json, progress, settings_of, when
 from driftline.stream.cli.composed import composed
@@ -32,6 +33,10 @@ def import_files(
     source: Annotated[str, typer.Argument(metavar="SRC", help=f"Events: {SOURCES}.")],
     to: Annotated[Path, typer.Option("--out", help="Folder for events.parquet, items.parquet and driftline.yaml.")],
     items: Annotated[str | None, typer.Option(help="Items, in the same formats.")] = None,
+    name: Annotated[
+        str | None,
+        typer.Option(help="Name of the configuration; else that of your own file after -c, or of the file of events."),
+    ] = None,
     *,
     told: Told,
     config: Config = None,
@@ -74,7 +79,9 @@ def import_files(
             whole["join"] = join.as_json()
     found = reading_of(plan.mapping, event_files)
     item_found = {} if item_plan is None or items is None else reading_of(item_plan.mapping, item_files)
-    if write_config(to / "driftline.yaml", config, found, item_found):
+    if name is None:
+        name = "" if settings.name not in presets() else plan.source.name or None
+    if write_config(to / "driftline.yaml", config, found, item_found, name=name):
         files.append(to / "driftline.yaml")
     whole["files"] = [str(path) for path in files]
     if as_json:
@@ -96,6 +103,8 @@ def import_files(
 
 
 def _print_done(done: Done, settings: Settings, bad: Path | None) -> None:
+    from driftline.stream.convert.words import unset_actions
+
     report = done.report
     span = f"{when(report.first_ms or 0)} to {when(report.last_ms or 0)}"
     order = report.order
@@ -109,13 +118,8 @@ def _print_done(done: Done, settings: Settings, bad: Path | None) -> None:
             out.print(f"warning: {problem}{f' ({n:,} rows)' if n > 1 else ''}", soft_wrap=True)
     if done.duplicates:
         out.print(f"warning: {done.duplicates:,} events have the event_id of an earlier one and will be dropped")
-    if unknown := [name for name in done.actions if name not in settings.actions]:
-        counts = ", ".join(f"{done.actions[name]:,} {name}" for name in unknown[:10])
-        out.print(
-            f"warning: actions that configuration {settings.name!r} does not set: {counts}; each counts as wanted, "
-            "with weight 1",
-            soft_wrap=True,
-        )
+    if words := unset_actions(settings, done.actions):
+        out.print(words, soft_wrap=True)
 
 
 def _aside(done: Done, bad: Path | None) -> str:

@@ -12,6 +12,7 @@ import typer
 from pydantic import ValidationError
 from rich.table import Table
 
+from driftline.configs.explain import faults_of
 from driftline.configs.settings import EventFiles, ItemFiles, Settings
 from driftline.serving.arrays import sync
 from driftline.serving.scratch import Scratch
@@ -40,6 +41,13 @@ ActionBelowZero = Annotated[
         help="Action of those of these events whose value is below 0; else return where it is a number of pieces.",
     ),
 ]
+ActionFrom = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--action-from",
+        help="Actions by the least value of each: like=4,love=5; what is below all of them, or has none, is --action.",
+    ),
+]
 Time = Annotated[
     str | None,
     typer.Option("--time", help="Times of events: s, ms, us, ns, iso, dmy, mdy, or a format as strptime has it."),
@@ -62,6 +70,7 @@ class Told:
     columns: Map = None
     item_columns: ItemsMap = None
     action: ActionName = None
+    action_from: ActionFrom = None
     action_below_zero: ActionBelowZero = None
     time: Time = None
     zone: Zone = None
@@ -79,7 +88,8 @@ class Told:
         """How files of events are read."""
         header = None if self.header is None else [name.strip() for name in self.header.split(",")]
         told = {"time": self.time, "header": header, "action": self.action, "action_below_zero": self.action_below_zero}
-        return _with(settings.event_files, self.columns, told | self._both())
+        bounds = None if self.action_from is None else _pairs(self.action_from, "--action-from", "NAME=VALUE")
+        return _with(settings.event_files, self.columns, told | {"action_from": bounds} | self._both())
 
     def items(self, settings: Settings) -> ItemFiles:
         """How files of items are read."""
@@ -99,13 +109,13 @@ def _with(files: Files, columns: list[str] | None, told: dict[str, Any]) -> File
         made = type(files).model_validate(files.model_dump() | given | {"map": files.map | typed})
         return made.typed(typed) if files.map else made  # who is told nothing is told what nobody changed
     except ValidationError as error:
-        fault = error.errors()[0]
-        words = str(fault.get("ctx", {}).get("error", f"got {fault['input']!r}; expected {fault.get('ctx', {})}"))
-        raise typer.BadParameter(words, param_hint=f"--{fault['loc'][0]}") from None
+        (_, words), *_ = faults_of(error, {})
+        key = str(error.errors()[0]["loc"][0])
+        raise typer.BadParameter(words, param_hint=f"--{key.replace('_', '-')}") from None
 
 
-def _pairs(texts: list[str]) -> dict[str, str]:
-    """Columns by field; a comma in the name of a column stays where no `=` comes after it."""
+def _pairs(texts: list[str], option: str = "--map", expected: str = "FIELD=COLUMN") -> dict[str, str]:
+    """What stands after each `=` by what stands before; a comma in a name stays where no `=` comes after it."""
     pairs: dict[str, str] = {}
     field = ""
     for text in texts:
@@ -117,8 +127,8 @@ def _pairs(texts: list[str]) -> dict[str, str]:
             elif field:
                 pairs[field] += f",{part}"
             else:
-                words = f"got {text!r}; expected FIELD=COLUMN, with commas between"
-                raise typer.BadParameter(words, param_hint="--map")
+                words = f"got {text!r}; expected {expected}, with commas between"
+                raise typer.BadParameter(words, param_hint=option)
     return pairs
 
 
@@ -240,7 +250,7 @@ def checked_events(source: str, settings: Settings, told: Told, count_items: boo
     files = told.events(settings)
     if is_ready(source, EVENTS, files):
         return validate(Path(source), settings.actions, count_items, settings.state.late_ms)
-    plan = Plan.of(EVENTS, source, files)
+    plan = Plan.of(EVENTS, source, files, settings.signals.context)
     show(plan)
     say(check_value(plan, settings))
     with progress(None, "rows of events read") as update:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import signal
 import sys
+from collections import Counter
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -20,6 +21,7 @@ from driftline.stream.cli.common import (
     print_json,
     progress,
     settings_of,
+    when,
     with_bootstrap,
 )
 from driftline.stream.cli.composed import composed
@@ -28,6 +30,7 @@ from driftline.stream.cli.own import (
     SOURCES,
     Told,
     own_files,
+    say,
 )
 from driftline.stream.ops.progress import progress_bars
 
@@ -67,6 +70,7 @@ def produce(
 
     Example: `driftline produce --events events.parquet --items items.parquet --rate 2000`
     """
+    from driftline.stream.convert.words import unset_actions
     from driftline.stream.events.files import count_rows, order_of
     from driftline.stream.events.order import refuse_disorder
 
@@ -76,10 +80,21 @@ def produce(
         raise typer.BadParameter("got --sort and --as-it-is; expected one of them")
     settings = settings_of(config)
     with own_files(events, items, settings, told, sort=False, undone="sent") as (event_file, item_file):
-        if event_file is not None and not (sort or as_it_is):
-            refuse_disorder(events, order_of(event_file, settings.state.late_ms, since or 0, until))
+        seen: dict[str, Any] = {}
+        oldest_ms = -1
+        if event_file is not None:
+            actions: Counter[str] = Counter()
+            order = order_of(event_file, settings.state.late_ms, since or 0, until, actions)
+            if not (sort or as_it_is):
+                refuse_disorder(events, order)
+            if words := unset_actions(settings, actions):
+                err.print(words, soft_wrap=True)
+            say(str(order) if as_it_is and order.earlier else "")
+            unknown = {name: n for name, n in actions.most_common() if name not in settings.actions}
+            seen = {"unknown_actions": unknown, "too_late": order.too_late if as_it_is else 0}
+            oldest_ms = order.oldest_ms
         total = count_rows(event_file) if event_file is not None and since is None and until is None else None
-        _send(event_file, item_file, settings, rate, since or 0, until, sort, total, as_json)
+        _send(event_file, item_file, settings, rate, since or 0, until, sort, total, oldest_ms, seen, as_json)
 
 
 def _send(
@@ -91,15 +106,19 @@ def _send(
     until_ms: int | None,
     sort: bool,
     total: int | None,
+    oldest_ms: int,
+    seen: dict[str, Any],
     as_json: bool,
 ) -> None:
-    """Sends files in the schema and says how many rows there were."""
+    """Sends files in the schema and says how many rows there were: as JSON beside what was `seen` of them before."""
     from driftline.stream.events.produce import send_files, sender
     from driftline.stream.events.topics import create_topics
     from driftline.stream.kafka.broker import broker
 
     with broker(settings.broker) as bootstrap:
         create_topics(settings.broker, bootstrap)
+        if events is not None:
+            seen = seen | {"behind": _behind(events, settings, bootstrap, since_ms, until_ms, oldest_ms)}
         done, what = {"items": 0, "interactions": 0}, "items" if events is None else "events"
         try:
             with sender(settings.broker, bootstrap) as to_kafka, progress(total, what) as update:
@@ -114,12 +133,32 @@ def _send(
             err.print(f"interrupted: at most {counts} were sent and stay; events with an event_id may be sent again")
             raise
     if as_json:
-        print_json({"events": sent.records, "items": sent_items.records, "bytes": sent.bytes, "per_s": sent.per_s})
+        done_all = {"events": sent.records, "items": sent_items.records, "bytes": sent.bytes, "per_s": sent.per_s}
+        print_json(done_all | seen)
     else:
         if events is not None and not sent.records:
             err.print("no event of the file lies between --since and --until")
         rate_shown = f", {sent.per_s:,.0f} events/s" if events is not None else ""
         out.print(f"sent {sent.records:,} events and {sent_items.records:,} items{rate_shown}")
+
+
+def _behind(
+    events: Path, settings: Settings, bootstrap: str, since_ms: int, until_ms: int | None, oldest_ms: int
+) -> int:
+    """How many events are too old for what the topic holds already, which is said."""
+    from driftline.stream.events.files import order_of
+    from driftline.stream.events.produce import newest_event_ms
+
+    late_ms, newest_ms = settings.state.late_ms, newest_event_ms(settings, bootstrap)
+    bound_ms = newest_ms - late_ms
+    if not 0 <= oldest_ms < bound_ms:
+        return 0
+    n = order_of(events, late_ms, since_ms, bound_ms if until_ms is None else min(until_ms, bound_ms)).rows
+    say(
+        f"{n:,} events are more than state.late_ms, {late_ms / 60_000:g} min, older than those that the topic holds "
+        f"already, up to {when(newest_ms)}: they are counted and change no state"
+    )
+    return n
 
 
 def worker(config: Config = None) -> None:

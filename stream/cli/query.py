@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -117,7 +118,7 @@ def watch(
     service: Client,
     as_json: AsJson = False,
 ) -> None:
-    """The state of a user now and after each change, until Ctrl-C; with --json a line each.
+    """The state of a user now and after each change, until Ctrl-C or SIGTERM; with --json a line each.
 
     Example: `driftline watch 13085 --history 3 --json`
     """
@@ -125,6 +126,7 @@ def watch(
 
 
 def _watch(user_id: str, history: int, service: Client, as_json: bool) -> None:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, which a shell's background jobs ignore
     with service, suppress(KeyboardInterrupt):  # it is the way to end it
         for answer in service.watch(user_id, history):
             print_json(as_dict(answer)) if as_json else out.print(show.user_state(answer, history))

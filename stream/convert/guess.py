@@ -64,6 +64,7 @@ class Mapping:
         others: further columns that a field could have been, by field.
         names: of all columns of the file.
         lacking: columns by field that the configuration names and the file has not.
+        action_from: (least value, action) of the events whose value says what was done, the smallest first.
         below_zero: action of the events whose value is below 0, which is then written above it; "" = that of all.
         kept: columns that stay as they are, as text, whether a field takes them or not: those of `signals.context`.
     """
@@ -77,6 +78,7 @@ class Mapping:
     others: dict[str, list[str]]
     names: list[str]
     lacking: dict[str, str]
+    action_from: tuple[tuple[float, str], ...] = ()
     below_zero: str = ""
     kept: tuple[str, ...] = ()
 
@@ -160,8 +162,26 @@ def mapping_of(kind: Kind, sample: Sample, reading: ItemFiles, source: str) -> M
     read = {part for column in ordered.values() for part in parts_of(column, names)}
     left_out = [name for name in names if name not in read]
     others = {field: found for field, found in others.items() if found}
+    action_from = _action_from(reading, ordered, source)
     below_zero = _below_zero(reading, ordered, action, source)
-    return Mapping(kind, ordered, clocks, decimal, action, left_out, others, names, lacking, below_zero)
+    return Mapping(kind, ordered, clocks, decimal, action, left_out, others, names, lacking, action_from, below_zero)
+
+
+def _action_from(reading: ItemFiles, columns: dict[str, str], source: str) -> tuple[tuple[float, str], ...]:
+    """The bounds of values that actions begin at, ascending.
+
+    Raises:
+        InputError: a column says the action, or there is no value.
+    """
+    bounds = reading.action_from if isinstance(reading, EventFiles) else {}
+    if bounds and "action" in columns:
+        raise InputError(
+            f"{source}: --action-from: column {columns['action']!r} says the action of each row; expected none: "
+            "--map action="
+        )
+    if bounds and "value" not in columns:
+        raise InputError(f"{source}: --action-from: no column is the value; expected one: --map value=COLUMN")
+    return tuple(sorted((least, name) for name, least in bounds.items()))
 
 
 def _below_zero(reading: ItemFiles, columns: dict[str, str], action: str, source: str) -> str:
@@ -170,9 +190,9 @@ def _below_zero(reading: ItemFiles, columns: dict[str, str], action: str, source
     Raises:
         InputError: it is said, and so does a column.
     """
-    said = reading.action_below_zero if isinstance(reading, EventFiles) else ""
-    if "value" not in columns:
+    if "value" not in columns or not isinstance(reading, EventFiles):
         return ""
+    said = reading.action_below_zero
     if "action" in columns:
         if said:
             raise InputError(
@@ -181,7 +201,8 @@ def _below_zero(reading: ItemFiles, columns: dict[str, str], action: str, source
             )
         return ""
     is_bought = action == "purchase" or (action in ("", UNNAMED) and _is_called(columns, QUANTITIES))
-    name = said or (RETURN if is_bought and not _is_called(columns, RATINGS) else "")
+    is_bought = is_bought and not reading.action_from and not _is_called(columns, RATINGS)
+    name = said or (RETURN if is_bought else "")
     return "" if name == (action or UNNAMED) else name
 
 

@@ -82,6 +82,9 @@ def typed_rows(
         for field, meaning in mapping.kind.columns.items():
             arrays[field], found = _typed(mapping, field, meaning, chunk)
             problems += found
+        for least, name in mapping.action_from:
+            reached = pc.greater_equal(arrays["value"], least).fill_null(False)
+            arrays["action"] = pc.if_else(reached, name, arrays["action"])
         if mapping.below_zero:
             below = pc.less(arrays["value"], 0).fill_null(False)
             arrays["action"] = pc.if_else(below, mapping.below_zero, arrays["action"])

@@ -275,13 +275,23 @@ def _warn_of_future(report: Report, column: str, t_ms: Int64) -> None:
 
 
 def _refuse_unmeant(plan: Plan, done: Done, settings: Settings) -> None:
-    """An error if rows with a value below 0 got an action without a meaning: they would count as wanted."""
-    name = plan.mapping.below_zero
+    """An error if rows got an action without a meaning by their value: they would count as wanted."""
+    mapping, known = plan.mapping, ", ".join(settings.actions)
+    unset = [name for name in done.actions if name not in settings.actions and name != UNNAMED]
+    if mapping.action_from and unset:
+        name = unset[0]
+        raise InputError(
+            f"{plan.source}: {done.actions[name]:,} rows would be {name!r} by their value in "
+            f"{mapping.columns['value']!r}, which configuration {settings.name!r} does not set; expected one of "
+            f"{known}: --action-from NAME=VALUE and --action NAME for what is below, or set it: actions: "
+            f"{{{name}: {{weight: 1.0, positive: true}}}}, positive: false where it is not wanted"
+        )
+    name = mapping.below_zero
     if name and done.below_zero and name not in settings.actions:
         raise InputError(
             f"{plan.source}: {done.below_zero:,} rows have a value below 0 in {plan.mapping.columns['value']!r} and "
             f"would be {name!r}, which configuration {settings.name!r} does not set; expected one of "
-            f"{', '.join(settings.actions)}: --action-below-zero NAME (that of the other rows keeps them as they are), "
+            f"{known}: --action-below-zero NAME (that of the other rows keeps them as they are), "
             f"or set it: actions: {{{name}: {{weight: -1.0, positive: false}}}}"
         )
 

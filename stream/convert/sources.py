@@ -73,6 +73,16 @@ class Source:
         self.parts = [] if self.is_query else parts_of(Path(text))
         self._form = Form(reading.header, reading.encoding, flat=True)
 
+    @property
+    def name(self) -> str:
+        """What the file or folder is called without endings of its format; "" = it is a query."""
+        if self.is_query:
+            return ""
+        path = Path(self.text).absolute()
+        while not path.is_dir() and path.suffix.lower() in FORMATS.keys() | PACKED.keys():
+            path = path.with_suffix("")
+        return path.name
+
     def __str__(self) -> str:
         return shorten(self.text.strip()) if self.is_query else self.text
 
@@ -204,6 +214,12 @@ def _answers(query: str, known: dict[str, str], form: Form) -> Chunks:
     with duckdb.connect() as connection:
         try:
             connection.execute(f"SET memory_limit = '{DUCKDB_MEMORY}'; SET TimeZone = 'UTC'")
+            last = duckdb.extract_statements(query)[-1]
+            if last.expected_result_type != [duckdb.ExpectedResultType.QUERY_RESULT]:
+                raise InputError(
+                    f"{shorten(query.strip())}: the last statement, {last.type.name}, has no rows as its answer; "
+                    "expected a query last: ATTACH 'shop.db' AS shop; SELECT ... FROM shop.events"
+                )
             reader = _plain(connection.sql(query)).to_arrow_reader(form.chunk_rows)
             yield from batch_chunks(Path("query"), reader, known, form)
         except (duckdb.Error, pa.ArrowException) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,13 +10,15 @@ from typing import Any
 import yaml
 
 from driftline.configs.errors import InputError
+from driftline.configs.explain import did_you_mean
 from driftline.configs.files import presets
 from driftline.configs.load import load_settings
-from driftline.configs.settings import ItemFiles, Settings
+from driftline.configs.settings import UNKNOWN_ACTION, ItemFiles, Settings
 from driftline.stream.convert.guess import TIMES, Mapping
 from driftline.stream.convert.numbers import BETWEEN
 from driftline.stream.convert.run import Done, Plan
 from driftline.stream.events.files import UNNAMED
+from driftline.stream.events.schema import shorten
 
 HEAD = "# Written beside the files: how files like these are read. Every other setting may stand here too.\n"
 
@@ -30,6 +33,31 @@ def meaning(settings: Settings, action: str, values: Sequence[float] = ()) -> st
         return f"{weight}, counts as wanted whatever its value"
     share = f", {100 * sum(map(found.wanted, values)) / len(values):.0f}% of these" if values else ""
     return f"{weight}, counts as wanted from {found.positive_from:g} on{share}"
+
+
+def unset_actions(settings: Settings, actions: Counter[str]) -> str:
+    """What becomes of actions that the configuration does not set, "" = it sets all.
+
+    Args:
+        actions: events by action.
+    """
+    unknown = Counter({name: n for name, n in actions.items() if name not in settings.actions})
+    if not unknown:
+        return ""
+    counts = [f"{n:,} {shorten(action)}" for action, n in unknown.most_common(10)]
+    if len(unknown) > len(counts):
+        counts.append(f"{len(unknown) - len(counts):,} actions more")
+    first = unknown.most_common(1)[0][0]
+    near = did_you_mean(first, settings.actions)
+    return (
+        f"warning: events with an action that configuration {settings.name!r} does not set: {', '.join(counts)}{near}. "
+        f"Each counts as wanted, with weight {UNKNOWN_ACTION.weight:g}; say what it means, as "
+        f"actions: {{{_yaml_key(first)}: {{weight: 1.0, positive: true}}}}, or choose another -c"
+    )
+
+
+def _yaml_key(name: str) -> str:
+    return yaml.safe_dump({name: 0}, allow_unicode=True).rsplit(":", 1)[0]
 
 
 def check_value(plan: Plan, settings: Settings) -> str:
@@ -47,7 +75,14 @@ def check_value(plan: Plan, settings: Settings) -> str:
             f"a rate has {meaning(settings, 'rate')} under configuration {settings.name!r}; "
             f"under -c media it has {meaning(load_settings('media'), 'rate', values)}"
         )
-    if mapping.action or "action" in mapping.columns:
+    if mapping.action_from and not mapping.action and min(values) < mapping.action_from[0][0]:
+        least, name = mapping.action_from[0]
+        raise InputError(
+            f"{plan.source}: values below {least:g}, where {name!r} begins, have no action ({column!r} goes down to "
+            f"{min(values):g}): they would be an {UNNAMED!r}, {meaning(settings, UNNAMED)}. Say it: --action NAME, one "
+            f"of {', '.join(settings.actions)}, or --action {UNNAMED} to keep it so"
+        )
+    if mapping.action or mapping.action_from or "action" in mapping.columns:
         return ""
     span = f"{min(values):g} to {max(values):g} in the first {len(values):,} rows"
     if not mapping.is_rating:
@@ -113,7 +148,9 @@ def rows_of(plan: Plan) -> list[tuple[str, str, str]]:
             words.append(f"could also be {', '.join(others)}")
         found.append((field, column, "; ".join(words)))
     if mapping.action:
-        found.append(("action", "", f"{mapping.action!r} in all rows"))
+        rows = "below" if mapping.action_from else "in all rows"
+        found.append(("action", "", f"{mapping.action!r} {rows}"))
+    found += [("action", "", f"{name!r} from {least:g} on") for least, name in mapping.action_from]
     if mapping.below_zero:
         found.append(("action", "", f"{mapping.below_zero!r} where the value is below 0"))
     return found
@@ -144,6 +181,7 @@ def write_config(
     items: dict[str, Any],
     actions: dict[str, Any] | None = None,
     others: dict[str, Any] | None = None,
+    name: str | None = None,
 ) -> bool:
     """Writes settings that extend those that were used; False if these are the file itself, which stays as it is.
 
@@ -154,13 +192,21 @@ def write_config(
         events, items: of `reading_of`; empty = none were read.
         actions: what actions of their own mean.
         others: further sections.
+        name: of the configuration, "" = that of the one that was used, None = that of the folder.
     """
     if base is not None and base not in presets():
         if to.exists() and Path(base).samefile(to):
             return False
         base = str(Path(base).absolute())
-    sections: dict[str, Any] = {"extends": base or "default", "name": to.parent.absolute().name}
-    more = (("actions", actions), *(others or {}).items(), ("event_files", events), ("item_files", items))
+    sections: dict[str, Any] = {"extends": base or "default"}
+    name = to.parent.absolute().name if name is None else name
+    more = (
+        ("name", name),
+        ("actions", actions),
+        *(others or {}).items(),
+        ("event_files", events),
+        ("item_files", items),
+    )
     sections |= {name: found for name, found in more if found}
     text = HEAD + yaml.safe_dump(sections, sort_keys=False, allow_unicode=True, width=100)
     if to.exists() and to.read_text("utf-8") != text:

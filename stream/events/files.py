@@ -312,8 +312,14 @@ def _columns(table: pa.Table, extra: list[dict[str, Any] | None] | None) -> Colu
     return columns.take(np.argsort(t_ms, kind="stable"))
 
 
-def order_of(path: Path, late_ms: int, since_ms: int = 0, until_ms: int | None = None) -> Order:
-    """The order of an events file, of those of a span of event time if one is given. Raises as `read_columns` does."""
+def order_of(
+    path: Path, late_ms: int, since_ms: int = 0, until_ms: int | None = None, actions: Counter[str] | None = None
+) -> Order:
+    """The order of an events file, of those of a span of event time if one is given. Raises as `read_columns` does.
+
+    Args:
+        actions: gets the rows of the span by action.
+    """
     order = Order(late_ms)
     with contextlib.closing(_typed_events(path)) as typed:
         for _, batch, problems in typed:
@@ -321,7 +327,10 @@ def order_of(path: Path, late_ms: int, since_ms: int = 0, until_ms: int | None =
                 raise _refused(path, wrong[0])
             if batch.num_rows:
                 t_ms = batch.column("timestamp_ms").to_numpy()
-                order.see(t_ms[(t_ms >= since_ms) & (t_ms < (MAX_TIMESTAMP_MS + 1 if until_ms is None else until_ms))])
+                inside = (t_ms >= since_ms) & (t_ms < (MAX_TIMESTAMP_MS + 1 if until_ms is None else until_ms))
+                order.see(t_ms[inside])
+                if actions is not None:
+                    actions.update(_full(batch).column("action").filter(pa.array(inside)).to_pylist())
     return order
 
 

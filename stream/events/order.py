@@ -20,7 +20,7 @@ class Order:
         rows: seen so far.
         earlier: rows with a row of a later time before them.
         too_late: those of them that are later than `late_ms`: their state would be lost.
-        newest_ms: latest time so far, -1 = none.
+        newest_ms, oldest_ms: latest and earliest time so far, -1 = none.
     """
 
     late_ms: int
@@ -28,6 +28,7 @@ class Order:
     earlier: int = 0
     too_late: int = 0
     newest_ms: int = -1
+    oldest_ms: int = -1
 
     def see(self, t_ms: Int64) -> None:
         """Takes the times [n] of the next rows."""
@@ -39,6 +40,8 @@ class Order:
         self.earlier += int((behind > 0).sum())
         self.too_late += int(((behind > self.late_ms) & (newest[:-1] >= 0)).sum())
         self.newest_ms = int(newest[-1])
+        oldest = int(t_ms.min())
+        self.oldest_ms = oldest if self.oldest_ms < 0 else min(oldest, self.oldest_ms)
 
     def __str__(self) -> str:
         if not self.earlier:

@@ -23,17 +23,18 @@ from kafka.errors import KafkaError, KafkaTimeoutError, MessageSizeTooLargeError
 
 from driftline.configs.errors import BrokerError, InputError
 from driftline.configs.security import producer_options
-from driftline.configs.settings import Broker
+from driftline.configs.settings import Broker, Settings
 from driftline.serving.scratch import Scratch
 from driftline.stream.events.dlq import TOPIC as DLQ
 from driftline.stream.events.dlq import fitting, shortened
 from driftline.stream.events.files import item_counts, read_items, read_messages
 from driftline.stream.events.ids import Join
 from driftline.stream.events.records import EVERYWHERE, Outgoing
-from driftline.stream.events.schema import encode_item
+from driftline.stream.events.schema import InvalidEvent, decode_event, encode_item
 from driftline.stream.events.sort import sorted_rows
 from driftline.stream.events.topics import MAX_DEAD_LETTER_BYTES
 from driftline.stream.kafka.broker import check_reachable
+from driftline.stream.kafka.reading import newest
 
 LOG = logging.getLogger(__name__)
 
@@ -42,6 +43,8 @@ Message = tuple[bytes | None, bytes]
 
 REPORT_EVERY = 500
 SORTED_AT_ONCE = 16_384
+LAST_RECORDS = 200
+"""Of each partition, that are looked at for how far it has come."""
 LATE_S = 1.0
 """How much longer than its own time limit a producer may take to say that a record was not taken."""
 INTERRUPTED_S = 5.0
@@ -265,6 +268,28 @@ def _batches(messages: Iterable[tuple[bytes, bytes]]) -> Iterator[pa.RecordBatch
             "value": pa.array(values, pa.binary()),
         }
         yield pa.RecordBatch.from_pydict(columns)
+
+
+def newest_event_ms(settings: Settings, bootstrap: str) -> int:
+    """The event time that every partition of the topic has reached by its last records; -1 = one holds no event.
+
+    Raises:
+        BrokerError: the topic can't be read.
+    """
+    ahead_ms = time.time() * 1000 + settings.state.future_ms
+    times = [
+        [t_ms for record in records if (t_ms := _time_of(record.value)) < ahead_ms]
+        for records in newest(settings.broker, bootstrap, "interactions", LAST_RECORDS).values()
+    ]
+    return min((max(of, default=-1) for of in times), default=-1)
+
+
+def _time_of(value: bytes | None) -> int:
+    """The event time of a record, -1 = it is no event."""
+    try:
+        return decode_event(value or b"").timestamp_ms
+    except InvalidEvent:
+        return -1
 
 
 def item_messages(path: Path) -> Iterator[Message]:

@@ -95,6 +95,21 @@ def read_all(settings: Broker, bootstrap: str, name: str, first: int = 0) -> Ite
             yield from _read_partition(reader, place, max(first, starts[place]), ends[place])
 
 
+def newest(settings: Broker, bootstrap: str, name: str, n: int) -> dict[int, list[Any]]:
+    """At most the last `n` records that a topic holds in each partition, in order of the offsets.
+
+    Raises:
+        BrokerError: the topic can't be read.
+    """
+    with consumer(settings, bootstrap, wait_ms=END_WAIT_MS) as reader:
+        found = places(reader, settings, [name])
+        starts, ends = reader.beginning_offsets(found), reader.end_offsets(found)
+        return {
+            place.partition: list(_read_partition(reader, place, max(starts[place], ends[place] - n), ends[place]))
+            for place in found
+        }
+
+
 def first_offsets(settings: Broker, bootstrap: str, name: str) -> dict[int, int]:
     """The first offset that the broker still has, by partition of a topic.
 

@@ -167,7 +167,7 @@ class Arm(Protocol):
     An arm that works together with others has an attribute `cost`: what each part that it needs has cost until now,
     whichever arm asked for it first. Others are charged for the time of their calls, as the part "whole". One whose
     `drives_state` is true takes a Processor through the whole log: the state at its end is the replay's. `note` says
-    what a reader of the report should know of how it ran.
+    what a reader of the report should know of how it ran, `void` why it has nothing to go by, "" = it has.
     """
 
     name: str

@@ -41,6 +41,8 @@ EASE_PER_ROW = 5e8
 Some five milliseconds a row. A shop of 4,000 items needs 130 rows a day to be refreshed daily; 9,500 items are
 refreshed every 1,700 rows. Rows are counted, not seconds, so that two runs refresh alike.
 """
+NO_PAIRS = "no group, and no session, holds two items, so there is nothing that was taken together"
+"""Why an arm is void that reads baskets."""
 
 
 class SimpleArm:
@@ -113,6 +115,7 @@ class ItemKnn(SimpleArm):
         self._pending: list[tuple[Int32, float]] = []
         self._daily = Daily()
         self._similar = self._pairs
+        self.void = NO_PAIRS
 
     def score(self, request: Request) -> Slate:
         """Summed similarity to the user's past items."""
@@ -130,7 +133,9 @@ class ItemKnn(SimpleArm):
 
     def learn(self, request: Request, arrival: Arrival) -> None:
         """Keep the basket for the next refresh, count recent popularity now."""
-        self._pending += basket_parts(request, arrival)[0]
+        parts = basket_parts(request, arrival)[0]
+        self._pending += parts
+        self.void = self.void if all(len(items) < 2 for items, _ in parts) else ""
         if self._recent is not None:
             self._recent.add(positive_items(arrival), request.t_ms)
 
@@ -215,6 +220,7 @@ class Ease(SimpleArm):
         self._pending: list[tuple[Int32, float, int]] = []
         self._inverse: NDArray[np.float32] = np.zeros((0, 0), np.float32)
         self._diagonal: NDArray[np.float32] = np.zeros(0, np.float32)
+        self.void = NO_PAIRS
 
     def score(self, request: Request) -> Slate:
         """Decayed history h times the weights B, times log1p of recent popularity.
@@ -239,6 +245,7 @@ class Ease(SimpleArm):
         """Keep the basket for the next refresh, count recent popularity now."""
         parts, began_ms = basket_parts(request, arrival)
         self._pending += [(items, sign, began_ms) for items, sign in parts]
+        self.void = self.void if all(len(items) < 2 for items, _ in parts) else ""
         self._rows += len(arrival.rows)
         self._recent.add(positive_items(arrival), request.t_ms)
 

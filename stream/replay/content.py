@@ -15,7 +15,7 @@ from driftline.stream.ops.revision import code_sha256, git_revision
 from driftline.stream.replay.answers import answers
 from driftline.stream.replay.audit import AUDITS, AuditResult
 from driftline.stream.replay.inputs import profile_sources
-from driftline.stream.replay.protocol import Facts
+from driftline.stream.replay.protocol import LISTS, Facts
 from driftline.stream.replay.registry import SIMPLE
 from driftline.stream.replay.results import Saved
 from driftline.stream.replay.sessions import HOUR_MS
@@ -70,6 +70,7 @@ def content_of(
             "text": data.has_text and settings.ranker.text_dim > 0,
             "candidates": options.candidates,
             "groups": len(joined.facts.number),
+            "one_item_groups": bool((joined.facts.relevant[:, LISTS.index("overall")] <= 1).all()),
             "seed": seed,
             "seeds": list(options.seeds),
             "intervals": resampling(joined),
@@ -92,6 +93,8 @@ def content_of(
         ),
         "compute_seconds": {"wall": wall, "cpu": cpu},
     }
+    for name, reason in joined.void.items():
+        metrics["arms"][name]["void"] = reason
     notes = {name: saved.result.note for name, of in runs.items() for saved in of.values() if saved.result.note}
     for name, note in notes.items():
         metrics["arms"][name]["note"] = note

@@ -48,6 +48,8 @@ Span = tuple[int, int]
 """From a time to a later one that is no part of it, unix milliseconds."""
 WHOLE = "whole"
 """The part that an arm without parts is charged as."""
+ALL_EQUAL = "it never told one candidate from another: all scores of each list were equal"
+"""Why an arm is void that does not say it itself."""
 NO_ITEMS = np.zeros(0, np.int32)
 
 
@@ -89,6 +91,7 @@ class ArmResult:
         trained_share: as the arm says.
         note: what a reader of the report should know of how the arm ran, "" = nothing.
         gate: what its parts are worth and which are on, see model/standing.py; {} = nothing was compared.
+        void: why it had nothing to go by, so that its figures are those of chance; "" = it had.
     """
 
     values: NDArray[np.float64]
@@ -96,6 +99,7 @@ class ArmResult:
     trained_share: float
     note: str = ""
     gate: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    void: str = ""
 
     @property
     def train_cpu_s(self) -> float:
@@ -205,6 +209,7 @@ def run(
     cold_user, gap_ms = np.zeros(m, np.bool_), np.full(m, -1, np.int64)
     values = {arm.name: np.full((m, len(LISTS), len(METRICS)), np.nan) for arm in arms}
     clocks = {arm.name: [0.0, 0.0] for arm in arms}
+    telling: set[str] = set()  # arms that told one candidate from another
     started, row = time.perf_counter(), 0
     for request, arrival, last_ms in questions(log):
         if row < m and scored[row] == request.number:
@@ -221,6 +226,8 @@ def run(
                 before = time.process_time()
                 slate = arm.score(request)
                 clocks[arm.name][1] += time.process_time() - before
+                if arm.name not in telling and _tells(slate.overall, request.pool):
+                    telling.add(arm.name)
                 for i, (ranking, (candidate, items)) in enumerate(zip(rankings(slate), lists, strict=True)):
                     if len(items):
                         price = None if worth is None else worth[items]
@@ -246,10 +253,17 @@ def run(
             arm.trained_share,
             getattr(arm, "note", ""),
             getattr(arm, "gate", {}),
+            getattr(arm, "void", "") or ("" if arm.name in telling else ALL_EQUAL),
         )
         for arm in arms
     }
     return Pass(split_ms, facts, results, len(log), time.perf_counter() - started)
+
+
+def _tells(ranking: Ranking, pool: int) -> bool:
+    """Whether a ranking puts any candidate before another."""
+    scores = ranking.scores
+    return len(scores) > 0 and bool(len(scores) < pool or scores.min() < scores.max())
 
 
 def rankings(slate: Slate) -> tuple[Ranking, ...]:

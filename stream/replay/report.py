@@ -73,7 +73,7 @@ def write_report(path: Path, metrics: Mapping[str, Any]) -> None:
             f"NDCG@10, over everything where no list is named.{session_line(metrics['protocol'])} "
             "A follow-up comes within 72 minutes of the user's group "
             "before; a hit is weighted by what it is worth (<code>goals</code>); pool recall is the share of the "
-            "wanted items that are among an arm's candidates.",
+            f"wanted items that are among an arm's candidates. {html.escape(goals_line(metrics))}",
             _details(metrics),
         ),
         _section(
@@ -155,13 +155,17 @@ def _head(metrics: Mapping[str, Any]) -> str:
 
 def _arms(metrics: Mapping[str, Any]) -> str:
     arms = metrics["arms"]
-    best = {which: max((arm[which][METRIC] or 0.0) for arm in arms.values()) for which in LISTS}
+    best = {
+        which: max((arm[which][METRIC] or 0.0 for arm in arms.values() if not arm.get("void")), default=None)
+        for which in LISTS
+    }
     rows = []
     for name, arm in arms.items():
-        cells = [f"<td>{html.escape(name)}<p class='about'>{html.escape(about(name))}</p></td>"]
+        void = f"<p class='about fail'>void: {html.escape(arm['void'])}</p>" if arm.get("void") else ""
+        cells = [f"<td>{html.escape(name)}<p class='about'>{html.escape(about(name))}</p>{void}</td>"]
         for which in LISTS:
             value, ci = arm[which][METRIC], arm[which].get(f"{METRIC}_ci")
-            mark = " class='best'" if value is not None and value == best[which] else ""
+            mark = " class='best'" if value is not None and value == best[which] and not void else ""
             spread = f"<small>{ci[0]:.3f} to {ci[1]:.3f}</small>" if ci else ""
             cells.append(f"<td{mark}>{_number(value)}{spread}</td>")
         cells.append(f"<td>{_number(arm['overall']['recall@20'])}</td><td>{_number(arm['overall']['mrr'])}</td>")
@@ -274,6 +278,18 @@ def session_line(protocol: Mapping[str, Any]) -> str:
     return (
         f" Asked was {asked}, {found['targets']:,} in {found['hours']:,} hours; the list of a session holds all items "
         "but those in it."
+    )
+
+
+def goals_line(metrics: Mapping[str, Any]) -> str:
+    """A sentence where goals are set and can change nothing, else nothing; older reports do not tell."""
+    weighted = any(arm["overall"].get(f"{METRIC}_weighted") is not None for arm in metrics["arms"].values())
+    if not weighted or not metrics["protocol"].get("one_item_groups"):
+        return ""
+    return (
+        "Every scored group is one item, so goals change nothing: what a hit is worth is held against the best that "
+        "could be had, which is the same item; weighted figures are the plain ones of all groups that are worth "
+        "something."
     )
 
 

@@ -52,6 +52,7 @@ def save(
         "trained_share": arm.trained_share,
         "note": arm.note,
         "gate": arm.gate,
+        "void": arm.void,
         "split_ms": result.split_ms,
         "events": result.events,
         "seconds": result.seconds,
@@ -85,7 +86,9 @@ def load(path: Path) -> Saved:
             f"{path}: can't be read as the result of an arm: {error}; delete it or leave out --resume"
         ) from error
     parts = {part: (train, score) for part, (train, score) in meta["parts"].items()}
-    result = ArmResult(values, parts, meta["trained_share"], meta.get("note", ""), meta.get("gate", {}))
+    result = ArmResult(
+        values, parts, meta["trained_share"], meta.get("note", ""), meta.get("gate", {}), meta.get("void", "")
+    )
     split_ms, events, seconds, state_sha256 = (meta[key] for key in ("split_ms", "events", "seconds", "state_sha256"))
     wall, cpu = meta["cost"]
     return Saved(facts, result, split_ms, events, seconds, (wall, cpu), state_sha256, meta["adoptions"])

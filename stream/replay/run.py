@@ -14,6 +14,7 @@ import dataclasses
 import hashlib
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -27,6 +28,7 @@ from driftline.configs.settings import Settings
 from driftline.graph.arrays import Int64
 from driftline.llm.profile import read_header
 from driftline.llm.prompts import load_prompts
+from driftline.stream.convert.words import unset_actions
 from driftline.stream.learn.learner import learning_sha256
 from driftline.stream.ops.revision import code_sha256, git_revision
 from driftline.stream.process.processor import Processor, Record
@@ -74,7 +76,7 @@ def replay(
         options: what to run.
         settings: the whole configuration.
         progress: called with (what, done, total).
-        tell: is given what there is to do before any arm begins.
+        tell: is given which actions the configuration does not set, and what there is to do, before any arm begins.
 
     Returns:
         The content of metrics.json.
@@ -94,6 +96,10 @@ def replay(
         return _state_only(data, options, settings, say, started)
     names = _arms(options, len(data.log.item_ids))
     random = _families(names, data, settings)
+    codes, actions = data.columns.action
+    rows = np.bincount(codes, minlength=len(actions)).tolist()
+    if words := unset_actions(settings, Counter(dict(zip(actions, rows, strict=True)))):
+        tell(words)
     tell(forecast(data, random, options, _audit_rows(data, options)))
     aside = _aside(names, data, options, settings, say)
     try:

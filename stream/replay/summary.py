@@ -73,6 +73,12 @@ class Table:
         return np.asarray(self.facts.relevant[:, LISTS.index(which)] > 0)
 
     @property
+    def void(self) -> dict[str, str]:
+        """Why arms had nothing to go by, those that had are left out."""
+        found = {arm: [saved.result.void for saved in seeds.values()] for arm, seeds in self.seeds.items()}
+        return {arm: reasons[0] for arm, reasons in found.items() if all(reasons)}
+
+    @property
     def drawn_seeds(self) -> list[int]:
         """Seeds that intervals are drawn over: those that every random arm ran with; one is never drawn."""
         ran = [set(seeds) for seeds in self.seeds.values()]
@@ -249,9 +255,10 @@ def claims(data: Table, simple: Sequence[str]) -> list[tuple[str, str, str, str]
     Families: `headline` = the whole engine against the best simple arm of each list and against ease_recent;
     `backbones` = the engine against lone arms; `parts` = what one part adds or its loss costs; `simple` = the best
     simple arm of a list against the others; `first` = the best arm over everything against the next, and against the
-    best simple one.
+    best simple one. Arms that are void are compared with none.
     """
-    arms = list(data.values)
+    void = data.void
+    arms = [arm for arm in data.values if arm not in void]
     means = (
         {arm: float(np.nanmean(data.column(arm, "overall"))) for arm in arms} if data.counts("overall").any() else {}
     )

@@ -21,16 +21,19 @@ def verdict(metrics: Mapping[str, Any], simple: Sequence[str]) -> str:
     """One sentence.
 
     Args:
-        metrics: with `arms` and `comparisons`.
+        metrics: with `arms`, those that are void among them, and `comparisons`.
         simple: names of simple arms.
     """
-    overall = {name: arm["overall"][METRIC] for name, arm in metrics["arms"].items()}
+    overall = {name: arm["overall"][METRIC] for name, arm in metrics["arms"].items() if not arm.get("void")}
     order = first_and_next(overall)
+    if not overall:
+        return "No arm had anything to go by, so none wins."
     if not order:
         return "No group was scored, so no arm wins."
     best, level = order[0], f"NDCG@10 {overall[order[0]]:.4f} over everything"
     if len(order) == 1:
-        return f"Only {best} ran, {level}: there is nothing to compare it with."
+        did = "ran" if len(overall) == len(metrics["arms"]) else "had anything to go by"
+        return f"Only {best} {did}, {level}: there is nothing to compare it with."
     rivals = {order[1]: "the next best"}
     for arm in order[1:]:
         if arm in simple and best not in simple:

@@ -2,6 +2,7 @@
 
 import pytest
 
+from driftline.configs.columns import doubts_of_files
 from driftline.configs.environment import strays
 from driftline.configs.errors import ConfigError
 from driftline.configs.files import presets
@@ -335,9 +336,96 @@ def test_a_missing_file_names_the_presets_and_what_is_near(tmp_path):
         assert message(wrong).endswith(f"did you mean '{tmp_path / 'driftline.yaml'}'?")
 
 
-def test_a_syntax_error_names_file_and_line(tmp_path):
-    path = write(tmp_path, "serving:\n  port: [1\n")
-    assert message(path).startswith(f"{path}:3: is not YAML: ")
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("serving:\n  port: [1\n", 2),
+        ("actions:\n  play: {weight: 1.0\n# a word\n\ngoals: {by: value}\n", 2),
+        ("signals: {context: [device\nserving: {port: 1}\n", 1),
+        ("signals: {\n  context: [a],\n  age_unit_days: 2\n  context_values: 3}\n", 3),
+        ("name: a\nserving\n  port: 1\n", 2),
+        ("name: a\nport:1\nserving: {}\n", 2),
+        ('name: "mine\nserving: {host: "a"}\n', 1),
+        ("name: 'mine\nserving: {}\n", 1),
+        ("serving:\n  port: 1\n   threads: 2\n", 3),
+        ("serving:\n    port: 1\n  threads: 2\n", 3),
+        ("name: x\nserving: {port: 1}}\nstate: {}\n", 2),
+        ("name: a: b\n", 1),
+    ],
+)
+def test_a_syntax_error_names_the_line_to_mend_and_not_the_one_after_it(tmp_path, text, line):
+    path = write(tmp_path, text)
+    assert message(path).startswith(f"{path}:{line}: is not YAML: ")
+
+
+def test_an_unknown_group_and_a_value_below_its_key_are_told_with_the_line_of_the_key(tmp_path):
+    path = write(tmp_path, "name: a\nservng:\n  port: 1\nsignals:\n  half_lives_days:\n    - x\n")
+    with pytest.raises(ConfigError) as caught:
+        load(path, {})
+    unknown, list_, *_ = caught.value.faults
+    assert unknown.startswith(f"{path}:2: unknown key 'servng'; did you mean 'serving'?")
+    assert list_.startswith(f"{path}:5: signals.half_lives_days")
+
+
+def test_what_is_said_of_files_is_checked_all_at_once_with_what_is_near(tmp_path):
+    text = """\
+extends: media
+event_files:
+  map:
+    usr_id: listener
+    user_id: id
+    item_id: id
+    timestamp_ms: ""
+    action: event
+  header: [id, at, id]
+  time: ISO8601
+  zone: Europe/Berln
+  action_below_zero: return
+item_files:
+  map: {titel: name}
+  time: "%d %Q"
+  decimals: ","
+"""
+    path = write(tmp_path, text)
+    with pytest.raises(ConfigError) as caught:
+        load(path, {})
+    expected = [
+        (4, "event_files.map.usr_id: there is no such field; expected any of user_id, ", "did you mean 'user_id'?"),
+        (6, "event_files.map.item_id: got 'id', which is user_id already", "expected another column"),
+        (7, "event_files.map.timestamp_ms: got no column", "every row must have this field"),
+        (9, "event_files.header: names 'id' twice", "expected a name for each column"),
+        (10, "event_files.time: got 'ISO8601'; expected s, ms, us, ns, iso, dmy, mdy, or a format", "mean 'iso'?"),
+        (11, "event_files.zone: got zone 'Europe/Berln'", "did you mean 'Europe/Berlin'?"),
+        (12, "event_files.action_below_zero: column 'event' says the action of each row", "one of the two"),
+        (14, "item_files.map.titel: there is no such field", "did you mean 'title'?"),
+        (15, "item_files.time: got '%d %Q': ", "expected s, ms"),
+        (16, "unknown key 'item_files.decimals'", "did you mean 'item_files.decimal'?"),
+    ]
+    for fault, (line, start, words) in zip(caught.value.faults, expected, strict=True):
+        assert fault.startswith(f"{path}:{line}: {start}"), fault
+        assert words in fault
+
+
+def test_columns_that_can_hardly_be_meant_are_noted(tmp_path):
+    text = """\
+extends: media
+event_files:
+  map: {user_id: id, price: cost, value: cost, timestamp_ms: day+tim}
+  header: [id, cost, day, time]
+  action_from: {lik: 4, like: 5}
+  action: dislike
+"""
+    path = write(tmp_path, text)
+    loaded = load(path, {})
+    found = {words for _, words in doubts_of_files(loaded.settings, loaded.origins)}
+    assert found == {
+        "event_files.map: column 'cost' is price and value",
+        "event_files.map.timestamp_ms: 'tim' is not among the names of event_files.header; did you mean 'time'?",
+        "event_files.action_from.lik: 'lik' is not under `actions`: it counts as wanted, with weight 1; did you mean "
+        "'like'?",
+    }
+    double = write(tmp_path, "event_files: {action_from: {like: 4, love: 4}}\n")
+    assert "event_files.action_from: got one bound for several actions" in message(double)
 
 
 def test_a_tab_and_a_control_character_are_one_sentence(tmp_path):

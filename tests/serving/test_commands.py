@@ -123,6 +123,27 @@ def following(running, *command):
             process.kill()
 
 
+def test_watch_in_the_background_of_a_script_ends_in_order_by_sigterm(running, worker):
+    command, address = ["watch", "user-3", "--json"], f"127.0.0.1:{running.server.port}"
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # what a shell does to a job in the background
+    try:
+        words = [sys.executable, "-P", "-m", "driftline.stream.cli.command", *command, "--address", address]
+        process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    with process:
+        try:
+            assert json.loads(process.stdout.readline())["user_state"]["user_id"] == "user-3"
+            process.send_signal(signal.SIGINT)
+            with pytest.raises(subprocess.TimeoutExpired):
+                process.wait(0.5)
+            process.terminate()
+            rest, said = process.communicate(timeout=20)
+        finally:
+            process.kill()
+    assert (rest, said, process.returncode) == ("", "", 0)
+
+
 @pytest.mark.parametrize("command", [("watch", "user-3"), ("query", "user", "user-3", "--watch")])
 def test_watch_prints_a_line_after_each_change_until_ctrl_c_ends_it_in_order(running, worker, command):
     with following(running, *command, "--history", "1") as process:

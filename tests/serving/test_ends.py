@@ -73,6 +73,20 @@ def test_answers_say_how_many_events_state_and_model_are_behind(running):
     assert "no event yet" in shown(show.user_state(state))
 
 
+def test_an_item_that_is_not_in_the_catalogue_is_called_so_beside_those_that_are():
+    def slate(*titles):
+        items = pb.Slate(item_ids=["lamp", "ghost"], titles=titles, scores=[2, 1])
+        return shown(show.slate(pb.RecommendResponse(slate=items)))
+
+    assert [line for line in slate("Lamp", "").splitlines() if "ghost" in line and "not in the catalogue" in line]
+    assert "not in the catalogue" not in slate("", "") + slate("Lamp", "Ghost")
+    state = pb.UserState(known=True, user_id="u")
+    history = {"item_ids": ["lamp", "ghost"], "titles": ["Lamp", ""], "event_times_ms": [2, 1], "actions": ["play"] * 2}
+    state.history.MergeFrom(pb.History(**history, values=[1, 1], prices=[1, 1]))
+    told = shown(show.user_state(pb.GetUserStateResponse(user_state=state))).splitlines()
+    assert [line for line in told if "ghost" in line and "not in the catalogue" in line]
+
+
 def test_a_service_without_state_says_how_many_events_wait(settings):
     with Server(settings) as server, grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
         server._ends.tell({0: (0, 7), 1: (2, 5)})

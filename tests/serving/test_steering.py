@@ -333,3 +333,13 @@ def test_a_spread_list_alternates_between_two_kinds_and_without_diversity_goes_b
     assert spread(vectors[:0], scores[:0], 4, 0.5).tolist() == []
     assert sorted(spread(vectors, scores, 100, 0.7).tolist()) == list(range(10))
     assert [looked_at(k) for k in (1, 10, 50, 1000, 2000)] == [100, 100, 200, 1000, 2000]
+
+
+def test_an_item_of_which_nothing_is_known_is_neither_sought_nor_left_out_for_diversity():
+    vectors = np.zeros((8, 2), np.float32)
+    vectors[[0, 1, 2, 4, 5]] = [1, 0]
+    vectors[6] = [0, 1]
+    scores = np.array([1, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0], np.float32)  # of 3 and 7 nothing is known
+    assert spread(vectors, scores, 2, 0.9).tolist() == [0, 6], "known to be unlike, not unknown"
+    assert spread(vectors, scores, 6, 0.4).tolist() == [0, 6, 1, 2, 3, 4], "by its score where the others are alike"
+    assert spread(vectors * 0, scores, 4, 0.9).tolist() == [0, 1, 2, 3]

@@ -207,6 +207,57 @@ def test_validate_warns_of_actions_that_the_configuration_does_not_set(driftline
     assert "warning" not in driftline("validate", "--events", str(path)).stdout
 
 
+def test_produce_says_which_actions_are_not_set_and_what_comes_too_late_before_it_sends(
+    world: Any, driftline: Run, tmp_path: Path
+) -> None:
+    path = tmp_path / "events.jsonl"
+    hour_ms = 3_600_000
+    rows = [(0, "stream"), (1, "purchase"), (9, "stream"), (8, "purchase"), (2, "strem"), (3, "purchase")]
+    events = [{"user_id": "u", "item_id": "i", "timestamp_ms": 1_600_000_000_000 + h * hour_ms, "action": action}
+              for h, action in rows]  # fmt: skip
+    path.write_text("".join(json.dumps(event) + "\n" for event in events))
+    given = ("produce", "--events", str(path), "-c", str(world.config))
+    refused(driftline(*given), 65, "3 of 6 rows are earlier than a row above them; sent so, 2 (33.3%) would come")
+    warning = (
+        "does not set: 2 'stream', 1 'strem'. Each counts as wanted, with weight 1; say what it means, as actions: "
+    )
+    sent = driftline(*given, "--as-it-is", "--json")
+    assert sent.returncode == 0, sent.stderr
+    assert f"{warning}{{stream: {{weight: 1.0, positive: true}}}}" in sent.stderr
+    assert "note: 3 of 6 rows are earlier than a row above them; sent so, 2 (33.3%) would come" in sent.stderr
+    told = json.loads(sent.stdout)
+    assert (told["events"], told["unknown_actions"], told["too_late"]) == (6, {"stream": 2, "strem": 1}, 2)
+    part = driftline(*given, "--sort", "--since", str(1_600_000_000_000 + hour_ms), "--json")
+    told = json.loads(part.stdout)
+    assert (told["events"], told["unknown_actions"], told["too_late"]) == (5, {"stream": 1, "strem": 1}, 0)
+    assert "does not set: 1 'stream', 1 'strem'" in part.stderr
+    assert "behind" in told
+
+
+@pytest.mark.parametrize("partitions", [1, 2])
+def test_produce_says_how_many_events_are_too_old_for_what_the_topic_holds(
+    world: Any, driftline: Run, tmp_path: Path, partitions: int
+) -> None:
+    world.partitions = partitions
+
+    def sent(*hours: int, more: tuple[str, ...] = ()) -> Any:
+        path = tmp_path / "events.jsonl"
+        events = [{"user_id": f"u{n}", "item_id": "i", "timestamp_ms": 1_600_000_000_000 + h * 3_600_000}
+                  for n in range(8) for h in hours]  # fmt: skip
+        events.sort(key=lambda event: int(event["timestamp_ms"]))
+        path.write_text("".join(json.dumps(event) + "\n" for event in events))
+        result = driftline("produce", "--events", str(path), "-c", str(world.config), "--json", *more)
+        assert result.returncode == 0, result.stderr
+        return json.loads(result.stdout)["behind"], result.stderr
+
+    assert sent(0, 1, 10)[0] == 0
+    behind, said = sent(2, 5, 9, 11)
+    assert behind == 16, "10 is the newest there, and 9 is an hour older, no more"
+    assert "note: 16 events are more than state.late_ms, 60 min, older than those that the topic holds" in said
+    assert "already, up to 2020-09-13 22:26:40 UTC" in said
+    assert sent(2, 5, more=("--until", str(1_600_000_000_000 + 3 * 3_600_000)))[0] == 8
+
+
 def test_produced_events_keep_key_and_unknown_fields(world: Any, driftline: Run, tmp_path: Path) -> None:
     events, items = tmp_path / "events.jsonl", tmp_path / "items.jsonl"
     events.write_text(EVENT * 3)

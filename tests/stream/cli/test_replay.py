@@ -34,6 +34,17 @@ def test_a_replay_says_how_much_there_is_to_do_before_it_begins(driftline: Run, 
     said = driftline("replay", *given, "--no-audit").stderr
     assert "40 events are 40 groups (of one user at one time), of which 6 are scored; 2 arms, 1 seed, no leak" in said
     assert "As a rule some seconds in all; the first groups say more" in said
+    assert "does not set" not in said
+    events.write_text("\n".join(["user_id,item_id,timestamp_ms,action", *(f"{row},stream" for row in rows)]))
+    assert "configuration 'default' does not set: 40 'stream'. Each counts" in driftline("replay", *given).stderr
+
+
+def test_a_replay_without_a_folder_writes_to_one_that_it_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(app, ["replay", "--limit", "5", "--arms", "popularity", "--no-audit"])
+    assert result.exit_code == 0, result.output
+    assert result.stdout.endswith("out/replay/metrics.json, out/replay/report.html\n")
+    assert (tmp_path / "out" / "replay" / "report.html").is_file()
 
 
 @pytest.mark.parametrize("data", [(), ("--data", "games")])

@@ -346,3 +346,79 @@ def test_what_users_write_of_themselves_and_of_items_does_not_become_items(tmp_p
     assert result.exit_code == 0, result.output
     assert "left out: summary, name" in result.stderr
     assert not (tmp_path / "out" / "items.parquet").exists()
+
+
+def test_the_configuration_is_called_after_the_file_unless_it_has_a_name_already(films, tmp_path):
+    def named(*more, source=films / "ratings.csv"):
+        result = run("import", source, "--action", "rate", "--out", tmp_path / "out", *more)
+        assert result.exit_code == 0, result.output
+        return load_settings(tmp_path / "out" / "driftline.yaml").name
+
+    packed = tmp_path / "plays.csv.gz"
+    packed.write_bytes(gzip.compress((films / "ratings.csv").read_bytes()))
+    own = tmp_path / "own.yaml"
+    own.write_text("extends: media\nname: podcasts\n")
+    assert named("-c", "media") == "ratings"
+    assert named(source=packed) == "plays"
+    assert named("-c", own) == "podcasts"
+    assert named("-c", own, "--name", "shows") == "shows"
+
+
+def test_ratings_become_actions_by_their_value_in_import_validate_and_replay(films, tmp_path):
+    given = ["--action-from", "like=4,rate=2.5", "--action", "dislike", "-c", "media"]
+    result = run("import", films / "ratings.csv", *given, "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert "'like' from 4 on" in result.stderr
+    assert "'dislike' below" in result.stderr
+    of = {"like": lambda v: v >= 4, "rate": lambda v: 2.5 <= v < 4, "dislike": lambda v: v < 2.5}
+    rows = written(tmp_path / "out")
+    assert {row["action"] for row in rows} == set(of)
+    assert all(of[row["action"]](row["value"]) for row in rows)
+    kept = load_settings(tmp_path / "out" / "driftline.yaml").event_files
+    assert (kept.action_from, kept.action) == ({"like": 4, "rate": 2.5}, "dislike")
+    again = run("import", films / "ratings.csv", "-c", tmp_path / "out" / "driftline.yaml", "--out", tmp_path / "again")
+    assert again.exit_code == 0, again.output
+    assert written(tmp_path / "again") == rows
+    checked = run("validate", films / "ratings.csv", *given)
+    assert checked.exit_code == 0, checked.output
+    assert "does not set" not in checked.output
+    report = run("replay", "--events", films / "ratings.csv", *given, "--arms", "popularity", "--no-audit", "--json",
+                 "--out", tmp_path / "report")  # fmt: skip
+    assert report.exit_code == 0, report.output
+    replayed = pq.read_table(tmp_path / "report" / "files" / "events.parquet").to_pylist()
+    assert replayed == rows
+
+
+def test_actions_by_value_are_refused_where_they_leave_something_open(films, tmp_path):
+    def refused(*given, source=films / "ratings.csv"):
+        result = run("import", source, *given, "-c", "media", "--out", tmp_path / "out")
+        assert result.exit_code, result.output
+        return str(result.exception) + result.output
+
+    assert "values below 4, where 'like' begins, have no action" in refused("--action-from", "like=4")
+    assert "rows would be 'hate' by their value" in refused("--action-from", "like=4", "--action", "hate")
+    words = " ".join(refused("--action-from", "like=good", "--action", "dislike").replace("│", "").split())
+    assert "event_files" not in words
+    assert "action_from.like: got 'good'; expected a finite number" in words
+    assert "expected NAME=VALUE" in refused("--action-from", "4")
+    events = tmp_path / "events.csv"
+    events.write_text("user_id,item_id,timestamp_ms,event,rating\nu,i,1600000000000,play,3\n")
+    assert "says the action of each row" in refused("--action-from", "like=4", "--map", "action=event", source=events)
+    none = ["--map", "value=,action="]
+    assert "no column is the value" in refused("--action-from", "like=4", *none, source=events)
+
+
+def test_columns_of_the_context_are_not_called_left_out_or_unknown_by_validate(tmp_path):
+    own = tmp_path / "own.yaml"
+    own.write_text("extends: media\nname: podcasts\nsignals: {context: [device]}\n")
+    rows = [{"listener": f"u{n}", "episode_id": "e", "started_at": f"2024-03-0{n + 1}T10:00:00Z", "device": "phone",
+             "shelf": 1, "seconds_listened": 40} for n in range(5)]  # fmt: skip
+    (tmp_path / "plays.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    told = run("validate", tmp_path / "plays.jsonl", "--map", "user_id=listener", "--action", "play", "-c", own)
+    assert told.exit_code == 0, told.output
+    assert "kept for the context: device" in told.stderr
+    assert "left out: shelf\n" in told.stderr
+    ready = [{"user_id": "u", "item_id": "e", "timestamp_ms": 1_600_000_000_000, "device": "phone", "shelf": 1}]
+    (tmp_path / "ready.jsonl").write_text(json.dumps(ready[0]))
+    told = run("validate", tmp_path / "ready.jsonl", "-c", own)
+    assert "kept for the context: device\nunknown columns, kept: shelf\n" in told.stdout

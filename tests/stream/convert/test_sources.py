@@ -127,6 +127,9 @@ def test_a_query_is_a_source(tmp_path):
     assert converted(tmp_path, f"ATTACH '{tmp_path}/shop.db' AS shop; FROM shop.sales") == EXPECTED
     with pytest.raises(InputError, match=r"DuckDB does not answer the query: .*nowhere"):
         converted(tmp_path, "SELECT * FROM nowhere")
+    for query in (f"ATTACH '{tmp_path}/shop.db' AS shop", "WITH a AS (SELECT 1) INSERT INTO b FROM a"):
+        with pytest.raises(InputError, match=r"(ATTACH|INSERT), has no rows as its answer; expected a query last: ATT"):
+            converted(tmp_path, query)
 
 
 def test_a_long_query_and_ids_that_are_numbers_here_and_text_there(tmp_path):

@@ -8,8 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.stream.process.singles import singles
 
-from driftline.configs.settings import Settings, State
+from driftline.configs.columns import TIMES
+from driftline.configs.settings import EventFiles, ItemFiles, Settings, State
 from driftline.graph.rows import Event, decode_user
+from driftline.stream.convert.times import WORDS
+from driftline.stream.events.checks import EVENT_COLUMNS, EVENT_REQUIRED, ITEM_COLUMNS, ITEM_REQUIRED
 from driftline.stream.events.files import read_messages, validate
 from driftline.stream.events.schema import (
     InvalidEvent,
@@ -207,3 +210,9 @@ def test_without_a_late_window_memory_is_bounded_and_the_state_is_that_of_the_lo
     wider = Processor(Settings(), store)  # what was applied without undo can't be rolled back by a wider window
     late = wider.apply([Record(10_000, Event("u1", "i1", 10_000))])
     assert (late.late, late.too_late) == (0, 1)
+
+
+def test_the_settings_know_the_fields_of_the_schema() -> None:
+    assert (tuple(EVENT_COLUMNS), EVENT_REQUIRED) == (EventFiles.FIELDS, EventFiles.REQUIRED)
+    assert (tuple(ITEM_COLUMNS), ITEM_REQUIRED) == (ItemFiles.FIELDS, ItemFiles.REQUIRED)
+    assert set(WORDS) == set(TIMES)

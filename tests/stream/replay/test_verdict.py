@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import random
 import re
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from driftline.stream.replay.named import about
 from driftline.stream.replay.report import write_report
 from driftline.stream.replay.run import replay
 from driftline.stream.replay.source import Options
-from driftline.stream.replay.verdict import verdict
+from driftline.stream.replay.verdict import METRIC, verdict
 
 NEXT, SIMPLE = ("incremental", "ranker"), ("incremental", "ease_recent", 0.65, 0.5, 0.8)
 LEVELS = {"popularity": 0.10, "ease_recent": 0.20, "ranker": 0.30, "frozen": None, "incremental": 0.33}
@@ -54,6 +56,21 @@ def metrics(names: list[str], *compared: tuple[str, str, float | None, float | N
         ),
         (metrics(["frozen"]), "No group was scored, so no arm wins."),
         (
+            metrics(list(LEVELS), (*NEXT, 0.1, 0.05, 0.15), ("incremental", "popularity", 2.3, 2.0, 2.6))
+            | {"void": ["ease_recent"]},
+            "incremental wins, NDCG@10 0.3300 over everything: 10.0% (95% interval 5.0 to 15.0) over ranker, "
+            "the next best, and 230.0% (95% interval 200.0 to 260.0) over popularity, the best simple arm.",
+        ),
+        (
+            metrics(["popularity", "ease_recent"]) | {"void": ["ease_recent"]},
+            "Only popularity had anything to go by, NDCG@10 0.1000 over everything: there is nothing to compare it "
+            "with.",
+        ),
+        (
+            metrics(["ease_recent"]) | {"void": ["ease_recent"]},
+            "No arm had anything to go by, so none wins.",
+        ),
+        (
             metrics(["ranker", "incremental"]),
             "Not sure which arm wins: incremental is ahead, NDCG@10 0.3300 over everything, not compared with ranker, "
             "the next best.",
@@ -61,6 +78,8 @@ def metrics(names: list[str], *compared: tuple[str, str, float | None, float | N
     ],
 )
 def test_the_verdict_is_sure_only_where_the_interval_leaves_no_room_for_0(given: dict[str, Any], sentence: str) -> None:
+    for name in given.get("void", ()):
+        given["arms"][name]["void"] = "nothing was taken together"
     assert verdict(given, ("popularity", "ease_recent")) == sentence
 
 
@@ -95,3 +114,53 @@ def test_a_page_has_no_chart_without_a_value(tmp_path: Path) -> None:
     titles = re.findall(r"<h2>([^<]+)</h2>", page)
     assert {"Arms", "Week by week", "Cost"} <= set(titles)
     assert not {"Drift of the data", "Freshness"} & set(titles)
+
+
+def test_arms_that_need_baskets_are_void_on_single_plays_and_goals_that_change_nothing_are_told(tmp_path: Path) -> None:
+    rng = random.Random(3)
+    rows = [(f"u{rng.randrange(12)}", f"i{min(rng.randrange(9), rng.randrange(9))}", n) for n in range(400)]
+    lines = [f"{user},{item},{1_600_000_000_000 + n * 3_600_000},play,{rng.randrange(600)}" for user, item, n in rows]
+    plays, own = tmp_path / "plays.csv", tmp_path / "own.yaml"
+    plays.write_text("\n".join(["user_id,item_id,timestamp_ms,action,value", *lines]))
+    own.write_text("extends: media\ngoals: {action_weights: {play: 1.0}, by: value}\n")
+    names = "popularity,item_knn,item_knn_recent,ease_recent,user_knn_recent,transitions"
+
+    def replayed(events: Path, *more: str) -> tuple[dict[str, Any], str, str]:
+        out = tmp_path / events.stem
+        call = ("replay", "--events", str(events), "-c", str(own), "--arms", names, "--no-audit", "--out", str(out))
+        told = CliRunner().invoke(app, [*call, *more])
+        assert told.exit_code == 0, told.output
+        made: dict[str, Any] = json.loads((out / "metrics.json").read_text())
+        return made, told.stdout, (out / "report.html").read_text()
+
+    made, said, page = replayed(plays)
+    void = {name for name, arm in made["arms"].items() if "void" in arm}
+    assert void == {"item_knn", "item_knn_recent", "ease_recent"}
+    compared = {arm for one in made["comparisons"] for arm in (one["a"], one["b"])}
+    assert compared == set(names.split(",")) - void
+    assert not [name for name in void if f" {name}" in said.splitlines()[0]]
+    assert "item_knn, void" in said
+    assert said.count("void: no group, and no session, holds two items") == page.count("void: no group") == 3
+    assert "goals: Every scored group is one item, so goals change nothing" in said
+    assert "so goals change nothing" in page
+    weighted, plain = ([arm["overall"][name] for arm in made["arms"].values()] for name in ("ndcg@10_weighted", METRIC))
+    assert weighted == pytest.approx(plain, abs=0.02), "but for groups that are worth nothing"
+    again, _, _ = replayed(plays, "--resume")
+    assert {name for name, arm in again["arms"].items() if "void" in arm} == void, "what lies on disk says it too"
+
+    baskets = tmp_path / "baskets.csv"
+    text = [line.replace(f",{1_600_000_000_000 + n * 3_600_000},", f",{1_600_000_000_000 + n // 4 * 3_600_000},")
+            for n, line in enumerate(lines)]  # fmt: skip
+    owners = [f"u{n // 4 % 12}," + line.split(",", 1)[1] for n, line in enumerate(text)]
+    baskets.write_text("\n".join(["user_id,item_id,timestamp_ms,action,value", *owners]))
+    made, said, page = replayed(baskets)
+    assert not any("void" in arm for arm in made["arms"].values())
+    assert "goals change nothing" not in said + page
+
+
+def test_an_arm_that_never_tells_one_candidate_from_another_is_void_whatever_it_is(tmp_path: Path) -> None:
+    made = replay(
+        Options(EVENTS, tmp_path, arms=("popularity", "reversed_pairs"), limit=2500, audit_rows=0), Settings()
+    )
+    assert "void" not in made["arms"]["popularity"]
+    assert made["arms"]["reversed_pairs"]["void"].startswith("it never told one candidate from another")

@@ -8,6 +8,7 @@ weight, as in learning and serving; where users are items, nobody is a candidate
     novel       candidates that the user never touched; relevant: those of the group; users with a past only
     repeat      the user's own past items; relevant: those of the group
     cold_items  every candidate; relevant: those of the group that entered the pool within a day
+    rare_items  every candidate; relevant: those of the group that came in fewer than 5 earlier events
     held_out_items  every candidate; relevant: those of the group whose past was taken out of the log on purpose
     session     candidates that the session does not hold yet; relevant: those of the group; under a session protocol
 
@@ -37,10 +38,11 @@ if TYPE_CHECKING:
     from driftline.stream.replay.arms import Arm, Cost, Floats, Ranking, Slate
     from driftline.stream.replay.log import EventLog
 
-LISTS = ("overall", "novel", "repeat", "cold_items", "held_out_items", "session")
+LISTS = ("overall", "novel", "repeat", "cold_items", "rare_items", "held_out_items", "session")
 COLD_EVENTS = 5
 COLD_GROUPS = 3
 COLD_ITEM_MS = 86_400_000
+RARE_EVENTS = 5
 FOLLOW_UP_MS = 72 * 60_000
 TRIM_GROUPS = 1000
 """Groups between two trims of the heap."""
@@ -211,12 +213,13 @@ def run(
     clocks = {arm.name: [0.0, 0.0] for arm in arms}
     telling: set[str] = set()  # arms that told one candidate from another
     started, row = time.perf_counter(), 0
+    events_of = np.zeros(len(log.item_ids), np.int64)
     for request, arrival, last_ms in questions(log):
         if row < m and scored[row] == request.number:
             if row == 0:
                 for arm in arms:
                     arm.start(split_ms)
-            lists = list(_lists(request, arrival, bool(scope.session)))
+            lists = list(_lists(request, arrival, events_of, bool(scope.session)))
             worth = None if worth_of is None else worth_of(arrival)
             relevant[row] = [len(items) for _, items in lists]
             reachable[row] = [_reachable(candidate, items) for candidate, items in lists]
@@ -237,6 +240,7 @@ def run(
             before = time.process_time()
             arm.learn(request, arrival)
             clocks[arm.name][0] += time.process_time() - before
+        np.add.at(events_of, arrival.group.items, 1)
         if request.number % TRIM_GROUPS == 0:
             return_freed_memory()
         if progress is not None and (request.number % 64 == 0 or request.number == log.groups - 1):
@@ -269,7 +273,7 @@ def _tells(ranking: Ranking, pool: int) -> bool:
 def rankings(slate: Slate) -> tuple[Ranking, ...]:
     """The ranking that answers each of LISTS."""
     first = slate.overall
-    return first, slate.novel or first, slate.repeat or first, first, first, first
+    return first, slate.novel or first, slate.repeat or first, first, first, first, first
 
 
 def scored_groups(log: EventLog, split_ms: int, scope: Scope = EVERYTHING) -> Int64:
@@ -289,8 +293,10 @@ def scored_groups(log: EventLog, split_ms: int, scope: Scope = EVERYTHING) -> In
     return scored
 
 
-def _lists(request: Request, arrival: Arrival, session: bool) -> Iterator[tuple[NDArray[np.bool_], Int32]]:
-    """(candidate mask [pool], relevant items) for each of LISTS."""
+def _lists(
+    request: Request, arrival: Arrival, events_of: Int64, session: bool
+) -> Iterator[tuple[NDArray[np.bool_], Int32]]:
+    """(candidate mask [pool], relevant items) for each of LISTS; `events_of` [items] counts earlier groups' events."""
     wanted = np.unique(arrival.group.items[arrival.group.positive])
     everything = np.ones(request.pool, np.bool_)
     if (oneself := int(request.log.own_item[request.user])) >= 0:
@@ -304,6 +310,7 @@ def _lists(request: Request, arrival: Arrival, session: bool) -> Iterator[tuple[
     yield everything & ~own, np.setdiff1d(wanted, repeated, assume_unique=True) if request.groups else NO_ITEMS
     yield everything & own, repeated
     yield everything, known[request.log.entered_ms[known] >= request.t_ms - COLD_ITEM_MS]
+    yield everything, known[events_of[known] < RARE_EVENTS]
     yield everything, known[request.log.held_out[known]]
     others = everything.copy()
     others[request.in_session if session else NO_ITEMS] = False

@@ -21,6 +21,7 @@ FAMILIES = {
     "headline": "The engine against the best simple arm",
     "backbones": "The engine against its lone parts and its frozen self",
     "parts": "What single parts add",
+    "rare": "What single parts add on items that came in fewer than five events",
     "simple": "The best simple arm against the others",
 }
 DETAILS = {
@@ -28,6 +29,7 @@ DETAILS = {
     "without follow-ups": ("overall", "without_follow_ups", METRIC),
     "cold users": ("cold_users", METRIC),
     "cold items": ("cold_items", METRIC),
+    "rare items": ("rare_items", METRIC),
     "held-out items": ("held_out_items", METRIC),
     "weighted": ("overall", f"{METRIC}_weighted"),
     "weighted, new": ("novel", f"{METRIC}_weighted"),

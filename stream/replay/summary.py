@@ -253,9 +253,9 @@ def claims(data: Table, simple: Sequence[str]) -> list[tuple[str, str, str, str]
     """(family, a, b, list) of every claim that the arms at hand allow.
 
     Families: `headline` = the whole engine against the best simple arm of each list and against ease_recent;
-    `backbones` = the engine against lone arms; `parts` = what one part adds or its loss costs; `simple` = the best
-    simple arm of a list against the others; `first` = the best arm over everything against the next, and against the
-    best simple one. Arms that are void are compared with none.
+    `backbones` = the engine against lone arms; `parts` = what one part adds or its loss costs, `rare` =
+    the same on rare items; `simple` = the best simple arm of a list against the others; `first` = the best arm over
+    everything against the next, and against the best simple one. Arms that are void are compared with none.
     """
     void = data.void
     arms = [arm for arm in data.values if arm not in void]
@@ -280,6 +280,8 @@ def claims(data: Table, simple: Sequence[str]) -> list[tuple[str, str, str, str]
         if "incremental" in arms:
             found += [("backbones", "incremental", arm, which) for arm in LONE_ARMS if arm in arms]
         found += [("parts", a, b, which) for a, b in _parts(arms)]
+    if data.counts("rare_items").any():
+        found += [("rare", a, b, "rare_items") for a, b in _parts(arms)]
     return found
 
 

@@ -191,6 +191,13 @@ def test_items_of_the_last_day_are_cold():
     assert facts.relevant[0, LISTS.index("cold_items")] == 1
 
 
+def test_items_of_few_earlier_events_are_rare():
+    rows = [("u", "a", 0), *(("v", "b", n * MINUTE) for n in range(5)), ("w", "a", DAY), ("w", "b", DAY)]
+    rows += [("u", "a", 2 * DAY), ("u", "c", 2 * DAY)]
+    facts = run(log_of(rows), [Recorder()], split_ms=DAY).facts
+    assert facts.relevant[:, LISTS.index("rare_items")].tolist() == [1, 1]  # a twice, b and the unseen c never
+
+
 def test_invoices_within_72_minutes_are_follow_ups():
     log = log_of([("u", "a", 0), ("u", "b", 72 * MINUTE), ("u", "c", 72 * MINUTE + 73 * MINUTE)])
     assert run(log, [Recorder()], split_ms=MINUTE).facts.follow_up.tolist() == [True, False]

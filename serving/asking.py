@@ -12,6 +12,7 @@ from driftline.configs.addresses import addresses
 from driftline.configs.security import consumer_options
 from driftline.configs.settings import Broker
 from driftline.serving.header_names import escape_header_names
+from driftline.serving.unclosed import close_what_is_dropped
 
 RETRY_S = 1.0
 _PROBE_S = 2.0
@@ -63,6 +64,7 @@ class Asking(ABC):
         from kafka import KafkaConsumer
 
         escape_header_names()
+        close_what_is_dropped()
         _check_one_listens(self._bootstrap)
         return KafkaConsumer(**self._options, bootstrap_timeout_ms=_BOOTSTRAP_MS)
 

@@ -16,6 +16,7 @@ import orjson
 from driftline.configs.security import client_options
 from driftline.configs.settings import Broker
 from driftline.serving.errors import NotReady
+from driftline.serving.unclosed import close_producer, close_what_is_dropped
 
 FIELD = "forget_user_id"
 _RETRY_MS = 1000
@@ -63,7 +64,7 @@ class Forgetter:
         """Ends the connection; one that is being made ends with the process."""
         self._closed = True
         if self._producer is not None:
-            self._producer.close(timeout=1)
+            close_producer(self._producer, 1.0)
 
     def _connected(self) -> Any:
         """The producer; those that came while another call connects have as long as that one in all."""
@@ -82,6 +83,7 @@ class Forgetter:
     def _connect(self, timeout_ms: int) -> Any:
         from kafka import KafkaProducer
 
+        close_what_is_dropped()
         return KafkaProducer(
             **client_options(self._broker, self._bootstrap),
             acks="all",

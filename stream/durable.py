@@ -14,7 +14,28 @@ from typing import IO, Any
 
 from driftline.serving.arrays import sync
 
+_NOT_MINE = "this user may not: give it to the one that driftline runs as, or run as the one whose it is"
+_FULL = "make room on that disk"
+REFUSALS = {
+    errno.EROFS: "the file system is read-only: mount it to be written, and see in the log whether the disk fails",
+    errno.EACCES: _NOT_MINE,
+    errno.EPERM: _NOT_MINE,
+    errno.ENOSPC: _FULL,
+    errno.EDQUOT: _FULL,
+}
+"""What to do where a disk refuses."""
 NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
+
+
+def remedy_for(error: BaseException, otherwise: str) -> str:
+    """What people are to do about an error: where a disk refuses, nothing is wrong with what lies on it.
+
+    Args:
+        error: of the system, or of RocksDB, which has the system's words in its own.
+        otherwise: the remedy for any other error.
+    """
+    said = str(error)
+    return next((what for code, what in REFUSALS.items() if os.strerror(code) in said), otherwise)
 
 
 def try_lock(file: IO[Any]) -> bool:

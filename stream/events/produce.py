@@ -10,7 +10,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
@@ -19,12 +19,13 @@ from typing import Any
 import orjson
 import pyarrow as pa
 from kafka import KafkaProducer
-from kafka.errors import KafkaError, KafkaTimeoutError, MessageSizeTooLargeError
+from kafka.errors import KafkaError, MessageSizeTooLargeError
 
 from driftline.configs.errors import BrokerError, InputError
 from driftline.configs.security import producer_options
 from driftline.configs.settings import Broker, Settings
 from driftline.serving.scratch import Scratch
+from driftline.serving.unclosed import close_producer
 from driftline.stream.events.dlq import TOPIC as DLQ
 from driftline.stream.events.dlq import fitting, shortened
 from driftline.stream.events.files import item_counts, read_items, read_messages
@@ -158,8 +159,7 @@ def sender(settings: Broker, bootstrap: str) -> Iterator[Sender]:
     try:
         yield Sender(settings, producer)
     finally:
-        with suppress(KafkaTimeoutError):
-            producer.close(INTERRUPTED_S)
+        close_producer(producer, INTERRUPTED_S)
 
 
 @contextmanager
@@ -217,8 +217,7 @@ def outlet(settings: Broker, bootstrap: str, client_id: str) -> Iterator[Callabl
     try:
         yield send
     finally:
-        with suppress(KafkaTimeoutError):
-            producer.close(INTERRUPTED_S)
+        close_producer(producer, INTERRUPTED_S)
 
 
 def event_messages(

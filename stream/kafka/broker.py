@@ -38,6 +38,7 @@ from driftline.configs.addresses import Address, addresses
 from driftline.configs.errors import BrokerError, ConfigError, LockedError
 from driftline.configs.security import bootstrap_ms, client_options
 from driftline.configs.settings import Broker
+from driftline.serving.unclosed import close_what_is_dropped
 from driftline.stream.durable import open_locked, try_lock, write_durably
 from driftline.stream.exits import still_running
 from driftline.stream.kafka.advertised import unreachable
@@ -300,6 +301,7 @@ def admin(settings: Broker, bootstrap: str) -> Iterator[Any]:
         ConfigError, BrokerError: as `check_reachable`.
     """
     _wait_until_one_listens(settings, bootstrap)
+    close_what_is_dropped()
     try:
         options = client_options(settings, bootstrap)
         client = KafkaAdminClient(**options, bootstrap_timeout_ms=bootstrap_ms(settings))

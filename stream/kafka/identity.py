@@ -19,6 +19,7 @@ from kafka.errors import KafkaError, UnknownTopicOrPartitionError, for_code
 from driftline.configs.errors import BrokerError
 from driftline.configs.security import bootstrap_ms, client_options, consumer_options
 from driftline.configs.settings import Broker
+from driftline.serving.unclosed import close_what_is_dropped
 from driftline.stream.kafka.reading import polled
 
 READ_MS = 2000
@@ -96,6 +97,7 @@ class Identities:
     def _ids(self, names: list[str]) -> dict[str, str]:
         """Topic ids of those topics that exist, "" where the broker gives none."""
         if self._admin is None:
+            close_what_is_dropped()
             timeout_ms = bootstrap_ms(self._settings)
             options = client_options(self._settings, self._bootstrap)
             self._admin = KafkaAdminClient(bootstrap_timeout_ms=timeout_ms, request_timeout_ms=timeout_ms, **options)

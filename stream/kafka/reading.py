@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from kafka import KafkaConsumer, TopicPartition
-from kafka.errors import KafkaError
+from kafka.errors import KafkaError, OffsetOutOfRangeError
 
 from driftline.configs.errors import BrokerError
 from driftline.configs.security import READ_COMMITTED, bootstrap_ms, consumer_options
@@ -86,9 +86,9 @@ def read_all(settings: Broker, bootstrap: str, name: str, first: int = 0) -> Ite
         first: offset to start at.
 
     Raises:
-        BrokerError: the topic can't be read.
+        BrokerError: the topic can't be read, or records of it were deleted before they were.
     """
-    with consumer(settings, bootstrap, wait_ms=END_WAIT_MS) as reader:
+    with consumer(settings, bootstrap, skips=False, wait_ms=END_WAIT_MS) as reader:
         found = places(reader, settings, [name])
         starts, ends = reader.beginning_offsets(found), reader.end_offsets(found)
         for place in found:
@@ -128,7 +128,11 @@ def _read_partition(reader: Any, place: TopicPartition, start: int, end: int) ->
     reader.seek(place, start)
     position, moved_s = start, time.monotonic()
     while position < end:
-        for record in polled(reader, 500).get(place, []):
+        try:
+            records = polled(reader, 500).get(place, [])
+        except OffsetOutOfRangeError as error:  # offsets that only hold no records are none of those
+            raise _gone(reader, place, error.args[0][place], end) from None
+        for record in records:
             if record.offset >= end:
                 return
             yield record
@@ -136,9 +140,21 @@ def _read_partition(reader: Any, place: TopicPartition, start: int, end: int) ->
         if position != before:
             moved_s = time.monotonic()
         elif time.monotonic() - moved_s > SILENT_S:
-            if (now := reader.end_offsets([place])[place]) < end:
-                raise BrokerError(
-                    f"partition {place.partition} of {place.topic} ended at {end} as reading began and ends at {now} "
-                    "now: it was made anew, or lost records; run this again"
-                )
+            if reader.end_offsets([place])[place] < end:
+                raise _gone(reader, place, position, end)
             moved_s = time.monotonic()
+
+
+def _gone(reader: Any, place: TopicPartition, position: int, end: int) -> BrokerError:
+    """Why what began as reading began, and comes next, is not there any more."""
+    first, now = reader.beginning_offsets([place])[place], reader.end_offsets([place])[place]
+    name = f"partition {place.partition} of {place.topic}"
+    if position < first and end <= now:
+        return BrokerError(
+            f"{name}: the records from offset {position} to {first} were deleted before they were read; run this again "
+            "for what is left, or let the topic keep them for longer (retention.ms, retention.bytes)"
+        )
+    return BrokerError(
+        f"{name} ended at {end} as reading began and ends at {now} now: it was made anew, or lost records; "
+        "run this again"
+    )

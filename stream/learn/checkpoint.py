@@ -17,7 +17,7 @@ import xxhash
 
 from driftline.configs.errors import LockedError, StateError
 from driftline.configs.faults import point
-from driftline.stream.durable import durable_file, open_locked
+from driftline.stream.durable import durable_file, open_locked, remedy_for
 from driftline.stream.learn.tree import read_tree, write_tree
 
 MAGIC = b"driftline checkpoint 2\n"
@@ -83,7 +83,8 @@ def read_checkpoint(path: Path, settings_sha256: str) -> dict[str, Any] | None:
             state = read_tree(file)
     except (OSError, ValueError, MemoryError) as error:
         raise StateError(
-            f"checkpoint {path} can't be read: {str(error) or repr(error):.200}; move it away to learn from the start"
+            f"checkpoint {path} can't be read: {str(error) or repr(error):.200}; "
+            f"{remedy_for(error, 'move it away to learn from the start')}"
         ) from None
     if not isinstance(state, dict):
         raise StateError(

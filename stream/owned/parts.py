@@ -21,8 +21,6 @@ MAX_PARTS = 4096
 """Of a version: 2 GiB."""
 MAX_OPEN = 4
 """Versions of which some parts are there; a further one takes the place of the oldest."""
-MAX_KNOWN = 64
-"""Whole versions that are remembered, so that a part that was sent twice begins no new one."""
 LOG = logging.getLogger(__name__)
 SHA256 = re.compile(r"[0-9a-f]{64}")
 _PLACE = re.compile(rb"(\d{1,6})/(\d{1,6})")
@@ -52,7 +50,8 @@ class Assembler:
 
     def __init__(self) -> None:
         self._open: dict[_Name, dict[int, bytes]] = {}
-        self._whole: dict[_Name, None] = {}
+        self._last: _Name | None = None
+        """Became whole last: what comes of it is a part sent twice. Any other may come again, and goes back to it."""
 
     def take(self, record: Any) -> tuple[str, bytes] | None:
         """Takes a record of kind `weights`; (sha256 of the weights, blob) of the version that it makes whole.
@@ -65,8 +64,8 @@ class Assembler:
         except ValueError as fault:
             LOG.warning("record %d of %s is passed over: %s", record.offset, TOPIC, fault)
             return None
-        if name in self._whole and name[1]:
-            return None  # sent twice
+        if name == self._last and name[1]:
+            return None
         if name not in self._open:
             self._make_room()
         parts = self._open.setdefault(name, {})
@@ -78,7 +77,7 @@ class Assembler:
         if name[1] and hashlib.sha256(blob).hexdigest() != name[1]:
             LOG.warning("version %s on %s is passed over: its parts are not of one version", name[0][:12], TOPIC)
             return None
-        self._whole = dict.fromkeys([*list(self._whole)[-MAX_KNOWN:], name])
+        self._last = name
         return name[0], blob
 
     def _make_room(self) -> None:

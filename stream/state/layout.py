@@ -13,7 +13,7 @@ import orjson
 
 from driftline.configs.errors import StateError
 from driftline.configs.settings import Settings
-from driftline.stream.durable import write_durably, write_once
+from driftline.stream.durable import remedy_for, write_durably, write_once
 from driftline.stream.state.store import state_directories
 
 FIXED = ("partitions", "graph.memory_dim", "graph.message_dim", "graph.time_dim")
@@ -58,7 +58,9 @@ def read_layout(root: Path) -> dict[str, Any]:
     try:
         found = orjson.loads(path.read_bytes())
     except (OSError, ValueError) as error:
-        raise StateError(f"{path} can't be read: {error!r}; expected the one that a worker wrote; {REBUILD}") from None
+        raise StateError(
+            f"{path} can't be read: {error!r}; expected the one that a worker wrote; {remedy_for(error, REBUILD)}"
+        ) from None
     if not isinstance(found, dict) or not all(isinstance(found.get(name), int) for name in _fixed(found)):
         raise StateError(
             f"{path} holds {found!r:.200}; expected {', '.join(FIXED)}: an earlier version of driftline made this "

@@ -32,7 +32,7 @@ from driftline.serving.arrays import sync as synced
 from driftline.serving.lists import NAME as LISTS
 from driftline.serving.lists import Lists, check_lists, encode_lists, lists_of
 from driftline.serving.rocks import open_beside, scan
-from driftline.stream.durable import write_durably
+from driftline.stream.durable import remedy_for, write_durably
 from driftline.stream.state.lock import holder
 from driftline.stream.state.options import RocksOptions
 
@@ -40,6 +40,8 @@ DEFAULTS = RocksOptions()
 ROWS = 10_000
 """Rows of a new database that are written at once."""
 REBUILD = "move it away to rebuild the partition from the topic"
+LOCKED = ("While lock file", "lock hold by current process")
+"""What RocksDB says of a directory that another process, or this one, has open."""
 Puts = Mapping[bytes, bytes | None]
 """Keys to new values of one commit; None deletes."""
 
@@ -168,7 +170,7 @@ class RocksStore:
             if "orruption" in str(error):  # met while files were merged in the background
                 raise _damaged(self._db, error, self._remedy) from None
             if not self._lasting:
-                raise StateError(f"{self.path} can't be written: {error}; make room or move it") from None
+                raise StateError(f"{self.path} can't be written: {error}; {remedy_for(error, 'move it')}") from None
             raise
         self._note_lists()
 
@@ -254,10 +256,10 @@ class ReadOnlyStore:
         except StateError:
             raise
         except Exception as error:  # noqa: BLE001 - rocksdict raises bare Exception
+            expected = f"try again, a worker may just be making it; if that does not help, {REBUILD}"
             raise StateError(
                 f"state directory {path} can't be read: {error}. Expected a RocksDB directory of `driftline worker`; "
-                "try again, a worker may just be making it; if that does not help, move it away to rebuild the "
-                "partition from the topic."
+                f"{remedy_for(error, expected)}."
             ) from None
 
     def get(self, keys: Sequence[bytes]) -> list[bytes | None]:
@@ -362,10 +364,10 @@ def _open(path: Path, options: RocksOptions, lock_wait_s: float, remedy: str) ->
         except StateError:
             raise
         except Exception as error:  # noqa: BLE001 - rocksdict raises bare Exception
-            if "lock" not in str(error).lower():
+            if not any(words in str(error) for words in LOCKED):
                 raise StateError(
                     f"state directory {path} can't be opened: {error}. Expected a RocksDB directory that this user "
-                    f"may write; {remedy}."
+                    f"may write; {remedy_for(error, remedy)}."
                 ) from None
             if time.monotonic() >= deadline:
                 raise LockedError(

@@ -11,6 +11,7 @@ from kafka import KafkaAdminClient, KafkaProducer
 
 from driftline.configs.addresses import free_port
 from driftline.configs.errors import BrokerError, ConfigError
+from driftline.serving.unclosed import close_what_is_dropped
 from driftline.stream.exits import report
 
 
@@ -37,6 +38,7 @@ def by_admin(address: str) -> None:
 def test_a_broker_that_no_client_finds_is_no_unexpected_error(
     client: Callable[[str], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
+    close_what_is_dropped()
     with pytest.raises(Exception) as raised:
         client(f"127.0.0.1:{free_port()}")
     assert report(raised.value) == BrokerError.exit_code

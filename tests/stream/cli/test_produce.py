@@ -147,6 +147,13 @@ class Interrupted(SmallTopic):
     def __init__(self, records: int) -> None:
         super().__init__()
         self.records, self.waited = records, []  # type: ignore[var-annotated]
+        self._sender = self  # kafka-python's thread
+
+    def force_close(self) -> None:
+        self.waited.append("no longer")
+
+    def join(self, timeout: float) -> None:
+        pass
 
     def send(self, topic: str, value: bytes, **_: Any) -> Any:
         sent = super().send(topic, value)
@@ -174,7 +181,7 @@ def test_an_interrupted_produce_says_how_much_it_sent_and_waits_for_it_a_moment(
     with pytest.raises(KeyboardInterrupt), sender(Settings().broker, "") as to_kafka:
         send_files(to_kafka, path, on_progress=lambda _, n: told.append(n))
     assert told[-1] == len(topic.values) == min(sent, 6 + (last == EVENT))
-    assert topic.waited == [INTERRUPTED_S]
+    assert topic.waited == [INTERRUPTED_S, "no longer"]
 
 
 def test_produce_says_how_much_it_sent_before_a_bad_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -149,6 +149,7 @@ def test_a_trainer_that_starts_again_from_its_checkpoint_publishes_the_same_snap
     middle = sum(len(group) for group in baskets()[:70])
     feed(first, log[:middle])
     first.checkpoint()
+    first.close()
     second = TrainerLoop(other, 1, sent.extend, None)
     assert second.offsets == {0: middle}
     feed(second, log)  # the broker may send again what was learnt

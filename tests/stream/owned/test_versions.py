@@ -144,6 +144,34 @@ def test_a_version_is_whole_in_whatever_order_and_company_its_parts_come(
     assert versions.newest.sha256 == trained(2 if order in ("interleaved", "cut off before") else 1).version()
 
 
+def test_a_version_that_is_sent_again_after_another_one_is_gone_back_to_and_a_mere_repeat_is_none(
+    tmp_path: Path,
+) -> None:
+    settings = SETTINGS.model_copy(update={"state": SETTINGS.state.model_copy(update={"root": tmp_path})})
+    first, second = with_items(trained(1)), with_items(trained(2))
+    versions, store = versions_of(settings), RocksStore(tmp_path / "partition-0", sync=False)
+    owner = Processor(settings, store)
+    adopted = []
+
+    def applied(sent: list[Any], number: int) -> None:
+        versions.take(sent, caught_up=True)
+        if versions.due(owner):
+            asyncio.run(versions.adopt(owner))
+            adopted.append(number)
+        event = Event("u1", "i1", 1_600_000_000_000 + number * 1000, "view")
+        owner.commit(owner.apply([Record(number, encode_event(event), b"u1")]))
+
+    for number, sent in enumerate((first, first, second, second, second[:1], first, first[1:], second)):
+        applied(sent, number)
+    assert adopted == [0, 2, 5, 7]
+    assert not versions._assembler._open
+    again = versions_of(settings)  # a worker that starts now
+    again.take([*first, *second, *first], caught_up=True)
+    assert again.newest is not None
+    assert again.newest.sha256 == trained(1).version()
+    store.close()
+
+
 def test_a_version_that_lacks_a_part_leaves_the_one_before_it_and_is_named_when_it_is_given_up(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.conftest import open_to_others
 from typer.testing import CliRunner
 
 from driftline.configs.errors import StateError
@@ -122,3 +123,69 @@ def test_a_flipped_byte_in_a_checkpoint_is_refused(tmp_path: Path) -> None:
     flip(path)
     with pytest.raises(StateError, match=r"its check sum does not hold.*; move it away to learn from the start"):
         read_checkpoint(path, "s")
+
+
+REFUSED = """
+import os, subprocess, sys
+from pathlib import Path
+from driftline.configs.errors import StateError
+from driftline.stream.learn.checkpoint import read_checkpoint
+from driftline.stream.state.layout import read_layout
+from driftline.stream.state.store import ReadOnlyStore, RocksStore
+
+root, how = Path(sys.argv[1]), sys.argv[2]
+if how == "read-only":
+    subprocess.run(["mount", "--bind", root, root], check=True)
+    subprocess.run(["mount", "-o", "remount,ro,bind", root], check=True)
+elif os.geteuid() == 0:
+    os.setuid(54321)
+calls = [lambda: RocksStore(root / "partition-0", lock_wait_s=0.2), lambda: RocksStore(root / "partition-1")]
+if how == "not ours":
+    calls.append(lambda: ReadOnlyStore(root / "partition-0", root))
+    calls.append(lambda: read_checkpoint(root / "checkpoint.pt", ""))
+    calls.append(lambda: read_layout(root))
+for call in calls:
+    try:
+        call()
+    except StateError as error:
+        print(error)
+"""
+
+
+@pytest.mark.parametrize("how", ["read-only", "not ours"])
+def test_a_disk_that_may_not_be_used_is_called_that_and_what_lies_on_it_is_not_to_be_moved(
+    tmp_path: Path, how: str
+) -> None:
+    root = tmp_path / "blocks"  # RocksDB's words for a lock that is held name the directory
+    hold_to_layout(Settings(state=State(root=root)), 1)
+    RocksStore(partition_path(root, 0)).close()
+    (root / "checkpoint.pt").write_bytes(b"")
+    begin = []
+    if how == "read-only":
+        begin = ["unshare", "--map-root-user", "--mount"]
+        if shutil.which("unshare") is None or subprocess.run([*begin, "true"], stderr=subprocess.DEVNULL).returncode:
+            pytest.skip("no mount of its own can be had here")
+    else:
+        open_to_others(root)
+        for path in (*(path for path in root.rglob("*") if path.is_file()), root / "partition-0", root):
+            path.chmod(0o555 if path == root else 0)
+    words = [*begin, sys.executable, "-c", REFUSED, str(root), how]
+    try:
+        said = subprocess.run(words, capture_output=True, text=True, check=True).stdout.splitlines()
+    finally:
+        for path in (root, root / "partition-0"):
+            path.chmod(0o755)
+    remedy = {"read-only": "the file system is read-only: mount it", "not ours": "this user may not: give it"}[how]
+    assert len(said) == {"read-only": 2, "not ours": 5}[how]
+    for line in said:
+        assert remedy in line
+        assert "move" not in line
+
+
+def test_a_directory_whose_path_has_a_lock_in_it_is_not_locked_for_that(tmp_path: Path) -> None:
+    path = tmp_path / "clocks" / "partition-0"
+    RocksStore(path).close()
+    (path / "CURRENT").write_text("MANIFEST-000000\n")
+    (path / "driftline-lists.json").unlink()
+    with pytest.raises(StateError, match=r"can't be opened: .*; move it away to rebuild the partition"):
+        RocksStore(path, lock_wait_s=0.2)

@@ -170,8 +170,8 @@ def test_own_data_are_recommended_from_as_the_readme_shows(typed, rated, monkeyp
 def test_the_replay_of_the_readme_prints_a_row_for_each_arm_and_writes_its_files(typed, tmp_path):
     line, output = shown("replay")
     printed = typed(line, "--limit", "1500").splitlines()
-    arms = [
-        [row.split("│")[1].split(",")[0].strip() for row in rows if row.startswith("│")]  # of so short a log some are void
+    arms = [  # without ", void", which some are of so short a log
+        [row.split("│")[1].split(",")[0].strip() for row in rows if row.startswith("│")]
         for rows in (printed, output.splitlines())
     ]
     assert arms[0] == arms[1]

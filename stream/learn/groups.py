@@ -67,11 +67,11 @@ class OpenGroups:
             if event.timestamp_ms > rows[0].timestamp_ms + SPAN_MS
             or (name == mine and event.timestamp_ms != rows[0].timestamp_ms)
         ]
-        out = self._close(closed)
+        out = self._close(closed) if closed else []
         groups.setdefault(mine, []).append(event)
         if event.event_id is not None:
             self._event_ids.add(event.event_id)
-        return out + self._close(list(groups)[: max(0, len(groups) - MOST_OPEN)])
+        return out + self._close(list(groups)[: len(groups) - MOST_OPEN]) if len(groups) > MOST_OPEN else out
 
     def drop(self, user_id: str) -> None:
         """Leaves out a user's open groups: nobody learns them."""

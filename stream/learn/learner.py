@@ -198,12 +198,10 @@ class StreamLearner:
         return changes
 
     def _may_be_counted(self, t_ms: int) -> bool:
-        """Whether a group of a time that nothing is learnt from may wait: in order, where nothing but such ones does."""
-        latest_ms = (
-            self._counted.events[-1].timestamp_ms if self._counted.events else self.processor.window.watermark_ms
-        )
-        ages = self.settings.state.ttl_ms
-        return self.late_waits and not ages and not self._waiting.events and t_ms >= latest_ms
+        """Whether a group that nothing is learnt from may wait: it is in order, and no late one waits."""
+        held, expires = self._counted.events, self.settings.state.ttl_ms > 0  # it may end the row of another one
+        latest_ms = held[-1].timestamp_ms if held else self.processor.window.watermark_ms
+        return self.late_waits and not expires and not self._waiting.events and t_ms >= latest_ms
 
     def _count(self, group: Group, events: Sequence[Event], view: UserView) -> None:
         """Lets a group wait: several of different users are applied at once, in a third of the time."""

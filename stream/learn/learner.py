@@ -204,7 +204,7 @@ class StreamLearner:
         return self.late_waits and not expires and not self._waiting.events and t_ms >= latest_ms
 
     def _count(self, group: Group, events: Sequence[Event], view: UserView) -> None:
-        """Lets a group wait: several of different users are applied at once, in a third of the time."""
+        """Lets a group wait: several of different users are applied at once, which is cheaper."""
         if self.graph is not None:
             self.graph.enter(self.processor.graph, self.processor.nodes.node(group.user_id), view, group)
         self._counted.add(events)

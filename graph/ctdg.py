@@ -8,14 +8,15 @@ Times are int64 unix milliseconds.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from driftline.configs.settings import Graph
-from driftline.graph.arrays import Float32
+from driftline.graph.arrays import Float32, Int64
 from driftline.graph.kernel import ITEMS, USERS, apply_events, apply_to_items
 from driftline.graph.memory import CODE_DIM, EDGE_DIM, GraphMemory, item_code
 
@@ -93,6 +94,7 @@ class TemporalGraph:
             behind=(0, np.bool_),
         )
         self.items = Nodes(memory=(memory, np.float32), code=(CODE_DIM, np.float32), last_update_ms=(0, np.int64))
+        self._watched: list[tuple[Float32, Int64]] | None = None
 
     def add_user(self) -> int:
         """A new user node without events."""
@@ -130,13 +132,26 @@ class TemporalGraph:
         Returns:
             [n, M] float32, the memory of each row's user from before its group.
         """
-        pre = np.empty((len(edges), self.users["pre"].shape[1]), np.float32)
+        n, width = len(edges), self.users["pre"].shape[1]
+        pre, asked = np.empty((n, width), np.float32), 0 if self._watched is None else n
+        before = np.empty((asked, width), np.float32), np.empty(asked, np.int64)
         rows = (_array(users, np.int64), _array(items, np.int64), _array(t_ms, np.int64), _array(edges, np.float32))
         keys = _array(groups, np.uint64)
         assert edges.shape == (len(rows[0]), EDGE_DIM)  # a caller's bug, never input
         weights = self.model.user.packed(), self.model.item.packed()
-        apply_events(rows, keys, update_items, self.users.some(USERS), self.items.some(ITEMS), *weights, pre)
+        apply_events(rows, keys, update_items, self.users.some(USERS), self.items.some(ITEMS), *weights, pre, *before)
+        if self._watched is not None:
+            self._watched.append(before)
         return pre
+
+    @contextmanager
+    def watched(self) -> Iterator[list[tuple[Float32, Int64]]]:
+        """Takes, for each call of `apply` within, what each row's item was before the row: memory [n, M], time [n]."""
+        self._watched = []
+        try:
+            yield self._watched
+        finally:
+            self._watched = None
 
     def apply_items(self, items: ArrayLike, t_ms: ArrayLike, user_memory: Float32, edges: Float32) -> None:
         """The items' half of events whose users live in another partition.

@@ -174,7 +174,10 @@ def _close_group(u: int, users: Arrays, to_user: Arrays, mean: Float32, gates: F
     behind[u] = False
 
 
-@compiled(f"void({_ROWS}, uint64[::1], boolean, {_USERS}, {_ITEMS}, {_SIDE}, {_SIDE}, float32[:, ::1])")
+@compiled(
+    f"void({_ROWS}, uint64[::1], boolean, {_USERS}, {_ITEMS}, {_SIDE}, {_SIDE}, "
+    "float32[:, ::1], float32[:, ::1], int64[::1])"
+)
 def apply_events(
     rows: Arrays,
     groups: UInt64,
@@ -184,6 +187,8 @@ def apply_events(
     to_user: Arrays,
     to_item: Arrays,
     pre_of: Float32,
+    item_of_row: Float32,
+    item_ms_of_row: Int64,
 ) -> None:
     """Applies events in order; see `graph.ctdg.TemporalGraph.apply`.
 
@@ -197,6 +202,8 @@ def apply_events(
         users, items: columns of the nodes.
         to_user, to_item: weights of the sides.
         pre_of: [N, M], takes the memory of each row's user from before its group.
+        item_of_row, item_ms_of_row: [N, M] and [N], take memory and time of the last update of each row's item from
+            before the row; empty = nobody asks.
     """
     user_of, item_of, t_of, edges = rows
     memory, pre, total, count, group, group_ms, pre_update_ms, last_update_ms, behind = users
@@ -217,6 +224,8 @@ def apply_events(
             pre_update_ms[u] = last_update_ms[u]
             group[u], group_ms[u] = groups[row], t
         pre_of[row] = pre[u]
+        if item_ms_of_row.shape[0]:
+            item_of_row[row], item_ms_of_row[row] = item_memory[i], item_last_ms[i]
         raw_user[:m] = pre[u]
         raw_user[m : 2 * m] = item_memory[i]
         raw_user[2 * m : 2 * m + c] = code[i]

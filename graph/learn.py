@@ -89,6 +89,8 @@ class GraphLearner:
         self._batch: list[_Sample] = []
         self._log: deque[_Sample] = deque(maxlen=settings.rehearsal_groups)
         self._pending: list[tuple[NDArray[np.int32], Float32, Float32]] = []
+        self._entered: list[tuple[Group, Float32, int]] = []
+        """Groups that the graph is about to apply, with their users' memories and times from before."""
         self.size = 0
         self._columns: dict[str, Float32] = {
             "memory": np.zeros((0, settings.memory_dim), np.float32),
@@ -234,32 +236,55 @@ class GraphLearner:
             group: with table indices.
             sample: False = the group is not learnt from.
         """
+        self.enter(graph, user, view, group, sample)
+        nodes = nodes_now()
+        known = nodes >= 0
+        memory = np.where(known[:, None], graph.items["memory"][nodes], np.float32(0))
+        item_last = np.where(known, graph.items["last_update_ms"][nodes], -1)
+        yield
+        self.take_in(graph, nodes_now(), memory, item_last)
+
+    def enter(self, graph: TemporalGraph, user: int, view: UserView, group: Group, sample: bool = False) -> None:
+        """The first half of `around`, for several groups of different users before `take_in` of all of them."""
         judged: tuple[Any, ...] = ()
         if self.links is not None:
             judged = self._links_learn(self.links, view, group, sample)
-        dim, nodes = self.settings.memory_dim, nodes_now()
-        pre = graph.users["memory"][user].copy() if user >= 0 else np.zeros(dim, np.float32)
+        pre = graph.users["memory"][user].copy() if user >= 0 else np.zeros(self.settings.memory_dim, np.float32)
         last_ms = int(graph.users["last_update_ms"][user]) if user >= 0 else -1
-        known = (nodes >= 0)[:, None]
-        memory = np.where(known, graph.items["memory"][nodes], np.float32(0))
-        item_last = np.where(nodes >= 0, graph.items["last_update_ms"][nodes], -1)
-        t = np.full(len(nodes), group.t_ms, np.int64)
-        edges = edge_features(group.weight, group.value, group.price)
         if sample and self.trained and len(view.items) and group.positive.any():
             old_pre, old_raw = self._raw_of_user.get(group.user_id, (pre, np.zeros((0, 0), np.float32)))
             targets = np.unique(group.items[group.positive])
             self._batch.append(_Sample(view, group.t_ms, old_pre, old_raw, targets, *judged))
-        pre_rows = np.repeat(pre[None], len(nodes), 0)
-        days = elapsed_days(t, np.full(len(nodes), last_ms))
-        to_user = np.concatenate((pre_rows, memory, self._columns["code"][group.items], edges, days), 1)
-        self._raw_of_user.pop(group.user_id, None)
-        self._raw_of_user[group.user_id] = (pre, to_user[:ROWS])
+        self._entered.append((group, pre, last_ms))
+
+    def take_in(self, graph: TemporalGraph, nodes: Int64, memory: Float32, item_last: Int64) -> None:
+        """The second half of `around`: the graph has applied the groups that entered, of n rows.
+
+        Args:
+            graph: as it is now.
+            nodes: [n] item nodes of their rows, group after group.
+            memory: [n, M] memories of these from before the row's group, zeros for those that the graph did not have.
+            item_last: [n] times of their last updates by then, -1 = none.
+        """
+        groups, pres, lasts = zip(*self._entered, strict=True)
+        self._entered.clear()
+        sizes = np.array([len(group.items) for group in groups])
+        items, weight, value, price = (
+            np.concatenate([getattr(group, name) for group in groups]) for name in ("items", "weight", "value", "price")
+        )
+        t = np.repeat([group.t_ms for group in groups], sizes)
+        edges, pre_rows = edge_features(weight, value, price), np.repeat(np.stack(pres), sizes, 0)
+        days = elapsed_days(t, np.repeat(lasts, sizes))
+        to_user = np.concatenate((pre_rows, memory, self._columns["code"][items], edges, days), 1)
+        for group, pre, end in zip(groups, pres, np.cumsum(sizes).tolist(), strict=True):
+            self._raw_of_user.pop(group.user_id, None)
+            first = end - len(group.items)
+            self._raw_of_user[group.user_id] = (pre, to_user[first : min(end, first + ROWS)].copy())
         while len(self._raw_of_user) > USERS:
             del self._raw_of_user[next(iter(self._raw_of_user))]
         to_item = np.concatenate((memory, pre_rows, edges, elapsed_days(t, item_last)), 1)
-        self._pending.append((group.items, memory, to_item))
-        yield
-        self.refresh(graph, group.items, nodes_now())
+        self._pending.append((items, memory, to_item))
+        self.refresh(graph, items, nodes)
         rows = sum(len(sample.targets) for sample in self._batch)
         if len(self._batch) >= self.settings.batch_groups and rows >= self.settings.batch_rows:
             self._step()

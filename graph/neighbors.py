@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from driftline.graph.arrays import Arrays, Int32, grown
-from driftline.graph.signals_kernel import add_met_pairs
+from driftline.graph.arrays import Arrays, Int32, Int64, grown
+from driftline.graph.signals_kernel import add_met_pairs, joined_pairs, keep_pairs
 from driftline.graph.slots import Slots
 from driftline.graph.sparse import NOTHING, best_partners, strongest_source
 from driftline.graph.touched import Touched
@@ -97,17 +97,13 @@ class PartnerTable:
             source, rows, target, source_weight, target_weight, self.partner, self.weight, self._mark, fresh
         )
         if len(left):
-            self._insert(rows[left], fresh[left], target)
+            self._insert(left, rows, fresh, target)
 
-    def _insert(self, rows: Int32, fresh: Float32, target: Int32) -> None:
-        """Merge the pairs [r, m] that have no slot yet into some rows [r]; the heaviest `slots` stay."""
-        k, held = self.slots, self.partner[rows]
-        everyone = np.concatenate((fresh, self.weight[rows]), axis=1)  # fresh first: at equal weight the newer stays
-        partners = np.concatenate((np.broadcast_to(target, fresh.shape), held), axis=1)
-        keep = np.argpartition(-everyone, k - 1, axis=1)[:, :k]
-        at = np.arange(len(rows))[:, None]
-        self.weight[rows] = weight = everyone[at, keep]
-        self.partner[rows] = np.where(weight > 0, partners[at, keep], -1)
+    def _insert(self, left: Int64, rows: Int32, fresh: Float32, target: Int32) -> None:
+        """Merge the pairs [s, m] that have no slot yet into the rows [r] that have any; the heaviest `slots` stay."""
+        below = joined_pairs(left, rows, fresh, self.weight)
+        keep = np.argpartition(below, self.slots - 1, axis=1)
+        keep_pairs(left, rows, below, keep, target, self.partner, self.weight)
 
     def sums(self, source: Int32, weight: Float32, n: int) -> tuple[Int32, Float32]:
         """Weighted sum of the sources' normalised rows, over those of items 0..n-1 that they hold.

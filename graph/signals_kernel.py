@@ -128,3 +128,53 @@ def add_met_pairs(
     for j in range(len(target)):
         mark[target[j]] = -1
     return left[:found]
+
+
+@compiled(
+    "float32[:, ::1](int64[::1], Array(int32, 1, 'C', readonly=True), float32[:, ::1],"
+    " Array(float32, 2, 'C', readonly=True))"
+)
+def joined_pairs(left: Int64, rows: Int32, fresh: Float32, weight: Float32) -> Float32:
+    """Weights of pairs without a slot and of those with one, negative: fresh first, at equal weight the newer stays.
+
+    Args:
+        left, rows, fresh, weight: as `add_met_pairs` has them.
+
+    Returns:
+        [r, m + slots].
+    """
+    m, k = fresh.shape[1], weight.shape[1]
+    out = np.empty((len(left), m + k), np.float32)
+    for n in range(len(left)):
+        for j in range(m):
+            out[n, j] = -fresh[left[n], j]
+        for slot in range(k):
+            out[n, m + slot] = -weight[rows[left[n]], slot]
+    return out
+
+
+@compiled(
+    "void(int64[::1], Array(int32, 1, 'C', readonly=True), float32[:, ::1], int64[:, ::1],"
+    " Array(int32, 1, 'C', readonly=True), int32[:, ::1], float32[:, ::1])"
+)
+def keep_pairs(
+    left: Int64, rows: Int32, below: Float32, keep: Int64, target: Int32, partner: Int32, weight: Float32
+) -> None:
+    """Fills rows with some of the pairs that they held and of the fresh ones.
+
+    Args:
+        left, rows, target, partner, weight: as `add_met_pairs` has them.
+        below: [r, m + slots] of `joined_pairs`; keep: of that shape, the first `slots` columns that stay.
+    """
+    m, k = len(target), partner.shape[1]
+    before = np.empty(k, np.int32)
+    for n in range(len(left)):
+        row = rows[left[n]]
+        before[:] = partner[row]
+        for slot in range(k):
+            j = keep[n, slot]
+            weight[row, slot] = -below[n, j]
+            if weight[row, slot] <= 0:
+                partner[row, slot] = -1
+            else:
+                partner[row, slot] = target[j] if j < m else before[j - m]

@@ -47,6 +47,8 @@ class OpenGroups:
         """By partition and user, in order of opening."""
         self._last_s: dict[int, float] = {}
         self._event_ids: set[str] = set()
+        self._newest: list[Event] | None = None
+        """The group that the last row joined."""
 
     def __len__(self) -> int:
         return len(self._groups)
@@ -61,17 +63,25 @@ class OpenGroups:
             return [(number, [event])]
         self._last_s[number] = now_s
         groups, mine = self._groups, (number, event.user_id)
+        rows = groups.get(mine)
+        if rows is not None and rows is self._newest and event.timestamp_ms == rows[0].timestamp_ms:
+            self._join(rows, event)
+            return []  # as far as others go, the row before it said the same
         closed = [
             name
             for name, rows in groups.items()
             if event.timestamp_ms > rows[0].timestamp_ms + SPAN_MS
             or (name == mine and event.timestamp_ms != rows[0].timestamp_ms)
         ]
-        out = self._close(closed)
-        groups.setdefault(mine, []).append(event)
+        out = self._close(closed) if closed else []
+        self._join(groups.setdefault(mine, []), event)
+        return out + self._close(list(groups)[: len(groups) - MOST_OPEN]) if len(groups) > MOST_OPEN else out
+
+    def _join(self, rows: list[Event], event: Event) -> None:
+        rows.append(event)
+        self._newest = rows
         if event.event_id is not None:
             self._event_ids.add(event.event_id)
-        return out + self._close(list(groups)[: max(0, len(groups) - MOST_OPEN)])
 
     def drop(self, user_id: str) -> None:
         """Leaves out a user's open groups: nobody learns them."""

@@ -34,9 +34,12 @@ from driftline.model.engine import Engine, EngineSlate
 from driftline.model.parts import made, plugs_of, units_of
 from driftline.model.plugs import GraphPart, SequencePart
 from driftline.model.sequence import SequenceLearner
-from driftline.stream.learn.waiting import WaitingEvents
+from driftline.stream.learn.waiting import Held, WaitingEvents
 from driftline.stream.process.processor import Changes, Processor, Record
 from driftline.stream.state.store import MemoryStore, StateStore, fill
+
+COUNTED = 512
+"""Events of groups that were only counted, which wait to be applied at once."""
 
 
 class Profiles(Artefact[str, ProfileVectors], Protocol):
@@ -89,8 +92,10 @@ class StreamLearner:
         self.engine = Engine(settings, self.table, plugs, self.text, units)
         self.learning = True
         self.late_waits = False
-        """Whether late groups may wait before they are applied: `apply_late` does it. Offsets are then given anew."""
-        self._waiting = WaitingEvents()
+        """Whether late groups, and those that are only counted, may wait before they are applied: `apply_waiting` does
+        it. Offsets are then given anew."""
+        self._waiting, self._counted = WaitingEvents(), Held()
+        self._counted_groups: list[Group] = []
         self.groups = 0
         self.clocks: Clocks = NoClocks()
         self.adoptions = 0
@@ -137,6 +142,8 @@ class StreamLearner:
 
     def view(self, user_id: str, now_ms: int, context: Context = ()) -> UserView:
         """What is known of a user, and of their request, at `now_ms`: a row that ended by then is none."""
+        if user_id in self._counted.users:
+            self._apply_counted()
         with self.clocks.on("profiles"):
             profile = self.profiles.at(user_id, now_ms)
         with self.clocks.on("state"):
@@ -144,6 +151,7 @@ class StreamLearner:
 
     def slate(self, view: UserView, now_ms: int) -> EngineSlate:
         """Candidates, features and scores at a request time; changes nothing."""
+        self._apply_counted()
         return self.engine.slate(view, now_ms)
 
     def learn(self, group: Group, events: Sequence[Event], view: UserView, slate: EngineSlate | None) -> Changes:
@@ -156,33 +164,73 @@ class StreamLearner:
             slate: what was predicted; None = only counts, histories and memories change.
         """
         learnt = self.learning and slate is not None
+        counted = not learnt and self._may_be_counted(group.t_ms)
+        if not counted:
+            self._apply_counted()
         if self._waiting.must_go_before(group.t_ms, len(events), self.processor.window):
-            self.apply_late()
+            self.apply_waiting()
+        if self.late_waits:
             events = self._numbered(events)
         takes = {name: learnt and self.engine.learns(name) for name in self.parts}
         self.engine.learn(group, view, slate if self.learning else None)
         graph = self.graph
         sample = takes.get(GraphPart.name, False)
-        with self.clocks.on("graph", "learn"), self._graph_around(group, events, view, sample):
-            waits = self.late_waits and self._waiting.takes(events, self.processor.window)
-            changes = Changes() if waits else self._apply(events)
+        if counted:
+            self._count(group, events, view)
+            waits, changes = False, Changes()
+        else:
+            with self.clocks.on("graph", "learn"), self._graph_around(group, events, view, sample):
+                waits = self.late_waits and self._waiting.takes(events, self.processor.window)
+                changes = Changes() if waits else self._apply(events)
         for name, part in self.parts.items():
             with self.clocks.on(name, "learn"):
                 part.learn(group, view, takes[name])
         if not waits:
             self._waiting.applied(len(events))
         if self._waiting.due:
-            self.apply_late()
+            self.apply_waiting()
         self.groups += 1
         due = self.groups % self.settings.graph.publish_groups == 0
         if due and self.learning and graph is not None and graph.trained:
-            self.apply_late()
+            self.apply_waiting()
             with self.clocks.on("graph", "learn"):
                 self.adopt(graph.version())
         return changes
 
-    def apply_late(self) -> None:
-        """Puts the late events that wait in their places."""
+    def _may_be_counted(self, t_ms: int) -> bool:
+        """Whether a group that nothing is learnt from may wait: it is in order, and no late one waits."""
+        held, expires = self._counted.events, self.settings.state.ttl_ms > 0  # it may end the row of another one
+        latest_ms = held[-1].timestamp_ms if held else self.processor.window.watermark_ms
+        return self.late_waits and not expires and not self._waiting.events and t_ms >= latest_ms
+
+    def _count(self, group: Group, events: Sequence[Event], view: UserView) -> None:
+        """Lets a group wait: several of different users are applied at once, which is cheaper."""
+        if self.graph is not None:
+            self.graph.enter(self.processor.graph, self.processor.nodes.node(group.user_id), view, group)
+        self._counted.add(events)
+        self._counted_groups.append(group)
+        if len(self._counted.events) >= COUNTED:
+            self._apply_counted()
+
+    def _apply_counted(self) -> None:
+        """Applies the groups that were only counted; the graph learns what each of them found."""
+        events, groups = self._counted.take_all(), self._counted_groups
+        if not events:
+            return
+        self._counted_groups = []
+        with self.clocks.on("graph", "learn"), self.processor.graph.watched() as watched:
+            self._apply(events)
+            if self.graph is not None:
+                memory, last_ms = (np.concatenate(columns) for columns in zip(*watched, strict=True))
+                nodes = np.array([self.processor.items.find(event.item_id) for event in events], np.int64)
+                number = np.repeat(np.arange(len(groups)), [len(group.items) for group in groups])
+                _, first, place = np.unique(number << 32 | nodes, return_index=True, return_inverse=True)
+                first = first[place]  # rows of one group read the items as they were before the first of them
+                self.graph.take_in(self.processor.graph, nodes, memory[first], last_ms[first])
+
+    def apply_waiting(self) -> None:
+        """Applies the groups that were only counted, or puts the late events that wait in their places."""
+        self._apply_counted()
         events, processor = self._waiting.take_all(), self.processor
         if not events:
             return
@@ -194,10 +242,11 @@ class StreamLearner:
 
     def is_known(self, event: Event) -> bool:
         """Whether an event of this id came within the remembered ones."""
-        return self.processor.is_known(event) or self._waiting.has(event)
+        return self.processor.is_known(event) or self._waiting.has(event) or self._counted.has(event)
 
     def _numbered(self, events: Sequence[Event]) -> list[Event]:
-        return [msgspec.structs.replace(event, offset=self.processor.next_offset + n) for n, event in enumerate(events)]
+        first = self.processor.next_offset + len(self._counted.events)
+        return [msgspec.structs.replace(event, offset=first + n) for n, event in enumerate(events)]
 
     def _apply(self, events: Sequence[Event]) -> Changes:
         with self.clocks.on("state", "learn"):
@@ -245,7 +294,7 @@ class StreamLearner:
 
     def forget(self, user_id: str) -> None:
         """Drops the rows, histories and samples of a user; what was learnt from them stays in weights and counts."""
-        self.apply_late()
+        self.apply_waiting()
         self.processor.commit(self.processor.forget(user_id))
         self.processor.acknowledged = True  # the worker sends the tombstones
         self.processor.clear_outbox()
@@ -264,12 +313,12 @@ class StreamLearner:
             part.freeze()
 
     def state_dict(self, rows: bool = True) -> dict[str, Any]:
-        """Everything that learning goes on from, for a checkpoint; late events that waited are applied before.
+        """Everything that learning goes on from, for a checkpoint; events that waited are applied before.
 
         Args:
             rows: those of users and items, too; without them the store as it is now belongs to it.
         """
-        self.apply_late()
+        self.apply_waiting()
         return {
             **({"rows": dict(self.processor.store.scan(b""))} if rows else {}),
             "model": self.processor.graph.model.arrays,

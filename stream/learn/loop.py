@@ -136,7 +136,10 @@ def _run(trainer: Trainer, bootstrap: str, until_caught_up: bool, stopping: Call
                 take_in_added(side, side.assignment())
                 checked_s = time.monotonic()
             for partition, record in _polled(reader, main_places, trainer, merge):
+                closed = trainer.closed
                 trainer.take(partition, record)
+                if trainer.closed == closed:
+                    continue  # nothing that takes time
                 backlog.look()
                 _publish_if_due(trainer, side, stopping)
                 trainer.checkpoint_if_due()

@@ -72,6 +72,11 @@ class Merge:
         self.more = taken == most
 
     def _in_order(self, unread: Collection[int], now_s: float) -> Iterator[tuple[int, Record]]:
+        if len(self._queues) == 1:  # who takes a record parses it
+            ((number, queue),) = self._queues.items()
+            while queue:
+                yield number, queue.popleft()
+            return
         slow = {number for number, seen_s in self._seen_s.items() if now_s - seen_s < SLOW_S} | set(unread)
         heads = {number: self._time_ms(queue[0]) for number, queue in self._queues.items() if queue}
         while heads and not any(number in slow for number in self._queues.keys() - heads.keys()):

@@ -300,7 +300,7 @@ class Trainer:
 
     def _write(self) -> None:
         """Lets what was copied, as it is now, become a snapshot."""
-        self.learner.apply_late()
+        self.learner.apply_waiting()
         self.learner.refresh()
         began_s = time.perf_counter()
         metrics = self.prequential()
@@ -423,12 +423,11 @@ class Trainer:
     def _learn(self, partition: int, events: list[Event]) -> None:
         """Predicts, then learns a group.
 
-        Groups close in another order than they opened, and several partitions share one processor, so events get the
-        offsets of the order in which they are learnt.
+        Groups close in another order than they opened, and several partitions share one processor, so the learner gives
+        events the offsets of the order in which they are learnt.
         """
         self.closed += 1
         learner, user_id, t_ms = self.learner, events[0].user_id, events[0].timestamp_ms
-        events = [event.changed(offset=learner.processor.next_offset + n) for n, event in enumerate(events)]
         view = learner.view(user_id, t_ms, context_of(events[0].extra, self.settings.signals.context))
         use = self._use(events, view)
         slate = learner.slate(view, t_ms) if use == "learnt" else None

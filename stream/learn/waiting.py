@@ -16,12 +16,42 @@ AGAIN_PER_NEW = 3
 """Events applied again for each one that came since the last time, at most about so many."""
 
 
-class WaitingEvents:
-    """Events that rows and memories lack."""
+class Held:
+    """Events that rows and memories lack.
+
+    Attributes:
+        events: in the order in which they came.
+        users: whose they are.
+    """
 
     def __init__(self) -> None:
         self.events: list[Event] = []
+        self.users: set[str] = set()
         self._ids: set[str] = set()
+
+    def add(self, events: Sequence[Event]) -> None:
+        """Takes events of one user."""
+        self.events += events
+        self.users.add(events[0].user_id)
+        self._ids.update([event.event_id for event in events if event.event_id is not None])
+
+    def has(self, event: Event) -> bool:
+        """Whether an event of this id is among them."""
+        return event.event_id in self._ids
+
+    def take_all(self) -> list[Event]:
+        """Takes them out, in the order in which they came."""
+        events, self.events = self.events, []
+        self.users.clear()
+        self._ids.clear()
+        return events
+
+
+class WaitingEvents(Held):
+    """Late ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
         self._room = self._since = self._again = 0
         self._oldest_ms = 0
 
@@ -39,8 +69,7 @@ class WaitingEvents:
         self._room, self._oldest_ms = min(self._room, room), min(self._oldest_ms, t_ms)
         self._again = max(self._again, after)
         self._since += len(events)
-        self.events += events
-        self._ids.update(event.event_id for event in events if event.event_id is not None)
+        self.add(events)
         return True
 
     def must_go_before(self, t_ms: int, events: int, window: LateWindow) -> bool:
@@ -60,13 +89,3 @@ class WaitingEvents:
     def due(self) -> bool:
         """Whether what came since, late or not, is worth applying them now."""
         return bool(self.events) and AGAIN_PER_NEW * self._since >= self._again + self._since
-
-    def has(self, event: Event) -> bool:
-        """Whether an event of this id is among them."""
-        return event.event_id in self._ids
-
-    def take_all(self) -> list[Event]:
-        """Takes them out, in the order in which they came."""
-        events, self.events = self.events, []
-        self._ids.clear()
-        return events

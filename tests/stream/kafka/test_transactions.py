@@ -118,7 +118,8 @@ def test_the_trainer_learns_what_was_committed_and_lags_by_no_marker(any_world: 
         loop.seek(reader, main, trainer)
         trainer.lag = 1
         while trainer.lag:
-            taken += [record.value.item_id for _, record in loop._polled(reader, main, trainer, merge)]
+            records = loop._polled(reader, main, trainer, merge)
+            taken += [trainer.learner.processor.validated(record).item_id for _, record in records]
     assert taken == ["paid"]
 
 

@@ -52,7 +52,7 @@ def learnt(settings: Settings, log: list[Event]) -> tuple[StreamLearner, int]:
         learner.add_items([event.item_id])
         view = learner.view(event.user_id, event.timestamp_ms)
         learner.learn(group_of(group, learner.table, settings), group, view, None)
-    learner.apply_late()
+    learner.apply_waiting()
     return learner, again
 
 
@@ -101,7 +101,7 @@ def test_after_an_event_ahead_of_all_others_a_view_is_an_event_behind_and_no_mor
 
 
 def rows_of(trainer: Trainer) -> dict[bytes, bytes]:
-    trainer.learner.apply_late()
+    trainer.learner.apply_waiting()
     return dict(whole_users(trainer.learner.processor.store))
 
 

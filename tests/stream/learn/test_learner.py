@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import gc
 import weakref
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from driftline.configs.errors import SnapshotError
 from driftline.configs.settings import Graph, Model, Profiles, Ranker, Settings, Trainer
@@ -16,7 +20,7 @@ from driftline.stream.events.schema import encode_event
 from driftline.stream.learn.checkpoint import read_checkpoint, write_checkpoint
 from driftline.stream.learn.learner import StreamLearner, group_of, learning_sha256
 from driftline.stream.learn.trainer import Trainer as TrainerLoop
-from driftline.stream.process.processor import Outgoing, Processor, Record
+from driftline.stream.process.processor import Changes, Outgoing, Processor, Record
 from driftline.stream.state.store import MemoryStore, state_sha256
 
 
@@ -207,3 +211,68 @@ def test_a_server_with_other_settings_refuses_a_snapshot_and_says_so(settings) -
     other = settings.model_copy(update={"signals": settings.signals.model_copy(update={"half_lives_days": (3.0, 9.0)})})
     with pytest.raises(SnapshotError, match=r"trained with other settings.* Start trainer and serve with the same"):
         engine_builder(other)(snapshot)
+
+
+def counted(settings: Settings, groups: list[list[Event]], waits: bool) -> tuple[StreamLearner, int]:
+    """A learner that scores and learns every seventh group and counts the others; how often it applied some."""
+    learner, applied = StreamLearner(settings), 0
+    learner.late_waits, apply = waits, learner._apply
+
+    def noted(events: Sequence[Event]) -> Changes:
+        nonlocal applied
+        applied += 1
+        return apply(events)
+
+    learner._apply = noted  # type: ignore[method-assign]
+    for n, events in enumerate(groups):
+        view = learner.view(events[0].user_id, events[0].timestamp_ms)
+        slate = learner.slate(view, events[0].timestamp_ms) if n % 7 == 3 else None
+        learner.add_group(events)
+        learner.learn(group_of(events, learner.table, settings), events, view, slate)
+    learner.apply_waiting()
+    return learner, applied
+
+
+def bits(value: Any) -> Any:
+    """Plain values and bytes, that compare as they are."""
+    if isinstance(value, Mapping):
+        return {key: bits(one) for key, one in value.items()}
+    if isinstance(value, list | tuple | deque):
+        return [bits(one) for one in value]
+    if isinstance(value, torch.Tensor):
+        value = value.detach().numpy()
+    return (value.dtype.str, value.shape, value.tobytes()) if isinstance(value, np.ndarray) else value
+
+
+def test_groups_that_are_counted_at_once_leave_what_each_alone_leaves_to_the_bit(settings) -> None:
+    groups, offset = baskets(240, seed=4), 0
+    for n, events in enumerate(groups):  # an item twice in a group, and groups whose rows bear no id
+        events += [events[0].changed(value=3.0)] if n % 3 == 0 else []
+        for event in events:
+            event.group_id = None if n % 5 == 0 else event.group_id
+            event.offset, offset = offset, offset + 1
+    (each, often), (some, seldom) = (counted(settings, groups, waits) for waits in (False, True))
+    assert often == len(groups) > 2 * seldom
+    assert each.adoptions == some.adoptions == 6
+    assert state_sha256([each.processor.store]) == state_sha256([some.processor.store])
+    ours, theirs = some.state_dict(rows=False), each.state_dict(rows=False)
+    for state in (ours, theirs):
+        pending = state["parts"]["graph"]["pending"]  # of one group each, or of several: rows in the same order
+        state["parts"]["graph"]["pending"] = [np.concatenate(columns) for columns in zip(*pending, strict=True)]
+    assert bits(ours) == bits(theirs)
+    assert bits(some.arrays()) == bits(each.arrays())
+    assert each.sequence is not None
+    assert each.sequence.steps > 3
+    assert each.graph is not None
+    assert each.graph.steps > 0
+
+
+def test_an_event_of_a_group_that_waits_to_be_counted_is_known(settings) -> None:
+    learner, event = StreamLearner(settings), Event("u", "i", 1_600_000_000_000, event_id="once")
+    learner.late_waits = True
+    learner.add_group([event])
+    learner.learn(group_of([event], learner.table, settings), [event], learner.view("u", event.timestamp_ms), None)
+    assert learner.processor.next_offset == 0  # it waits
+    assert learner.is_known(event.changed(offset=7))
+    assert learner.view("u", event.timestamp_ms).events == 1
+    assert learner.processor.next_offset == 1

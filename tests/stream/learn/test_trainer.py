@@ -84,7 +84,7 @@ def test_a_group_from_before_the_users_newest_event_is_learnt_but_not_scored(set
     trainer = flush(feed(start(settings), log_of([*rows("u", 0, T0_MS), *late, *rows("v", 2, T0_MS - HOUR_MS)])))
     assert uses(trainer) == {"learnt": 2, "late": 1}
     assert trainer.prequential()["groups"] == 2
-    trainer.learner.apply_late()
+    trainer.learner.apply_waiting()
     assert histories(trainer)["u"] == [T0_MS - HOUR_MS] * 3 + [T0_MS] * 3
 
 

@@ -57,7 +57,7 @@ def settings_of(gate: Gate, **more: Any) -> Settings:
             rehearsal_groups=100,
             rehearsal_steps=3,
             text_dim=0,
-        ),  # fmt: skip
+        ),
         **more,
     )
 

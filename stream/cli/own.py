@@ -111,7 +111,8 @@ def _with(files: Files, columns: list[str] | None, told: dict[str, Any]) -> File
     except ValidationError as error:
         (_, words), *_ = faults_of(error, {})
         key = str(error.errors()[0]["loc"][0])
-        raise typer.BadParameter(words, param_hint=f"--{key.replace('_', '-')}") from None
+        option = f"--{key.replace('_', '-')}"
+        raise typer.BadParameter(words.removeprefix(f"{key}: "), param_hint=option) from None
 
 
 def _pairs(texts: list[str], option: str = "--map", expected: str = "FIELD=COLUMN") -> dict[str, str]:
@@ -121,8 +122,11 @@ def _pairs(texts: list[str], option: str = "--map", expected: str = "FIELD=COLUM
     for text in texts:
         for part in text.split(","):
             name, sign, column = part.partition("=")
-            if sign:
+            if sign and name.strip():
                 field = name.strip()
+                if field in pairs:
+                    words = f"got {pairs[field]!r} and {column.strip()!r} for {field}; expected one of them"
+                    raise typer.BadParameter(words, param_hint=option)
                 pairs[field] = column.strip()
             elif field:
                 pairs[field] += f",{part}"

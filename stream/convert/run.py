@@ -97,6 +97,7 @@ class Done:
         written: rows of the file.
         actions: rows by action; "interact" where there is none.
         duplicates: events whose event_id an earlier one among the last `state.dedupe_ids` has: a worker drops them.
+        without_action: rows whose action is chosen by value, and whose value chooses none.
         below_zero: rows whose value is below 0 in the file.
         below_zero_of: the same by action, where a column says it.
         repeated: item rows that a later row of their id replaced.
@@ -107,6 +108,7 @@ class Done:
     written: int = 0
     actions: Counter[str] = field(default_factory=Counter)
     duplicates: int = 0
+    without_action: int = 0
     below_zero: int = 0
     below_zero_of: Counter[str] = field(default_factory=Counter)
     repeated: int = 0
@@ -247,6 +249,8 @@ def _watched(plan: Plan, done: Done, aside: Bad, say: Callable[[int], None]) -> 
             report.first_ms = low if report.first_ms is None else min(low, report.first_ms)
             report.last_ms = high if report.last_ms is None else max(high, report.last_ms)
             done.actions.update(_by_action(batch))
+            if plan.mapping.action_from:
+                done.without_action += batch.column("action").null_count
             below = batch.filter(_below_zero(plan.mapping, batch))
             done.below_zero += below.num_rows
             if "action" in plan.mapping.columns:
@@ -277,6 +281,13 @@ def _warn_of_future(report: Report, column: str, t_ms: Int64) -> None:
 def _refuse_unmeant(plan: Plan, done: Done, settings: Settings) -> None:
     """An error if rows got an action without a meaning by their value: they would count as wanted."""
     mapping, known = plan.mapping, ", ".join(settings.actions)
+    if (n := done.without_action) and not mapping.action:
+        least, name = mapping.action_from[0]
+        raise InputError(
+            f"{plan.source}: {n:,} rows have a value below {least:g}, where {name!r} begins, or none in "
+            f"{mapping.columns['value']!r}, and nothing says what they are; expected --action NAME, one of {known} "
+            f"(without a word they would be an {UNNAMED!r}, which --action {UNNAMED} keeps so)"
+        )
     unset = [name for name in done.actions if name not in settings.actions and name != UNNAMED]
     if mapping.action_from and unset:
         name = unset[0]

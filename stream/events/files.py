@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet
 
 from driftline.configs.errors import InputError
-from driftline.graph.arrays import Int32
+from driftline.graph.arrays import Int32, Int64
 from driftline.stream.events.checks import (
     EVENT_COLUMNS,
     EVENT_REQUIRED,
@@ -332,6 +332,27 @@ def order_of(
                 if actions is not None:
                     actions.update(_full(batch).column("action").filter(pa.array(inside)).to_pylist())
     return order
+
+
+def count_behind(
+    path: Path, bounds_ms: Int64, owner: Callable[[str], int], since_ms: int = 0, until_ms: int | None = None
+) -> int:
+    """Events of a file, of those of a span of event time, that are earlier than a bound of their partition.
+
+    Args:
+        bounds_ms: [partitions].
+        owner: the partition of a user.
+    """
+    found = 0
+    with contextlib.closing(_typed_events(path)) as typed:
+        for _, batch, _ in typed:
+            if batch.num_rows:
+                t_ms, users = batch.column("timestamp_ms").to_numpy(), batch.column("user_id").dictionary_encode()
+                bound_ms = bounds_ms[[owner(user) for user in users.dictionary.to_pylist()]]
+                until = MAX_TIMESTAMP_MS + 1 if until_ms is None else until_ms
+                end_ms = np.minimum(bound_ms[users.indices.to_numpy()], until)
+                found += int(((t_ms >= since_ms) & (t_ms < end_ms)).sum())
+    return found
 
 
 def count_rows(path: Path) -> int | None:

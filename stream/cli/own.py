@@ -12,6 +12,7 @@ import typer
 from pydantic import ValidationError
 from rich.table import Table
 
+from driftline.configs.errors import InputError
 from driftline.configs.explain import faults_of
 from driftline.configs.settings import EventFiles, ItemFiles, Settings
 from driftline.serving.arrays import sync
@@ -90,6 +91,28 @@ class Told:
         told = {"time": self.time, "header": header, "action": self.action, "action_below_zero": self.action_below_zero}
         bounds = None if self.action_from is None else _pairs(self.action_from, "--action-from", "NAME=VALUE")
         return _with(settings.event_files, self.columns, told | {"action_from": bounds} | self._both())
+
+    def refuse_again(self, source: str) -> None:
+        """An error if options say what rows of events are in a file of which `driftline import` has said it.
+
+        Raises:
+            InputError: so it is.
+        """
+        from driftline.stream.convert.run import is_converted
+
+        given = {
+            "--map": self.columns,
+            "--action": self.action,
+            "--action-from": self.action_from,
+            "--action-below-zero": self.action_below_zero,
+            "--time": self.time,
+            "--header": self.header,
+        }
+        if (said := [name for name, value in given.items() if value is not None]) and is_converted(Path(source)):
+            raise InputError(
+                f"{source}: got {', '.join(said)} for a file that `driftline import` wrote, which has it in its rows; "
+                "expected none, or the file that it was made of"
+            )
 
     def items(self, settings: Settings) -> ItemFiles:
         """How files of items are read."""
@@ -215,6 +238,8 @@ def own_files(
     with ExitStack() as stack:
         event_file, item_file = (None if text is None else Path(text) for text in (events, items))
         of_events = events is not None and not is_ready(events, EVENTS, told.events(settings))
+        if events is not None and not of_events:
+            told.refuse_again(events)
         of_items = items is not None and not is_ready(items, ITEMS, told.items(settings))
         place = folder or stack.enter_context(Scratch("files"))
         with together(place) if of_events or of_items else nullcontext(place) as begun:
@@ -253,6 +278,7 @@ def checked_events(source: str, settings: Settings, told: Told, count_items: boo
 
     files = told.events(settings)
     if is_ready(source, EVENTS, files):
+        told.refuse_again(source)
         return validate(Path(source), settings.actions, count_items, settings.state.late_ms)
     plan = Plan.of(EVENTS, source, files, settings.signals.context)
     show(plan)

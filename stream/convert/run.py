@@ -114,6 +114,14 @@ class Done:
     repeated: int = 0
 
 
+def is_converted(path: Path) -> bool:
+    """Whether `driftline import` wrote a file; one that can't be read it did not."""
+    try:
+        return format_of(path) == "parquet" and CONVERTED in (pq.read_schema(path).metadata or {})
+    except (InputError, OSError, pa.ArrowException):
+        return False
+
+
 def is_ready(text: str, kind: Kind, reading: ItemFiles) -> bool:
     """Whether a path is a file in the schema, to be read as it is.
 
@@ -126,7 +134,7 @@ def is_ready(text: str, kind: Kind, reading: ItemFiles) -> bool:
     if path.is_dir() or (path.is_file() and not suffixes & FORMATS.keys()):
         return False
     try:
-        if format_of(path) == "parquet" and CONVERTED in (pq.read_schema(path).metadata or {}):
+        if is_converted(path):
             return True
         if reading != type(reading)():
             return False

@@ -379,6 +379,10 @@ def test_ratings_become_actions_by_their_value_in_import_validate_and_replay(fil
     again = run("import", films / "ratings.csv", "-c", tmp_path / "out" / "driftline.yaml", "--out", tmp_path / "again")
     assert again.exit_code == 0, again.output
     assert written(tmp_path / "again") == rows
+    for command in (("validate",), ("replay", "--out", tmp_path / "no", "--events"), ("produce", "--events")):
+        twice = run(*command, tmp_path / "out" / "events.parquet", *given)
+        assert twice.exit_code, twice.output
+        assert "got --action, --action-from for a file that `driftline import` wrote" in str(twice.exception)
     checked = run("validate", films / "ratings.csv", *given)
     assert checked.exit_code == 0, checked.output
     assert "does not set" not in checked.output

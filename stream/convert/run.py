@@ -24,7 +24,7 @@ from driftline.stream.convert.sources import CONVERTED, QUERY, Sample, Source
 from driftline.stream.durable import durable_file
 from driftline.stream.events.checks import FUTURE, Problem, Report
 from driftline.stream.events.chunks import Form
-from driftline.stream.events.files import UNNAMED, item_counts, raw_chunks
+from driftline.stream.events.files import UNNAMED, by_action, item_counts, raw_chunks
 from driftline.stream.events.ids import Hints
 from driftline.stream.events.order import Order
 from driftline.stream.events.sort import sorted_rows
@@ -256,22 +256,16 @@ def _watched(plan: Plan, done: Done, aside: Bad, say: Callable[[int], None]) -> 
             low, high = int(t_ms.min()), int(t_ms.max())
             report.first_ms = low if report.first_ms is None else min(low, report.first_ms)
             report.last_ms = high if report.last_ms is None else max(high, report.last_ms)
-            done.actions.update(_by_action(batch))
+            done.actions.update(by_action(batch))
             if plan.mapping.action_from:
                 done.without_action += batch.column("action").null_count
             below = batch.filter(_below_zero(plan.mapping, batch))
             done.below_zero += below.num_rows
             if "action" in plan.mapping.columns:
-                done.below_zero_of.update(_by_action(below))
+                done.below_zero_of.update(by_action(below))
         yield batch
     for problem in hints.problems():
         report.add(problem)
-
-
-def _by_action(batch: pa.RecordBatch) -> dict[str, int]:
-    """Rows by action; "interact" where there is none."""
-    counted = pc.value_counts(batch.column("action").fill_null(UNNAMED))
-    return dict(zip(counted.field("values").to_pylist(), counted.field("counts").to_pylist(), strict=True))
 
 
 def _below_zero(mapping: Mapping, batch: pa.RecordBatch) -> pa.Array:

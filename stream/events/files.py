@@ -185,8 +185,8 @@ def validate(path: Path, actions: Container[str] | None = None, count_items: boo
             _count_items(report, batch)
         if actions is not None:
             whole = _full(batch)
-            found = Counter(whole.column("action").to_pylist())
-            report.unknown_actions.update({name: n for name, n in found.items() if name not in actions})
+            found = {name: n for name, n in by_action(whole).items() if name not in actions}
+            report.unknown_actions.update(found)
             unnamed = pc.and_(pc.equal(whole.column("action"), UNNAMED), pc.is_valid(whole.column("value")))
             report.unnamed_values += pc.sum(unnamed).as_py() or 0
         _warn_of_repeats(report, chunk, batch, "event_id", ids, "the second row will be dropped")
@@ -280,6 +280,12 @@ def _one_of(shared: dict[str, dict[str, Any]], row: dict[str, Any] | None) -> di
     return shared.setdefault(repr(row), row)
 
 
+def by_action(batch: pa.RecordBatch) -> dict[str, int]:
+    """Rows by action; "interact" where there is none."""
+    counted = pc.value_counts(batch.column("action").fill_null(UNNAMED))
+    return dict(zip(counted.field("values").to_pylist(), counted.field("counts").to_pylist(), strict=True))
+
+
 def _full(batch: pa.RecordBatch) -> pa.RecordBatch:
     """All columns of the schema, null where the file has none."""
     types = {"time": pa.int64(), "number": pa.float64()}
@@ -330,7 +336,7 @@ def order_of(
                 inside = (t_ms >= since_ms) & (t_ms < (MAX_TIMESTAMP_MS + 1 if until_ms is None else until_ms))
                 order.see(t_ms[inside])
                 if actions is not None:
-                    actions.update(_full(batch).column("action").filter(pa.array(inside)).to_pylist())
+                    actions.update(by_action(_full(batch).filter(pa.array(inside))))
     return order
 
 

@@ -58,10 +58,6 @@ def _faults(section: type[ItemFiles], given: dict[str, Any]) -> Iterator[tuple[s
         for key in OF_ROWS:
             if given.get(key):
                 yield key, f"column {map_['action']!r} says the action of each row; expected one of the two"
-    bounds = given.get("action_from")
-    bounds = list(bounds.values()) if isinstance(bounds, dict) else []
-    if len(set(map(str, bounds))) < len(bounds):
-        yield "action_from", f"got one bound for several actions, {', '.join(map(str, bounds))}; expected one for each"
 
 
 def _time_fault(time: str) -> str:
@@ -101,7 +97,9 @@ def doubts_of_files(settings: Settings, origins: Mapping[str, str]) -> Iterator[
     for key, action in (*named.items(), *((f"action_from.{one}", one) for one in files.action_from)):
         if action and action not in settings.actions:
             near = did_you_mean(action, settings.actions)
+            by_value = files.action_from or key == "action_below_zero"
+            fate = "a file with such rows is refused" if by_value else "it counts as wanted, with weight 1"
             yield (
                 origin_of(f"event_files.{key}", origins),
-                f"event_files.{key}: {action!r} is not under `actions`: it counts as wanted, with weight 1{near}",
+                f"event_files.{key}: {action!r} is not under `actions`: {fate}{near}",
             )

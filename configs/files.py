@@ -136,7 +136,7 @@ def _line_of_mistake(text: str, error: yaml.MarkedYAMLError, mark: yaml.Mark) ->
     if isinstance(last, yaml.ScalarToken) and last.start_mark.line < last.end_mark.line:
         first = last.start_mark.line
         is_value = any(isinstance(token, yaml.ValueToken) and token.start_mark.line == first for token in before)
-        if last.style or not is_value or in_flow:
+        if last.style in ("'", '"') or (not last.style and (not is_value or in_flow)):
             return int(first) + 1
     elif in_flow:
         return int(last.end_mark.line) + 1

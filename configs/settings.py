@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import codecs
 import difflib
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Self
@@ -577,6 +578,15 @@ def _encoding(name: str) -> str:
     return name
 
 
+def _bounds(bounds: dict[str, float]) -> dict[str, float]:
+    if "" in bounds:
+        raise ValueError(f"got no name for the action from {bounds['']:g} on; expected one")
+    if twice := [least for least, n in Counter(bounds.values()).items() if n > 1]:
+        names = " and ".join(name for name, least in bounds.items() if least == twice[0])
+        raise ValueError(f"got {twice[0]:g} for {names}; expected a least value for each of them")
+    return bounds
+
+
 class ItemFiles(Section):
     """How files of items are read that have columns of their own; `driftline import` guesses and writes it."""
 
@@ -615,7 +625,7 @@ class EventFiles(ItemFiles):
     REQUIRED: ClassVar[tuple[str, ...]] = ("user_id", "item_id", "timestamp_ms")
 
     action: str = Field("", description="of all events of files that have no column for it; empty = interact")
-    action_from: dict[str, float] = Field(
+    action_from: Annotated[dict[str, float], AfterValidator(_bounds)] = Field(
         {}, description="least value of each action, like: 4, in such files; what is below all of them is `action`"
     )
     action_below_zero: str = Field(

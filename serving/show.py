@@ -143,8 +143,8 @@ def _history(history: pb.History, events: int) -> RenderableType:
 
 
 def _titled(title: str, of_all: Sequence[str]) -> str | Text:
-    """A title, or what an item is without one beside others that have one; where none has, that is said once."""
-    return title if title or not any(of_all) else Text("not in the catalogue", "dim italic")
+    """A title, or that there is none beside others that have one; where none has, that is said once."""
+    return title if title or not any(of_all) else Text("without a title", "dim italic")
 
 
 def _origin(origin: pb.Provenance) -> Text:

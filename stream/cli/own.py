@@ -12,6 +12,7 @@ import typer
 from pydantic import ValidationError
 from rich.table import Table
 
+from driftline.configs.errors import InputError
 from driftline.configs.explain import faults_of
 from driftline.configs.settings import EventFiles, ItemFiles, Settings
 from driftline.serving.arrays import sync
@@ -91,6 +92,28 @@ class Told:
         bounds = None if self.action_from is None else _pairs(self.action_from, "--action-from", "NAME=VALUE")
         return _with(settings.event_files, self.columns, told | {"action_from": bounds} | self._both())
 
+    def refuse_again(self, source: str) -> None:
+        """An error if options say what rows of events are in a file of which `driftline import` has said it.
+
+        Raises:
+            InputError: so it is.
+        """
+        from driftline.stream.convert.run import is_converted
+
+        given = {
+            "--map": self.columns,
+            "--action": self.action,
+            "--action-from": self.action_from,
+            "--action-below-zero": self.action_below_zero,
+            "--time": self.time,
+            "--header": self.header,
+        }
+        if (said := [name for name, value in given.items() if value is not None]) and is_converted(Path(source)):
+            raise InputError(
+                f"{source}: got {', '.join(said)} for a file that `driftline import` wrote, which has it in its rows; "
+                "expected none, or the file that it was made of"
+            )
+
     def items(self, settings: Settings) -> ItemFiles:
         """How files of items are read."""
         return _with(settings.item_files, self.item_columns, self._both())
@@ -111,7 +134,8 @@ def _with(files: Files, columns: list[str] | None, told: dict[str, Any]) -> File
     except ValidationError as error:
         (_, words), *_ = faults_of(error, {})
         key = str(error.errors()[0]["loc"][0])
-        raise typer.BadParameter(words, param_hint=f"--{key.replace('_', '-')}") from None
+        option = f"--{key.replace('_', '-')}"
+        raise typer.BadParameter(words.removeprefix(f"{key}: "), param_hint=option) from None
 
 
 def _pairs(texts: list[str], option: str = "--map", expected: str = "FIELD=COLUMN") -> dict[str, str]:
@@ -121,8 +145,11 @@ def _pairs(texts: list[str], option: str = "--map", expected: str = "FIELD=COLUM
     for text in texts:
         for part in text.split(","):
             name, sign, column = part.partition("=")
-            if sign:
+            if sign and name.strip():
                 field = name.strip()
+                if field in pairs:
+                    words = f"got {pairs[field]!r} and {column.strip()!r} for {field}; expected one of them"
+                    raise typer.BadParameter(words, param_hint=option)
                 pairs[field] = column.strip()
             elif field:
                 pairs[field] += f",{part}"
@@ -211,6 +238,8 @@ def own_files(
     with ExitStack() as stack:
         event_file, item_file = (None if text is None else Path(text) for text in (events, items))
         of_events = events is not None and not is_ready(events, EVENTS, told.events(settings))
+        if events is not None and not of_events:
+            told.refuse_again(events)
         of_items = items is not None and not is_ready(items, ITEMS, told.items(settings))
         place = folder or stack.enter_context(Scratch("files"))
         with together(place) if of_events or of_items else nullcontext(place) as begun:
@@ -249,6 +278,7 @@ def checked_events(source: str, settings: Settings, told: Told, count_items: boo
 
     files = told.events(settings)
     if is_ready(source, EVENTS, files):
+        told.refuse_again(source)
         return validate(Path(source), settings.actions, count_items, settings.state.late_ms)
     plan = Plan.of(EVENTS, source, files, settings.signals.context)
     show(plan)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -145,18 +146,22 @@ def _send(
 def _behind(
     events: Path, settings: Settings, bootstrap: str, since_ms: int, until_ms: int | None, oldest_ms: int
 ) -> int:
-    """How many events are too old for what the topic holds already, which is said."""
-    from driftline.stream.events.files import order_of
+    """How many events are too old for what their partitions hold already, which is said."""
+    from driftline.serving.owner import partition_of
+    from driftline.stream.events.files import count_behind
     from driftline.stream.events.produce import newest_event_ms
 
     late_ms, newest_ms = settings.state.late_ms, newest_event_ms(settings, bootstrap)
-    bound_ms = newest_ms - late_ms
-    if not 0 <= oldest_ms < bound_ms:
+    last_ms = max(newest_ms.tolist(), default=-1)
+    if not 0 <= oldest_ms < last_ms - late_ms:
         return 0
-    n = order_of(events, late_ms, since_ms, bound_ms if until_ms is None else min(until_ms, bound_ms)).rows
+    owner = partial(partition_of, partitions=len(newest_ms))
+    n = count_behind(events, newest_ms - late_ms, owner, since_ms, until_ms)
     say(
-        f"{n:,} events are more than state.late_ms, {late_ms / 60_000:g} min, older than those that the topic holds "
-        f"already, up to {when(newest_ms)}: they are counted and change no state"
+        f"{n:,} events are more than state.late_ms, {late_ms / 60_000:g} min, older than those that their partition "
+        f"of the topic holds already, up to {when(last_ms)}: they are counted and change no state"
+        if n
+        else ""
     )
     return n
 

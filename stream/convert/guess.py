@@ -171,17 +171,28 @@ def _action_from(reading: ItemFiles, columns: dict[str, str], source: str) -> tu
     """The bounds of values that actions begin at, ascending.
 
     Raises:
-        InputError: a column says the action, or there is no value.
+        InputError: a column says the action, there is no value, or another option says the action of values below 0.
     """
-    bounds = reading.action_from if isinstance(reading, EventFiles) else {}
-    if bounds and "action" in columns:
+    if not isinstance(reading, EventFiles) or not reading.action_from:
+        return ()
+    bounds, below = reading.action_from, reading.action_below_zero
+    if "action" in columns:
         raise InputError(
             f"{source}: --action-from: column {columns['action']!r} says the action of each row; expected none: "
             "--map action="
         )
-    if bounds and "value" not in columns:
+    if "value" not in columns:
         raise InputError(f"{source}: --action-from: no column is the value; expected one: --map value=COLUMN")
+    if below and (below in bounds or min(bounds.values()) < 0):
+        raise InputError(
+            f"{source}: got --action-below-zero {below} with --action-from {_told(bounds)}: which action has a value "
+            "below 0? Expected bounds from 0 on, for other actions, or one of the two options"
+        )
     return tuple(sorted((least, name) for name, least in bounds.items()))
+
+
+def _told(bounds: dict[str, float]) -> str:
+    return ",".join(f"{name}={least:g}" for name, least in bounds.items())
 
 
 def _below_zero(reading: ItemFiles, columns: dict[str, str], action: str, source: str) -> str:

@@ -24,7 +24,7 @@ from driftline.stream.convert.sources import CONVERTED, QUERY, Sample, Source
 from driftline.stream.durable import durable_file
 from driftline.stream.events.checks import FUTURE, Problem, Report
 from driftline.stream.events.chunks import Form
-from driftline.stream.events.files import UNNAMED, item_counts, raw_chunks
+from driftline.stream.events.files import UNNAMED, by_action, item_counts, raw_chunks
 from driftline.stream.events.ids import Hints
 from driftline.stream.events.order import Order
 from driftline.stream.events.sort import sorted_rows
@@ -97,6 +97,7 @@ class Done:
         written: rows of the file.
         actions: rows by action; "interact" where there is none.
         duplicates: events whose event_id an earlier one among the last `state.dedupe_ids` has: a worker drops them.
+        without_action: rows whose action is chosen by value, and whose value chooses none.
         below_zero: rows whose value is below 0 in the file.
         below_zero_of: the same by action, where a column says it.
         repeated: item rows that a later row of their id replaced.
@@ -107,9 +108,18 @@ class Done:
     written: int = 0
     actions: Counter[str] = field(default_factory=Counter)
     duplicates: int = 0
+    without_action: int = 0
     below_zero: int = 0
     below_zero_of: Counter[str] = field(default_factory=Counter)
     repeated: int = 0
+
+
+def is_converted(path: Path) -> bool:
+    """Whether `driftline import` wrote a file; one that can't be read it did not."""
+    try:
+        return format_of(path) == "parquet" and CONVERTED in (pq.read_schema(path).metadata or {})
+    except (InputError, OSError, pa.ArrowException):
+        return False
 
 
 def is_ready(text: str, kind: Kind, reading: ItemFiles) -> bool:
@@ -124,7 +134,7 @@ def is_ready(text: str, kind: Kind, reading: ItemFiles) -> bool:
     if path.is_dir() or (path.is_file() and not suffixes & FORMATS.keys()):
         return False
     try:
-        if format_of(path) == "parquet" and CONVERTED in (pq.read_schema(path).metadata or {}):
+        if is_converted(path):
             return True
         if reading != type(reading)():
             return False
@@ -246,20 +256,16 @@ def _watched(plan: Plan, done: Done, aside: Bad, say: Callable[[int], None]) -> 
             low, high = int(t_ms.min()), int(t_ms.max())
             report.first_ms = low if report.first_ms is None else min(low, report.first_ms)
             report.last_ms = high if report.last_ms is None else max(high, report.last_ms)
-            done.actions.update(_by_action(batch))
+            done.actions.update(by_action(batch))
+            if plan.mapping.action_from:
+                done.without_action += batch.column("action").null_count
             below = batch.filter(_below_zero(plan.mapping, batch))
             done.below_zero += below.num_rows
             if "action" in plan.mapping.columns:
-                done.below_zero_of.update(_by_action(below))
+                done.below_zero_of.update(by_action(below))
         yield batch
     for problem in hints.problems():
         report.add(problem)
-
-
-def _by_action(batch: pa.RecordBatch) -> dict[str, int]:
-    """Rows by action; "interact" where there is none."""
-    counted = pc.value_counts(batch.column("action").fill_null(UNNAMED))
-    return dict(zip(counted.field("values").to_pylist(), counted.field("counts").to_pylist(), strict=True))
 
 
 def _below_zero(mapping: Mapping, batch: pa.RecordBatch) -> pa.Array:
@@ -277,6 +283,13 @@ def _warn_of_future(report: Report, column: str, t_ms: Int64) -> None:
 def _refuse_unmeant(plan: Plan, done: Done, settings: Settings) -> None:
     """An error if rows got an action without a meaning by their value: they would count as wanted."""
     mapping, known = plan.mapping, ", ".join(settings.actions)
+    if (n := done.without_action) and not mapping.action:
+        least, name = mapping.action_from[0]
+        raise InputError(
+            f"{plan.source}: {n:,} rows have a value below {least:g}, where {name!r} begins, or none in "
+            f"{mapping.columns['value']!r}, and nothing says what they are; expected --action NAME, one of {known} "
+            f"(without a word they would be an {UNNAMED!r}, which --action {UNNAMED} keeps so)"
+        )
     unset = [name for name in done.actions if name not in settings.actions and name != UNNAMED]
     if mapping.action_from and unset:
         name = unset[0]

@@ -215,9 +215,10 @@ def _answers(query: str, known: dict[str, str], form: Form) -> Chunks:
         try:
             connection.execute(f"SET memory_limit = '{DUCKDB_MEMORY}'; SET TimeZone = 'UTC'")
             last = duckdb.extract_statements(query)[-1]
-            if last.expected_result_type != [duckdb.ExpectedResultType.QUERY_RESULT]:
+            asks = [duckdb.ExpectedResultType.QUERY_RESULT]
+            if last.expected_result_type != asks and last.type.name != "MULTI":  # as a PIVOT of unknown values is
                 raise InputError(
-                    f"{shorten(query.strip())}: the last statement, {last.type.name}, has no rows as its answer; "
+                    f"{shorten(query.strip())}: the last statement, {last.type.name}, is no query; "
                     "expected a query last: ATTACH 'shop.db' AS shop; SELECT ... FROM shop.events"
                 )
             reader = _plain(connection.sql(query)).to_arrow_reader(form.chunk_rows)

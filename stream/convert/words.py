@@ -44,13 +44,15 @@ def unset_actions(settings: Settings, actions: Counter[str]) -> str:
     unknown = Counter({name: n for name, n in actions.items() if name not in settings.actions})
     if not unknown:
         return ""
-    counts = [f"{n:,} {shorten(action)}" for action, n in unknown.most_common(10)]
+    counts = []
+    for action, n in unknown.most_common(10):
+        near = did_you_mean(action, settings.actions).removeprefix("; ")
+        counts.append(f"{n:,} {shorten(action)}{near and f' ({near})'}")
     if len(unknown) > len(counts):
         counts.append(f"{len(unknown) - len(counts):,} actions more")
     first = unknown.most_common(1)[0][0]
-    near = did_you_mean(first, settings.actions)
     return (
-        f"warning: events with an action that configuration {settings.name!r} does not set: {', '.join(counts)}{near}. "
+        f"warning: events with an action that configuration {settings.name!r} does not set: {', '.join(counts)}. "
         f"Each counts as wanted, with weight {UNKNOWN_ACTION.weight:g}; say what it means, as "
         f"actions: {{{_yaml_key(first)}: {{weight: 1.0, positive: true}}}}, or choose another -c"
     )
@@ -74,13 +76,6 @@ def check_value(plan: Plan, settings: Settings) -> str:
         return (
             f"a rate has {meaning(settings, 'rate')} under configuration {settings.name!r}; "
             f"under -c media it has {meaning(load_settings('media'), 'rate', values)}"
-        )
-    if mapping.action_from and not mapping.action and min(values) < mapping.action_from[0][0]:
-        least, name = mapping.action_from[0]
-        raise InputError(
-            f"{plan.source}: values below {least:g}, where {name!r} begins, have no action ({column!r} goes down to "
-            f"{min(values):g}): they would be an {UNNAMED!r}, {meaning(settings, UNNAMED)}. Say it: --action NAME, one "
-            f"of {', '.join(settings.actions)}, or --action {UNNAMED} to keep it so"
         )
     if mapping.action or mapping.action_from or "action" in mapping.columns:
         return ""

@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet
 
 from driftline.configs.errors import InputError
-from driftline.graph.arrays import Int32
+from driftline.graph.arrays import Int32, Int64
 from driftline.stream.events.checks import (
     EVENT_COLUMNS,
     EVENT_REQUIRED,
@@ -185,8 +185,8 @@ def validate(path: Path, actions: Container[str] | None = None, count_items: boo
             _count_items(report, batch)
         if actions is not None:
             whole = _full(batch)
-            found = Counter(whole.column("action").to_pylist())
-            report.unknown_actions.update({name: n for name, n in found.items() if name not in actions})
+            found = {name: n for name, n in by_action(whole).items() if name not in actions}
+            report.unknown_actions.update(found)
             unnamed = pc.and_(pc.equal(whole.column("action"), UNNAMED), pc.is_valid(whole.column("value")))
             report.unnamed_values += pc.sum(unnamed).as_py() or 0
         _warn_of_repeats(report, chunk, batch, "event_id", ids, "the second row will be dropped")
@@ -280,6 +280,12 @@ def _one_of(shared: dict[str, dict[str, Any]], row: dict[str, Any] | None) -> di
     return shared.setdefault(repr(row), row)
 
 
+def by_action(batch: pa.RecordBatch) -> dict[str, int]:
+    """Rows by action; "interact" where there is none."""
+    counted = pc.value_counts(batch.column("action").fill_null(UNNAMED))
+    return dict(zip(counted.field("values").to_pylist(), counted.field("counts").to_pylist(), strict=True))
+
+
 def _full(batch: pa.RecordBatch) -> pa.RecordBatch:
     """All columns of the schema, null where the file has none."""
     types = {"time": pa.int64(), "number": pa.float64()}
@@ -330,8 +336,29 @@ def order_of(
                 inside = (t_ms >= since_ms) & (t_ms < (MAX_TIMESTAMP_MS + 1 if until_ms is None else until_ms))
                 order.see(t_ms[inside])
                 if actions is not None:
-                    actions.update(_full(batch).column("action").filter(pa.array(inside)).to_pylist())
+                    actions.update(by_action(_full(batch).filter(pa.array(inside))))
     return order
+
+
+def count_behind(
+    path: Path, bounds_ms: Int64, owner: Callable[[str], int], since_ms: int = 0, until_ms: int | None = None
+) -> int:
+    """Events of a file, of those of a span of event time, that are earlier than a bound of their partition.
+
+    Args:
+        bounds_ms: [partitions].
+        owner: the partition of a user.
+    """
+    found = 0
+    with contextlib.closing(_typed_events(path)) as typed:
+        for _, batch, _ in typed:
+            if batch.num_rows:
+                t_ms, users = batch.column("timestamp_ms").to_numpy(), batch.column("user_id").dictionary_encode()
+                bound_ms = bounds_ms[[owner(user) for user in users.dictionary.to_pylist()]]
+                until = MAX_TIMESTAMP_MS + 1 if until_ms is None else until_ms
+                end_ms = np.minimum(bound_ms[users.indices.to_numpy()], until)
+                found += int(((t_ms >= since_ms) & (t_ms < end_ms)).sum())
+    return found
 
 
 def count_rows(path: Path) -> int | None:

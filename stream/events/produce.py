@@ -16,6 +16,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import orjson
 import pyarrow as pa
 from kafka import KafkaProducer
@@ -24,6 +25,7 @@ from kafka.errors import KafkaError, MessageSizeTooLargeError
 from driftline.configs.errors import BrokerError, InputError
 from driftline.configs.security import producer_options
 from driftline.configs.settings import Broker, Settings
+from driftline.graph.arrays import Int64
 from driftline.serving.scratch import Scratch
 from driftline.serving.unclosed import close_producer
 from driftline.stream.events.dlq import TOPIC as DLQ
@@ -269,18 +271,16 @@ def _batches(messages: Iterable[tuple[bytes, bytes]]) -> Iterator[pa.RecordBatch
         yield pa.RecordBatch.from_pydict(columns)
 
 
-def newest_event_ms(settings: Settings, bootstrap: str) -> int:
-    """The event time that every partition of the topic has reached by its last records; -1 = one holds no event.
+def newest_event_ms(settings: Settings, bootstrap: str) -> Int64:
+    """The latest event time among the last records of each partition of the topic [partitions], -1 = there is no event.
 
     Raises:
         BrokerError: the topic can't be read.
     """
     ahead_ms = time.time() * 1000 + settings.state.future_ms
-    times = [
-        [t_ms for record in records if (t_ms := _time_of(record.value)) < ahead_ms]
-        for records in newest(settings.broker, bootstrap, "interactions", LAST_RECORDS).values()
-    ]
-    return min((max(of, default=-1) for of in times), default=-1)
+    held = newest(settings.broker, bootstrap, "interactions", LAST_RECORDS)
+    times = ([_time_of(record.value) for record in held[number]] for number in sorted(held))
+    return np.array([max((t_ms for t_ms in of if t_ms < ahead_ms), default=-1) for of in times], np.int64)
 
 
 def _time_of(value: bytes | None) -> int:

@@ -41,7 +41,7 @@ EASE_PER_ROW = 5e8
 Some five milliseconds a row. A shop of 4,000 items needs 130 rows a day to be refreshed daily; 9,500 items are
 refreshed every 1,700 rows. Rows are counted, not seconds, so that two runs refresh alike.
 """
-NO_PAIRS = "no group, and no session, holds two items, so there is nothing that was taken together"
+NO_PAIRS = "no group, and no session, holds two items that were wanted, so there is nothing that was taken together"
 """Why an arm is void that reads baskets."""
 
 

@@ -351,6 +351,7 @@ def test_a_missing_file_names_the_presets_and_what_is_near(tmp_path):
         ("serving:\n    port: 1\n  threads: 2\n", 3),
         ("name: x\nserving: {port: 1}}\nstate: {}\n", 2),
         ("name: a: b\n", 1),
+        ("name: |\n  a\n b\nserving: {}\n", 3),
     ],
 )
 def test_a_syntax_error_names_the_line_to_mend_and_not_the_one_after_it(tmp_path, text, line):
@@ -421,11 +422,11 @@ event_files:
     assert found == {
         "event_files.map: column 'cost' is price and value",
         "event_files.map.timestamp_ms: 'tim' is not among the names of event_files.header; did you mean 'time'?",
-        "event_files.action_from.lik: 'lik' is not under `actions`: it counts as wanted, with weight 1; did you mean "
+        "event_files.action_from.lik: 'lik' is not under `actions`: a file with such rows is refused; did you mean "
         "'like'?",
     }
-    double = write(tmp_path, "event_files: {action_from: {like: 4, love: 4}}\n")
-    assert "event_files.action_from: got one bound for several actions" in message(double)
+    double = write(tmp_path, "event_files: {action_from: {like: 4, love: 4.0}}\n")
+    assert "event_files.action_from: got 4 for like and love; expected a least value for each" in message(double)
 
 
 def test_a_tab_and_a_control_character_are_one_sentence(tmp_path):

@@ -73,18 +73,18 @@ def test_answers_say_how_many_events_state_and_model_are_behind(running):
     assert "no event yet" in shown(show.user_state(state))
 
 
-def test_an_item_that_is_not_in_the_catalogue_is_called_so_beside_those_that_are():
+def test_an_item_without_a_title_is_called_so_beside_those_that_have_one():
     def slate(*titles):
         items = pb.Slate(item_ids=["lamp", "ghost"], titles=titles, scores=[2, 1])
         return shown(show.slate(pb.RecommendResponse(slate=items)))
 
-    assert [line for line in slate("Lamp", "").splitlines() if "ghost" in line and "not in the catalogue" in line]
-    assert "not in the catalogue" not in slate("", "") + slate("Lamp", "Ghost")
+    assert [line for line in slate("Lamp", "").splitlines() if "ghost" in line and "without a title" in line]
+    assert "without a title" not in slate("", "") + slate("Lamp", "Ghost")
     state = pb.UserState(known=True, user_id="u")
     history = {"item_ids": ["lamp", "ghost"], "titles": ["Lamp", ""], "event_times_ms": [2, 1], "actions": ["play"] * 2}
     state.history.MergeFrom(pb.History(**history, values=[1, 1], prices=[1, 1]))
     told = shown(show.user_state(pb.GetUserStateResponse(user_state=state))).splitlines()
-    assert [line for line in told if "ghost" in line and "not in the catalogue" in line]
+    assert [line for line in told if "ghost" in line and "without a title" in line]
 
 
 def test_a_service_without_state_says_how_many_events_wait(settings):

@@ -19,6 +19,7 @@ from driftline.configs.errors import InputError
 from driftline.configs.settings import Settings
 from driftline.serving.availability import Availability
 from driftline.serving.follower import Follower
+from driftline.serving.owner import partition_of
 from driftline.stream.cli import app
 from driftline.stream.events.files import validate
 from driftline.stream.events.produce import INTERRUPTED_S, Sender, item_messages, send_files, sender
@@ -245,23 +246,25 @@ def test_produce_says_which_actions_are_not_set_and_what_comes_too_late_before_i
 def test_produce_says_how_many_events_are_too_old_for_what_the_topic_holds(
     world: Any, driftline: Run, tmp_path: Path, partitions: int
 ) -> None:
-    world.partitions = partitions
+    world.partitions, alone = partitions, partition_of("u0", 2)
 
-    def sent(*hours: int, more: tuple[str, ...] = ()) -> Any:
+    def sent(*hours: int, users: int = 8, more: tuple[str, ...] = ()) -> Any:
         path = tmp_path / "events.jsonl"
         events = [{"user_id": f"u{n}", "item_id": "i", "timestamp_ms": 1_600_000_000_000 + h * 3_600_000}
-                  for n in range(8) for h in hours]  # fmt: skip
+                  for n in range(users) for h in hours]  # fmt: skip
         events.sort(key=lambda event: int(event["timestamp_ms"]))
         path.write_text("".join(json.dumps(event) + "\n" for event in events))
         result = driftline("produce", "--events", str(path), "-c", str(world.config), "--json", *more)
         assert result.returncode == 0, result.stderr
         return json.loads(result.stdout)["behind"], result.stderr
 
-    assert sent(0, 1, 10)[0] == 0
+    assert sent(4, users=1)[0] == 0
+    assert sent(1, users=1)[0] == 1, "with one user alone all other partitions are empty"
+    assert sent(0, 1, 10)[0] == 2 * (8 if partitions == 1 else sum(partition_of(f"u{n}", 2) == alone for n in range(8)))
     behind, said = sent(2, 5, 9, 11)
     assert behind == 16, "10 is the newest there, and 9 is an hour older, no more"
-    assert "note: 16 events are more than state.late_ms, 60 min, older than those that the topic holds" in said
-    assert "already, up to 2020-09-13 22:26:40 UTC" in said
+    assert "note: 16 events are more than state.late_ms, 60 min, older than those that their partition of" in said
+    assert "the topic holds already, up to 2020-09-13 22:26:40 UTC" in said
     assert sent(2, 5, more=("--until", str(1_600_000_000_000 + 3 * 3_600_000)))[0] == 8
 
 

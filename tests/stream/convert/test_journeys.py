@@ -379,6 +379,10 @@ def test_ratings_become_actions_by_their_value_in_import_validate_and_replay(fil
     again = run("import", films / "ratings.csv", "-c", tmp_path / "out" / "driftline.yaml", "--out", tmp_path / "again")
     assert again.exit_code == 0, again.output
     assert written(tmp_path / "again") == rows
+    for command in (("validate",), ("replay", "--out", tmp_path / "no", "--events"), ("produce", "--events")):
+        twice = run(*command, tmp_path / "out" / "events.parquet", *given)
+        assert twice.exit_code, twice.output
+        assert "got --action, --action-from for a file that `driftline import` wrote" in str(twice.exception)
     checked = run("validate", films / "ratings.csv", *given)
     assert checked.exit_code == 0, checked.output
     assert "does not set" not in checked.output
@@ -395,7 +399,30 @@ def test_actions_by_value_are_refused_where_they_leave_something_open(films, tmp
         assert result.exit_code, result.output
         return str(result.exception) + result.output
 
-    assert "values below 4, where 'like' begins, have no action" in refused("--action-from", "like=4")
+    low = sum(float(line.split(",")[2]) < 4 for line in (films / "ratings.csv").read_text().splitlines()[1:])
+    words = (
+        f"{low:,} rows have a value below 4, where 'like' begins, or none in 'rating', and nothing says what they are"
+    )
+    assert words in refused("--action-from", "like=4")
+    assert not (tmp_path / "out" / "events.parquet").exists()
+    good = tmp_path / "good.csv"
+    good.write_text("user_id,item_id,timestamp_ms,rating\nu,i,1600000000000,5\nu,j,1600000000001,\n")
+    assert "1 rows have a value below 4, where 'like' begins, or none" in refused(
+        "--action-from", "like=4", source=good
+    )
+    good.write_text(good.read_text().replace(",\n", ",4\n"))
+    made = run("import", good, "--action-from", "like=4", "-c", "media", "--out", tmp_path / "good")
+    assert made.exit_code == 0, made.output
+    for given, expected in (
+        ("like=4,rate=4.0", "got 4 for like and rate; expected a least value for each of them"),
+        ("like=4,like=2", "got '4' and '2' for like; expected one of them"),
+        ("=4", "got '=4'; expected NAME=VALUE"),
+    ):
+        said = refused("--action-from", given, "--action", "dislike")
+        assert expected in " ".join(said.replace("│", "").split())
+    both = ("--action", "dislike", "--action-below-zero", "skip")
+    assert "which action has a value below 0?" in refused("--action-from", "like=-1", *both)
+    assert "which action has a value below 0?" in refused("--action-from", "skip=3", *both)
     assert "rows would be 'hate' by their value" in refused("--action-from", "like=4", "--action", "hate")
     words = " ".join(refused("--action-from", "like=good", "--action", "dislike").replace("│", "").split())
     assert "event_files" not in words

@@ -125,10 +125,12 @@ def test_a_query_is_a_source(tmp_path):
     with duckdb.connect(str(tmp_path / "shop.db")) as shop:
         shop.execute(f"CREATE TABLE sales AS {query}")
     assert converted(tmp_path, f"ATTACH '{tmp_path}/shop.db' AS shop; FROM shop.sales") == EXPECTED
+    wide = f"FROM (PIVOT (SELECT *, 'qty' AS what FROM ({query})) ON what USING sum(qty))"
+    assert converted(tmp_path, wide) == EXPECTED, "statements of which DuckDB makes several"
     with pytest.raises(InputError, match=r"DuckDB does not answer the query: .*nowhere"):
         converted(tmp_path, "SELECT * FROM nowhere")
     for query in (f"ATTACH '{tmp_path}/shop.db' AS shop", "WITH a AS (SELECT 1) INSERT INTO b FROM a"):
-        with pytest.raises(InputError, match=r"(ATTACH|INSERT), has no rows as its answer; expected a query last: ATT"):
+        with pytest.raises(InputError, match=r"(ATTACH|INSERT), is no query; expected a query last: ATT"):
             converted(tmp_path, query)
 
 

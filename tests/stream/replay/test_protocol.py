@@ -196,6 +196,9 @@ def test_items_of_few_earlier_events_are_rare():
     rows += [("u", "a", 2 * DAY), ("u", "c", 2 * DAY)]
     facts = run(log_of(rows), [Recorder()], split_ms=DAY).facts
     assert facts.relevant[:, LISTS.index("rare_items")].tolist() == [1, 1]  # a twice, b and the unseen c never
+    rows = [*[("v", "b", 0)] * 5, ("w", "b", DAY)]
+    facts = run(log_of(rows), [Recorder()], split_ms=DAY).facts
+    assert facts.relevant[:, LISTS.index("rare_items")].tolist() == [0], "five events of one group are five"
 
 
 def test_invoices_within_72_minutes_are_follow_ups():

@@ -140,7 +140,12 @@ def test_arms_that_need_baskets_are_void_on_single_plays_and_goals_that_change_n
     assert compared == set(names.split(",")) - void
     assert not [name for name in void if f" {name}" in said.splitlines()[0]]
     assert "item_knn, void" in said
-    assert said.count("void: no group, and no session, holds two items") == page.count("void: no group") == 3
+    made["arms"]["ease_recent"]["novel"][METRIC] = 1.0
+    write_report(tmp_path / "chance.html", made)
+    shown = [row for row in (tmp_path / "chance.html").read_text().split("<tr>") if "void: no group" in row]
+    assert len(shown) == 3
+    assert not any("class='best'" in row for row in shown), "what chance gave is not shaded, however good"
+    assert said.count("void: no group, and no session, holds two items that") == page.count("void: no group") == 3
     assert "goals: Every scored group is one item, so goals change nothing" in said
     assert "so goals change nothing" in page
     weighted, plain = ([arm["overall"][name] for arm in made["arms"].values()] for name in ("ndcg@10_weighted", METRIC))

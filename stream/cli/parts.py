@@ -265,7 +265,9 @@ def demo(
         int | None, typer.Option(min=1, help=f"With --git: read the newest commits only; default {COMMITS:,}.")
     ] = None,
     keep: Annotated[bool, typer.Option("--keep", help="Leave everything running until Ctrl-C.")] = False,
-    seconds: Annotated[float, typer.Option(min=60, help="Wall time of the paced part.")] = 75.0,
+    seconds: Annotated[
+        float | None, typer.Option(min=30, help="Wall time of the paced part; default 45, with --git 75.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """The whole engine on bundled data: all parts, years of history in bulk, the rest live.
@@ -284,8 +286,8 @@ def demo(
     if git is not None:
         from driftline.stream.demo.git import run_git_demo
 
-        figures = run_git_demo(git, limit or COMMITS, keep, seconds)
+        figures = run_git_demo(git, limit or COMMITS, keep, seconds or 75.0)
     else:
-        figures = run_demo(SCENES[data or "shop"], keep, seconds)
+        figures = run_demo(SCENES[data or "shop"], keep, seconds or 45.0)
     if as_json:
         print_json(figures)

@@ -136,10 +136,9 @@ class Catalogue:
 
     def _row(self, item_id: str) -> ItemRow:
         item, place = self.items.get(item_id) or Item(item_id), self._listing.get(item_id, (-1, -1))
-        brand = (item.brand,) if item.brand else ()
         price = math.nan if item.price is None else item.price
-        says = (item.title or item.text, item.domain, tuple(item.categories), brand)
-        return (item_id, *says, self.may_recommend(item_id), price, *place)
+        says = (item.title or item.text, item.domain, item.categories, item.brand)
+        return ItemRow(item_id, *says, self.may_recommend(item_id), price, *place)
 
     def state_dict(self) -> dict[str, Any]:
         """What outlives the topic, for a checkpoint."""

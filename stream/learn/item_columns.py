@@ -2,17 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+import msgspec
 import numpy as np
 
 from driftline.graph.arrays import grown
 from driftline.serving.arrays import Array, Labels
 
-ItemRow = tuple[str, str, str, tuple[str, ...], tuple[str, ...], bool, float, int, int]
-"""What a snapshot says of one item: id, title, domain, categories, brand (one or none), whether it may be recommended,
-its price (NaN = none), partition and offset of its record in the topic `items`, -1 = it has none. A plain tuple, which
-the garbage collector leaves alone."""
+
+class ItemRow(msgspec.Struct, frozen=True, gc=False):
+    """What a snapshot says of one item.
+
+    No object of the garbage collector's: a first copy makes one for each item, and a full collection amid it would hold
+    up learning.
+
+    Attributes:
+        brand: "" = none; available: whether it may be recommended; price: NaN = none.
+        listed_partition, listed_offset: of its record in the topic `items`, -1 = it has none.
+    """
+
+    id: str
+    title: str
+    domain: str
+    categories: Sequence[str]
+    brand: str
+    available: bool
+    price: float
+    listed_partition: int
+    listed_offset: int
+
+
 _TEXTS = ("id", "title", "domain")
 
 
@@ -37,8 +57,8 @@ class ItemColumns:
             return self._out
         stale = set() if self._out else set(self._ragged)
         for index, row in sorted(rows.items()):
-            cells = [text.encode() for text in row[:3]]
-            cells += [labels.row(names) for labels, names in zip(self._labels.values(), row[3:5], strict=True)]
+            cells = [text.encode() for text in (row.id, row.title, row.domain)]
+            cells += [self._labels["category"].row(row.categories), self._labels["brand"].row((row.brand,))]
             for name, value in zip(self._ragged, cells, strict=True):
                 values = self._ragged[name]
                 if index == len(values):
@@ -49,9 +69,9 @@ class ItemColumns:
                     continue
                 stale.add(name)
         self._n = len(self._ragged["id"])
-        for at, (name, column) in enumerate(self._arrays.items(), len(self._ragged)):
+        for name, column in self._arrays.items():
             column = self._arrays[name] = grown(column, self._n)
-            column[list(rows)] = [row[at] for row in rows.values()]
+            column[list(rows)] = [getattr(row, name) for row in rows.values()]
             self._out = self._out | {name: column[: self._n].copy()}
         for name in stale:
             self._out = self._out | self._packed(name, self._ragged[name])

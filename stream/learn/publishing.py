@@ -8,6 +8,7 @@ One snapshot at a time: the next copy begins when the last one is on disk.
 
 from __future__ import annotations
 
+import gc
 import math
 import time
 from collections.abc import Callable
@@ -95,7 +96,11 @@ class Publishing:
             self._longest_s = 0.0
             everything = not self._publisher.ready
             self._capture = Capture(self._arrays, self._marks, self._catalogue, self._table, everything)
-        little_left = self._capture.advance(seconds)
+        gc.disable()  # a full collection that falls due amid a step would hold up learning for several
+        try:
+            little_left = self._capture.advance(seconds)
+        finally:
+            gc.enable()
         self._step_s = time.perf_counter() - started
         self._longest_s = max(self._longest_s, self._step_s)
         return little_left

@@ -95,8 +95,11 @@ def read_all(settings: Broker, bootstrap: str, name: str, first: int = 0) -> Ite
             yield from _read_partition(reader, place, max(first, starts[place]), ends[place])
 
 
-def newest(settings: Broker, bootstrap: str, name: str, n: int) -> dict[int, list[Any]]:
+def newest(settings: Broker, bootstrap: str, name: str, n: int, spots: int = 0) -> dict[int, list[Any]]:
     """At most the last `n` records that a topic holds in each partition, in order of the offsets.
+
+    Args:
+        spots: of the records before those, so many at even distances come first.
 
     Raises:
         BrokerError: the topic can't be read.
@@ -104,10 +107,17 @@ def newest(settings: Broker, bootstrap: str, name: str, n: int) -> dict[int, lis
     with consumer(settings, bootstrap, wait_ms=END_WAIT_MS) as reader:
         found = places(reader, settings, [name])
         starts, ends = reader.beginning_offsets(found), reader.end_offsets(found)
-        return {
-            place.partition: list(_read_partition(reader, place, max(starts[place], ends[place] - n), ends[place]))
-            for place in found
-        }
+        held: dict[int, list[Any]] = {}
+        for place in found:
+            start, end = starts[place], ends[place]
+            last = max(start, end - n)
+            step = max(1, -(-(last - start) // max(1, spots)))
+            before = range(last - 1, start - 1, -step)[:spots]
+            held[place.partition] = [
+                *(one for offset in before[::-1] for one in _read_partition(reader, place, offset, offset + 1)),
+                *_read_partition(reader, place, last, end),
+            ]
+        return held
 
 
 def first_offsets(settings: Broker, bootstrap: str, name: str) -> dict[int, int]:

@@ -16,6 +16,8 @@ from driftline.configs.settings import Broker
 from driftline.serving.header_names import escape_header_names
 from driftline.stream.kafka.broker import check_reachable
 
+AT_ONCE = 2000
+"""Records that are taken out of what was fetched, at most."""
 PAUSE_S = 0.02
 """Between two looks at a topic that has nothing new."""
 SILENT_S = 5.0
@@ -44,7 +46,7 @@ def consumer(
         **consumer_options(settings, bootstrap)
         | {"isolation_level": isolation, "auto_offset_reset": "earliest" if skips else "none"},
         bootstrap_timeout_ms=bootstrap_ms(settings),
-        max_poll_records=2000,
+        max_poll_records=AT_ONCE,
         fetch_max_wait_ms=wait_ms,
     )
     try:
@@ -139,7 +141,7 @@ def _read_partition(reader: Any, place: TopicPartition, start: int, end: int) ->
     position, moved_s = start, time.monotonic()
     while position < end:
         try:
-            records = polled(reader, 500).get(place, [])
+            records = polled(reader, 500, min(AT_ONCE, end - position)).get(place, [])
         except OffsetOutOfRangeError as error:  # offsets that only hold no records are none of those
             raise _gone(reader, place, error.args[0][place], end) from None
         for record in records:

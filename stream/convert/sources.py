@@ -144,7 +144,8 @@ class Source:
                     if cell is not None and cell != "" and not (isinstance(cell, str) and cell in NULLS):
                         found[name].append(cell)
             for name, cells in found.items():
-                self._check_text(name, cells)
+                if part is not None and part.kind == "csv":
+                    _check_text(part, name, cells)
             found |= {name: [value] for name, value in (part.columns if part else {}).items()}
             for name, cells in found.items():
                 values.setdefault(name, []).extend(cells)
@@ -177,11 +178,14 @@ class Source:
                 )
         return ""
 
-    def _check_text(self, name: str, values: Sequence[Any]) -> None:
-        """An error if a column is text in another encoding, also where no field takes it: it might if it were read."""
-        if self.parts and self.parts[0].kind == "csv" and any(isinstance(value, bytes) for value in values):
-            got = next(value for value in values if isinstance(value, bytes) and not value.isascii())
-            raise InputError(f"{self}: column {name!r} is not UTF-8: got {shorten(got)}; expected {HINTS['not UTF-8']}")
+
+def _check_text(part: Part, name: str, values: Sequence[Any]) -> None:
+    """An error if a column is text in another encoding, also where no field takes it: it might if it were read."""
+    if any(isinstance(value, bytes) for value in values):
+        got = next(value for value in values if isinstance(value, bytes) and not value.isascii())
+        raise InputError(
+            f"{part.path}: column {name!r} is not UTF-8: got {shorten(got)}; expected {HINTS['not UTF-8']}"
+        )
 
 
 def _exists(text: str) -> bool:

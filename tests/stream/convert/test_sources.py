@@ -302,3 +302,13 @@ def test_utf_8_that_is_read_as_something_else_is_noted(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_bytes(text(";").encode())
     note = Plan.of(EVENTS, str(tmp_path / "a.csv"), reading).note
     assert "a.csv: is UTF-8 by its letters and is read as latin-1: 'ü' becomes 'Ã¼'; leave the encoding out" in note
+
+
+def test_a_part_in_another_encoding_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes(text(";").encode())
+    (tmp_path / "b.csv").write_bytes(text(";").encode("latin-1"))
+    with pytest.raises(InputError, match=r"b\.csv: column 'sku' is not UTF-8: .*--encoding cp1252"):
+        Plan.of(EVENTS, str(tmp_path), EventFiles())
+    (tmp_path / "a.csv").write_bytes(text(";").encode("utf-8-sig"))
+    plan = Plan.of(EVENTS, str(tmp_path), EventFiles(encoding="latin-1"))
+    assert plan.sample.values["sku"] == [row["sku"] for row in ROWS] * 2, "a mark goes before what is told of all"

@@ -109,6 +109,13 @@ def folder(tmp_path, monkeypatch):
     (tmp_path / "ratings.csv").write_text("\n".join(["userId,movieId,rating,timestamp", *ratings]))
     (tmp_path / "movies.csv").write_text("movieId,title\n" + "".join(f"{n},Film {n}\n" for n in range(7)))
     (tmp_path / "december.csv").write_text("userId,movieId,rating,timestamp\n1,1,4,1000000000\n2,2,5,1000000000\n")
+    till = "Kundennr;Artikelnr;Datum;Menge;Geschäft\n1;1;31.12.2025 10:00;2;Köln\n"
+    (tmp_path / "till.csv").write_text(till, "cp1252")
+    (tmp_path / "views.csv").write_text("Kundennr;Artikelnr;Zeitpunkt\n1;1;31.12.2025 09:00\n")
+    (tmp_path / "wines.csv").write_text("Artikelnr;Bezeichnung\n1;Grüner Veltliner\n", "cp1252")
+    (tmp_path / "shop.yaml").write_text("extends: ecommerce\nname: shop\n")
+    (tmp_path / "all").mkdir()
+    pq.write_table(events, tmp_path / "all" / "till.parquet")
     (tmp_path / "items.jsonl").write_text('{"item_id": "85123A", "title": "Holder"}\n')
     (tmp_path / "garden.yaml").write_text(blocks(ROOT / "README.md", "yaml")[0])
     (tmp_path / "mine" / "driftline.yaml").write_text(blocks(ROOT / "docs/own-data.md", "yaml")[0])

@@ -55,7 +55,10 @@ Time = Annotated[
 ]
 Zone = Annotated[str | None, typer.Option("--zone", help="Zone of times that name none; else UTC.")]
 Decimal = Annotated[str | None, typer.Option("--decimal", help="Decimal sign of numbers in text: , or .")]
-Encoding = Annotated[str | None, typer.Option("--encoding", help="Of CSV files: cp1252, latin-1, utf-16; else UTF-8.")]
+Encoding = Annotated[
+    str | None, typer.Option("--encoding", help="Of CSV files of events: cp1252, latin-1, utf-16; else UTF-8.")
+]
+ItemsEncoding = Annotated[str | None, typer.Option("--items-encoding", help="Of CSV files of items.")]
 Header = Annotated[
     str | None, typer.Option("--header", help="Names of the columns, with commas, where the first line has none.")
 ]
@@ -77,6 +80,7 @@ class Told:
     zone: Zone = None
     decimal: Decimal = None
     encoding: Encoding = None
+    item_encoding: ItemsEncoding = None
     header: Header = None
     bad: BadRows = None
 
@@ -88,7 +92,13 @@ class Told:
     def events(self, settings: Settings) -> EventFiles:
         """How files of events are read."""
         header = None if self.header is None else [name.strip() for name in self.header.split(",")]
-        told = {"time": self.time, "header": header, "action": self.action, "action_below_zero": self.action_below_zero}
+        told = {
+            "time": self.time,
+            "header": header,
+            "encoding": self.encoding,
+            "action": self.action,
+            "action_below_zero": self.action_below_zero,
+        }
         bounds = None if self.action_from is None else _pairs(self.action_from, "--action-from", "NAME=VALUE")
         return _with(settings.event_files, self.columns, told | {"action_from": bounds} | self._both())
 
@@ -116,17 +126,18 @@ class Told:
 
     def items(self, settings: Settings) -> ItemFiles:
         """How files of items are read."""
-        return _with(settings.item_files, self.item_columns, self._both())
+        told = {"encoding": self.item_encoding} | self._both()
+        return _with(settings.item_files, self.item_columns, told, "--items-")
 
     def _both(self) -> dict[str, Any]:
-        return {"zone": self.zone, "decimal": self.decimal, "encoding": self.encoding}
+        return {"zone": self.zone, "decimal": self.decimal}
 
 
 FILES: dict[str, Maker] = {"told": Told}
 """What makes the parameters of commands that take such files: see `composed`."""
 
 
-def _with(files: Files, columns: list[str] | None, told: dict[str, Any]) -> Files:
+def _with(files: Files, columns: list[str] | None, told: dict[str, Any], prefix: str = "--") -> Files:
     given, typed = {name: value for name, value in told.items() if value is not None}, _pairs(columns or [])
     try:
         made = type(files).model_validate(files.model_dump() | given | {"map": files.map | typed})
@@ -134,7 +145,7 @@ def _with(files: Files, columns: list[str] | None, told: dict[str, Any]) -> File
     except ValidationError as error:
         (_, words), *_ = faults_of(error, {})
         key = str(error.errors()[0]["loc"][0])
-        option = f"--{key.replace('_', '-')}"
+        option = f"{'--' if key in ('zone', 'decimal') else prefix}{key.replace('_', '-')}"
         raise typer.BadParameter(words.removeprefix(f"{key}: "), param_hint=option) from None
 
 
@@ -169,6 +180,7 @@ def show(plan: Plan) -> None:
     for cells in rows_of(plan):
         table.add_row(*cells)
     err.print(table)
+    say(plan.note)
     if plan.mapping.kept:
         err.print(f"kept for the context: {', '.join(plan.mapping.kept)}", soft_wrap=True)
     for field, column in plan.mapping.lacking.items():

@@ -149,7 +149,7 @@ def _behind(
     """How many events are too old for what their partitions hold already, which is said."""
     from driftline.serving.owner import partition_of
     from driftline.stream.events.files import count_behind
-    from driftline.stream.events.produce import newest_event_ms
+    from driftline.stream.events.produce import LAST_RECORDS, SPOTS, newest_event_ms
 
     late_ms, newest_ms = settings.state.late_ms, newest_event_ms(settings, bootstrap)
     last_ms = max(newest_ms.tolist(), default=-1)
@@ -159,7 +159,8 @@ def _behind(
     n = count_behind(events, newest_ms - late_ms, owner, since_ms, until_ms)
     say(
         f"{n:,} events are more than state.late_ms, {late_ms / 60_000:g} min, older than those that their partition "
-        f"of the topic holds already, up to {when(last_ms)}: they are counted and change no state"
+        f"of the topic holds already, up to {when(last_ms)} (in its last {LAST_RECORDS:,} records and {SPOTS} spread "
+        "over those before): they are counted and change no state"
         if n
         else ""
     )

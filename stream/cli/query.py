@@ -263,6 +263,19 @@ def client(
     return Client(address, token, trusted, client_certificate=client_certificate, client_key=client_key)
 
 
+def price(text: str) -> float:
+    """A price as it is typed.
+
+    Raises:
+        typer.BadParameter: it is no number.
+    """
+    try:
+        return float(text)
+    except ValueError:
+        words = f"got {text!r}; expected a number with a decimal point, and nothing between thousands, as 15.50"
+        raise typer.BadParameter(words) from None
+
+
 def steering(
     exclude: Excluded = None,
     category: Category = None,
@@ -270,8 +283,12 @@ def steering(
     brand: Brand = None,
     exclude_brand: NoBrand = None,
     domain: Domain = None,
-    min_price: Annotated[float | None, typer.Option(help="Only items of at least this price.")] = None,
-    max_price: Annotated[float | None, typer.Option(help="Only items of at most this price.")] = None,
+    min_price: Annotated[
+        float | None, typer.Option(parser=price, metavar="PRICE", help="Only items of at least this price.")
+    ] = None,
+    max_price: Annotated[
+        float | None, typer.Option(parser=price, metavar="PRICE", help="Only items of at most this price.")
+    ] = None,
     diversity: Annotated[
         float | None, typer.Option(help="How far apart the items are to be, 0 to 1; default: as the service has it.")
     ] = None,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import difflib
 import shlex
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 from driftline.configs.errors import InputError
 from driftline.configs.settings import EventFiles, ItemFiles
@@ -14,15 +14,20 @@ from driftline.stream.convert.columns import PLUS, parts_of
 from driftline.stream.convert.names import EVENT_NAMES, ITEM_NAMES, QUANTITIES, RATINGS, plain_name, rank
 from driftline.stream.convert.numbers import OPEN, sign_of, sign_of_file, with_point
 from driftline.stream.convert.sources import Sample
-from driftline.stream.convert.times import SURE, WORDS, Clock, guess_clock
+from driftline.stream.convert.times import MOST, SURE, WORDS, Clock, guess_clock
 from driftline.stream.events.cells import convert
-from driftline.stream.events.checks import EVENT_COLUMNS, EVENT_REQUIRED, ITEM_COLUMNS, ITEM_REQUIRED
+from driftline.stream.events.checks import EVENT_COLUMNS, EVENT_REQUIRED, EXPECTED, ITEM_COLUMNS, ITEM_REQUIRED
 from driftline.stream.events.files import UNNAMED
 from driftline.stream.events.schema import shorten
 
 MOST_ACTIONS = 100
 """Different values of a column that is taken for actions without being told."""
 TIMES = ("time", "since")
+WHAT = {
+    "id": "an id", "text": "a short text", "action": "an action", "long": "a text", "texts": "a list of texts",
+    "flag": EXPECTED["flag"], "time": "a time", "since": "a time", "number": "a number",
+}  # fmt: skip
+"""What a column holds, for messages."""
 RETURN = "return"
 """Of pieces that came back: its value says how many, above 0."""
 
@@ -92,6 +97,12 @@ class Mapping:
         """Whether `value` says how much somebody liked an item, by the name of its column."""
         return _is_called(self.columns, RATINGS)
 
+    @property
+    def may_be_rating(self) -> bool:
+        """Whether the name of the column of `value` does not say that it is something else, as seconds or pieces."""
+        is_known = rank(self.columns["value"], EVENT_NAMES["value"]) is not None
+        return self.is_rating or not is_known or _is_called(self.columns, ["value"])
+
 
 def _is_called(columns: dict[str, str], names: Sequence[str]) -> bool:
     """Whether the column of `value` has one of these names."""
@@ -131,10 +142,12 @@ def mapping_of(kind: Kind, sample: Sample, reading: ItemFiles, source: str) -> M
         named = [
             name for name in sorted(named, key=lambda name: rank(name, kind.names[field]) or 0) if fits(field, name)
         ]
+        if not named and kind is EVENTS and field not in kind.required and (action or "action" in columns):
+            named = [name for name in sample.names if not sample.values[name] and rank(name, kind.names[field]) == 0]
         if named:
             columns[field], *others[field] = named
     if "timestamp_ms" in kind.required and "timestamp_ms" not in columns and "timestamp_ms" not in told:
-        times = [name for name in sample.names if name not in columns.values() and fits("timestamp_ms", name)]
+        times = [name for name in sample.names if name not in columns.values() and fits("timestamp_ms", name, False)]
         if len(times) == 1:
             columns["timestamp_ms"] = times[0]
     for field in kind.required:
@@ -226,27 +239,32 @@ def _with_joined(sample: Sample, reading: ItemFiles) -> Sample:
         ]
         for column in columns
     }
-    return Sample([*sample.names, *columns], sample.values | values, sample.rows)
+    return replace(sample, names=[*sample.names, *columns], values=sample.values | values)
 
 
-def _clock(values: Sequence[Any], reading: ItemFiles) -> Clock | None:
+def _clock(values: Sequence[Any], reading: ItemFiles, is_named: bool = True) -> Clock | None:
     if reading.time:
         return Clock(reading.time, reading.zone)
-    return guess_clock(values, reading.zone)[0]
+    return guess_clock(values, reading.zone, is_named)[0]
 
 
-def _fits(kind: Kind, sample: Sample, reading: ItemFiles, decimal: str) -> Callable[[str, str], bool]:
+class Fits(Protocol):
     """Whether the values of a column could be those of a field."""
 
-    def fits(field: str, name: str) -> bool:
+    def __call__(self, field: str, name: str, is_named: bool = True) -> bool:
+        """So it is; where the column `is_named` for it, most values are enough, and the others are bad ones."""
+
+
+def _fits(kind: Kind, sample: Sample, reading: ItemFiles, decimal: str) -> Fits:
+    def fits(field: str, name: str, is_named: bool = True) -> bool:
         values, meaning = sample.values[name], kind.columns[field]
         if not values:
             return False
         if meaning in TIMES:
-            clock = _clock(values, reading)
-            return clock is not None and _share(clock.ms, values) >= SURE
+            clock = _clock(values, reading, is_named)
+            return clock is not None and _is_most(clock.ms, values, is_named)
         if field == "event_id":
-            return len(set(map(str, values))) == len(values)
+            return all(len(set(map(str, part))) == len(part) for part in sample.of_parts(name))
         if field == "action" and (len(set(map(str, values))) > MOST_ACTIONS or not isinstance(values[0], str)):
             return False
 
@@ -255,13 +273,14 @@ def _fits(kind: Kind, sample: Sample, reading: ItemFiles, decimal: str) -> Calla
             converted, fault = convert(meaning, cell)
             return None if fault else converted
 
-        return _share(value, values) >= SURE
+        return _is_most(value, values, is_named)
 
     return fits
 
 
-def _share(value: Callable[[Any], Any], values: Sequence[Any]) -> float:
-    return sum(value(cell) is not None for cell in values) / len(values)
+def _is_most(value: Callable[[Any], Any], values: Sequence[Any], is_named: bool) -> bool:
+    share = sum(value(cell) is not None for cell in values) / len(values)
+    return share > MOST if is_named else share >= SURE
 
 
 # ---------------------------------------------------------------------------------------------- refusals
@@ -297,7 +316,7 @@ def _check_contents(
     sample: Sample,
     field: str,
     columns: dict[str, str],
-    fits: Callable[[str, str], bool],
+    fits: Fits,
     reading: ItemFiles,
     source: str,
 ) -> None:
@@ -306,12 +325,12 @@ def _check_contents(
     if fits(field, name) or (field not in kind.required and not sample.values[name]) or field in ("event_id", "action"):
         return
     meaning = kind.columns[field]
-    what = {"time": "a time", "since": "a time", "number": "a number", "id": "an id"}.get(meaning, f"a {field}")
+    what = WHAT[meaning]
     open_word = guess_clock(sample.values[name], reading.zone)[1] if meaning in TIMES and not reading.time else ""
     if open_word:
         raise InputError(_ambiguous(source, name, sample, open_word))
-    could = [other for other in sample.names if other != name and fits(field, other)]
-    hint = f"{', '.join(map(repr, could))} could be {what}" if could else "no other column could be one"
+    could = [other for other in sample.names if other != name and fits(field, other, False)]
+    hint = f"{', '.join(map(repr, could))} could be it" if could else "no other column could be it"
     told = f" as {Clock(reading.time, reading.zone)}" if reading.time and meaning in TIMES else ""
     raise InputError(
         f"{source}: {kind.option} {field}={name}: {name!r} holds {_some(sample, name)}; expected {what}{told}; {hint}"
@@ -322,7 +341,7 @@ def _no_column(
     kind: Kind,
     sample: Sample,
     field: str,
-    fits: Callable[[str, str], bool],
+    fits: Fits,
     columns: dict[str, str],
     reading: ItemFiles,
     source: str,
@@ -346,7 +365,7 @@ def _no_column(
             if word := guess_clock(sample.values[name], reading.zone)[1]:
                 return _ambiguous(source, name, sample, word)
     free = [name for name in sample.names if name not in columns.values()]
-    could = [name for name in free if fits(field, name)]
+    could = [name for name in free if fits(field, name, False)]
     hint = f"; {', '.join(map(repr, could[:8]))} could be it" if could else ""
     for name in named:
         if name not in columns.values():

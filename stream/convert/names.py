@@ -32,7 +32,8 @@ EVENT_NAMES = {
     "value": """value rating stars score overall quantity qty menge anzahl stueck watchseconds secondswatched
         secondslistened listenedseconds playseconds watchtime playtime playduration dwelltime duration seconds
         durations progressseconds playcount hoursplayed stueckzahl bestellmenge liefermenge quantite qte cantidad
-        unidades aantal hoeveelheid""",
+        unidades aantal hoeveelheid sterne bewertung etoiles estrellas puntuacion valoracion calificacion sterren
+        beoordeling waardering""",
     "price": """price unitprice itemprice productprice preis einzelpreis stueckpreis verkaufspreis saleprice priceeach
         artikelpreis bruttopreis nettopreis prixunitaire prixvente prixdevente prixttc prixht prix preciounitario
         preciounidad precioventa precio pvp stuksprijs eenheidsprijs verkoopprijs prijs""",
@@ -63,7 +64,7 @@ ITEM_NAMES = {
     "brand": """brand brandname marke manufacturer hersteller vendor publisher artist studio label show showtitle
         podcast author director marque fabricant editeur marca fabricante editorial merk fabrikant uitgever""",
     "price": EVENT_NAMES["price"],
-    "domain": EVENT_NAMES["domain"],
+    "domain": "domain market shop shopid storeid store markt filiale magasin tienda winkel",  # no place of origin
     "available": """available isavailable instock isinstock active isactive verfuegbar lieferbar enabled disponible
         beschikbaar leverbaar""",
     "valid_from_ms": """validfromms validfrom availablefrom publishedat publishdate published releasedat releasedate
@@ -74,7 +75,10 @@ QUANTITIES = (
     "cantidad", "unidades", "aantal", "hoeveelheid",
 )  # fmt: skip
 """Names of values that are numbers of pieces: those below 0 came back."""
-RATINGS = ("rating", "stars", "score", "overall")
+RATINGS = (
+    "rating", "stars", "score", "overall", "sterne", "bewertung", "etoiles", "estrellas", "puntuacion", "valoracion",
+    "calificacion", "sterren", "beoordeling", "waardering",
+)  # fmt: skip
 """Names of values that say how much somebody liked an item, low ones that he didn't."""
 OF_PEOPLE = (
     "name",

@@ -12,6 +12,8 @@ from driftline.stream.events.cells import plain
 
 BETWEEN = {".": ",", ",": "."}
 """What stands between thousands."""
+HIGHEST_GRADE, MOST_GRADES = 10, 21
+"""Of ratings."""
 OPEN = "?"
 """Of a column in which 1,234 may be a thousand, or a bit more than one."""
 _SIGNED = re.compile(r"\s*[+-]?[0-9.,]*[.,][0-9.,]*\s*")
@@ -26,6 +28,14 @@ def _written(decimal: str) -> re.Pattern[str]:
 
 
 _WRITTEN = {decimal: _written(decimal) for decimal in BETWEEN}
+
+
+def are_grades(values: Sequence[float]) -> bool:
+    """Whether numbers look like ratings: some whole or half steps of a scale of up to 10."""
+    grades = set(values)
+    if not 3 <= len(grades) <= MOST_GRADES:
+        return False
+    return all(0 <= grade <= HIGHEST_GRADE and (2 * grade).is_integer() for grade in grades)
 
 
 def sign_of(values: Sequence[Any]) -> str:

@@ -12,6 +12,7 @@ import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from driftline.configs.errors import InputError
 from driftline.graph.contexts import context_of
 from driftline.stream.convert.columns import NO_VALUES, NULLS, joined, without
 from driftline.stream.convert.guess import TIMES, Kind, Mapping
@@ -76,6 +77,8 @@ def typed_rows(
     schema = pa.schema([*schema_of(mapping.kind), *(pa.field(name, pa.string()) for name in mapping.kept)])
     required = [part for field in mapping.kind.required for part in mapping.parts[field]]
     for part, chunk in source.chunks(wanted, required, chunk_rows):
+        if part and chunk.rows:
+            _check_called_alike(source, mapping, part, chunk)
         report.rows += chunk.rows + len(chunk.broken)
         problems = [*chunk.broken, *chunk.notes]
         arrays: dict[str, pa.Array] = {}
@@ -106,6 +109,18 @@ def typed_rows(
         if by_row:
             batch = batch.filter(pa.array([number not in by_row for number in chunk.numbers]))
         yield batch
+
+
+def _check_called_alike(source: Source, mapping: Mapping, part: str, chunk: Chunk) -> None:
+    """An error if a part has a field in another column than the others, which would be lost."""
+    for field, columns in mapping.parts.items():
+        other = next((name for name in mapping.others.get(field, ()) if name in chunk.unknown), None)
+        lost = [name for name in columns if name not in chunk.columns]
+        if lost and other:
+            raise InputError(
+                f"{source}: part {part} has no column {lost[0]!r}, which others have as {field}, but {other!r}; "
+                "expected one name in all parts: import each kind of file by itself, then a folder of what that writes"
+            )
 
 
 def _typed(mapping: Mapping, field: str, meaning: str, chunk: Chunk) -> tuple[pa.Array, list[Problem]]:

@@ -39,12 +39,13 @@ SHOWN = 20
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One source and how its rows will be converted."""
+    """One source and how its rows will be converted, with a note on what it is in."""
 
     kind: Kind
     source: Source
     mapping: Mapping
     sample: Sample
+    note: str = ""
 
     @classmethod
     def of(cls, kind: Kind, text: str, reading: ItemFiles, keeps: Sequence[str] = ()) -> Plan:
@@ -64,7 +65,7 @@ class Plan:
         mapping = mapping_of(kind, sample, reading, str(source))
         kept = tuple(name for name in keeps if name in mapping.names)
         left_out = [name for name in mapping.left_out if name not in kept]
-        return cls(kind, source, replace(mapping, kept=kept, left_out=left_out), sample)
+        return cls(kind, source, replace(mapping, kept=kept, left_out=left_out), sample, source.encoding_note())
 
     def first_rows(self, n: int = 3) -> list[dict[str, Any]]:
         """The first rows, converted; those that are wrong are passed over."""

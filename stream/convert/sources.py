@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,16 @@ from driftline.configs.settings import ItemFiles
 from driftline.stream.convert.columns import NULLS
 from driftline.stream.events.checks import HINTS
 from driftline.stream.events.chunks import ARROW_MAGIC, Chunk, Chunks, Form, batch_chunks
+from driftline.stream.events.csvs import utf8_letter
 from driftline.stream.events.files import raw_chunks
 from driftline.stream.events.schema import shorten
 from driftline.stream.events.source import FORMATS, PACKED, format_of, opened, readable
 
 QUERY = re.compile(r"\s*(select|with|from|attach)\s", re.IGNORECASE)
 SAMPLE_ROWS = 20_000
+"""That are looked at before all are read, of all parts together."""
+LEAST_OF_PART = 100
+"""Of them, of each part of a folder of many."""
 DUCKDB_MEMORY = "1GB"
 CONVERTED = b"driftline.schema"
 """Key in the metadata of a Parquet file that `driftline import` wrote."""
@@ -49,14 +54,21 @@ class Sample:
     """The first rows of a source.
 
     Attributes:
-        names: of its columns.
-        values: by name, those that are there of the first rows.
+        names: of its columns, of a folder those of all parts.
+        values: by name, those that are there of the first rows of each part.
         rows: how many were looked at.
+        ends: by name, where the values of each part end; nothing = there is one part.
     """
 
     names: list[str]
     values: dict[str, list[Any]]
     rows: int
+    ends: dict[str, list[int]] = field(default_factory=dict)
+
+    def of_parts(self, name: str) -> list[list[Any]]:
+        """The values of a column, those of each part apart."""
+        values, ends = self.values[name], self.ends.get(name, [])
+        return [values[start:end] for start, end in pairwise([0, *ends])] if ends else [values]
 
 
 class Source:
@@ -91,6 +103,8 @@ class Source:
     ) -> Iterator[tuple[str, Chunk]]:
         """(name of the part, at most `rows` rows) with the `known` columns; others are in `extra` if they are kept.
 
+        A part without one of the other columns has null there.
+
         Raises:
             InputError: a part can't be read, or lacks a required column.
         """
@@ -103,7 +117,7 @@ class Source:
             needed = [name for name in required if name not in part.columns]
             with contextlib.closing(raw_chunks(part.path, inside, needed, form, part.kind)) as chunks:
                 for chunk in chunks:
-                    lost = [name for name in inside if name not in chunk.columns]
+                    lost = [name for name in needed if name not in chunk.columns]
                     if lost and chunk.rows and part.kind != "jsonl":
                         raise InputError(f"{self}: part {part.name} has no column {lost[0]!r}, which others have")
                     for name in part.columns.keys() & names.keys() if chunk.rows else ():
@@ -111,31 +125,67 @@ class Source:
                     yield (part.name if len(self.parts) > 1 else ""), chunk
 
     def sample(self) -> Sample:
-        """The names of the columns, and the values of the first rows."""
-        for _, chunk in self.chunks((), (), SAMPLE_ROWS, True):
+        """The names of the columns, and the values of the first rows; of a folder those of every part.
+
+        Raises:
+            InputError: there is no row, the first ones can't be read, or text is in another encoding.
+        """
+        values: dict[str, list[Any]] = {}
+        ends: dict[str, list[int]] = {}
+        rows, broken = 0, ""
+        for part, chunk in self._heads():
             if not chunk.rows and chunk.broken:
-                raise InputError(f"{self}: {chunk.broken[0]}")
-            if not chunk.rows and not chunk.unknown:
+                broken = broken or str(chunk.broken[0])
                 continue
-            names = list(chunk.unknown)
-            values: dict[str, list[Any]] = {name: [] for name in names}
+            rows += chunk.rows
+            found: dict[str, list[Any]] = {name: [] for name in chunk.unknown}
             for row in chunk.extra or ():
                 for name, cell in (row or {}).items():
                     if cell is not None and cell != "" and not (isinstance(cell, str) and cell in NULLS):
-                        values[name].append(cell)
-            for name in names:
-                self._check_text(name, values[name])
-            for name, value in (self.parts[0].columns if self.parts else {}).items():
-                names.append(name)
-                values[name] = [value]
-            return Sample(names, values, chunk.rows)
-        raise InputError(f"{self}: got 0 rows; expected a header and rows")
+                        found[name].append(cell)
+            for name, cells in found.items():
+                if part is not None and part.kind == "csv":
+                    _check_text(part, name, cells)
+            found |= {name: [value] for name, value in (part.columns if part else {}).items()}
+            for name, cells in found.items():
+                values.setdefault(name, []).extend(cells)
+                ends.setdefault(name, []).append(len(values[name]))
+        if not values:
+            raise InputError(f"{self}: {broken or 'got 0 rows; expected a header and rows'}")
+        return Sample(list(values), values, rows, ends)
 
-    def _check_text(self, name: str, values: Sequence[Any]) -> None:
-        """An error if a column is text in another encoding, also where no field takes it: it might if it were read."""
-        if self.parts and self.parts[0].kind == "csv" and any(isinstance(value, bytes) for value in values):
-            got = next(value for value in values if isinstance(value, bytes) and not value.isascii())
-            raise InputError(f"{self}: column {name!r} is not UTF-8: got {shorten(got)}; expected {HINTS['not UTF-8']}")
+    def _heads(self) -> Iterator[tuple[Part | None, Chunk]]:
+        """The first rows of each part, or of the answer."""
+        form = replace(self._form, rows=max(LEAST_OF_PART, SAMPLE_ROWS // max(1, len(self.parts))))
+        sources: Iterator[tuple[Part | None, Chunks]] = (
+            (part, raw_chunks(part.path, {}, (), form, part.kind)) for part in self.parts
+        )
+        for part, chunks in [(None, _answers(self.text, {}, form))] if self.is_query else sources:
+            with contextlib.closing(chunks):
+                head = next((chunk for chunk in chunks if chunk.rows or chunk.unknown or chunk.broken), None)
+            if head is not None:
+                yield part, head
+
+    def encoding_note(self) -> str:
+        """A word on parts that are in UTF-8 and are told to be in something else, "" = there is none."""
+        encoding = self._form.encoding
+        for part in self.parts:
+            if part.kind == "csv" and (letter := utf8_letter(part.path, encoding)):
+                read = letter.encode().decode(encoding, "replace")
+                return (
+                    f"{part.path}: is UTF-8 by its letters and is read as {encoding}: {letter!r} becomes {read!r}; "
+                    "leave the encoding out, or, where other parts are in it, import each kind of file by itself"
+                )
+        return ""
+
+
+def _check_text(part: Part, name: str, values: Sequence[Any]) -> None:
+    """An error if a column is text in another encoding, also where no field takes it: it might if it were read."""
+    if any(isinstance(value, bytes) for value in values):
+        got = next(value for value in values if isinstance(value, bytes) and not value.isascii())
+        raise InputError(
+            f"{part.path}: column {name!r} is not UTF-8: got {shorten(got)}; expected {HINTS['not UTF-8']}"
+        )
 
 
 def _exists(text: str) -> bool:

@@ -23,8 +23,10 @@ WORDS = {
     "iso": "ISO 8601", "dmy": "day, month, year", "mdy": "month, day, year",
 }  # fmt: skip
 SURE = 0.95
-"""Share of a sample that must be readable before a notation is taken for that of the column."""
-MOST = 1 << 53
+"""Share of a sample that must be readable before a column is taken for one that its name does not say."""
+MOST = 0.5
+"""More than this share is enough for a column that is named: the other rows are bad ones."""
+EXACT = 1 << 53
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _NUMBER = re.compile(r"\s*-?[0-9]+(\.[0-9]*)?\s*")
@@ -97,7 +99,8 @@ class Clock:
 
     def _instants(self, times: pa.Array) -> pa.Array:
         if times.type.tz is None:
-            times = pc.assume_timezone(times, self.zone, ambiguous="earliest", nonexistent="earliest")
+            # a time that the clocks leave out raises, and is read cell by cell: Arrow would take the end before the gap
+            times = pc.assume_timezone(times, self.zone, ambiguous="earliest", nonexistent="raise")
         return times.cast(pa.timestamp("ms", times.type.tz), safe=False).cast(pa.int64())
 
     def _cells(self, cells: Sequence[Any]) -> tuple[pa.Array, list[int]]:
@@ -169,7 +172,7 @@ def _number_ms(cell: Any, unit: str) -> int | None:
     if isinstance(cell, bool):
         return None
     ms = cell * times // parts if isinstance(cell, int) else round(float(cell) * times / parts)
-    return int(ms) if abs(ms) < MOST else None
+    return int(ms) if abs(ms) < EXACT else None
 
 
 def _iso(text: str) -> datetime:
@@ -210,19 +213,25 @@ _PARSERS: dict[str, Callable[[str], datetime]] = {"iso": _iso, "dmy": _day_first
 # ---------------------------------------------------------------------------------------------- guessing
 
 
-def guess_clock(sample: Sequence[Any], zone: str) -> tuple[Clock | None, str]:
+def guess_clock(sample: Sequence[Any], zone: str, is_named: bool = False) -> tuple[Clock | None, str]:
     """How a column writes times, None if it holds none; and a word where the sample leaves it open.
 
     Args:
         sample: values that are there.
         zone: of times that name none.
+        is_named: its name says that it holds times, so a notation of most of them will do where no other one reads
+            what it does not.
     """
     if not sample:
         return None, ""
-    rates = {how: _rate(Clock(how, zone), sample) for how in _candidates(sample)}
+    reads = {how: _reads(Clock(how, zone), sample) for how in _candidates(sample)}
+    rates = {how: sum(good) / len(sample) for how, good in reads.items()}
     best = max(rates, key=lambda how: rates[how], default="")
     if not best or rates[best] < SURE:
-        return None, ""
+        missed = [i for i, good in enumerate(reads.get(best, ())) if not good]
+        otherwise = any(good[i] for good in reads.values() for i in missed)
+        if not is_named or rates.get(best, 0.0) <= MOST or otherwise:
+            return None, ""
     if rates.get("dmy", 0) == rates.get("mdy", 0) == rates[best]:
         return None, "day and month can't be told apart"
     return Clock(best, zone), ""
@@ -231,12 +240,13 @@ def guess_clock(sample: Sequence[Any], zone: str) -> tuple[Clock | None, str]:
 def _candidates(sample: Sequence[Any]) -> list[str]:
     if all(isinstance(cell, date) for cell in sample):
         return ["iso"]
-    if all(_is_number(cell) for cell in sample):
+    numbers = sum(map(_is_number, sample))
+    if numbers == len(sample):
         texts = [str(cell).strip() for cell in sample]
         if all(_DIGITS.fullmatch(text) for text in texts):
             return ["%Y%m%d" if all(len(text) == 8 for text in texts) else "%Y%m%d%H%M%S"]
         return list(UNITS)
-    return list(_PARSERS)
+    return [*_PARSERS, *(UNITS if numbers else ())]
 
 
 def _is_number(cell: Any) -> bool:
@@ -245,8 +255,13 @@ def _is_number(cell: Any) -> bool:
     return isinstance(cell, (int, float)) and not isinstance(cell, bool)
 
 
-def _rate(clock: Clock, sample: Sequence[Any]) -> float:
-    times = [clock.ms(cell) for cell in sample]
-    good = sum(ms is not None and EARLIEST_MS <= ms <= MAX_TIMESTAMP_MS for ms in times)
-    dots = clock.how == "mdy" and all("." in str(cell)[:6] for cell in sample)  # with points the day comes first
-    return 0.0 if dots else good / len(sample)
+def _reads(clock: Clock, sample: Sequence[Any]) -> list[bool]:
+    """Whether each value is a time in a notation."""
+
+    def reads(cell: Any) -> bool:
+        if clock.how == "mdy" and "." in str(cell)[:6]:  # with points the day comes first
+            return False
+        ms = clock.ms(cell)
+        return ms is not None and EARLIEST_MS <= ms <= MAX_TIMESTAMP_MS
+
+    return [reads(cell) for cell in sample]

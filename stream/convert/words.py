@@ -15,7 +15,7 @@ from driftline.configs.files import presets
 from driftline.configs.load import load_settings
 from driftline.configs.settings import UNKNOWN_ACTION, ItemFiles, Settings
 from driftline.stream.convert.guess import TIMES, Mapping
-from driftline.stream.convert.numbers import BETWEEN
+from driftline.stream.convert.numbers import BETWEEN, are_grades
 from driftline.stream.convert.run import Done, Plan
 from driftline.stream.events.files import UNNAMED
 from driftline.stream.events.schema import shorten
@@ -63,24 +63,25 @@ def _yaml_key(name: str) -> str:
 
 
 def check_value(plan: Plan, settings: Settings) -> str:
-    """A word on values whose action nothing names, "" = there is nothing to say.
+    """A word on rows whose action nothing names, "" = there is nothing to say.
 
     Raises:
         InputError: they are ratings: low ones would count as wanted.
     """
-    mapping, values = plan.mapping, _values(plan)
+    mapping = plan.mapping
     column = mapping.columns.get("value")
+    values = _values(plan, column)
     if column is None or not values:
-        return ""
+        return _unsaid(plan, settings)
     if mapping.is_rating and mapping.action == "rate" and settings.action("rate").positive_from is None:
         return (
             f"a rate has {meaning(settings, 'rate')} under configuration {settings.name!r}; "
             f"under -c media it has {meaning(load_settings('media'), 'rate', values)}"
         )
-    if mapping.action or mapping.action_from or "action" in mapping.columns:
+    if _says_action(mapping):
         return ""
     span = f"{min(values):g} to {max(values):g} in the first {len(values):,} rows"
-    if not mapping.is_rating:
+    if not mapping.is_rating and not (mapping.may_be_rating and are_grades(values)):
         known = [
             f"--action {name} ({meaning(settings, name, values)})"
             for name, one in settings.actions.items()
@@ -98,6 +99,26 @@ def check_value(plan: Plan, settings: Settings) -> str:
         f"counts as wanted, low ones too. Say it: --action rate ({'; '.join(choices)}), or --action {UNNAMED} to "
         "keep it so"
     )
+
+
+def _says_action(mapping: Mapping) -> bool:
+    return bool(mapping.action or mapping.action_from or "action" in mapping.columns)
+
+
+def _unsaid(plan: Plan, settings: Settings) -> str:
+    """A word on rows that are all wanted as nothing says what was done, with columns that might."""
+    if _says_action(plan.mapping):
+        return ""
+    grades = [
+        name
+        for name in plan.mapping.left_out
+        if len(values := _values(plan, name)) == len(plan.sample.values[name]) and are_grades(values)
+    ]
+    if grades:
+        hint = f"{', '.join(map(repr, grades))} may be ratings: --map value={grades[0]} --action rate takes them so"
+    else:
+        hint = "--action view, purchase, play, ... says more"
+    return f"nothing says what was done: each row is an {UNNAMED!r}, {meaning(settings, UNNAMED)}; {hint}"
 
 
 def below_zero(plan: Plan, done: Done, settings: Settings) -> str:
@@ -120,8 +141,8 @@ def below_zero(plan: Plan, done: Done, settings: Settings) -> str:
     return f"{rows} stayed {action!r} ({meaning(settings, action)}); --action-below-zero return makes them returns"
 
 
-def _values(plan: Plan) -> list[float]:
-    column = plan.mapping.columns.get("value")
+def _values(plan: Plan, column: str | None) -> list[float]:
+    """The numbers in the sample of a column."""
     found = []
     for cell in plan.sample.values.get(column, ()) if column else ():
         try:

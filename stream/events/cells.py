@@ -32,6 +32,10 @@ ARROW = {
     "since": pa.int64(),
     "number": pa.float64(),
 }
+FLAGS = dict.fromkeys(("true", "1", "1.0", "yes", "y", "ja", "j", "oui", "si", "sí"), True) | dict.fromkeys(
+    ("false", "0", "0.0", "no", "n", "nein", "non", "nee"), False
+)
+"""What stands for true and false, in lower case."""
 NUMBER = r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?|[+-]?(?i:inf|infinity|nan)"
 WHOLE = r"[0-9]{1,18}"
 EXACT_BELOW = {16: 1 << 11, 32: 1 << 24, 64: 1 << 53}
@@ -233,7 +237,7 @@ def convert(meaning: str, cell: Any, exact_below: int = EXACT_BELOW[64]) -> tupl
     if meaning == "texts":
         return _texts(cell)
     if meaning == "flag":
-        flag = {"true": True, "false": False, "1": True, "0": False, "1.0": True, "0.0": False}.get(str(cell).lower())
+        flag = FLAGS.get(str(cell).strip().lower())
         return flag, "" if flag is not None else "not a flag"
     return _number(meaning, cell)
 

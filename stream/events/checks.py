@@ -73,14 +73,15 @@ EXPECTED = {
     "action": f"a string of at most {MAX_ACTION_BYTES} bytes, or nothing",
     "long": "a string, or nothing",
     "texts": "a list of strings, a string with | between them, or nothing",
-    "flag": "true or false",
+    "flag": "true or false, 1 or 0, yes or no (ja, oui, si; nein, non)",
     "time": f"unix milliseconds such as {EXAMPLE_MS}, an integer from {EARLIEST_MS} to {MAX_TIMESTAMP_MS}",
     "since": f"unix milliseconds such as {EXAMPLE_MS}, an integer from 0 to {MAX_TIMESTAMP_MS}, or nothing",
     "number": f"a finite number up to {MAX_NUMBER:g}, or nothing",
 }
 FUTURE = "a time that has passed: a worker refuses what is more than state.future_ms ahead"
 HINTS = {
-    "not UTF-8": "text in UTF-8: write the file anew, or say what it is in: --encoding cp1252, latin-1, utf-16",
+    "not UTF-8": "text in UTF-8: write the file anew, or say what it is in: --encoding cp1252, latin-1, utf-16 ("
+    "--items-encoding of items)",
     "digits lost": "ids as text or integers: a number with a point is rounded from here on, the id is no longer in it",
     "decimal comma": "a decimal point, and nothing between thousands: 1014.6 for 1014,6. A comma may mean either, so "
     "it is not guessed; export with a point, or say --decimal , (or .)",

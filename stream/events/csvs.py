@@ -8,6 +8,7 @@ columns that it finds itself, and starts threads.
 
 from __future__ import annotations
 
+import codecs
 import csv
 import gc
 import io
@@ -31,6 +32,16 @@ DELIMITERS = (",", ";", "\t", "|", "::")
 ONE_CHARACTER = "\x1f"
 """Stands for a delimiter of two: Python's parser takes one alone."""
 QUOTES = "\"'"
+MARKS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+"""First bytes of a file, and what it is in then; those of UTF-16 begin as those of UTF-32 do."""
+LOOKED_AT = 1 << 20
+"""Bytes of a file that is told to be in another encoding than UTF-8."""
 FIRST_ROWS = 100
 MAX_CELL = 1 << 24
 """Characters; a quote that never closes makes one cell of the rest of the file."""
@@ -59,12 +70,29 @@ class Dialect:
 
 @contextmanager
 def _text(path: Path, encoding: str) -> Iterator[io.TextIOWrapper]:
+    """The text of a file; marks at its start say what it is in, whatever `encoding` does."""
     errors = "strict" if encoding else "surrogateescape"
-    with (
-        opened(path, not encoding) as file,
-        io.TextIOWrapper(file, encoding or "utf-8-sig", errors=errors, newline="") as text,
-    ):
-        yield text
+    with opened(path, not encoding) as file:
+        start = file.peek(4)  # type: ignore[attr-defined]
+        marked = next((name for mark, name in MARKS if start.startswith(mark)), "")
+        with io.TextIOWrapper(file, marked or encoding or "utf-8-sig", errors=errors, newline="") as text:
+            yield text
+
+
+def utf8_letter(path: Path, encoding: str) -> str:
+    """A letter that is not ASCII of a file that is to be read in a narrow encoding and is in UTF-8 without a mark.
+
+    "" = there is none, as the first bytes tell.
+    """
+    if not encoding or codecs.lookup(encoding).name.startswith("utf"):
+        return ""
+    with opened(path, False) as file:
+        start = file.read(LOOKED_AT)
+    try:
+        text = start[: start.rfind(b"\n") + 1 or None].decode()
+    except UnicodeDecodeError:
+        return ""
+    return "" if start.startswith(codecs.BOM_UTF8) else next((one for one in text if not one.isascii()), "")
 
 
 def _header(path: Path, known: dict[str, str], required: Sequence[str], form: Form) -> tuple[Dialect, list[str]]:

@@ -46,8 +46,9 @@ Message = tuple[bytes | None, bytes]
 
 REPORT_EVERY = 500
 SORTED_AT_ONCE = 16_384
-LAST_RECORDS = 200
-"""Of each partition, that are looked at for how far it has come."""
+LAST_RECORDS = 10_000
+SPOTS = 16
+"""Of each partition, its last records and so many of those before are looked at for how far it has come."""
 LATE_S = 1.0
 """How much longer than its own time limit a producer may take to say that a record was not taken."""
 INTERRUPTED_S = 5.0
@@ -274,11 +275,13 @@ def _batches(messages: Iterable[tuple[bytes, bytes]]) -> Iterator[pa.RecordBatch
 def newest_event_ms(settings: Settings, bootstrap: str) -> Int64:
     """The latest event time among the last records of each partition of the topic [partitions], -1 = there is no event.
 
+    An older file may have been sent after a newer one: so records at even distances in what lies before count, too.
+
     Raises:
         BrokerError: the topic can't be read.
     """
     ahead_ms = time.time() * 1000 + settings.state.future_ms
-    held = newest(settings.broker, bootstrap, "interactions", LAST_RECORDS)
+    held = newest(settings.broker, bootstrap, "interactions", LAST_RECORDS, SPOTS)
     times = ([_time_of(record.value) for record in held[number]] for number in sorted(held))
     return np.array([max((t_ms for t_ms in of if t_ms < ahead_ms), default=-1) for of in times], np.int64)
 

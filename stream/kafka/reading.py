@@ -16,6 +16,8 @@ from driftline.configs.settings import Broker
 from driftline.serving.header_names import escape_header_names
 from driftline.stream.kafka.broker import check_reachable
 
+AT_ONCE = 2000
+"""Records that are taken out of what was fetched, at most."""
 PAUSE_S = 0.02
 """Between two looks at a topic that has nothing new."""
 SILENT_S = 5.0
@@ -44,7 +46,7 @@ def consumer(
         **consumer_options(settings, bootstrap)
         | {"isolation_level": isolation, "auto_offset_reset": "earliest" if skips else "none"},
         bootstrap_timeout_ms=bootstrap_ms(settings),
-        max_poll_records=2000,
+        max_poll_records=AT_ONCE,
         fetch_max_wait_ms=wait_ms,
     )
     try:
@@ -95,8 +97,11 @@ def read_all(settings: Broker, bootstrap: str, name: str, first: int = 0) -> Ite
             yield from _read_partition(reader, place, max(first, starts[place]), ends[place])
 
 
-def newest(settings: Broker, bootstrap: str, name: str, n: int) -> dict[int, list[Any]]:
+def newest(settings: Broker, bootstrap: str, name: str, n: int, spots: int = 0) -> dict[int, list[Any]]:
     """At most the last `n` records that a topic holds in each partition, in order of the offsets.
+
+    Args:
+        spots: of the records before those, so many at even distances come first.
 
     Raises:
         BrokerError: the topic can't be read.
@@ -104,10 +109,17 @@ def newest(settings: Broker, bootstrap: str, name: str, n: int) -> dict[int, lis
     with consumer(settings, bootstrap, wait_ms=END_WAIT_MS) as reader:
         found = places(reader, settings, [name])
         starts, ends = reader.beginning_offsets(found), reader.end_offsets(found)
-        return {
-            place.partition: list(_read_partition(reader, place, max(starts[place], ends[place] - n), ends[place]))
-            for place in found
-        }
+        held: dict[int, list[Any]] = {}
+        for place in found:
+            start, end = starts[place], ends[place]
+            last = max(start, end - n)
+            step = max(1, -(-(last - start) // max(1, spots)))
+            before = range(last - 1, start - 1, -step)[:spots]
+            held[place.partition] = [
+                *(one for offset in before[::-1] for one in _read_partition(reader, place, offset, offset + 1)),
+                *_read_partition(reader, place, last, end),
+            ]
+        return held
 
 
 def first_offsets(settings: Broker, bootstrap: str, name: str) -> dict[int, int]:
@@ -129,7 +141,7 @@ def _read_partition(reader: Any, place: TopicPartition, start: int, end: int) ->
     position, moved_s = start, time.monotonic()
     while position < end:
         try:
-            records = polled(reader, 500).get(place, [])
+            records = polled(reader, 500, min(AT_ONCE, end - position)).get(place, [])
         except OffsetOutOfRangeError as error:  # offsets that only hold no records are none of those
             raise _gone(reader, place, error.args[0][place], end) from None
         for record in records:

@@ -131,6 +131,12 @@ def test_a_time_that_is_none_is_refused_by_the_name_of_its_option(driftline: Run
     assert "2010-11-25T08:00" in result.stderr
 
 
+def test_a_price_with_a_comma_is_refused_with_the_value_and_a_point(driftline: Run) -> None:
+    result = driftline("recommend", "u", "--max-price", "15,50")
+    assert result.returncode == 2, result.stderr
+    assert "Invalid value for '--max-price': got '15,50'; expected a number with a decimal" in result.stderr
+
+
 @pytest.mark.parametrize(("total", "count"), [(None, "events: 7 in "), (9, "events: 7 of 9 in ")])
 def test_progress_shows_the_total_only_if_it_is_known(
     total: int | None, count: str, capsys: pytest.CaptureFixture[str]

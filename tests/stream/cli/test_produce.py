@@ -23,7 +23,7 @@ from driftline.serving.owner import partition_of
 from driftline.stream.cli import app
 from driftline.stream.events.files import validate
 from driftline.stream.events.produce import INTERRUPTED_S, Sender, item_messages, send_files, sender
-from driftline.stream.kafka.reading import read_all
+from driftline.stream.kafka.reading import newest, read_all
 
 
 def test_an_empty_file_and_a_folder_are_refused(world: Any, driftline: Run, tmp_path: Path) -> None:
@@ -265,7 +265,27 @@ def test_produce_says_how_many_events_are_too_old_for_what_the_topic_holds(
     assert behind == 16, "10 is the newest there, and 9 is an hour older, no more"
     assert "note: 16 events are more than state.late_ms, 60 min, older than those that their partition of" in said
     assert "the topic holds already, up to 2020-09-13 22:26:40 UTC" in said
+    assert "(in its last 10,000 records and 16 spread over those before)" in said
     assert sent(2, 5, more=("--until", str(1_600_000_000_000 + 3 * 3_600_000)))[0] == 8
+    assert sent(*[4] * 300, users=1)[0] == 300
+    assert sent(9)[0] == 8, "an older file after it, of more than a few records, hides nothing of 11"
+
+
+def test_a_topic_is_looked_at_in_its_last_records_and_in_some_spread_over_those_before(
+    world: Any, driftline: Run, tmp_path: Path
+) -> None:
+    world.partitions = 1
+    path = tmp_path / "events.jsonl"
+    path.write_text(EVENT * 30)
+    assert driftline("produce", "--events", str(path), "-c", str(world.config)).returncode == 0
+
+    def offsets(n: int, spots: int) -> list[int]:
+        held = newest(world.settings.broker, world.bootstrap, "interactions", n, spots)
+        return [record.offset for record in held[0]]
+
+    assert offsets(4, 0) == [26, 27, 28, 29]
+    assert offsets(4, 3) == [7, 16, 25, 26, 27, 28, 29]
+    assert offsets(28, 16) == offsets(99, 16) == list(range(30))
 
 
 def test_produced_events_keep_key_and_unknown_fields(world: Any, driftline: Run, tmp_path: Path) -> None:

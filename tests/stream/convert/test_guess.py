@@ -8,6 +8,7 @@ from driftline.stream.convert.guess import EVENTS, ITEMS, mapping_of
 from driftline.stream.convert.names import EVENT_NAMES, plain_name, rank
 from driftline.stream.convert.numbers import OPEN, sign_of, with_point
 from driftline.stream.convert.sources import Sample
+from driftline.stream.events.checks import check_column
 
 SECONDS = [1_600_000_000, 1_600_000_060]
 FILMS = {"userId": ["1", "2"], "movieId": ["7", "8"], "rating": ["3.5", "4"], "timestamp": list(map(str, SECONDS))}
@@ -121,7 +122,7 @@ def test_items_have_their_own_names():
     [
         ({"user": "userId"}, "there is no field 'user'; did you mean 'user_id'?"),
         ({"user_id": "userID"}, "there is no column 'userID'; did you mean 'userId'? The columns are userId, movieId"),
-        ({"timestamp_ms": "rating"}, "'rating' holds '3.5', '4'; expected a time; 'timestamp' could be a time"),
+        ({"timestamp_ms": "rating"}, "'rating' holds '3.5', '4'; expected a time; 'timestamp' could be it"),
         ({"value": "genre"}, "'genre' holds 'Drama', 'War'; expected a number; 'userId', 'movieId', 'rating'"),
         ({"user_id": "movieId", "item_id": "movieId"}, "'movieId' is mapped to user_id and item_id"),
         ({"item_id": "empty"}, "'empty' holds nothing; expected an id; 'userId', 'movieId'"),
@@ -202,3 +203,36 @@ def test_numbers_are_rewritten_only_where_the_sign_is_known():
         mapping(prices)
     assert mapping(prices, {"decimal": ","}).columns["price"] == "price"
     assert mapping({**prices, "price": [1], "place": ["1,234"]}).columns["price"] == "price"
+
+
+def test_an_items_region_or_country_is_left_out_and_its_shop_a_domain():
+    columns = {"Artikelnr": ["1"], "Bezeichnung": ["Riesling"], "Region": ["Mosel"], "Land": ["DE"]}
+    assert mapping(columns, kind=ITEMS).left_out == ["Region", "Land"]
+    assert mapping({**columns, "Filiale": ["K"]}, kind=ITEMS).columns["domain"] == "Filiale"
+    assert mapping(columns, {"map": {"domain": "Region"}}, ITEMS).columns["domain"] == "Region"
+    events = {"user": ["u"], "item": ["i"], "ts": SECONDS, "region": ["north"]}
+    assert mapping(events).columns["domain"] == "region"
+
+
+@pytest.mark.parametrize(
+    "cells", [["ja", "nein"], ["J", "N"], ["oui", "non"], ["Sí", "No"], ["si", "no"], ["yes", "Y"]]
+)
+def test_yes_and_no_are_flags(cells):
+    for reading in ({}, {"map": {"available": "Lieferbar"}}):
+        assert mapping({"sku": ["1"], "Lieferbar": cells}, reading, ITEMS).columns["available"] == "Lieferbar"
+    array, problems = check_column("Lieferbar", "flag", cells, range(1, 3), False)
+    assert (array.to_pylist(), problems) == ([True, cells[1] == "Y"], [])
+
+
+def test_what_is_no_flag_is_refused_with_what_is_one():
+    with pytest.raises(InputError) as refused:
+        mapping({"sku": ["77"], "Lieferbar": ["bald"]}, {"map": {"available": "Lieferbar"}}, ITEMS)
+    words = "'Lieferbar' holds 'bald'; expected true or false, 1 or 0, yes or no (ja, oui, si; nein, non)"
+    assert f"{words}; no other column could be it" in str(refused.value)
+
+
+def test_a_named_column_is_taken_by_most_of_what_it_holds():
+    columns = {"user": ["u"], "item": ["i"], "ts": SECONDS, "Menge": ["1", "zwei", "3"], "price": ["a", "b", "3"]}
+    found = mapping(columns)
+    assert found.columns["value"] == "Menge"
+    assert found.left_out == ["price"]

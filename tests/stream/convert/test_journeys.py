@@ -449,3 +449,59 @@ def test_columns_of_the_context_are_not_called_left_out_or_unknown_by_validate(t
     (tmp_path / "ready.jsonl").write_text(json.dumps(ready[0]))
     told = run("validate", tmp_path / "ready.jsonl", "-c", own)
     assert "kept for the context: device\nunknown columns, kept: shelf\n" in told.stdout
+
+
+def test_few_rows_with_bad_times_are_bad_rows_not_a_bad_column(tmp_path):
+    times = ["29.11.2026 13:05", "29.11.2026 25:05", *[f"29.11.2026 13:0{n}" for n in range(5)], "30.02.2026 13:08"]
+    lines = [f"0001;{time};{n};{'zwei' if n == 4 else 2}" for n, time in enumerate(times)]
+    (tmp_path / "neu.csv").write_text("\n".join(["Kundennr;Datum;Artikelnr;Menge", *lines]))
+    given = ("import", tmp_path / "neu.csv", "--out", tmp_path / "out", "--action", "purchase")
+    refused = str(run(*given).exception)
+    for words in (
+        "3 of 8 rows are not right",
+        "2 not a time in 'Datum'",
+        "1 not a number in 'Menge'",
+        "the first: row 2",
+    ):
+        assert words in refused
+    for more in ((), ("--map", "timestamp_ms=Datum"), ("--time", "dmy")):
+        assert run(*given, *more, "--bad", tmp_path / "bad.jsonl").exit_code == 0
+        bad = [json.loads(line) for line in (tmp_path / "bad.jsonl").read_text().splitlines()]
+        assert [line["row"] for line in bad] == [2, 5, 8]
+        assert len(written(tmp_path / "out")) == 5
+
+
+@pytest.mark.parametrize("name", ["Sterne", "Bewertung", "Eindruck", "value"])
+def test_a_value_that_looks_like_ratings_is_refused_without_an_action_under_any_name(tmp_path, name):
+    rows = [f"u{n % 7};i{n};{1_600_000_000 + n};{n % 5 + 1}{',0' if n % 3 else ''}" for n in range(40)]
+    (tmp_path / "a.csv").write_text("\n".join([f"user;sku;ts;{name}", *rows]))
+    given = ("import", tmp_path / "a.csv", "--out", tmp_path / "out")
+    refused = run(*given, "--map", f"value={name}")
+    assert isinstance(refused.exception, InputError), refused.output
+    assert f"'{name}' is taken as value (1 to 5 in the first 40 rows) and nothing says what" in str(refused.exception)
+    assert run(*given, "--map", f"value={name}", "--action", "interact").exit_code == 0
+    if name == "Eindruck":
+        said = run(*given).stderr
+        assert (
+            "nothing says what was done: each row is an 'interact', weight 1, counts as wanted whatever its va" in said
+        )
+        assert "'Eindruck' may be ratings: --map value=Eindruck --action rate takes them so" in said
+
+
+def test_events_and_items_have_encodings_of_their_own(tmp_path):
+    (tmp_path / "a.csv").write_text("user;sku;ts;Geschäft\nu;1;1600000000;Köln\n", "latin-1")
+    (tmp_path / "items.csv").write_text("sku;Bezeichnung\n1;Grüner Veltliner\n", "utf-8")
+    options = ("--items", tmp_path / "items.csv", "--map", "domain=Geschäft", "--encoding", "latin-1")
+    given = ("import", tmp_path / "a.csv", *options, "--action", "view", "--out", tmp_path / "out")
+    for more, encoding in (((), "utf-8"), (("--items-encoding", "cp1252"), "cp1252")):
+        (tmp_path / "items.csv").write_text("sku;Bezeichnung\n1;Grüner Veltliner\n", encoding)
+        result = run(*given, *more)
+        assert result.exit_code == 0, result.output
+        assert read_items(tmp_path / "out" / "items.parquet")["1"].title == "Grüner Veltliner"
+        assert written(tmp_path / "out")[0]["domain"] == "Köln"
+    settings = load_settings(tmp_path / "out" / "driftline.yaml")
+    assert (settings.event_files.encoding, settings.item_files.encoding) == ("latin-1", "cp1252")
+    (tmp_path / "items.csv").write_text("sku;Bezeichnung\n1;Grüner Veltliner\n", "utf-8")
+    assert (
+        "items.csv: is UTF-8 by its letters and is read as cp1252" in run(*given, "--items-encoding", "cp1252").stderr
+    )

@@ -231,3 +231,84 @@ def test_columns_of_the_context_stay_as_text_and_others_are_left_out(tmp_path: P
     extra = read_columns(tmp_path / "events.parquet").extra
     assert extra is not None
     assert extra.tolist() == [{"device": "4", "region": "north"}, {"region": "south"}]
+
+
+def written(path: Path, rows: list[dict[str, object]]) -> None:
+    """Rows as a file of the format that its name says, with the columns of the first one."""
+    if path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    elif path.suffix == ".csv":
+        lines = [rows[0], *(row.values() for row in rows)]
+        path.write_text("\n".join(",".join("" if cell is None else str(cell) for cell in line) for line in lines))
+    else:
+        table = pa.Table.from_pylist(rows)
+        with (
+            pa.ipc.new_file(path, table.schema)
+            if path.suffix == ".arrow"
+            else pq.ParquetWriter(path, table.schema) as writer
+        ):
+            writer.write_table(table)
+
+
+@pytest.mark.parametrize("lacks", [True, False])
+@pytest.mark.parametrize("form", ["parquet", "arrow", "csv", "jsonl"])
+def test_the_columns_of_a_folder_are_those_of_all_its_parts(tmp_path: Path, form: str, lacks: bool) -> None:
+    folder = tmp_path / "all"
+    folder.mkdir()
+    base = {"user_id": "u", "item_id": "i", "action": "rate"}
+    none = {} if lacks else {"event_id": None, "price": None, "group_id": None, "domain": None}
+    written(folder / f"a.{form}", [base | {"timestamp_ms": 1_700_000_000_000 + n, "value": 4.0} | none for n in (0, 1)])
+    more = {"event_id": "e", "price": 2.5, "group_id": "g", "domain": "shop"}
+    written(folder / f"b.{form}", [base | {"timestamp_ms": 1_700_000_000_002} | more])
+    written(folder / f"c.{form}", [base | {"timestamp_ms": 1_700_000_000_003} | more])
+    plan = Plan.of(EVENTS, str(folder), EventFiles())
+    assert plan.mapping.left_out == []
+    done = write_events(plan, tmp_path / "out.parquet", Settings())
+    assert done.duplicates == 1, "an id that comes again in another part is still one"
+    rows = pq.read_table(tmp_path / "out.parquet").to_pylist()
+    found = [(row["value"], *(row[name] for name in more)) for row in rows]
+    assert found == [(4.0, None, None, None, None)] * 2 + [(None, "e", 2.5, "g", "shop")] * 2
+
+
+def test_a_part_that_calls_a_field_otherwise_is_refused(tmp_path: Path) -> None:
+    base = {"user_id": "u", "item_id": "i", "timestamp_ms": 1_700_000_000_000}
+    written(tmp_path / "a.parquet", [base | {"price": 2.5}])
+    written(tmp_path / "b.parquet", [base | {"Preis": 3.5}])
+    plan = Plan.of(EVENTS, str(tmp_path), EventFiles())
+    with pytest.raises(InputError, match=r"part b.parquet has no column 'price', which others have as price, but 'Pre"):
+        write_events(plan, tmp_path / "out.parquet", Settings())
+
+
+def test_a_column_of_the_schema_that_is_empty_at_first_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "SAMPLE_ROWS", 2)
+    monkeypatch.setattr(sources, "LEAST_OF_PART", 2)
+    base = {"user": "u", "item_id": "i", "timestamp_ms": 1_700_000_000_000, "action": "view"}
+    written(tmp_path / "a.csv", [base | {"price": price} for price in (None, None, 2.5)])
+    write_events(Plan.of(EVENTS, str(tmp_path / "a.csv"), EventFiles()), tmp_path / "out.parquet", Settings())
+    assert pq.read_table(tmp_path / "out.parquet")["price"].to_pylist() == [None, None, 2.5]
+
+
+@pytest.mark.parametrize("marked", ["utf-8-sig", "utf-16", "utf-32"])
+def test_marks_at_the_start_of_a_file_say_its_encoding_whatever_is_told(tmp_path: Path, marked: str) -> None:
+    (tmp_path / "a.csv").write_bytes(text(";").encode(marked))
+    assert converted(tmp_path, tmp_path / "a.csv", encoding="latin-1") == EXPECTED
+    assert Plan.of(EVENTS, str(tmp_path / "a.csv"), EventFiles(encoding="latin-1")).note == ""
+
+
+def test_utf_8_that_is_read_as_something_else_is_noted(tmp_path: Path) -> None:
+    reading = EventFiles(encoding="latin-1")
+    (tmp_path / "a.csv").write_bytes(text(";").encode("latin-1"))
+    assert Plan.of(EVENTS, str(tmp_path / "a.csv"), reading).note == ""
+    (tmp_path / "a.csv").write_bytes(text(";").encode())
+    note = Plan.of(EVENTS, str(tmp_path / "a.csv"), reading).note
+    assert "a.csv: is UTF-8 by its letters and is read as latin-1: 'ü' becomes 'Ã¼'; leave the encoding out" in note
+
+
+def test_a_part_in_another_encoding_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes(text(";").encode())
+    (tmp_path / "b.csv").write_bytes(text(";").encode("latin-1"))
+    with pytest.raises(InputError, match=r"b\.csv: column 'sku' is not UTF-8: .*--encoding cp1252"):
+        Plan.of(EVENTS, str(tmp_path), EventFiles())
+    (tmp_path / "a.csv").write_bytes(text(";").encode("utf-8-sig"))
+    plan = Plan.of(EVENTS, str(tmp_path), EventFiles(encoding="latin-1"))
+    assert plan.sample.values["sku"] == [row["sku"] for row in ROWS] * 2, "a mark goes before what is told of all"

@@ -108,3 +108,26 @@ def test_every_unit_is_found_by_its_size_and_read_exactly(ms, unit):
 )  # fmt: skip
 def test_the_zone_is_named_at_the_place_where_the_cells_name_none(clock, sample, words):
     assert clock.about(sample) == words
+
+
+def test_a_time_that_the_clocks_leave_out_or_show_twice_is_read_alike_in_every_notation():
+    spring, autumn = datetime(2026, 3, 29, 1, 30, tzinfo=UTC), datetime(2026, 10, 25, 0, 30, tzinfo=UTC)
+    expected = [int(when.timestamp() * 1000) for when in (spring, autumn)]
+    local = [datetime(2026, 3, 29, 2, 30), datetime(2026, 10, 25, 2, 30)]
+    for how, cells in (
+        ("dmy", pa.array([f"{when:%d.%m.%Y %H:%M}" for when in local])),
+        ("iso", pa.array([f"{when:%Y-%m-%d %H:%M}" for when in local])),
+        ("iso", pa.array(local, pa.timestamp("us"))),
+    ):
+        assert Clock(how, "Europe/Berlin").read(cells) == (pa.array(expected), []), cells
+
+
+def test_a_named_column_has_the_notation_of_most_of_it_where_no_other_reads_the_rest():
+    dots = ["29.11.2026 13:05"] * 5 + ["29.11.2026 25:05", "30.02.2026 13:08"]
+    assert guess_clock(dots, "UTC") == (None, "")
+    assert guess_clock(dots, "UTC", is_named=True) == (Clock("dmy"), "")
+    assert guess_clock(["1705314645", "1705314646", "soon"], "UTC", is_named=True)[0] == Clock("s")
+    assert guess_clock(["01.02.2024", "03.04.2024", "soon"], "UTC", is_named=True)[0] == Clock("dmy")
+    slashes = ["13/04/2024", "14/04/2024", "15/04/2024", "04/16/2024"]
+    assert guess_clock(slashes, "UTC", is_named=True) == (None, ""), "day and month in two orders"
+    assert guess_clock(["29.11.2026", "soon"], "UTC", is_named=True) == (None, ""), "a half is not most"

@@ -18,6 +18,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+from driftline.client import Client
 from driftline.configs.addresses import free_port
 from driftline.configs.errors import LockedError
 from driftline.configs.settings import Broker, Metrics, Serving, Settings, State, Trainer
@@ -216,6 +217,14 @@ def test_up_in_the_background_begins_its_log_anew_and_keeps_the_last_one(system:
     assert log.with_name("up.log.1").read_text() == "an earlier system\n"
     assert "up: starting worker" in log.read_text()
     assert "an earlier system" not in log.read_text()
+
+
+def test_up_in_the_background_returns_once_the_service_answers_a_call(system: System) -> None:
+    started = system.run("up", "-d", "--without", "trainer", "--without", "profiler")
+    assert started.returncode == 0, started.stderr
+    with Client(f"127.0.0.1:{system.environment['DRIFTLINE__SERVING__PORT']}") as client:
+        assert client.health() == "SERVING"
+        assert not client.user_state("nobody").user_state.known
 
 
 def test_status_shows_how_a_system_in_the_background_has_ended(system: System) -> None:

@@ -379,19 +379,21 @@ def test_metrics_tell_latency_origin_codes_and_version(tmp_path, worker, setting
 def test_a_service_whose_metrics_answer_is_not_called_ready_before_it_takes_calls(worker, settings, snapshot):
     port = free_port()
     serving = settings.serving.model_copy(update={"follow_items": True, "items_wait_s": 3.0})
-    broker = settings.broker.model_copy(update={"bootstrap": f"127.0.0.1:{free_port()}"})  # nobody is there
+    silent = socket.create_server(("127.0.0.1", 0))  # a broker that answers nothing, which is waited for
+    broker = settings.broker.model_copy(update={"bootstrap": f"127.0.0.1:{silent.getsockname()[1]}"})
     metrics = settings.metrics.model_copy(update={"serving_port": port})
     waits = settings.model_copy(update={"serving": serving, "broker": broker, "metrics": metrics})
 
     def told():
         return standing(waits, {"serving": port}, [os.getpid()])
 
-    with futures.ThreadPoolExecutor() as pool:
+    with silent, futures.ThreadPoolExecutor() as pool:
         starting = pool.submit(Server, waits)
         while not series(port):
             assert not starting.done(), starting.result()
             time.sleep(0.02)
-        assert (told().model_sequence, told().serving) == (None, None)
+        now = told()
+        assert (now.model_sequence, now.serving) == (None, None)
         with starting.result() as server, Client(f"127.0.0.1:{server.port}") as client:
             assert (told().model_sequence, told().serving) == (1, True)
             assert client.health() == "SERVING"

@@ -66,6 +66,10 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
         for watcher in stalled:
             watcher.context.cancel()
 
+    def status(self, service: str) -> Status:
+        """What a Check of a known service is told."""
+        return self._statuses[service]
+
     def close(self) -> None:
         """Everything is NOT_SERVING from now on; watchers are told so, and their calls end."""
         with self._lock:

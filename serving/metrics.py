@@ -37,6 +37,11 @@ class ServingMetrics:
             "driftline_serving_swap_seconds", "Time to open and warm the last snapshot", registry=registry
         )
         self.sequence = Gauge("driftline_serving_model_sequence", "Sequence of the serving snapshot", registry=registry)
+        self.health = Gauge(
+            "driftline_serving_health",
+            "As gRPC health tells it: 1 SERVING, 2 NOT_SERVING; 0 before calls are taken",
+            registry=registry,
+        )
         self.state_age_ms = Gauge(
             "driftline_serving_state_age_ms",
             "Time since the state was last known to hold all that the topic has, of the oldest partition",

@@ -131,6 +131,7 @@ class Server:
             self._close_parts()
             raise
         self._server.start()
+        self.metrics.health.set_function(lambda: self._health.status(SERVICE))  # 0 until now: metrics answer earlier
         self._health_thread = threading.Thread(target=self._follow_health, name="health", daemon=True)
         self._health_thread.start()
 

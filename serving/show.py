@@ -29,7 +29,7 @@ def user_state(answer: pb.GetUserStateResponse | pb.WatchUserStateResponse, even
     parts: list[RenderableType] = [_summary(answer), *_behind(answer.provenance)]
     if state.HasField("profile"):
         parts.append(_profile(state.profile))
-    parts.append(_history(state.history, events))
+    parts.append(_history(state.history, events, [one for one in state.counters.actions if not one.action]))
     return Group(*parts)
 
 
@@ -93,9 +93,7 @@ def model_info(info: pb.GetModelInfoResponse) -> RenderableType:
 
 def _summary(answer: pb.GetUserStateResponse | pb.WatchUserStateResponse) -> RenderableType:
     state, table = answer.user_state, Table.grid(padding=(0, 2))
-    counts = ", ".join(
-        f"{one.events:,} {one.action or f'action {one.action_code:08x}'}" for one in state.counters.actions
-    )
+    counts = ", ".join(f"{one.events:,} {one.action or _nameless([one])}" for one in state.counters.actions)
     table.add_row("user", Text(state.user_id, style="bold") + (f"  ({state.domain})" if state.domain else ""))
     table.add_row("events", f"{state.counters.events:,}: {counts}")
     table.add_row("since", _time(state.counters.first_event_ms))
@@ -123,7 +121,12 @@ def _profile(profile: pb.Profile) -> RenderableType:
     return table
 
 
-def _history(history: pb.History, events: int) -> RenderableType:
+def _nameless(of: Sequence[pb.ActionCount]) -> str:
+    """An action of which its code alone is known, which is told where it can be but one."""
+    return f"not in the configuration{f' ({of[0].action_code:08x})' if len(of) == 1 else ''}"
+
+
+def _history(history: pb.History, events: int, nameless: Sequence[pb.ActionCount]) -> RenderableType:
     table = Table(title=f"newest events ({len(history.item_ids)} returned)", title_justify="left", header_style="bold")
     for name in ("time (UTC)", "action", "item", "title"):
         table.add_column(name, overflow="fold")
@@ -138,7 +141,8 @@ def _history(history: pb.History, events: int) -> RenderableType:
         history.prices,
     )
     for t_ms, action, item, title, value, price in list(zip(*columns, strict=True))[:events]:
-        table.add_row(_clock(t_ms), action, item, _titled(title, history.titles), _number(value), _number(price))
+        said = action or _nameless(nameless)
+        table.add_row(_clock(t_ms), said, item, _titled(title, history.titles), _number(value), _number(price))
     return table
 
 

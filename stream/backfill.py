@@ -114,6 +114,7 @@ class Backfill(Epochs):
             beside = [asyncio.create_task(work) for work in (self.versions.follow(), self.standing.watch())]
             await _unless(self._apply_all(), beside)
             await self.standing.look()
+            self.sayings.last()
             return self._done(began, time.perf_counter() - started, time.process_time() - cpu)
         finally:
             for task in beside:

@@ -117,7 +117,7 @@ class Epochs:
         self.versions = GraphVersions(settings, bootstrap, self.send_all)
         self._holes: dict[TP, set[tuple[int, int]]] = defaultdict(set)
         self._gaps: set[TP] = set()
-        self._sayings = Sayings(self.metrics, settings.state.late_ms)
+        self.sayings = Sayings(self.metrics, settings.state.late_ms)
         self.holding = Holding(self, partitions, item_partitions)
         self.open = self.holding.open
         self.standing = Standing(self, bootstrap)
@@ -169,8 +169,9 @@ class Epochs:
         point("before-ack")
         processor.acknowledged = True  # 4, in the batch of the next epoch
         self.metrics.count(changes)
-        self._sayings.outcomes(block.tp)
-        self._sayings.unknown(changes.unknown_names)
+        self.sayings.outcomes(block.tp)
+        self.sayings.unknown(changes.unknown_names)
+        self.sayings.below_zero(changes.below_zero)
         if self.open.users.get(block.partition) is processor and self.versions.due(processor):
             await self.versions.adopt(processor)
 

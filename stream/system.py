@@ -73,7 +73,10 @@ class Standing(msgspec.Struct):
     """How far a system is.
 
     Attributes:
-        applied: events in the state since the worker began; None where no worker answers.
+        read: records that the state has taken in so far, also by workers of before; None where no worker answers.
+        applied: events that this worker applied since it began; None where no worker answers.
+        dead, too_late, unknown_actions: records that it refused, events that came too late, events with an action that
+            the configuration does not set, since it began.
         state_behind: records that the state lacks; None where no worker answers.
         opening: partitions that no worker of this system has open yet.
         state_s: how long the worker takes for them at its present rate; None where that is not known.
@@ -82,10 +85,15 @@ class Standing(msgspec.Struct):
         model_groups_per_s: the trainer's present rate.
         model_s: how long they take at that rate.
         snapshot_age_s: of the newest snapshot; None before the first.
-        model_sequence: number of the snapshot that serves; None where no service answers.
+        model_sequence: number of the snapshot that serves, 0 = none; None where no service takes calls.
+        serving: whether the service has anything to answer from, as its health says; None as above.
     """
 
+    read: int | None = None
     applied: int | None = None
+    dead: int = 0
+    too_late: int = 0
+    unknown_actions: int = 0
     state_behind: int | None = None
     state_s: float | None = None
     opening: int = 0
@@ -95,13 +103,14 @@ class Standing(msgspec.Struct):
     model_s: float | None = None
     snapshot_age_s: float | None = None
     model_sequence: int | None = None
+    serving: bool | None = None
 
     def sentence(self) -> str:
         """One line for people."""
         said = [
             "no worker answers yet"
             if self.state_behind is None
-            else f"state: {self.applied:,} events applied"
+            else f"state: {self.read or 0:,} records read, {self.applied or 0:,} events applied by this worker"
             + (f", {self.state_behind:,} behind" if self.state_behind else ", nothing behind")
             + (f", about {duration(self.state_s)}" if self.state_behind and self.state_s is not None else "")
             + (f", {self.opening} partitions not open yet" if self.opening else ""),
@@ -122,6 +131,19 @@ class Standing(msgspec.Struct):
         if self.model_sequence is not None:
             said.append(f"model {self.model_sequence} serves" if self.model_sequence else "no model serves yet")
         return " · ".join(said)
+
+    def losses(self) -> str:
+        """What did not reach the state as it was meant, with the commands that say more; "" = nothing."""
+        said = [
+            f"{n:,} {words}"
+            for n, words in (
+                (self.dead, "records refused (`driftline dlq list`)"),
+                (self.too_late, "events too late to change the state (`driftline doctor`)"),
+                (self.unknown_actions, "events with an action that is not in the configuration (the worker's log)"),
+            )
+            if n
+        ]
+        return f"since this worker began: {', '.join(said)}" if said else ""
 
 
 @contextmanager
@@ -294,7 +316,9 @@ def standing(settings: Settings, ports: Mapping[str, int], pids: Collection[int]
 
     found = Standing()
     if applied := told("worker"):
-        found.applied = int(applied.get('driftline_events_total{outcome="applied"}', 0))
+        for outcome in ("applied", "dead", "too_late", "unknown_actions"):
+            setattr(found, outcome, int(applied.get(f'driftline_events_total{{outcome="{outcome}"}}', 0)))
+        found.read = int(sum(v for name, v in applied.items() if name.startswith("driftline_next_offset{")))
         found.state_behind = int(sum(v for name, v in applied.items() if name.startswith("driftline_lag{")))
         found.state_s = known(applied.get("driftline_backlog_seconds"))
         found.opening = int(sum(v for name, v in applied.items() if name.startswith("driftline_partitions_waiting{")))
@@ -304,8 +328,10 @@ def standing(settings: Settings, ports: Mapping[str, int], pids: Collection[int]
         found.model_groups = None if groups is None else int(groups)
         found.model_groups_per_s = known(learnt.get("driftline_trainer_groups_per_second"))
         found.model_s = known(learnt.get("driftline_trainer_backlog_seconds"))
-    if served := told("serving"):
+    served = told("serving")
+    if health := served.get("driftline_serving_health"):  # its metrics answer before it takes calls
         found.model_sequence = int(served.get("driftline_serving_model_sequence", 0))
+        found.serving = health == 1
     with suppress(OSError):
         found.snapshot_age_s = time.time() - (settings.serving.snapshots / "CURRENT").stat().st_mtime
     return found

@@ -32,7 +32,9 @@ def backfill(config: Config = None, as_json: AsJson = False) -> None:
         print_json(done)
     else:
         also = ", ".join(
-            f"{done[name]:,} {name.replace('_', ' ')}" for name in ("dead", "duplicates", "late") if done[name]
+            f"{done[name]:,} {name.replace('_', ' ')}"
+            for name in ("dead", "duplicates", "late", "too_late", "unknown_actions")
+            if done[name]
         )
         out.print(
             f"{done['records']:,} records in {done['seconds']:.1f} s, {done['per_s']:,} a second; {done['applied']:,} "

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
+from typer.core import TyperCommand
 
 from driftline.configs.settings import Settings
 from driftline.serving.scratch import Scratch
@@ -34,8 +35,20 @@ if TYPE_CHECKING:
 
 def register(app: typer.Typer) -> None:
     """Adds the commands of this file."""
-    app.command(help=f"{cleandoc(replay.__doc__ or '')}\n\n{help_of_arms()}")(composed(replay, FILES))
+    help_of_replay = f"{cleandoc(replay.__doc__ or '')}\n\n{help_of_arms()}"
+    app.command(cls=Replay, help=help_of_replay)(composed(replay, FILES))
     app.command()(composed(validate, FILES))
+
+
+class Replay(TyperCommand):
+    """The command `replay`, whose --from-kafka may stand without a topic: typer has no options of that kind."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Gives the topic of events to a --from-kafka that another option, or nothing, follows."""
+        pairs = zip(args, [*args[1:], "-"], strict=False)  # there may be no argument at all
+        is_bare = [word == "--from-kafka" and after.startswith("-") for word, after in pairs]
+        filled = [f"{word}=interactions" if bare else word for word, bare in zip(args, is_bare, strict=True)]
+        return super().parse_args(ctx, filled)
 
 
 def replay(
@@ -45,7 +58,11 @@ def replay(
     items: Annotated[str | None, typer.Option(help="Items, in the same formats.")] = None,
     data: Annotated[str | None, typer.Option(help="Bundled data instead: shop, or games.")] = None,
     from_kafka: Annotated[
-        str | None, typer.Option(help="Read this topic instead of a file, named with or without broker.prefix.")
+        str | None,
+        typer.Option(
+            metavar="[TOPIC]",
+            help="Read this topic instead of a file, named with or without broker.prefix; default: interactions.",
+        ),
     ] = None,
     arms: Annotated[str, typer.Option(help="Comma-separated, those listed above; default: those with a star.")] = "",
     split: Annotated[float, typer.Option(min=0.01, max=0.99, help="Share of the rows that only warm up.")] = 0.85,

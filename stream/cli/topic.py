@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +19,7 @@ def topic_file(
 ) -> Path:
     """The events of a topic that a worker accepts as a JSONL file; the others are counted on stderr.
 
-    Those of users who were forgotten later are not among them.
+    Those of users who were forgotten later are not among them; those that a worker finds too late are, and are counted.
 
     Args:
         records: gets every record as a worker sees it, valid or not.
@@ -34,11 +35,13 @@ def topic_file(
     from driftline.stream.kafka.reading import read_all
     from driftline.stream.process.forget import Forgotten
     from driftline.stream.process.intake import is_copy
+    from driftline.stream.process.late import LateWindow
     from driftline.stream.process.processor import Processor
     from driftline.stream.state.store import MemoryStore
 
     validated = Processor(settings, MemoryStore()).validated
-    written = invalid = 0
+    windows = defaultdict[int, LateWindow](lambda: LateWindow(settings.state.late_ms, settings.state.late_events))
+    written = invalid = too_late = 0
     with broker(settings.broker) as bootstrap, path.open("wb") as file:
 
         def produced() -> Iterator[tuple[int, Record]]:
@@ -59,12 +62,26 @@ def topic_file(
             if is_copy(record):
                 continue
             try:
-                file.write(encode_event(validated(record)) + b"\n")
-                written += 1
+                event = validated(record)
             except InvalidEvent:
                 invalid += 1
+                continue
+            file.write(encode_event(event) + b"\n")
+            written += 1
+            window = windows[received.partition]
+            if window.judge(event.timestamp_ms, record.offset) == "too late":
+                too_late += 1
+            else:
+                window.push([event], dict)
+                window.drop_old()
     if invalid:
         err.print(f"{invalid:,} records of {topic} are not events and are left out")
+    if too_late:
+        err.print(
+            f"{too_late:,} of {written:,} events came too late for a worker (state.late_ms, "
+            f"{settings.state.late_ms / 60_000:g} min), whose state they do not change; this replay has them",
+            soft_wrap=True,
+        )
     if not written:
         raise InputError(f"topic {topic!r} holds no event; check --from-kafka and broker.prefix")
     return path

@@ -141,6 +141,8 @@ def status(config: Config = None, as_json: AsJson = False) -> None:
     out.print(table)
     out.print(f"broker {note.bootstrap}, answers on {note.address}")
     out.print(now.sentence(), soft_wrap=True)
+    if losses := now.losses():
+        out.print(losses, soft_wrap=True)
     return None
 
 

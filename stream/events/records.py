@@ -109,6 +109,7 @@ class Changes:
     items_swept: int = 0
     unknown_actions: int = 0
     unknown_names: frozenset[str] = frozenset()
+    below_zero: frozenset[str] = frozenset()
 
 
 def dead_letter(topic: str, partition: int, record: Record, refusal: InvalidEvent) -> Outgoing:

@@ -30,6 +30,7 @@ class Sayings:
         self._metrics, self._late_ms = metrics, late_ms
         self._said = dict.fromkeys(OUTCOMES, 0)
         self._unknown_said: set[str] = set()
+        self._below_zero_said: set[str] = set()
 
     def unknown(self, names: frozenset[str]) -> None:
         """Says once of each action, and of so many at most, that the configuration does not set it."""
@@ -41,11 +42,28 @@ class Sayings:
                 name, UNKNOWN_ACTION.weight,
             )  # fmt: skip
 
+    def below_zero(self, names: frozenset[str]) -> None:
+        """Says once of each action, and of so many at most, that it came with a value below 0 and counts as wanted."""
+        for name in sorted(names - self._below_zero_said)[: MOST_SAID - len(self._below_zero_said)]:
+            self._below_zero_said.add(name)
+            LOG.warning(
+                "action %.60r came with a value below 0 and counts as wanted all the same: send what was taken back as "
+                "an action of its own, such as 'return', with the value above 0", name,
+            )  # fmt: skip
+
     def outcomes(self, tp: TP) -> None:
         """Says that events came too late or are none, again whenever there are ten times as many."""
         for outcome, said in self._said.items():
             total = self._metrics.totals[outcome]
             if total > 10 * said:
-                self._said[outcome] = total
-                words = OUTCOMES[outcome].format(late_min=self._late_ms / 60_000)
-                LOG.warning("partition %d of %s: %d %s", tp.partition, tp.topic, total, words)
+                self._say(outcome, f"partition {tp.partition} of {tp.topic}: ")
+
+    def last(self) -> None:
+        """Says how many of them there were in all, where that is not what was said last."""
+        for outcome, said in self._said.items():
+            if self._metrics.totals[outcome] > said:
+                self._say(outcome, "in all: ")
+
+    def _say(self, outcome: str, where: str) -> None:
+        total = self._said[outcome] = self._metrics.totals[outcome]
+        LOG.warning("%s%d %s", where, total, OUTCOMES[outcome].format(late_min=self._late_ms / 60_000))

@@ -87,6 +87,24 @@ def test_an_item_without_a_title_is_called_so_beside_those_that_have_one():
     assert [line for line in told if "ghost" in line and "without a title" in line]
 
 
+def test_an_action_that_is_not_configured_is_called_that_with_its_code_where_it_can_be_but_one():
+    def told(*codes):
+        state = pb.UserState(known=True, user_id="u")
+        both = {"item_ids": ["a", "b"], "titles": ["A", "B"], "actions": ["", "play"]}
+        state.history.MergeFrom(pb.History(**both, event_times_ms=[2, 1], values=[1, 1], prices=[1, 1]))
+        state.counters.actions.add(action="play", action_code=7, events=1)
+        for code in codes:
+            state.counters.actions.add(action_code=code, events=1)
+        return shown(show.user_state(pb.GetUserStateResponse(user_state=state))).splitlines()
+
+    one = told(0xE74812EB)
+    assert "1 play, 1 not in the configuration (e74812eb)" in one[1]
+    assert [line for line in one if " A " in line and "not in the configuration (e74812eb)" in line]
+    several = told(0xE74812EB, 5)
+    assert "1 not in the configuration (e74812eb), 1 not in the configuration (00000005)" in several[1]
+    assert [line for line in several if " A " in line and "not in the configuration │" in line]
+
+
 def test_a_service_without_state_says_how_many_events_wait(settings):
     with Server(settings) as server, grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
         server._ends.tell({0: (0, 7), 1: (2, 5)})

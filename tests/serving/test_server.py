@@ -31,6 +31,8 @@ from driftline.configs.settings import Metrics
 from driftline.serving import guard
 from driftline.serving.ports import open_metrics
 from driftline.serving.server import _SPARE_STREAMS, SERVICE, Server
+from driftline.stream.ops.scrape import series
+from driftline.stream.system import standing
 from driftline.v1 import recommendation_pb2 as pb
 from driftline.v1 import recommendation_pb2_grpc as pb_grpc
 
@@ -372,6 +374,30 @@ def test_metrics_tell_latency_origin_codes_and_version(tmp_path, worker, setting
         r"driftline_serving_model_sequence 1.0",
     ):
         assert re.search(line, text), line
+
+
+def test_a_service_whose_metrics_answer_is_not_called_ready_before_it_takes_calls(worker, settings, snapshot):
+    port = free_port()
+    serving = settings.serving.model_copy(update={"follow_items": True, "items_wait_s": 3.0})
+    silent = socket.create_server(("127.0.0.1", 0))  # a broker that answers nothing, which is waited for
+    broker = settings.broker.model_copy(update={"bootstrap": f"127.0.0.1:{silent.getsockname()[1]}"})
+    metrics = settings.metrics.model_copy(update={"serving_port": port})
+    waits = settings.model_copy(update={"serving": serving, "broker": broker, "metrics": metrics})
+
+    def told():
+        return standing(waits, {"serving": port}, [os.getpid()])
+
+    with silent, futures.ThreadPoolExecutor() as pool:
+        starting = pool.submit(Server, waits)
+        while not series(port):
+            assert not starting.done(), starting.result()
+            time.sleep(0.02)
+        now = told()
+        assert (now.model_sequence, now.serving) == (None, None)
+        with starting.result() as server, Client(f"127.0.0.1:{server.port}") as client:
+            assert (told().model_sequence, told().serving) == (1, True)
+            assert client.health() == "SERVING"
+    assert standing(waits, {"serving": port}, [os.getpid()]).model_sequence is None
 
 
 def test_sigterm_lets_a_request_in_flight_finish_and_ends_with_code_0(tmp_path, worker, settings, snapshot):

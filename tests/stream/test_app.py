@@ -268,6 +268,19 @@ def test_a_worker_names_an_action_that_is_not_configured_once(world: Any, wait: 
     assert said.count("partition 0 of ") == said.count(" is open") == 1
 
 
+def test_a_worker_names_an_action_that_counts_as_wanted_with_a_value_below_0_once(world: Any, wait: Any) -> None:
+    given = [("purchase", -2.0), ("purchase", -1.0), ("view", 1.0), ("return", -3.0), ("cart", None)]
+    events = [
+        Event("u", f"i{n}", 1_600_000_000_000 + n, action, None, value) for n, (action, value) in enumerate(given)
+    ]
+    world.produce([(b"u", encode_event(event)) for event in events])
+    with world.worker() as worker:
+        wait(lambda: worker.applied() == len(events), what="everything is applied")
+        worker.stop()
+    said = worker.log.read_text()
+    assert said.count("with a value below 0") == said.count("action 'purchase' came with a value below 0") == 1
+
+
 def test_a_worker_says_what_it_opened_and_that_a_history_came_too_late(world: Any, wait: Any) -> None:
     ahead = encode_event(Event("u", "i", 1_700_000_000_000, "purchase"))
     world.produce([(b"u", ahead), *shop_records(30), (b"u", b"no event")])

@@ -18,6 +18,7 @@ from tests.stream import forked
 from tests.stream.conftest import ENVIRONMENT, World, wait_for
 from tests.stream.forked import Forked
 from tests.stream.test_app import POISON, adoptions, by_item, shop_records, with_poison
+from typer.testing import CliRunner
 
 from driftline.configs.faults import ARMED
 from driftline.configs.load import load_settings
@@ -28,6 +29,7 @@ from driftline.serving.forget import encode_forget
 from driftline.serving.owner import partition_of
 from driftline.stream.backfill import run_backfill
 from driftline.stream.chaos.oracle import item_counts
+from driftline.stream.cli import app
 from driftline.stream.events.dlq import read_dlq
 from driftline.stream.events.records import record_of
 from driftline.stream.events.schema import encode_event
@@ -192,6 +194,24 @@ def until_committed(world: World, process: Forked) -> None:
     err = world.root / "err"
     wait_for(lambda: (err.exists() and "committed" in err.read_text()) or process.poll() is not None)
     assert process.poll() is None, "it ended before it committed anything"
+
+
+def test_a_backfill_says_at_its_end_how_many_events_were_too_late(
+    world: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    ahead = encode_event(Event("u", "i", 1_700_000_000_000, "purchase"))
+    world.produce([(b"u", ahead), *shop_records(900)])
+    monkeypatch.setenv("DRIFTLINE__METRICS__WORKER_PORT", "0")
+    monkeypatch.setattr(direct, "BLOCK_RECORDS", 400)
+    monkeypatch.setattr(direct, "LEAST_RECORDS", 100)
+    monkeypatch.setattr("driftline.stream.backfill.collect_rarely", lambda: None)
+    result = CliRunner().invoke(app, ["backfill", "-c", str(world.config)])
+    assert result.exit_code == 0, result.output
+    assert "1 events applied (900 too late)" in result.stdout
+    said = [record.getMessage() for record in caplog.records if "state.late_ms" in record.getMessage()]
+    assert said[0].startswith("partition 0 of ")
+    assert "900" not in said[0]
+    assert said[-1].startswith("in all: 900 events so far")
 
 
 def test_a_signal_ends_a_backfill_in_order_and_nothing_comes_again(world: Any) -> None:

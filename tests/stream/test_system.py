@@ -18,6 +18,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+from driftline.client import Client
 from driftline.configs.addresses import free_port
 from driftline.configs.errors import LockedError
 from driftline.configs.settings import Broker, Metrics, Serving, Settings, State, Trainer
@@ -25,7 +26,8 @@ from driftline.serving.ports import open_metrics
 from driftline.stream.cli import app
 from driftline.stream.durable import delete_folder
 from driftline.stream.kafka.broker import EmbeddedBroker
-from driftline.stream.ops.metrics import TrainerMetrics
+from driftline.stream.ops.metrics import TrainerMetrics, WorkerMetrics
+from driftline.stream.process.processor import Changes
 from driftline.stream.state.store import RocksStore, partition_path
 from driftline.stream.system import (
     Note,
@@ -217,6 +219,14 @@ def test_up_in_the_background_begins_its_log_anew_and_keeps_the_last_one(system:
     assert "an earlier system" not in log.read_text()
 
 
+def test_up_in_the_background_returns_once_the_service_answers_a_call(system: System) -> None:
+    started = system.run("up", "-d", "--without", "trainer", "--without", "profiler")
+    assert started.returncode == 0, started.stderr
+    with Client(f"127.0.0.1:{system.environment['DRIFTLINE__SERVING__PORT']}") as client:
+        assert client.health() == "SERVING"
+        assert not client.user_state("nobody").user_state.known
+
+
 def test_status_shows_how_a_system_in_the_background_has_ended(system: System) -> None:
     log = system.settings.state.root / "up.log"
     log.parent.mkdir(parents=True)
@@ -269,6 +279,24 @@ def test_how_far_a_system_is_comes_from_its_own_processes_alone() -> None:
     close()
     assert (known.model_groups, known.model_groups_per_s, known.model_s) == (4000, 20.0, 200.0)
     assert "model: 12,000 events behind, about 4,000 groups at 20.0/s: 3 min" in known.sentence()
+
+
+def test_what_a_worker_of_before_read_is_told_and_what_did_not_reach_the_state() -> None:
+    worker, port = WorkerMetrics(), free_port()
+    close = open_metrics(worker.registry, Metrics(worker_port=port), "worker_port")
+    for partition, offset in ((0, 24_000), (1, 700)):
+        worker.offset.labels(partition).set(offset)
+    begun = standing(Settings(), {"worker": port}, [os.getpid()])
+    assert "state: 24,700 records read, 0 events applied by this worker, nothing behind" in begun.sentence()
+    assert begun.losses() == ""
+    worker.count(Changes(applied=3, dead=6, too_late=1, unknown_actions=2, late=5))
+    now = standing(Settings(), {"worker": port}, [os.getpid()])
+    close()
+    assert "24,700 records read, 3 events applied by this worker" in now.sentence()
+    assert now.losses() == (
+        "since this worker began: 6 records refused (`driftline dlq list`), 1 events too late to change the state "
+        "(`driftline doctor`), 2 events with an action that is not in the configuration (the worker's log)"
+    )
 
 
 def test_a_part_that_outlived_a_killed_system_is_ended_and_a_number_that_another_process_has_is_not(

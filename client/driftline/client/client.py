@@ -21,7 +21,7 @@ from google.protobuf.wrappers_pb2 import Int32Value, StringValue
 
 from driftline.client.address import checked
 from driftline.client.errors import CertificateError, ClientError, InvalidRequest
-from driftline.client.requests import checked_token, made
+from driftline.client.requests import checked_token, made, wanted
 from driftline.client.steering import Steering, steered
 from driftline.client.tls import speaks_tls
 from driftline.v1 import recommendation_pb2 as pb
@@ -186,7 +186,13 @@ class Client:
         context: Mapping[str, str] | None = None,
         **steering: Unpack[Steering],
     ) -> pb.RecommendBatchResponse:
-        """The best items for 1 to 256 users under one model, users times k at most 25,600; the rest as `recommend`."""
+        """The best items for 1 to 256 users under one model, users times k at most 25,600; the rest as `recommend`.
+
+        {one.user_id: list(one.slate.item_ids) for one in client.recommend_batch(["17850", "13047"], k=5).user_slates}
+
+        Returns:
+            `user_slates`, one a user in the order of the request, each with `slate` and `provenance` as of `recommend`.
+        """
         options = _options(k, which, at_ms, min_user_state_version, context, steering)
         return self._call(made(pb.RecommendBatchRequest, user_ids=user_ids, options=options), pb.RecommendBatchResponse)
 
@@ -214,7 +220,7 @@ class Client:
     def similar(self, item_id: str, k: int = 10, **steering: Unpack[Steering]) -> pb.SimilarItemsResponse:
         """The items that go with one item, 1 to 1000; `steering` says which of them, see Steering."""
         return self._call(
-            made(pb.SimilarItemsRequest, item_id=item_id, k=k, **steered(**steering)), pb.SimilarItemsResponse
+            made(pb.SimilarItemsRequest, item_id=item_id, k=wanted(k), **steered(**steering)), pb.SimilarItemsResponse
         )
 
     def model_info(self) -> pb.GetModelInfoResponse:
@@ -274,7 +280,7 @@ def _options(
 ) -> pb.SlateOptions:
     return made(
         pb.SlateOptions,
-        k=k,
+        k=wanted(k),
         list=_list(which),
         request_time_ms=at_ms,
         min_user_state_version=min_user_state_version,

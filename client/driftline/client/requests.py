@@ -30,6 +30,17 @@ def made(kind: type[Request], **fields: Any) -> Request:
     return message
 
 
+def wanted(k: int) -> int:
+    """How many items are asked for.
+
+    Raises:
+        InvalidRequest: none, which the service would take for what it gives by default.
+    """
+    if isinstance(k, int) and k < 1:
+        raise InvalidRequest(f"k is {k}; expected 1 to 1000")
+    return k
+
+
 def checked_token(token: object) -> str:
     """A bearer token as a header can carry it.
 

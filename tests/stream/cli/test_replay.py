@@ -84,6 +84,26 @@ def test_replay_of_a_topic_takes_the_events_that_a_worker_takes(world: Any, tmp_
     assert [orjson.loads(line)["timestamp_ms"] for line in path.read_bytes().splitlines()] == [1_600_000_000_000] * 3
 
 
+def test_replay_of_a_topic_says_what_came_too_late_and_needs_no_name_of_the_topic(world: Any, tmp_path: Path) -> None:
+    times = [1_600_000_000_000 + n * 60_000 for n in range(40)]
+    times[30:33] = [1_500_000_000_000] * 3
+    world.produce(
+        [
+            (b"u1", orjson.dumps({"user_id": "u1", "item_id": f"i{n % 5}", "timestamp_ms": t_ms}))
+            for n, t_ms in enumerate(times)
+        ]
+    )
+    assert Processor(world.settings, MemoryStore()).apply(world.log()).too_late == 3
+    out = tmp_path / "out"
+    given = ["-c", str(world.config), "--from-kafka", "--out", str(out), "--state-only"]
+    result = CliRunner().invoke(app, ["replay", *given])
+    assert result.exit_code == 0, result.output
+    assert "3 of 40 events came too late for a worker (state.late_ms, 60 min)" in result.stderr
+    assert "after 40 events" in result.stdout
+    again = CliRunner().invoke(app, ["replay", *given[:3], "interactions.by-item", *given[3:]])
+    assert "interactions.by-item" in str(again.exception)
+
+
 def test_a_file_of_adoptions_that_can_not_be_written_is_one_message(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"adoptions\.jsonl: can't be written: No such file.*choose another --out"):
         write_adoptions(tmp_path / "missing" / "adoptions.jsonl", [])

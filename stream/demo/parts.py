@@ -34,6 +34,7 @@ OVERRIDES = {
         "METRICS__SERVING_PORT": 19394,
         "TRAINER__CHECKPOINT_S": 3600,  # a run of minutes needs none but the last
         "TRAINER__PUBLISH_EVENTS": 1_000_000,  # by time alone
+        "TRAINER__PUBLISH_S": 1.2,
         "TRAINER__CATCH_UP_SHARE": 0.05,
         "PROFILES__MAX_PER_MINUTE": 40,
         "PROFILES__BATCH": 4,

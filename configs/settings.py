@@ -246,7 +246,7 @@ class Ranker(Section):
     learning_rate: float = Field(2e-3, gt=0, description="of Adam")
     averaging: float = Field(0.99, ge=0, lt=1, description="share that scoring weights keep of themselves at a step")
     rehearsal_groups: int = Field(1500, ge=0, description="logged groups that may be rehearsed")
-    rehearsal_steps: int = Field(5, ge=0, description="rehearsed groups for each new one")
+    rehearsal_steps: int = Field(3, ge=0, description="rehearsed groups for each new one")
     sampled: int = Field(100, ge=2, description="negatives of each list of a group, weighted by inverse inclusion")
     hard: float = Field(0.25, ge=0, le=0.9, description="share of the sampled negatives that are the hardest ones")
     recall: int = Field(150, ge=1, description="candidates of each recaller")

@@ -22,6 +22,7 @@ REFUSALS = {
     errno.EPERM: _NOT_MINE,
     errno.ENOSPC: _FULL,
     errno.EDQUOT: _FULL,
+    errno.EFBIG: f"{_FULL}, or raise the limit of file sizes (`ulimit -f`)",
 }
 """What to do where a disk refuses."""
 NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}

@@ -102,7 +102,7 @@ def test_where_the_disk_is_full_a_trainer_ends_with_one_sentence_and_the_checkpo
     (said,) = done.stdout.splitlines()
     assert "rows" in said
     assert "can't be written" in said
-    assert "make room" in said
+    assert "make room" in said, said
     assert start(settings).offsets == {0: CUTS[0]}
 
 

@@ -314,14 +314,18 @@ def standing(settings: Settings, ports: Mapping[str, int], pids: Collection[int]
     def known(value: float | None) -> float | None:
         return None if value is None or math.isnan(value) else value
 
+    def summed(metrics: Mapping[str, float], name: str) -> int:
+        """Over all partitions."""
+        return int(sum(value for key, value in metrics.items() if key.startswith(f"{name}{{")))
+
     found = Standing()
     if applied := told("worker"):
         for outcome in ("applied", "dead", "too_late", "unknown_actions"):
             setattr(found, outcome, int(applied.get(f'driftline_events_total{{outcome="{outcome}"}}', 0)))
-        found.read = int(sum(v for name, v in applied.items() if name.startswith("driftline_next_offset{")))
-        found.state_behind = int(sum(v for name, v in applied.items() if name.startswith("driftline_lag{")))
+        found.read = summed(applied, "driftline_next_offset")
+        found.state_behind = summed(applied, "driftline_lag")
         found.state_s = known(applied.get("driftline_backlog_seconds"))
-        found.opening = int(sum(v for name, v in applied.items() if name.startswith("driftline_partitions_waiting{")))
+        found.opening = summed(applied, "driftline_partitions_waiting")
     if learnt := told("trainer"):
         found.model_behind = int(learnt.get("driftline_trainer_lag", 0))
         groups = known(learnt.get("driftline_trainer_groups_left"))

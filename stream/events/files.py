@@ -18,6 +18,7 @@ import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet
+from numpy.typing import NDArray
 
 from driftline.configs.errors import InputError
 from driftline.graph.arrays import Int32, Int64
@@ -333,7 +334,7 @@ def order_of(
                 raise _refused(path, wrong[0])
             if batch.num_rows:
                 t_ms = batch.column("timestamp_ms").to_numpy()
-                inside = (t_ms >= since_ms) & (t_ms < (MAX_TIMESTAMP_MS + 1 if until_ms is None else until_ms))
+                inside = _inside(t_ms, since_ms, until_ms)
                 order.see(t_ms[inside])
                 if actions is not None:
                     actions.update(by_action(_full(batch).filter(pa.array(inside))))
@@ -355,10 +356,14 @@ def count_behind(
             if batch.num_rows:
                 t_ms, users = batch.column("timestamp_ms").to_numpy(), batch.column("user_id").dictionary_encode()
                 bound_ms = bounds_ms[[owner(user) for user in users.dictionary.to_pylist()]]
-                until = MAX_TIMESTAMP_MS + 1 if until_ms is None else until_ms
-                end_ms = np.minimum(bound_ms[users.indices.to_numpy()], until)
-                found += int(((t_ms >= since_ms) & (t_ms < end_ms)).sum())
+                earlier = t_ms < bound_ms[users.indices.to_numpy()]
+                found += int((earlier & _inside(t_ms, since_ms, until_ms)).sum())
     return found
+
+
+def _inside(t_ms: Int64, since_ms: int, until_ms: int | None) -> NDArray[np.bool_]:
+    """[n] bool: which times lie in a span, whose end is no part of it; None = it has none."""
+    return (t_ms >= since_ms) & (t_ms < (MAX_TIMESTAMP_MS + 1 if until_ms is None else until_ms))
 
 
 def count_rows(path: Path) -> int | None:

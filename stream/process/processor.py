@@ -17,7 +17,7 @@ from operator import attrgetter
 
 import numpy as np
 
-from driftline.configs.settings import UNKNOWN_ACTION, Settings
+from driftline.configs.settings import Settings
 from driftline.graph.arrays import Float32, Int64
 from driftline.graph.memory import GraphMemory
 from driftline.graph.rows import Event, UserRow
@@ -192,9 +192,10 @@ class Processor:
         unknown = [event.action for event in fresh if event.action not in actions]
         changes.unknown_actions += len(unknown)
         changes.unknown_names |= frozenset(unknown)
-        negative = [event for event in fresh if event.value is not None and event.value < 0]
         changes.below_zero |= {
-            event.action for event in negative if actions.get(event.action, UNKNOWN_ACTION).wanted(event.value)
+            event.action
+            for event in fresh
+            if event.value is not None and event.value < 0 and self.settings.action(event.action).wanted(event.value)
         }
         before = self.nodes.events_of(list(dict.fromkeys([event.user_id for event in fresh])))
         ordered, top = self._roll_back(fresh) if changes.late else (fresh, -1)  # 4

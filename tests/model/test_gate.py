@@ -24,17 +24,7 @@ ACTS = Gate(mode="act", share=1.0, min_groups=50, worth=0.02)
 def settings_of(gate):
     return Settings(
         model=Model(gate=gate),
-        ranker=Ranker(
-            hidden=8,
-            members=1,
-            sampled=20,
-            rehearsal_groups=100,
-            rehearsal_steps=3,
-            recall=20,
-            pool=40,
-            newest=5,
-            text_dim=0,
-        ),
+        ranker=Ranker(hidden=8, members=1, sampled=20, rehearsal_groups=100, recall=20, pool=40, newest=5, text_dim=0),
         signals=Signals(half_lives_days=(1.0, 30.0), neighbors=8, top=20, users=10, recent=10),
     )
 

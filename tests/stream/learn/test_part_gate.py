@@ -48,15 +48,7 @@ def settings_of(gate: Gate, **more: Any) -> Settings:
         model=Model(backbone="off", gate=gate),
         graph=Graph(weights="off"),
         ranker=Ranker(
-            hidden=16,
-            members=3,
-            sampled=20,
-            recall=20,
-            pool=60,
-            personal=20,
-            rehearsal_groups=100,
-            rehearsal_steps=3,
-            text_dim=0,
+            hidden=16, members=3, sampled=20, recall=20, pool=60, personal=20, rehearsal_groups=100, text_dim=0
         ),
         **more,
     )

@@ -11,33 +11,51 @@ numbers, so that more bits make up for their width; the query is rounded to the 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
+from typing import Protocol
 
 import numpy as np
 
-from driftline.graph.arrays import Arrays, Float32, Int32, Int64, UInt64, grown
-from driftline.graph.codes_kernel import LANES, PLANES, at_least, estimate, histogram
+from driftline.graph.arrays import Arrays, Bool, Float32, Int32, Int64, UInt64, grown
+from driftline.graph.codes_kernel import LANES, PLANES, at_least, estimate, histogram, refine
 from driftline.graph.sparse import SCRATCH
 from driftline.graph.touched import Touched
 
 SMALL = 16_384 * 384
 """Numbers of a matrix up to which all dot products are computed; docs/log.md has the measurement."""
 LEAST_BITS = 256
-ERROR = 0.76
-"""Standard deviation of an estimate between unit vectors, times the root of the number of bits."""
-SURE = 1.3
-"""Standard deviations by which an estimate may be too low: 90 of 100 stay within them, more where it is not close."""
-FIRST = 2
-"""Rows that are computed first, for each that is wanted: the worst wanted of them is the bar for all others."""
+STEP = 0.996
+"""Between the four values that a number has by both bits, of a normal distribution of deviation 1 (Lloyd-Max, equal
+steps)."""
+MEAN_SIZE = (2 / np.pi) ** 0.5
+"""Of a number's size in such a distribution."""
+CLOSER = 0.902
+"""What an estimate by one bit counts in that by both: MEAN_SIZE by the mean product of a number and its value, in
+steps."""
+ERROR, CLOSER_ERROR = 0.76, 0.39
+"""Standard deviations of an estimate between unit vectors, by one bit and by both, times the root of the number of
+bits."""
+SURE, CLOSER_SURE = 1.7, 1.6
+"""Standard deviations by which an estimate may be too low."""
+FIRST, CLOSER_FIRST = 8, 2
+"""Rows that are looked at first, for each that is wanted: by one bit, and of these by both: the worst wanted of them is
+the bar for all others."""
 MOST = 1 / 4
 """Share of all rows that is computed exactly at most."""
-SAMPLED = 100_000
-"""Of more estimates so many, evenly spread, tell how many reach a bound."""
+SAMPLED = 25_000
+"""Of more bounds so many, evenly spread, tell how many reach one."""
 BINS = 2048
-NAMES = ("codes", "scales", "lengths")
-"""What there is of a row."""
+BY_ROW = "seconds"
+NAMES = ("codes", "scales", "lengths", BY_ROW)
+"""What there is of a row, in blocks but for those by row."""
 SEED = 240_512_497
 """Of the rotation: any number that no data is drawn by."""
+
+
+class Products(Protocol):
+    """Gives dot products [t] of rows [t] with a query [dim]."""
+
+    def __call__(self, rows: Int32, query: Float32) -> Float32: ...  # noqa: D102
 
 
 def is_small(rows: int, dim: int) -> bool:
@@ -57,72 +75,89 @@ class Codes:
         self.codes: UInt64 = np.zeros((0, self.bits // 64, LANES), np.uint64)
         self.scales: Float32 = np.zeros((0, LANES), np.float32)
         self.lengths: Float32 = np.zeros((0, LANES), np.float32)
-        self._touched = Touched()  # blocks
+        self.seconds: UInt64 = np.zeros((0, self.bits // 64), np.uint64)
+        self._touched, self._touched_rows = Touched(), Touched()  # blocks, rows
 
     def set(self, rows: Int64 | Int32, vectors: Float32) -> None:
         """Takes rows [m] that are new or changed, with their vectors [m, dim]."""
         if not len(rows):
             return
-        blocks = int(rows.max()) // LANES + 1
-        self.codes, self.scales = grown(self.codes, blocks), grown(self.scales, blocks)
-        self.lengths = grown(self.lengths, blocks)
+        if len(self.codes) and not self.complete:
+            raise ValueError("these codes have no second bits: they can be searched, not changed; make new ones")
+        last = int(rows.max())
+        for name in NAMES:
+            setattr(self, name, grown(getattr(self, name), last + 1 if name == BY_ROW else last // LANES + 1))
         turned = vectors @ _rotation(self.dim, self.bits)
-        packed = np.packbits(turned > 0, axis=1, bitorder="little").view("<u8")
-        self.codes[rows // LANES, :, rows % LANES] = packed
+        size, above = np.abs(turned), turned > 0
         square = np.einsum("md,md->m", vectors, vectors)
-        self.scales[rows // LANES, rows % LANES] = square / np.maximum(np.abs(turned).sum(1), np.float32(1e-30))
-        self.lengths[rows // LANES, rows % LANES] = np.sqrt(square)
+        length = np.sqrt(square)
+        far = size > (length * np.float32(STEP / self.bits**0.5))[:, None]
+        self.codes[rows // LANES, :, rows % LANES] = _packed(above)
+        self.scales[rows // LANES, rows % LANES] = square / np.maximum(size.sum(1), np.float32(1e-30))
+        self.lengths[rows // LANES, rows % LANES] = length
+        self.seconds[rows] = _packed(far == above)
         self._touched.add(rows // LANES)
+        self._touched_rows.add(rows)
 
-    def best(self, query: Float32, n: int, k: int, exact: Callable[[Int32], Float32]) -> tuple[Int32, Float32]:
-        """Rows [t] below n among which the k best are, but for a few in a hundred, and their dot products [t].
+    def best(self, queries: Float32, n: int, k: int, exact: Products) -> list[tuple[Int32, Float32]]:
+        """Of each query: rows [t] below n among which the k best are, but for a few in a hundred, and their products.
 
         Args:
-            query: [dim].
+            queries: [m, dim]; one pass is made for all of them.
             n: number of rows.
             k: how many are wanted.
-            exact: dot products [t] of rows [t].
+            exact: gives what the rows are ranked by.
         """
-        width = float(np.linalg.norm(query))
-        estimates = SCRATCH.get("estimates", n, np.float32)[:n]  # written before it is read
-        estimates[len(self.scales) * LANES :] = -np.inf
-        widest = 1.5 * width * float(self.lengths.max(initial=0))
-        if widest == 0:
-            return np.zeros(0, np.int32), np.zeros(0, np.float32)
-        slack = SURE * ERROR * width / self.bits**0.5
-        self._estimate(query, slack, estimates[: len(self.scales) * LANES])
-        reached = _reached(estimates, widest, max(1, n // SAMPLED))
-        first = self._at_least(estimates, reached(FIRST * k))
-        if len(first) < k:  # a poor sample, or there are no more
-            first = self._at_least(estimates, _reached(estimates, widest, 1)(FIRST * k))
-        scores = exact(first)
-        if len(first) <= k:
-            return first, scores
-        bar = float(np.partition(scores, len(scores) - k)[len(scores) - k])
-        rows = self._at_least(estimates, max(bar, reached(int(max(FIRST * k, MOST * n)))))
-        return rows, exact(rows)
+        found = [(np.zeros(0, np.int32), np.zeros(0, np.float32)) for _ in queries]
+        n = min(n, len(self.scales) * LANES, len(self.seconds) if self.complete else n)
+        lengths = self.lengths.reshape(-1)
+        longest = float(lengths[:: max(1, n // SAMPLED)].max(initial=0)) or float(lengths.max(initial=0))
+        widths = np.sqrt(np.einsum("md,md->m", queries, queries))
+        asked = np.flatnonzero(widths * np.float32(longest))
+        if not len(asked):
+            return found
+        bounds = SCRATCH.get("bounds", len(asked) * n, np.float32)[: len(asked) * n].reshape(len(asked), n)
+        planes, steps, totals = self._rounded(queries[asked])
+        slack, closer_slack = SURE * ERROR / self.bits**0.5, CLOSER_SURE * CLOSER_ERROR / self.bits**0.5
+        slacks = widths[asked] * np.float32(slack)
+        estimate(self.codes, self.scales, self.lengths, planes, steps, totals, slacks, bounds)
+        for i, place in enumerate(asked):
+            query, width = queries[place], float(widths[place])
+            # the length of a row is about its scale, times MEAN_SIZE, times the root of the number of bits
+            less = totals[i] / 2 + width * MEAN_SIZE * self.bits**0.5 * (slack - closer_slack / CLOSER)
+            closer = partial(self._closer, bounds[i], planes[i], steps[i], less)
+            found[place] = _best(bounds[i], closer, partial(exact, query=query), 1.5 * width * longest, k)
+        return found
 
-    def _estimate(self, query: Float32, slack: float, out: Float32) -> None:
-        turned = query @ _rotation(self.dim, self.bits)
-        step = float(np.abs(turned).max()) / (2 ** (PLANES - 1) - 1)
-        units = np.rint(turned / np.float32(step)).astype(np.int64)
-        bits = (units >> np.arange(PLANES)[:, None] & 1).astype(np.bool_)
-        planes = np.packbits(bits, axis=1, bitorder="little").view("<u8")
-        total, sums = step * int(units.sum()), np.empty(LANES, np.int64)
-        estimate(self.codes, self.scales, self.lengths, planes, step, total, slack, out, sums)
+    def _closer(self, bounds: Float32, planes: UInt64, step: float, less: float, rows: Int32) -> Float32:
+        """Bounds [t] of rows [t]; see `refine`."""
+        if not self.complete:
+            return bounds[rows]
+        out = np.empty(len(rows), np.float32)
+        refine(self.seconds, self.scales.reshape(-1), rows, bounds, planes, step, less, CLOSER, out)
+        return out
 
-    def _at_least(self, estimates: Float32, bound: float) -> Int32:
-        out = np.empty(len(estimates), np.int32)
-        return out[: at_least(estimates, bound, out)].copy()
+    def _rounded(self, queries: Float32) -> tuple[UInt64, Float32, Float32]:
+        """Planes [m, PLANES, words] of queries turned and rounded, what a unit is [m], and their sums [m]."""
+        turned = queries @ _rotation(self.dim, self.bits)
+        steps = np.abs(turned).max(1, keepdims=True) / np.float32(2 ** (PLANES - 1) - 1)
+        units = np.rint(turned / steps).astype(np.int64)
+        planes = _packed((units[:, None] >> np.arange(PLANES)[:, None] & 1).astype(np.bool_))
+        return planes, steps[:, 0], steps[:, 0] * units.sum(1).astype(np.float32)
 
     def arrays(self, prefix: str, n: int) -> Arrays:
         """The codes of rows 0..n-1 by name; views."""
         blocks = -(-n // LANES)
-        return {f"{prefix}.{name}": getattr(self, name)[:blocks] for name in NAMES}
+        return {f"{prefix}.{name}": getattr(self, name)[: n if name == BY_ROW else blocks] for name in NAMES}
 
     def touched(self, prefix: str) -> dict[str, Touched]:
         """Which rows of `arrays` changed."""
-        return {f"{prefix}.{name}": self._touched for name in NAMES}
+        return {f"{prefix}.{name}": self._touched_rows if name == BY_ROW else self._touched for name in NAMES}
+
+    @property
+    def complete(self) -> bool:
+        """Whether there are second bits; a release that had none kept codes without: they may be read, not changed."""
+        return len(self.seconds) > 0
 
     def copy(self) -> Codes:
         """One that changes by itself."""
@@ -138,8 +173,52 @@ class Codes:
             return None
         self = cls(dim)
         for name in NAMES:
-            setattr(self, name, arrays[f"{prefix}.{name}"])
+            setattr(self, name, arrays.get(f"{prefix}.{name}", getattr(self, name)))
         return self
+
+
+def _best(
+    bounds: Float32, closer: Callable[[Int32], Float32], exact: Callable[[Int32], Float32], widest: float, k: int
+) -> tuple[Int32, Float32]:
+    """See `Codes.best`.
+
+    Args:
+        bounds: [n], what dot products are at most.
+        closer: closer bounds [t] of rows [t].
+        exact: dot products [t] of rows [t].
+        widest: as in `_reached`.
+        k: how many are wanted.
+    """
+    sampled, wanted = _reached(bounds, widest, max(1, len(bounds) // SAMPLED)), FIRST * k
+    first = _at_least(bounds, sampled(wanted))
+    if len(first) < k:  # a poor sample, or there are no more
+        first = _at_least(bounds, _reached(bounds, widest, 1)(wanted))
+    if len(first) <= k:
+        return first, exact(first)
+
+    def sifted(rows: Int32) -> tuple[Int32, float]:
+        """Of rows those that could be among the best, and the worst that is wanted of the most promising."""
+        refined = closer(rows)
+        edge = _reached(refined, widest, 1)(CLOSER_FIRST * k)
+        scores = exact(rows[_at_least(refined, edge)])
+        if len(scores) < k:
+            return rows, -np.inf
+        bar = float(np.partition(scores, len(scores) - k)[len(scores) - k])
+        return rows[_at_least(refined, min(bar, edge))], bar
+
+    _, bar = sifted(first)
+    rows, _ = sifted(_at_least(bounds, max(bar, sampled(int(max(wanted, MOST * len(bounds)))))))
+    return rows, exact(rows)
+
+
+def _at_least(values: Float32, bound: float) -> Int32:
+    out = np.empty(len(values) + 1, np.int32)
+    return out[: at_least(values, bound, out)].copy()
+
+
+def _packed(bits: Bool) -> UInt64:
+    """[..., bits] as words [..., bits / 64]."""
+    return np.packbits(bits, axis=-1, bitorder="little").view("<u8")
 
 
 def _reached(estimates: Float32, widest: float, every: int) -> Callable[[int], float]:

@@ -31,8 +31,12 @@ def coded(vectors):
     return codes
 
 
+def search(codes, vectors, query, n, k=K):
+    return codes.best(query[None], n, k, lambda rows, query: vectors[rows] @ query)[0]
+
+
 def best(codes, vectors, query, n, k=K):
-    rows, scores = codes.best(query, n, k, lambda rows: vectors[rows] @ query)
+    rows, scores = search(codes, vectors, query, n, k)
     return rows[np.argsort(-scores, kind="stable")[:k]]
 
 
@@ -48,7 +52,7 @@ def test_the_best_by_codes_are_those_by_all_dot_products(kind, dim):
     )
     for query in queries:
         exact = np.argsort(-(vectors @ query), kind="stable")[:K]
-        rows, scores = codes.best(query, N, K, lambda rows, query=query: vectors[rows] @ query)
+        rows, scores = search(codes, vectors, query, N)
         assert len(np.unique(rows)) == len(rows)
         np.testing.assert_allclose(scores, vectors[rows] @ query, atol=1e-6)
         found.append(len(np.intersect1d(rows[np.argsort(-scores)[:K]], exact)) / K)
@@ -68,9 +72,7 @@ def test_a_changed_row_is_found_where_it_is_now_and_other_rows_keep_their_codes(
     vectors[changed] = unit(query + 0.1 * vectors[changed])
     codes.set(changed, vectors[changed])
     assert set(best(codes, vectors, query, 3000, 3).tolist()) == set(changed.tolist())
-    assert not set(changed.tolist()) & set(
-        before.best(query, 3000, 3, lambda rows: vectors_of("random", 3000, 64)[rows] @ query)[0]
-    )
+    assert not set(changed.tolist()) & set(search(before, vectors_of("random", 3000, 64), query, 3000, 3)[0])
     others = np.delete(np.arange(3000), changed)
     assert np.array_equal(codes.codes[others // 64, :, others % 64], before.codes[others // 64, :, others % 64])
 
@@ -79,17 +81,17 @@ def test_rows_of_zeros_rows_past_the_end_and_a_query_of_zeros_bring_nothing():
     vectors = vectors_of("random", 500, 64)
     vectors[100:400] = 0
     codes, query = coded(vectors), vectors_of("random", 1, 64, 3)[0]
-    rows, _ = codes.best(query, 450, 400, lambda rows: vectors[rows] @ query)
+    rows, _ = search(codes, vectors, query, 450, 400)
     assert set(rows.tolist()) == {*range(100), *range(400, 450)}
-    rows, _ = codes.best(query, 10_000, 400, lambda rows: vectors[rows] @ query)  # items that have no row yet
+    rows, _ = search(codes, vectors, query, 10_000, 400)  # items that have no row yet
     assert set(rows.tolist()) == {*range(100), *range(400, 500)}
-    assert len(codes.best(np.zeros(64, np.float32), 500, 10, lambda rows: vectors[rows] @ query)[0]) == 0
-    assert len(Codes(64).best(query, 500, 10, lambda rows: vectors[rows] @ query)[0]) == 0
+    assert len(search(codes, vectors, np.zeros(64, np.float32), 500, 10)[0]) == 0
+    assert len(search(Codes(64), vectors, query, 500, 10)[0]) == 0
 
 
 def test_equal_rows_do_not_make_everything_exact():
     vectors = np.tile(vectors_of("random", 1, 64), (N, 1))
-    rows, _ = coded(vectors).best(vectors[0], N, K, lambda rows: vectors[rows] @ vectors[0])
+    rows, _ = search(coded(vectors), vectors, vectors[0], N)
     assert K <= len(rows) <= N
 
 

@@ -53,7 +53,7 @@ def test_a_table_that_becomes_large_keeps_every_row_as_float16_and_is_searched_b
     at_once = Codes(DIM)
     at_once.set(np.arange(300), halves)
     query = vectors_of(1, 7)[0]
-    rows, scores = table.codes.best(query, 300, 20, lambda rows: table.dots(rows, query))
+    rows, scores = table.codes.best(query[None], 300, 20, table.dots)[0]
     assert set(np.argsort(-(halves @ query))[:10].tolist()) <= set(rows.tolist())
     np.testing.assert_allclose(scores, halves[rows] @ query, atol=1e-6)
     np.testing.assert_allclose(

@@ -84,9 +84,9 @@ class Codes:
             return
         if len(self.codes) and not self.complete:
             raise ValueError("these codes have no second bits: they can be searched, not changed; make new ones")
-        last = int(rows.max())
+        n = int(rows.max()) + 1
         for name in NAMES:
-            setattr(self, name, grown(getattr(self, name), last + 1 if name == BY_ROW else last // LANES + 1))
+            setattr(self, name, grown(getattr(self, name), n if name == BY_ROW else _blocks(n)))
         turned = vectors @ _rotation(self.dim, self.bits)
         size, above = np.abs(turned), turned > 0
         square = np.einsum("md,md->m", vectors, vectors)
@@ -116,11 +116,13 @@ class Codes:
         asked = np.flatnonzero(widths * np.float32(longest))
         if not len(asked):
             return found
-        bounds = SCRATCH.get("bounds", len(asked) * n, np.float32)[: len(asked) * n].reshape(len(asked), n)
+        size = len(asked) * _blocks(n) * LANES
+        bounds = SCRATCH.get("bounds", size, np.float32)[:size].reshape(len(asked), -1, LANES)
         planes, steps, totals = self._rounded(queries[asked])
         slack, closer_slack = SURE * ERROR / self.bits**0.5, CLOSER_SURE * CLOSER_ERROR / self.bits**0.5
         slacks = widths[asked] * np.float32(slack)
         estimate(self.codes, self.scales, self.lengths, planes, steps, totals, slacks, bounds)
+        bounds.reshape(len(asked), -1)[:, n:] = -np.inf
         for i, place in enumerate(asked):
             query, width = queries[place], float(widths[place])
             # the length of a row is about its scale, times MEAN_SIZE, times the root of the number of bits
@@ -130,12 +132,13 @@ class Codes:
         return found
 
     def _closer(self, bounds: Float32, planes: UInt64, step: float, less: float, rows: Int32) -> Float32:
-        """Bounds [t] of rows [t]; see `refine`."""
-        if not self.complete:
-            return bounds[rows]
-        out = np.empty(len(rows), np.float32)
-        refine(self.seconds, self.scales.reshape(-1), rows, bounds, planes, step, less, CLOSER, out)
-        return out
+        """Bounds [t] of rows [t] in blocks; see `refine`."""
+        out = np.full(_blocks(len(rows)) * LANES, -np.inf, np.float32)
+        if self.complete:
+            refine(self.seconds, self.scales.reshape(-1), rows, bounds.reshape(-1), planes, step, less, CLOSER, out)
+        else:
+            out[: len(rows)] = bounds.reshape(-1)[rows]
+        return out.reshape(-1, LANES)
 
     def _rounded(self, queries: Float32) -> tuple[UInt64, Float32, Float32]:
         """Planes [m, PLANES, words] of queries turned and rounded, what a unit is [m], and their sums [m]."""
@@ -147,8 +150,7 @@ class Codes:
 
     def arrays(self, prefix: str, n: int) -> Arrays:
         """The codes of rows 0..n-1 by name; views."""
-        blocks = -(-n // LANES)
-        return {f"{prefix}.{name}": getattr(self, name)[: n if name == BY_ROW else blocks] for name in NAMES}
+        return {f"{prefix}.{name}": getattr(self, name)[: n if name == BY_ROW else _blocks(n)] for name in NAMES}
 
     def touched(self, prefix: str) -> dict[str, Touched]:
         """Which rows of `arrays` changed."""
@@ -183,13 +185,13 @@ def _best(
     """See `Codes.best`.
 
     Args:
-        bounds: [n], what dot products are at most.
-        closer: closer bounds [t] of rows [t].
+        bounds: [blocks, LANES], what dot products are at most.
+        closer: gives closer bounds [.., LANES] of rows [t], minus infinity behind them.
         exact: dot products [t] of rows [t].
         widest: as in `_reached`.
         k: how many are wanted.
     """
-    sampled, wanted = _reached(bounds, widest, max(1, len(bounds) // SAMPLED)), FIRST * k
+    sampled, wanted = _reached(bounds, widest, max(1, bounds.size // SAMPLED)), FIRST * k
     first = _at_least(bounds, sampled(wanted))
     if len(first) < k:  # a poor sample, or there are no more
         first = _at_least(bounds, _reached(bounds, widest, 1)(wanted))
@@ -207,13 +209,17 @@ def _best(
         return rows[_at_least(refined, min(bar, edge))], bar
 
     _, bar = sifted(first)
-    rows, _ = sifted(_at_least(bounds, max(bar, sampled(int(max(wanted, MOST * len(bounds)))))))
+    rows, _ = sifted(_at_least(bounds, max(bar, sampled(int(max(wanted, MOST * bounds.size))))))
     return rows, exact(rows)
 
 
 def _at_least(values: Float32, bound: float) -> Int32:
-    out = np.empty(len(values) + 1, np.int32)
+    out = np.empty(values.size, np.int32)
     return out[: at_least(values, bound, out)].copy()
+
+
+def _blocks(n: int) -> int:
+    return -(-n // LANES)
 
 
 def _packed(bits: Bool) -> UInt64:
@@ -227,7 +233,7 @@ def _reached(estimates: Float32, widest: float, every: int) -> Callable[[int], f
     `widest` is what hardly any estimate lies beyond, either way.
     """
     bins = np.empty(BINS, np.int64)
-    histogram(estimates, every, widest, bins)
+    histogram(estimates.reshape(-1), every, widest, bins)
     above = np.cumsum(bins[::-1]) * every
     return lambda count: widest - (int(np.searchsorted(above, count)) + 1) * 2 * widest / BINS
 

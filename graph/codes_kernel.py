@@ -61,7 +61,7 @@ def _fetch(context: Any, address: Any) -> Any:
 
 @compiled(
     f"void({_CODES}, {_SCALES}, {_SCALES}, uint64[:, :, ::1], float32[::1], float32[::1], float32[::1],"
-    " float32[:, ::1])"
+    " float32[:, :, ::1])"
 )
 def estimate(
     codes: UInt64,
@@ -80,11 +80,11 @@ def estimate(
         planes: [m, PLANES, words] bits of the queries' numbers in two's complement.
         steps: [m] what one unit of these numbers is; totals: [m] sums of the queries' rounded numbers.
         slacks: [m] by which the estimate of a row of length 1 may be too low.
-        out: [m, n <= blocks * LANES].
+        out: [m, at most so many blocks, LANES].
     """
-    n, words, sums = out.shape[1], codes.shape[1], np.empty(LANES, np.int64)
+    words, sums = codes.shape[1], np.empty(LANES, np.int64)
     base, size = codes.ctypes.data, words * LANES * 8
-    for block in range((n + LANES - 1) // LANES):
+    for block in range(out.shape[1]):
         for place in range(0, size, LINE):
             _fetch(np.uintp(base + (block + 1) * size + place))
         for i in range(len(out)):
@@ -96,10 +96,10 @@ def estimate(
                     low = np.int64(_ones(code & p0)) + (np.int64(_ones(code & p1)) << 1)
                     sums[lane] += low + (np.int64(_ones(code & p2)) << 2) - (np.int64(_ones(code & p3)) << 3)
             step, total, slack = np.float32(2) * steps[i], totals[i], slacks[i]
-            for lane in range(min(LANES, n - block * LANES)):
+            for lane in range(LANES):
                 scale = scales[block, lane]
                 value = scale * (step * np.float32(sums[lane]) - total) + slack * lengths[block, lane]
-                out[i, block * LANES + lane] = value if scale > 0 else -np.inf
+                out[i, block, lane] = value if scale > 0 else -np.inf
 
 
 @compiled(
@@ -154,13 +154,18 @@ def histogram(values: Float32, every: int, width: float, bins: Int64) -> None:
             bins[int(min((value + width) * per_unit, len(bins) - 1))] += 1
 
 
-@compiled(f"int64({_F}, float32, int32[::1])")
+@compiled(f"int64({_SCALES}, float32, int32[::1])")
 def at_least(values: Float32, bound: float, out: Int32) -> int:
-    """Places [t] of the values [n] that reach a bound; returns t, out is [n + 1]."""
-    t = 0
-    for place in range(len(values)):
-        out[t] = place  # stays if it reaches the bound: cheaper than a branch that nobody can foresee
-        t += values[place] >= bound
+    """Places [t] of the values [blocks, LANES] that reach a bound, ascending; returns t."""
+    t, one = 0, np.uint64(1)
+    for block in range(len(values)):
+        reached = np.uint64(0)
+        for lane in range(LANES):
+            reached |= np.uint64(values[block, lane] >= bound) << np.uint64(lane)
+        while reached:
+            out[t] = block * LANES + _ones((reached & (~reached + one)) - one)  # the place of the lowest bit
+            reached &= reached - one
+            t += 1
     return t
 
 

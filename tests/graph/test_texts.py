@@ -113,7 +113,7 @@ def test_a_table_of_a_release_with_one_bit_a_number_is_read_as_it_is_and_coded_a
     assert learns.arrays().keys() == table.arrays().keys()
     for name, array in learns.arrays().items():
         assert np.array_equal(array, table.arrays()[name]), name
-    assert read.set(2, vectors[3])
+    assert read.set(310, vectors[3])
     assert read.codes.complete
 
 

@@ -1,11 +1,17 @@
 """Which rows of a large matrix have the largest dot products with a vector: a pass over codes, exact for what is left.
 
-A row is rotated at random and keeps the signs, one bit a number; the dot product with a query is estimated from the
-bits, and the error of the estimate has a bound that does not depend on the data. Rows that could be among the best by
-estimate and bound are computed exactly. A change of a row changes its code alone: nothing is ever rebuilt.
+A row is rotated at random and keeps two bits a number: the sign, and which of two sizes it has. The dot product with a
+query is estimated from the bits, and the error of an estimate does not depend on the data.
+
+    first bits of all rows   -> an estimate each; those that could be among the best
+    second bits of these     -> an estimate with half the error; those that could be among the best
+    dot products of these    -> exact
+
+A change of a row changes its code alone: nothing is ever rebuilt.
 
 Source: RaBitQ (Gao and Long, arXiv 2405.12497, sections 3 and 4). Departures: narrow vectors are rotated into more
-numbers, so that more bits make up for their width; the query is rounded to the nearest of its steps.
+numbers, so that more bits make up for their width; the query is rounded to the nearest of its steps; the second bit,
+whose estimate has one factor for all rows, as rotated numbers are so nearly normal that theirs hardly differ.
 """
 
 from __future__ import annotations
@@ -25,25 +31,25 @@ SMALL = 16_384 * 384
 """Numbers of a matrix up to which all dot products are computed; docs/log.md has the measurement."""
 LEAST_BITS = 256
 STEP = 0.996
-"""Between the four values that a number has by both bits, of a normal distribution of deviation 1 (Lloyd-Max, equal
-steps)."""
+"""Between the four values that two bits tell apart, -1.5, -.5, .5 and 1.5 steps, of normal numbers with a deviation of
+1: it leaves the least error (Max, 1960)."""
 MEAN_SIZE = (2 / np.pi) ** 0.5
-"""Of a number's size in such a distribution."""
+"""Of such a number."""
 CLOSER = 0.902
-"""What an estimate by one bit counts in that by both: MEAN_SIZE by the mean product of a number and its value, in
-steps."""
+"""What the estimate by one bit counts in that by both: MEAN_SIZE over the mean product of such a number and its value,
+in steps."""
 ERROR, CLOSER_ERROR = 0.76, 0.39
-"""Standard deviations of an estimate between unit vectors, by one bit and by both, times the root of the number of
+"""Standard deviation of an estimate between unit vectors, by one bit and by both, times the root of the number of
 bits."""
 SURE, CLOSER_SURE = 1.7, 1.6
-"""Standard deviations by which an estimate may be too low."""
+"""Standard deviations by which an estimate may be too low: 95 of 100 stay within them, more where it is not close."""
 FIRST, CLOSER_FIRST = 8, 2
-"""Rows that are looked at first, for each that is wanted: by one bit, and of these by both: the worst wanted of them is
-the bar for all others."""
+"""Rows for each that is wanted whose second bits are read first, and whose products are computed first: the worst that
+is wanted of them is the bar for all others."""
 MOST = 1 / 4
-"""Share of all rows that is computed exactly at most."""
+"""Share of all rows whose second bits are read at most."""
 SAMPLED = 25_000
-"""Of more bounds so many, evenly spread, tell how many reach one."""
+"""Of more bounds so many, evenly spread, tell how many reach a value."""
 BINS = 2048
 BY_ROW = "seconds"
 NAMES = ("codes", "scales", "lengths", BY_ROW)
@@ -53,9 +59,10 @@ SEED = 240_512_497
 
 
 class Products(Protocol):
-    """Gives dot products [t] of rows [t] with a query [dim]."""
+    """What rows are ranked by."""
 
-    def __call__(self, rows: Int32, query: Float32) -> Float32: ...  # noqa: D102
+    def __call__(self, rows: Int32, query: Float32) -> Float32:
+        """Dot products [t] of rows [t] with a query [dim]."""
 
 
 def is_small(rows: int, dim: int) -> bool:
@@ -79,7 +86,11 @@ class Codes:
         self._touched, self._touched_rows = Touched(), Touched()  # blocks, rows
 
     def set(self, rows: Int64 | Int32, vectors: Float32) -> None:
-        """Takes rows [m] that are new or changed, with their vectors [m, dim]."""
+        """Takes rows [m] that are new or changed, with their vectors [m, dim].
+
+        Raises:
+            ValueError: there are rows without second bits.
+        """
         if not len(rows):
             return
         if len(self.codes) and not self.complete:
@@ -106,7 +117,7 @@ class Codes:
             queries: [m, dim]; one pass is made for all of them.
             n: number of rows.
             k: how many are wanted.
-            exact: gives what the rows are ranked by.
+            exact: computes their products.
         """
         found = [(np.zeros(0, np.int32), np.zeros(0, np.float32)) for _ in queries]
         n = min(n, len(self.scales) * LANES, len(self.seconds) if self.complete else n)
@@ -158,7 +169,7 @@ class Codes:
 
     @property
     def complete(self) -> bool:
-        """Whether there are second bits; a release that had none kept codes without: they may be read, not changed."""
+        """Whether there are second bits; those without, as earlier releases kept them, can be searched, not changed."""
         return len(self.seconds) > 0
 
     def copy(self) -> Codes:

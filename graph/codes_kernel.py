@@ -1,4 +1,4 @@
-"""Compiled passes over codes of one bit a number, and dot products of the few rows that they leave (graph/codes.py)."""
+"""Compiled passes over codes, by one bit a number and by two, and products of what they leave (graph/codes.py)."""
 
 from __future__ import annotations
 

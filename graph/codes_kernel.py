@@ -83,10 +83,7 @@ def estimate(
         out: [m, at most so many blocks, LANES].
     """
     words, sums = codes.shape[1], np.empty(LANES, np.int64)
-    base, size = codes.ctypes.data, words * LANES * 8
     for block in range(out.shape[1]):
-        for place in range(0, size, LINE):
-            _fetch(np.uintp(base + (block + 1) * size + place))
         for i in range(len(out)):
             sums[:] = 0
             for word in range(words):

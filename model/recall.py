@@ -248,8 +248,9 @@ def score_texts(
     if text.codes is not None:
         found = [nearest_each(text, one, k, past.items, n) for one, past in zip(centres, pasts, strict=True)]
     else:
-        alike = products(text.dense(n), np.concatenate(centres)).reshape(len(pasts), len(names), -1)
-        found = [[best_of(one, k, past.items, n) for one in two] for two, past in zip(alike, pasts, strict=True)]
+        alike = products(text.dense(n), np.concatenate(centres))
+        pairs = zip(alike[::2], alike[1::2], pasts, strict=True)
+        found = [[best_of(one, k, past.items, n) for one in two] for *two, past in pairs]
     return [dict(zip(names, two, strict=True)) for two in found]
 
 

@@ -115,7 +115,8 @@ class TextTable:
         weakref.finalize(self, self._file.close)
         old, size = self._rows, max(n, len(self._rows))
         self._rows = self._mapped(size)
-        coded, self.codes = self.codes, self.codes or Codes(self.dim)
+        coded = self.codes if self.codes is not None and self.codes.complete else None
+        self.codes = coded or Codes(self.dim)
         for at in range(0, len(old), AT_ONCE):
             rows = np.arange(at, min(len(old), at + AT_ONCE))
             self._rows[rows] = old[rows]

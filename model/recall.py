@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -184,11 +185,18 @@ def nearest(space: Space, query: Float32, k: int, touched: Int32, n: int, above:
 
     In a large space some in a hundred may be missed, and `exact` computes the score of any other item.
     """
+    return nearest_each(space, query[None], k, touched, n, above)[0]
+
+
+def nearest_each(space: Space, queries: Float32, k: int, touched: Int32, n: int, above: float = 0.0) -> list[Scored]:
+    """`nearest` of vectors [m, d]: one pass over the codes for all of them."""
     if space.codes is None:
-        return best_of(products(space.dense(n), query[None])[0], k, touched, n, above)
-    items, scores = space.codes.best(query, n, k + len(touched), lambda rows: space.dots(rows, query))
-    best = best_rows(items, scores, k, touched, n, above)
-    return Scored(items, scores, *best, exact=lambda rows: space.dots(rows, query))
+        return [best_of(scores, k, touched, n, above) for scores in products(space.dense(n), queries)]
+    found = space.codes.best(queries, n, k + len(touched), space.dots)
+    return [
+        Scored(items, scores, *best_rows(items, scores, k, touched, n, above), exact=partial(space.dots, query=query))
+        for (items, scores), query in zip(found, queries, strict=True)
+    ]
 
 
 def score_base(
@@ -236,13 +244,14 @@ def score_texts(
     if not text.dim:
         nothing = np.zeros(0, np.float32)
         return [{name: best_of(nothing, k, past.items, n) for name in names} for past in pasts]
-    centres = np.concatenate([text_centres(*one, signals, text) for one in zip(pasts, now_ms, strict=True)])
+    centres = [text_centres(*one, signals, text) for one in zip(pasts, now_ms, strict=True)]
     if text.codes is not None:
-        found = [nearest(text, centre, k, pasts[i // 2].items, n) for i, centre in enumerate(centres)]
+        found = [nearest_each(text, one, k, past.items, n) for one, past in zip(centres, pasts, strict=True)]
     else:
-        alike = products(text.dense(n), centres)
-        found = [best_of(scores, k, pasts[i // 2].items, n) for i, scores in enumerate(alike)]
-    return [dict(zip(names, found[2 * i : 2 * i + 2], strict=True)) for i in range(len(pasts))]
+        alike = products(text.dense(n), np.concatenate(centres))
+        pairs = zip(alike[::2], alike[1::2], pasts, strict=True)
+        found = [[best_of(one, k, past.items, n) for one in two] for *two, past in pairs]
+    return [dict(zip(names, two, strict=True)) for two in found]
 
 
 def text_centres(past: HistoryDigest, now_ms: int, signals: Signals, text: TextTable) -> Float32:

@@ -53,7 +53,7 @@ def test_a_table_that_becomes_large_keeps_every_row_as_float16_and_is_searched_b
     at_once = Codes(DIM)
     at_once.set(np.arange(300), halves)
     query = vectors_of(1, 7)[0]
-    rows, scores = table.codes.best(query, 300, 20, lambda rows: table.dots(rows, query))
+    rows, scores = table.codes.best(query[None], 300, 20, table.dots)[0]
     assert set(np.argsort(-(halves @ query))[:10].tolist()) <= set(rows.tolist())
     np.testing.assert_allclose(scores, halves[rows] @ query, atol=1e-6)
     np.testing.assert_allclose(
@@ -98,6 +98,23 @@ def test_a_table_of_a_release_without_float16_becomes_one_with_its_next_row(few)
     assert table.arrays()["text"].dtype == np.float16
     assert table.codes is not None
     np.testing.assert_allclose(table[np.arange(100)], vectors, atol=3e-4)
+
+
+def test_a_table_of_a_release_with_one_bit_a_number_is_read_as_it_is_and_coded_anew_where_it_learns(few):
+    vectors, query = vectors_of(300), vectors_of(1, 7)[0]
+    table = table_of(vectors)
+    kept = {name: array.copy() for name, array in table.arrays().items() if name != "text.seconds"}
+    read, learns = TextTable.from_arrays(kept, read_only=True), TextTable.from_arrays(kept)
+    for other in (read, learns):
+        rows, scores = other.codes.best(query[None], 300, 20, other.dots)[0]
+        best = np.argsort(-other.dots(np.arange(300, dtype=np.int32), query))[:10]
+        assert set(best.tolist()) <= set(rows[np.argsort(-scores)[:20]].tolist())
+    assert not read.codes.complete
+    assert learns.arrays().keys() == table.arrays().keys()
+    for name, array in learns.arrays().items():
+        assert np.array_equal(array, table.arrays()[name]), name
+    assert read.set(310, vectors[3])
+    assert read.codes.complete
 
 
 def test_every_number_of_a_half_table_is_read_as_numpy_reads_it():

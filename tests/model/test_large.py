@@ -134,6 +134,7 @@ def test_codes_follow_what_learning_changes(world):
         held, expected = plug.item_codes().arrays("x", ITEMS), anew.arrays("x", ITEMS)
         np.testing.assert_allclose(held["x.scales"], expected["x.scales"], rtol=1e-5)
         assert np.mean(held["x.codes"] == expected["x.codes"]) > 0.999  # numbers next to 0 may round to either side
+        assert np.mean(held["x.seconds"] == expected["x.seconds"]) > 0.999
 
 
 def test_a_snapshot_answers_as_the_engine_that_wrote_it(world):

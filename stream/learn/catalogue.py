@@ -10,7 +10,7 @@ snapshot) knows where each record stood, so that one that is gone is noticed.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -185,6 +185,22 @@ class CatalogueTexts:
         item = self._catalogue.items.get(item_id)
         text = "" if item is None else item.description()
         return self._encoder.encode([text])[0] if self._encoder is not None and text else None
+
+
+class CatalogueLabels:
+    """Brands and categories of the catalogue's items by id.
+
+    Args:
+        catalogue: what the items say.
+    """
+
+    def __init__(self, catalogue: Catalogue) -> None:
+        self._catalogue = catalogue
+
+    def at(self, item_id: str, now_ms: int) -> tuple[str, Sequence[str]]:
+        """Those that the catalogue gives as it is read; an item that it does not name has none."""
+        item = self._catalogue.items.get(item_id)
+        return ("", ()) if item is None else (item.brand, item.categories)
 
 
 def _deleted_id(records: ItemRecords, key: bytes | None) -> str:

@@ -144,8 +144,8 @@ class Labels:
     def arrays(self) -> Arrays:
         """Everything, by name; views."""
         n = len(self)
-        columns = {"of": self.of[: self._n], "logs": self.logs[:n], "recent": self.recent[:n]}
-        return columns | {"items": self._items[:n], "keys": self._keys[:n]} | self.taken.arrays("taken", n)
+        out: Arrays = {"of": self.of[: self._n], "logs": self.logs[:n], "recent": self.recent[:n]}
+        return out | {"items": self._items[:n], "keys": self._keys[:n]} | self.taken.arrays("taken", n)
 
     def touched(self) -> dict[str, Touched]:
         """Which rows of `arrays` changed, for the large ones."""

@@ -40,7 +40,7 @@ ASKED = 48
 class LabelsPlug:
     """Recalls items that share labels with the history; see COLUMNS for what it says of a candidate."""
 
-    columns = (*COLUMNS, "rank")
+    columns: tuple[str, ...] = (*COLUMNS, "rank")
 
     def __init__(self, labels: Labels) -> None:
         self.labels = labels
@@ -91,7 +91,7 @@ class LabelsPart(Part):
         labels.restore(arrays)
         return cls(labels)
 
-    def plugs(self) -> Mapping[str, Plug]:
+    def plugs(self) -> dict[str, Plug]:
         """See Part."""
         return {self.name: LabelsPlug(self.labels)}
 

@@ -75,7 +75,7 @@ class Catalogue:
         self._records.note(key, item_id)
         if not self._words.is_last(item_id, place[0], t_ms):
             return item_id
-        if item.description() != (known.description() if known is not None else ""):
+        if _said(item) != _said(known):
             self.changed[item_id] = item.description()
         self._news.add(item_id)
         self.items[item_id], self._listing[item_id] = item, place
@@ -201,6 +201,11 @@ class CatalogueLabels:
         """Those that the catalogue gives as it is read; an item that it does not name has none."""
         item = self._catalogue.items.get(item_id)
         return ("", ()) if item is None else (item.brand, item.categories)
+
+
+def _said(item: Item | None) -> tuple[str, str, tuple[str, ...]]:
+    """What an item is known by: its description, its labels."""
+    return ("", "", ()) if item is None else (item.description(), item.brand, tuple(item.categories))
 
 
 def _deleted_id(records: ItemRecords, key: bytes | None) -> str:

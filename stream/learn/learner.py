@@ -155,7 +155,9 @@ class StreamLearner:
 
     def _label(self, index: int, item_id: str) -> None:
         labels = None if self.labels is None else self.labels.at(item_id, self.processor.window.watermark_ms)
-        for part in self.parts.values() if labels is not None else ():
+        if labels is None:
+            return
+        for part in self.parts.values():
             part.set_labels(index, *labels)
 
     def view(self, user_id: str, now_ms: int, context: Context = ()) -> UserView:

@@ -298,7 +298,7 @@ class Signals(Section):
     users: int = Field(20_000, ge=10, description="most recent users that user-kNN searches")
     user_items: int = Field(400, ge=1, description="most recent distinct items of a user in user-kNN")
     nearest: int = Field(100, ge=1, description="users that user-kNN sums")
-    refresh_ms: int = Field(86_400_000, ge=1, description="event time between two refreshes of user-kNN")
+    refresh_ms: int = Field(86_400_000, ge=1, description="event time between two refreshes of user-kNN at least")
     recent: int = Field(100, ge=1, description="distinct items of a history that recallers start from")
     top: int = Field(400, ge=1, description="most popular items kept by half-life")
     domains: int = Field(64, ge=0, description="domains with a popularity of their own; further ones share none")

@@ -18,13 +18,16 @@ if TYPE_CHECKING:
 
 OWNERS = 4096
 """Users that an item leads to at most, the most recently active ones: what everybody has tells nobody apart."""
+SHARE = 256
+"""Of the users one in so many must have been observed before the matrix is rebuilt: where groups are rarer than
+refreshes, most of the time would go into building what hardly changed."""
 
 
 class UserVectors:
     """Decayed item vectors of the most recent users, and the users nearest to a history.
 
-    The matrix is rebuilt when `refresh_ms` of event time has passed, from the last touches that were observed by
-    then; the asking user's own vector is always the live one.
+    The matrix is rebuilt when `refresh_ms` of event time has passed and enough was observed meanwhile (SHARE), from the
+    last touches that were observed by then; the asking user's own vector is always the live one.
 
     Attributes:
         latest: user key -> (items [m] int32, last touches [m] int64), the most recently active user last.
@@ -37,13 +40,17 @@ class UserVectors:
         self.half_life_ms, self.fresh_half_life_ms = half_life_ms, fresh_half_life_ms
         self.latest: OrderedDict[int, tuple[Int32, Int64]] = OrderedDict()
         self.built_ms = -1
+        self._since = 0
+        """Groups that were observed since the matrix was built."""
         none = np.zeros(0, np.float32)
         self._set(np.zeros(0, np.uint64), np.zeros(1, np.int64), np.zeros(0, np.int32), none, none)
 
     def observe(self, user_id: str, items: Int32, last_ms: Int64, t_ms: int) -> None:
         """Replace a user's vector by the given distinct items and last touches, and rebuild when it is time."""
-        if self.built_ms < 0 or t_ms - self.built_ms >= self.refresh_ms:
+        due = t_ms - self.built_ms >= self.refresh_ms and self._since * SHARE >= len(self.latest)
+        if self.built_ms < 0 or due:
             self._build(t_ms)
+        self._since += 1
         key = key64(user_id)
         self.latest.pop(key, None)
         self.latest[key] = (items, last_ms)
@@ -74,7 +81,7 @@ class UserVectors:
         return keys, start, items, np.concatenate([last for _, last in self.latest.values()])
 
     def _build(self, t_ms: int) -> None:
-        self.built_ms = t_ms
+        self.built_ms, self._since = t_ms, 0
         keys, start, items, last_ms = self._flat()
         age_ms = np.maximum(t_ms - last_ms, 0)
         value = np.exp2(age_ms * (-1 / self.half_life_ms)).astype(np.float32)
@@ -144,6 +151,7 @@ class UserVectors:
             keys, start, items, last_ms = self._flat()
             out |= {f"{prefix}.keys": keys, f"{prefix}.start": start}
             out |= {f"{prefix}.items": items, f"{prefix}.last_ms": last_ms}
+            out[f"{prefix}.since"] = np.array([self._since], np.int64)
         return out
 
     def restore(self, arrays: Arrays, prefix: str) -> None:
@@ -156,6 +164,7 @@ class UserVectors:
                 for key, a, b in zip(keys.tolist(), start[:-1], start[1:], strict=True)
             )
         self.built_ms = int(arrays[f"{prefix}.built_ms"][0])
+        self._since = int(arrays.get(f"{prefix}.since", [0])[0])
         self._set(
             np.asarray(arrays[f"{prefix}.matrix_keys"], np.uint64),
             np.asarray(arrays[f"{prefix}.matrix_start"], np.int64),

@@ -23,7 +23,7 @@ from driftline.model.columns_kernel import opinion_columns
 from driftline.model.recall import Pool, Scored, Vectors, best_of, nearest
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from driftline.configs.settings import Settings
     from driftline.graph.arrays import Arrays, Float32, Int32
@@ -208,6 +208,9 @@ class Part:
 
     def set_text(self, index: int, vector: Float32) -> None:
         """The text of an item is new: its unit vector [text_dim] is in the table of texts already."""
+
+    def set_labels(self, index: int, brand: str, categories: Sequence[str]) -> None:
+        """The labels of an item are new, "" = no brand."""
 
     def learn(self, group: Group, view: UserView, learnt: bool) -> None:
         """Takes in a group.

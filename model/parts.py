@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from driftline.configs.errors import ConfigError
 from driftline.configs.switches import PARTS, is_brought
+from driftline.model.labels import LabelsPart
 from driftline.model.part import Part, Plug, VectorPlug
 from driftline.model.plugs import GraphPart, NoisePart, PlaceboPlug, SequencePart
 from driftline.model.recall import PROFILES
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 RESERVED = {"base", "context", "reverse", "engine", "items", "profiles", "signals", "state", "text"}
 """Names of blocks, of files in a snapshot and of costs that are no part's."""
-OURS: dict[str, type[Part]] = {part.name: part for part in (SequencePart, GraphPart, NoisePart)}
+OURS: dict[str, type[Part]] = {part.name: part for part in (SequencePart, GraphPart, LabelsPart, NoisePart)}
 """In the order of their columns."""
 OF_PROFILES = (PROFILES, "fused")
 """Blocks that count for the profiles: `fused` is a profile joined with the graph memory of its user."""

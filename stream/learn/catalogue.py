@@ -10,7 +10,7 @@ snapshot) knows where each record stood, so that one that is gone is noticed.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -75,7 +75,7 @@ class Catalogue:
         self._records.note(key, item_id)
         if not self._words.is_last(item_id, place[0], t_ms):
             return item_id
-        if item.description() != (known.description() if known is not None else ""):
+        if _said(item) != _said(known):
             self.changed[item_id] = item.description()
         self._news.add(item_id)
         self.items[item_id], self._listing[item_id] = item, place
@@ -185,6 +185,27 @@ class CatalogueTexts:
         item = self._catalogue.items.get(item_id)
         text = "" if item is None else item.description()
         return self._encoder.encode([text])[0] if self._encoder is not None and text else None
+
+
+class CatalogueLabels:
+    """Brands and categories of the catalogue's items by id.
+
+    Args:
+        catalogue: what the items say.
+    """
+
+    def __init__(self, catalogue: Catalogue) -> None:
+        self._catalogue = catalogue
+
+    def at(self, item_id: str, now_ms: int) -> tuple[str, Sequence[str]]:
+        """Those that the catalogue gives as it is read; an item that it does not name has none."""
+        item = self._catalogue.items.get(item_id)
+        return ("", ()) if item is None else (item.brand, item.categories)
+
+
+def _said(item: Item | None) -> tuple[str, str, tuple[str, ...]]:
+    """What an item is known by: its description, its labels."""
+    return ("", "", ()) if item is None else (item.description(), item.brand, tuple(item.categories))
 
 
 def _deleted_id(records: ItemRecords, key: bytes | None) -> str:

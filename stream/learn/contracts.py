@@ -37,7 +37,7 @@ from driftline.serving.engine_scorer import EngineScorer, engine_builder
 from driftline.serving.publish import publish
 from driftline.serving.snapshot import PARTS, SETTINGS, Meta, open_snapshot
 from driftline.stream.learn.checkpoint import read_checkpoint, write_checkpoint
-from driftline.stream.learn.learner import StreamLearner, group_of
+from driftline.stream.learn.learner import Labelled, StreamLearner, group_of
 
 GROUPS, USERS, ITEMS, TEXT_DIM = 72, 9, 40, 4
 CUT = 40
@@ -67,6 +67,14 @@ class _Texts:
         number = key64(item_id)
         vector: Float32 = noise(0, number, (1, TEXT_DIM))[0]
         return vector if number % 5 else None
+
+
+class _Labels:
+    """Brands of two items in three, two categories of all."""
+
+    def at(self, item_id: str, now_ms: int) -> Labelled:
+        number = key64(item_id)
+        return f"brand-{number % 5}" if number % 3 else "", (f"category-{number % 4}", f"category-{number % 7}")
 
 
 class _Profiles:
@@ -102,8 +110,8 @@ def shop(seed: int = 0, groups: int = GROUPS, first: int = 0) -> list[list[Event
 
 
 def learner_of(settings: Settings) -> StreamLearner:
-    """A fresh learner of the shop, with texts and profiles."""
-    return StreamLearner(settings, _Texts(), _Profiles())
+    """A fresh learner of the shop, with texts, profiles and labels."""
+    return StreamLearner(settings, _Texts(), _Profiles(), labels=_Labels())
 
 
 def drive(learner: StreamLearner, baskets: Iterable[Sequence[Event]]) -> list[EngineSlate]:

@@ -49,6 +49,10 @@ class Profiles(Artefact[str, ProfileVectors], Protocol):
         """Takes a record that the processor meant for `profile-requests`."""
 
 
+Labelled = tuple[str, Sequence[str]]
+"""Brand, "" = none, and categories of an item."""
+
+
 class NoProfiles:
     """Nobody has a profile."""
 
@@ -68,6 +72,7 @@ class StreamLearner:
         texts: unit text vectors [text_dim] of items by id; None = no item has text.
         profiles: None = nobody has a profile. Neither is read where `systems` switches it off.
         store: where the rows lie; None = in memory.
+        labels: of items by id; None = no item has any. They are switched with the texts.
 
     Attributes:
         parts: what the settings switch on, by name.
@@ -79,10 +84,12 @@ class StreamLearner:
         texts: Artefact[str, Float32] | None = None,
         profiles: Profiles | None = None,
         store: StateStore | None = None,
+        labels: Artefact[str, Labelled] | None = None,
     ) -> None:
         self.settings = settings
         self.table = ItemTable()
-        self.texts = None if settings.systems.get("text") == "off" else texts
+        off = settings.systems.get("text") == "off"
+        self.texts, self.labels = (None, None) if off else (texts, labels)
         self.profiles = NoProfiles() if profiles is None or settings.systems.get("profiles") == "off" else profiles
         self.processor = Processor(settings, MemoryStore() if store is None else store)
         self.text = TextTable(settings.ranker.text_dim)
@@ -125,6 +132,7 @@ class StreamLearner:
                 part.add_item(index, item_id)
             if text is not None:
                 self.set_text(item_id, text)
+            self._label(index, item_id)
         self.engine.grow(len(self.table))
 
     def add_group(self, events: Sequence[Event]) -> None:
@@ -139,6 +147,18 @@ class StreamLearner:
             return
         for part in self.parts.values():
             part.set_text(index, vector)
+
+    def label_anew(self, item_id: str) -> None:
+        """The labels of an item may have changed."""
+        if (index := self.table.find(item_id)) >= 0:
+            self._label(index, item_id)
+
+    def _label(self, index: int, item_id: str) -> None:
+        labels = None if self.labels is None else self.labels.at(item_id, self.processor.window.watermark_ms)
+        if labels is None:
+            return
+        for part in self.parts.values():
+            part.set_labels(index, *labels)
 
     def view(self, user_id: str, now_ms: int, context: Context = ()) -> UserView:
         """What is known of a user, and of their request, at `now_ms`: a row that ended by then is none."""

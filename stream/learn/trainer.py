@@ -42,7 +42,7 @@ from driftline.stream.events.records import dead_letter
 from driftline.stream.events.schema import InvalidEvent
 from driftline.stream.headway import Headway
 from driftline.stream.kafka.identity import Identity
-from driftline.stream.learn.catalogue import NOWHERE, Catalogue, CatalogueTexts
+from driftline.stream.learn.catalogue import NOWHERE, Catalogue, CatalogueLabels, CatalogueTexts
 from driftline.stream.learn.checkpoint import read_checkpoint, write_checkpoint
 from driftline.stream.learn.gate import LevelGate
 from driftline.stream.learn.groups import OpenGroups, is_of_share
@@ -96,7 +96,9 @@ class Trainer:
         self._forgotten: set[str] = set()
         """Users of whom the last checkpoint may have bytes."""
         store = self._rows.store if state is None else None  # else `_restore` hands them over: they are read once
-        self.learner = StreamLearner(settings, CatalogueTexts(self.catalogue, encoder), self.profiles, store)
+        self.learner = StreamLearner(
+            settings, CatalogueTexts(self.catalogue, encoder), self.profiles, store, CatalogueLabels(self.catalogue)
+        )
         self.learner.late_waits = True
         self.offsets: dict[int, int] = dict.fromkeys(range(partitions), 0)
         """Next offset to take, by partition; rows below it are learnt, left out, or in an open group."""
@@ -192,6 +194,8 @@ class Trainer:
                 calls; None = all.
         """
         self.catalogue.keep_withdrawn()
+        for item_id in self.catalogue.changed:
+            self.learner.label_anew(item_id)
         changed, waiting = self.catalogue.take_changed(), self._ahead
         if self._encoder is None:
             return

@@ -40,7 +40,7 @@ from driftline.model.standing import is_known, sentence
 from driftline.stream.learn.groups import is_of_share
 from driftline.stream.learn.learner import StreamLearner
 from driftline.stream.replay.arms import Arm, Arrival, Cost, Ranking, Request, Setup, Slate
-from driftline.stream.replay.inputs import replay_profiles, replay_texts, texts_of
+from driftline.stream.replay.inputs import labels_of, replay_profiles, replay_texts, texts_of
 from driftline.stream.replay.offline import fit, settings_of_pass
 from driftline.stream.state.store import state_sha256
 
@@ -128,7 +128,8 @@ class EnginePass:
             off = settings.model.model_copy(update={"backbone": "off"})
             settings = settings.model_copy(update={"model": off})
         profiles = replay_profiles(self.setup, settings.systems.get("profiles", "on"))
-        learner = StreamLearner(settings, texts_of(self.setup, settings), profiles)
+        texts, labels = texts_of(self.setup, settings), labels_of(self.setup, settings)
+        learner = StreamLearner(settings, texts, profiles, labels=labels)
         if self.ranks and learner.graph is not None:
             learner.graph.rank_alone(settings.signals.one_id_space)
         if not self.whole:

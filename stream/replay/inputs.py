@@ -185,6 +185,26 @@ def texts_of(setup: Setup, settings: Settings) -> Artefact[str, Float32]:
     return own
 
 
+class ItemLabels:
+    """Brands and categories of the items of a replay, by id."""
+
+    def __init__(self, items: Mapping[str, Item]) -> None:
+        self._items = items
+
+    def at(self, item_id: str, now_ms: int) -> tuple[str, Sequence[str]] | None:
+        """See ItemTexts; None = the items file has no such item, or none that says anything."""
+        item = self._items.get(item_id)
+        return None if item is None or not item.description() else (item.brand, item.categories)
+
+
+def labels_of(setup: Setup, settings: Settings) -> Artefact[str, tuple[str, Sequence[str]]]:
+    """Labels as the settings want them: with a placebo of texts those of the same other item."""
+    own = ItemLabels(setup.items)
+    if settings.systems.get("text") == "placebo":
+        return Placebo(own, shuffled(list(replay_texts(setup)), settings.ranker.seed).get)
+    return own
+
+
 def replay_texts(setup: Setup) -> dict[str, Float32]:
     """Text vectors of the items that a log touches; each made once for all passes of a replay."""
     texts: dict[str, Float32] = setup.shared.setdefault("texts", {})

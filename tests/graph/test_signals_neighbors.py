@@ -135,3 +135,25 @@ def test_an_item_that_more_users_took_than_are_looked_at_leads_to_the_most_recen
     again = restored.sums("", items(0, 7), ones(2), 400)
     assert np.array_equal(again[0], taken)
     assert np.array_equal(again[1], sums)
+
+
+def test_a_matrix_of_many_users_is_not_rebuilt_for_a_handful_of_groups():
+    def filled():
+        users = UserVectors(users=2000, half_life_ms=60 * DAY_MS, fresh_half_life_ms=DAY_MS, refresh_ms=1, nearest=5)
+        for number in range(1500):
+            users.observe(f"u{number}", items(number), np.zeros(1, np.int64), 0)
+        return users
+
+    def built_at(users, first, last):
+        for number in range(first, last):
+            users.observe(f"u{number}", items(number), np.full(1, number * DAY), number * DAY)
+            yield users.built_ms // DAY
+
+    users = filled()
+    days = [*built_at(users, 1, 3)]
+    assert days == [1, 1]  # it was due long ago
+    restored = UserVectors(2000, 60 * DAY_MS, DAY_MS, 1, 5)
+    restored.restore(users.arrays("x"), "x")
+    days = [*built_at(users, 3, 21)]
+    assert days == [1] * 4 + [7] * 6 + [13] * 6 + [19] * 2  # 6 of 1,500 are one in 256
+    assert [*built_at(restored, 3, 21)] == days

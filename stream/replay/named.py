@@ -41,6 +41,8 @@ ENGINE = {
     "incremental:dynllm=template": "the whole engine, graph memory with profiles from the template",
     "incremental:profiles=placebo": "the whole engine, each profile that of somebody else",
     "incremental:profiles=template": "the whole engine, all profiles from the template",
+    "incremental:labels=on": "the whole engine, brands and categories counted by label (preset media has them on)",
+    "incremental:text=off": "the whole engine, no item says anything",
     "incremental:text=placebo": "the whole engine, the text of each item that of another one",
     "incremental+noise": "the whole engine with a part of random numbers, which must change nothing",
     "frozen": "the whole engine, its weights fixed at the split",

@@ -1,11 +1,12 @@
 """Labels of items - a brand, categories - and what is taken of each: counted, never trained.
 
-    set(index, labels)             what the catalogue says of an item
-    add(items, t_ms)               a group was taken
-    taste(items) -> Taste          what labels a history has, rare ones counting more
+    set(index, brand, categories)        what the catalogue says of an item
+    add(items, t_ms)                     a group was taken
+    taste(items, weight) -> Taste        what labels a history has, rare ones counting more
+    cosines, columns(taste, items)       what these say of other items
 
 A label is a word that several items share, so a new item starts with what is known of its labels. Numbers are given in
-order of first sight; a label's list holds the items that were taken last, or are new.
+order of first sight; a label's list holds the items that were taken last, or got the label since.
 
 Source: weights by inverse document frequency, Salton and Buckley, 1988; content profiles of users, Lops, de Gemmis and
 Semeraro, 2011, section 3.3.
@@ -22,34 +23,42 @@ import numpy as np
 
 from driftline.graph.arrays import Float32, Int32, UInt64, grown
 from driftline.graph.counts import DecayedCounts
-from driftline.graph.labels_kernel import tastes, to_front
+from driftline.graph.labels_kernel import cosines, label_columns, take_out, tastes, to_front
 from driftline.graph.rows import key64
+from driftline.graph.sparse import SCRATCH
 from driftline.graph.touched import Touched
 
 if TYPE_CHECKING:
     from driftline.graph.arrays import Arrays
 
-# n items, l labels, s labels of an item at most
+# n items, l labels, t labels that a history has
 
+Labelled = tuple[str, Sequence[str]]
+"""Brand, "" = none, and categories of an item."""
 MOST = 24
 """Labels of an item that are read, its brand among them."""
 LISTED = 64
 """Items of a label that are kept at hand."""
+MANY = 1 << 18
+"""Labels that are counted, .3 KB each; further ones are passed over: where there are so many, few items share one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Taste:
-    """The labels of some items.
+    """The labels of a history.
 
     Attributes:
-        weight: [l] float32 unit vector, or zeros.
-        counted: [l] float32 how many of the items have a label.
-        named: [t] int32 the labels that any has.
+        named: [t] int32 the labels.
+        weight, latest: [t] float32 unit vectors of all its items and of the newest ones, or zeros.
+        counted: [t] float32 how many of the items have a label.
+        items: how many there are.
     """
 
-    weight: Float32
-    counted: Float32
     named: Int32
+    weight: Float32
+    latest: Float32
+    counted: Float32
+    items: int
 
 
 class Labels:
@@ -70,15 +79,15 @@ class Labels:
         self.logs: Float32 = np.zeros(0, np.float32)
         self.recent: Int32 = np.full((0, LISTED), -1, np.int32)
         self.taken = DecayedCounts(half_lives_ms, 0)
-        self._n = 0
+        self._n = self._l = 0
         self._items: Float32 = np.zeros(0, np.float32)
         self._keys: UInt64 = np.zeros(0, np.uint64)
         self._numbers: dict[int, int] = {}
-        self._touched = {name: Touched() for name in ("of", "logs", "recent", "items")}
+        self._touched = {name: Touched() for name in ("of", "logs", "recent")}
 
     def __len__(self) -> int:
         """How many labels there are."""
-        return len(self._numbers)
+        return self._l
 
     def ensure(self, n: int) -> None:
         """Make room for items 0..n-1."""
@@ -89,28 +98,29 @@ class Labels:
         self.ensure(index + 1)
         names = dict.fromkeys(f"category:{name.strip().casefold()}" for name in categories if name.strip())
         numbers = [self._number(f"brand:{brand.strip().casefold()}") if brand.strip() else -1]
-        numbers += [self._number(name) for name in list(names)[: MOST - 1]]
-        row = np.full(MOST, -1, np.int32)
-        row[: len(numbers)] = numbers
-        if np.array_equal(row, self.of[index]):
+        numbers += [number for name in list(names)[: MOST - 1] if (number := self._number(name)) >= 0]
+        before = self.of[index].copy()
+        if before[: len(numbers)].tolist() == numbers and not (before[len(numbers) :] >= 0).any():
             return
-        for labels, step in ((self.of[index], -1), (row, 1)):
-            labels = labels[labels >= 0]
+        self.of[index] = -1
+        self.of[index, : len(numbers)] = numbers
+        self._touched["of"].add(np.array([index]))
+        gone, new = (np.setdiff1d(a[a >= 0], b) for a, b in ((before, self.of[index]), (self.of[index], before)))
+        for labels, step in ((gone, -1), (new, 1)):
             self._items[labels] += step
             self.logs[labels] = np.log(np.maximum(self._items[labels], 1))
-            self._mark(labels)
-        self.of[index] = row
-        self._touched["of"].add(np.array([index]))
-        to_front(row, index, self.recent)
-
-    def _mark(self, labels: Int32) -> None:
-        for name in ("logs", "recent", "items"):
-            self._touched[name].add(labels)
+            self._touched["logs"].add(labels)
+            self._touched["recent"].add(labels)
+        take_out(gone, index, self.recent)
+        to_front(new, index, self.recent)
 
     def _number(self, name: str) -> int:
-        key, n = key64(name), len(self._numbers)
-        number = self._numbers.setdefault(key, n)
-        if number == n:
+        """Of a label, which may be new; -1 = there are too many."""
+        key, n = key64(name), self._l
+        number = self._numbers.get(key, -1)
+        if number < 0 and n < MANY:
+            self._numbers[key] = number = n
+            self._l = n + 1
             self._keys, self._items = grown(self._keys, n + 1), grown(self._items, n + 1)
             self.logs, self.recent = grown(self.logs, n + 1), grown(self.recent, n + 1, -1)
             self.taken.ensure(n + 1)
@@ -126,36 +136,61 @@ class Labels:
         for item in items.tolist():
             to_front(self.of[item], item, self.recent)
 
+    def taste(self, items: Int32, weight: Float32, newest: int) -> Taste:
+        """Of items [m] with weights [m], the newest ones first."""
+        named = np.empty(len(items) * MOST, np.int32)
+        out, latest, counted = np.zeros((3, len(named)), np.float32)
+        t = tastes(
+            self.of, items, weight, newest, self.logs, self._log_items, self._place(), named, out, latest, counted
+        )
+        for one in (out[:t], latest[:t]):
+            if (norm := float(np.linalg.norm(one))) > 0:
+                one /= np.float32(norm)
+        return Taste(named[:t], out[:t], latest[:t], counted[:t], len(items))
+
+    def cosines(self, taste: Taste, items: Int32) -> Float32:
+        """Cosines [c] of items [c] to a taste; 0 of items without labels."""
+        out = np.empty(len(items), np.float32)
+        cosines(self.of, items, self.logs, self._log_items, taste.named, taste.weight, self._place(), out)
+        return out
+
+    def columns(self, taste: Taste, items: Int32, out: Float32) -> None:
+        """What labels say of items [c] to somebody of a taste: see COLUMNS, of which `out` [columns, c] has zeros."""
+        label_columns(
+            self.of, items, self.logs, self._log_items, taste.named, taste.weight, taste.latest, taste.counted,
+            max(taste.items, 1), self.taken.count, self.taken.total, self._place(), out,
+        )  # fmt: skip
+
     @property
-    def log_items(self) -> float:
-        """Log of how many items there are."""
+    def _log_items(self) -> float:
         return math.log(max(self._n, 1))
 
-    def taste(self, items: Int32, weight: Float32) -> Taste:
-        """Of items [m] with weights [m]."""
-        out, counted = np.zeros((2, len(self.logs)), np.float32)
-        named = np.empty(len(items) * MOST, np.int32)
-        named = named[: tastes(self.of, items, weight, self.logs, self.log_items, out, counted, named)]
-        norm = float(np.linalg.norm(out[named]))
-        if norm > 0:
-            out[named] /= np.float32(norm)
-        return Taste(out, counted, named)
+    def _place(self) -> Int32:
+        """[l] -1: where a label stands among those of a taste, left as it was found."""
+        return SCRATCH.get("labels", len(self.logs), np.int32, -1)
 
     def arrays(self) -> Arrays:
-        """Everything, by name; views."""
-        n = len(self)
-        out: Arrays = {"of": self.of[: self._n], "logs": self.logs[:n], "recent": self.recent[:n]}
-        return out | {"items": self._items[:n], "keys": self._keys[:n]} | self.taken.arrays("taken", n)
+        """What answers are made of, by name; views."""
+        n = self._l
+        return {
+            "of": self.of[: self._n], "logs": self.logs[:n], "recent": self.recent[:n], **self.taken.arrays("taken", n)
+        }  # fmt: skip
 
     def touched(self) -> dict[str, Touched]:
         """Which rows of `arrays` changed, for the large ones."""
         return self._touched | self.taken.touched("taken")
 
+    def state(self) -> Arrays:
+        """Everything, by name; views."""
+        return self.arrays() | {"items": self._items[: self._l], "keys": self._keys[: self._l]}
+
     def restore(self, arrays: Arrays) -> None:
-        """Takes over what `arrays` gave, as it is: who goes on learning gives copies."""
+        """Takes over what `arrays` gave, to answer only, or `state`, as it is: who goes on learning gives copies."""
         self.of, self.logs, self.recent = arrays["of"], arrays["logs"], arrays["recent"]
-        self._n, self._items, self._keys = len(self.of), arrays["items"], arrays["keys"]
-        self._numbers = {key: number for number, key in enumerate(self._keys.tolist())}
+        self._n, self._l = len(self.of), len(self.logs)
         self.taken.restore(arrays, "taken")
+        if "keys" in arrays:
+            self._items, self._keys = arrays["items"], arrays["keys"]
+            self._numbers = {key: number for number, key in enumerate(self._keys.tolist())}
         for touched in self._touched.values():
             touched.everything()

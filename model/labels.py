@@ -11,7 +11,7 @@ import numpy as np
 
 from driftline.graph.history import DAY_MS
 from driftline.graph.labels import Labels, Taste
-from driftline.graph.labels_kernel import COLUMNS, cosines, label_columns
+from driftline.graph.labels_kernel import COLUMNS
 from driftline.graph.sparse import best_rows
 from driftline.model.part import Part, Plug
 from driftline.model.recall import Scored
@@ -47,28 +47,24 @@ class LabelsPlug:
 
     def opinion(self, asked: Asked) -> Scored:
         """See Plug: the items of the taste's weightiest labels that were taken last, by cosine."""
-        labels, taste = self.labels, self._taste(asked.past.items[:READ])
-        order = np.argsort(-taste.weight[taste.named], kind="stable")[:ASKED]
+        labels, taste = self.labels, self._taste(asked)
+        shared = np.flatnonzero(labels.logs[taste.named] > 0)  # what one item alone has leads nowhere
+        order = shared[np.argsort(-taste.weight[shared], kind="stable")[:ASKED]]
         found = np.unique(labels.recent[taste.named[order]])
         found = found[(found >= 0) & (found < asked.n)].astype(np.int32)
-        scores = np.empty(len(found), np.float32)
-        cosines(labels.of, found, labels.logs, labels.log_items, taste.weight, scores)
+        scores = labels.cosines(taste, found)
         return Scored(found, scores, *best_rows(found, scores, asked.k, asked.past.items, asked.n))
 
     def features(self, asked: Asked, pool: Pool, place: Int32, scored: Scored, out: Float32) -> None:
         """See Plug."""
-        labels, past = self.labels, asked.past.items[:READ]
-        taste, latest = self._taste(past), self._taste(past[:LATEST])
-        weighed = taste.counted / np.float32(max(len(past), 1))
-        label_columns(
-            labels.of, pool.candidates, labels.logs, labels.log_items, taste.weight, latest.weight, weighed,
-            taste.counted, labels.taken.count, labels.taken.total, out,
-        )  # fmt: skip
+        self.labels.columns(self._taste(asked), pool.candidates, out)
         ranks = np.searchsorted(-scored.best_scores, -out[0])
         out[-1] = np.log1p(ranks.astype(np.float32))
 
-    def _taste(self, items: Int32) -> Taste:
-        return self.labels.taste(items, np.exp2(np.arange(len(items), dtype=np.float32) / np.float32(-HALF)))
+    def _taste(self, asked: Asked) -> Taste:
+        items = asked.past.items[:READ]
+        weight = np.exp2(np.arange(len(items), dtype=np.float32) / np.float32(-HALF))
+        return self.labels.taste(items, weight, LATEST)
 
 
 class LabelsPart(Part):
@@ -117,7 +113,7 @@ class LabelsPart(Part):
 
     def state_dict(self) -> dict[str, Any]:
         """See Part."""
-        return {name: array.copy() for name, array in self.labels.arrays().items()}
+        return {name: array.copy() for name, array in self.labels.state().items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """See Part."""

@@ -10,7 +10,7 @@ snapshot) knows where each record stood, so that one that is gone is noticed.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ import orjson
 
 from driftline.configs.errors import SnapshotError
 from driftline.graph.arrays import Float32
+from driftline.graph.labels import Labelled
 from driftline.graph.view import ItemTable
 from driftline.llm.encoder import TextEncoder
 from driftline.serving.arrays import unpack_strings
@@ -44,7 +45,8 @@ class Catalogue:
         self.topic, self._snapshots = topic, snapshots
         self.items: dict[str, Item] = {}
         self.changed: dict[str, str] = {}
-        """Descriptions that are new since `take_changed`, by id; "" = the item says nothing any more."""
+        """Descriptions by id, of items that say something else since `take_changed`, be it by their labels alone; "" =
+        the item says nothing any more."""
         self._records, self._file = ItemRecords(), WithdrawnFile(snapshots)
         self._deleted = set(self._file.read())
         self._words = LastWords(self._file.words)
@@ -197,7 +199,7 @@ class CatalogueLabels:
     def __init__(self, catalogue: Catalogue) -> None:
         self._catalogue = catalogue
 
-    def at(self, item_id: str, now_ms: int) -> tuple[str, Sequence[str]]:
+    def at(self, item_id: str, now_ms: int) -> Labelled:
         """Those that the catalogue gives as it is read; an item that it does not name has none."""
         item = self._catalogue.items.get(item_id)
         return ("", ()) if item is None else (item.brand, item.categories)

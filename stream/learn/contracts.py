@@ -26,6 +26,7 @@ from driftline.configs.errors import ConfigError
 from driftline.configs.load import switched
 from driftline.configs.settings import Gate, Graph, Model, Ranker, Settings
 from driftline.graph.arrays import Arrays, Float32
+from driftline.graph.labels import Labelled
 from driftline.graph.rows import Event, key64
 from driftline.graph.view import FACETS, ProfileVectors
 from driftline.model.artefact import Artefact
@@ -37,7 +38,7 @@ from driftline.serving.engine_scorer import EngineScorer, engine_builder
 from driftline.serving.publish import publish
 from driftline.serving.snapshot import PARTS, SETTINGS, Meta, open_snapshot
 from driftline.stream.learn.checkpoint import read_checkpoint, write_checkpoint
-from driftline.stream.learn.learner import Labelled, StreamLearner, group_of
+from driftline.stream.learn.learner import StreamLearner, group_of
 
 GROUPS, USERS, ITEMS, TEXT_DIM = 72, 9, 40, 4
 CUT = 40

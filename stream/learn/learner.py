@@ -22,6 +22,7 @@ from driftline.configs.load import MODEL_SECTIONS, sections_sha256
 from driftline.configs.settings import Settings
 from driftline.graph.arrays import Arrays, Float32
 from driftline.graph.contexts import Context, context_of
+from driftline.graph.labels import Labelled
 from driftline.graph.learn import GraphLearner
 from driftline.graph.memory import GraphMemory
 from driftline.graph.rows import Event
@@ -47,10 +48,6 @@ class Profiles(Artefact[str, ProfileVectors], Protocol):
 
     def request(self, record: bytes) -> None:
         """Takes a record that the processor meant for `profile-requests`."""
-
-
-Labelled = tuple[str, Sequence[str]]
-"""Brand, "" = none, and categories of an item."""
 
 
 class NoProfiles:

@@ -186,15 +186,18 @@ class Trainer:
         self.metrics.invalid_profiles.inc(self.profiles.invalid - before)
 
     def encode_items(self, stopping: Callable[[], bool] = lambda: False, ahead: int | None = None) -> None:
-        """Text vectors of the items whose description changed since the last call; withdrawn ids are written down.
+        """Labels and text vectors of the items that say something else since the last call; withdrawn ids are written
+        down.
 
         Args:
-            stopping: ends it between two batches.
+            stopping: ends it between two items, or batches of texts.
             ahead: of items that no event has named yet, so many are encoded at most and the others wait for later
                 calls; None = all.
         """
         self.catalogue.keep_withdrawn()
         for item_id in self.catalogue.changed:
+            if stopping():
+                return
             self.learner.label_anew(item_id)
         changed, waiting = self.catalogue.take_changed(), self._ahead
         if self._encoder is None:

@@ -30,6 +30,7 @@ from driftline.stream.replay.schedule import Asked, Schedule
 if TYPE_CHECKING:
     from driftline.configs.settings import Settings
     from driftline.graph.arrays import Float32, Int64
+    from driftline.graph.labels import Labelled
     from driftline.stream.events.schema import Item
     from driftline.stream.replay.arms import Setup
     from driftline.stream.replay.log import EventLog
@@ -191,13 +192,13 @@ class ItemLabels:
     def __init__(self, items: Mapping[str, Item]) -> None:
         self._items = items
 
-    def at(self, item_id: str, now_ms: int) -> tuple[str, Sequence[str]] | None:
+    def at(self, item_id: str, now_ms: int) -> Labelled | None:
         """See ItemTexts; None = the items file has no such item, or none that says anything."""
         item = self._items.get(item_id)
         return None if item is None or not item.description() else (item.brand, item.categories)
 
 
-def labels_of(setup: Setup, settings: Settings) -> Artefact[str, tuple[str, Sequence[str]]]:
+def labels_of(setup: Setup, settings: Settings) -> Artefact[str, Labelled]:
     """Labels as the settings want them: with a placebo of texts those of the same other item."""
     own = ItemLabels(setup.items)
     if settings.systems.get("text") == "placebo":

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from driftline.graph.labels import LISTED, MOST, Labels
-from driftline.graph.labels_kernel import COLUMNS, cosines, label_columns
+from driftline.graph.labels_kernel import COLUMNS
 
 DAY = 86_400_000.0
 T0 = 1_600_000_000_000
@@ -20,24 +20,16 @@ def made():
 
 def taste(labels, items, weight=None):
     items = np.array(items, np.int32)
-    return labels.taste(items, np.ones(len(items), np.float32) if weight is None else np.array(weight, np.float32))
+    return labels.taste(items, np.ones(len(items), np.float32) if weight is None else np.array(weight, np.float32), 1)
 
 
 def cosine(labels, of, items):
-    out = np.empty(len(items), np.float32)
-    cosines(labels.of, np.array(items, np.int32), labels.logs, labels.log_items, of.weight, out)
-    return out
+    return labels.cosines(of, np.array(items, np.int32))
 
 
 def columns(labels, history, candidates):
-    of, out = taste(labels, history), np.zeros((len(COLUMNS), len(candidates)), np.float32)
-    latest = taste(labels, history[:1])
-    weighed = of.counted / np.float32(max(len(history), 1))
-    items = np.array(candidates, np.int32)
-    label_columns(
-        labels.of, items, labels.logs, labels.log_items, of.weight, latest.weight, weighed, of.counted,
-        labels.taken.count, labels.taken.total, out,
-    )  # fmt: skip
+    out = np.zeros((len(COLUMNS), len(candidates)), np.float32)
+    labels.columns(taste(labels, history), np.array(candidates, np.int32), out)
     return dict(zip(COLUMNS, out, strict=True))
 
 
@@ -91,7 +83,7 @@ def test_a_brand_that_the_user_keeps_to_and_what_is_taken_more_of_late_show():
     assert said["branded"].tolist() == [1, 1, 0]
     assert said["brand_share"][0] > said["brand_share"][1]
     assert said["trend"][0] > 0 > said["trend"][1]
-    assert said["labels"].tolist() == pytest.approx(np.log1p([1, 2, 1]).tolist())
+    assert said["categories"].tolist() == pytest.approx(np.log1p([1, 2, 1]).tolist())
 
 
 def test_the_list_of_a_label_has_what_was_taken_last_first_and_each_item_once():
@@ -109,13 +101,60 @@ def test_the_list_of_a_label_has_what_was_taken_last_first_and_each_item_once():
 def test_labels_that_change_are_counted_anew_and_said_twice_change_nothing():
     labels = made()
     lamps = labels.of[0, 1]
-    before = {name: array.copy() for name, array in labels.arrays().items()}
+    before = {name: array.copy() for name, array in labels.state().items()}
     labels.set(0, "Acme", ["lamps", "gifts", " ", "LAMPS"])
-    assert all(np.array_equal(array, before[name]) for name, array in labels.arrays().items())
+    assert all(np.array_equal(array, before[name]) for name, array in labels.state().items())
     labels.set(0, "", [])
     assert labels.logs[lamps] == 0
     assert (labels.of[0] == -1).all()
     assert not columns(labels, [1], [0])["cosine"].any()
+
+
+def test_an_item_leaves_the_list_of_a_label_that_it_lost_and_keeps_its_place_in_others():
+    labels = made()
+    gifts, mugs = labels.of[2, 2], labels.of[2, 1]
+    labels.set(2, "Zest", ["gifts", "new"])
+    assert labels.recent[mugs, 0] == -1
+    assert labels.recent[gifts, :4].tolist() == [3, 2, 0, -1]
+    assert labels.recent[labels.of[2, 2], :2].tolist() == [2, -1]
+    labels.set(2, "", [])
+    assert labels.recent[gifts, :3].tolist() == [3, 0, -1]
+    labels.set(0, "", [f"gifts{n}" for n in range(3)])
+    assert labels.of[0, :5].tolist() == [-1, *range(len(labels) - 3, len(labels)), -1]
+
+
+def test_items_are_alike_by_a_label_that_all_have_however_many_there_are():
+    labels = Labels((DAY, 10 * DAY))
+    for n in range(300):
+        labels.set(n, "", ["books"])
+        assert cosine(labels, taste(labels, [0]), [0, n]).tolist() == pytest.approx([1, 1])
+    labels.set(1, "Acme", ["books"])
+    alike = cosine(labels, taste(labels, [0]), [1, 2])
+    assert 0 < alike[0] < 0.01
+    assert alike[1] == pytest.approx(1)
+
+
+def test_labels_beyond_those_that_there_is_room_for_are_passed_over(monkeypatch):
+    labels = made()
+    monkeypatch.setattr("driftline.graph.labels.MANY", len(labels) + 1)
+    labels.set(5, "Other", ["x", "gifts", "y"])
+    assert (labels.of[5] >= 0).sum() == 2
+    assert labels.of[5, 1] == labels.of[3, 1]
+    labels.set(4, "Another", ["lamps"])
+    assert labels.of[4, :3].tolist() == [-1, labels.of[0, 1], -1]
+
+
+def test_what_answers_are_made_of_answers_alike_and_labels_of_others_do_not_show():
+    labels, other, small = made(), Labels((DAY, 10 * DAY)), Labels((DAY, 10 * DAY))
+    take(labels, [0, 2], 0)
+    for array in (held := labels.arrays()).values():
+        array.flags.writeable = False
+    other.restore(held)
+    small.set(0, "Acme", ["lamps"])
+    said = columns(labels, [0, 2], range(7))
+    columns(small, [0], [0])
+    again = columns(other, [0, 2], range(7))
+    assert all(said[name].tolist() == again[name].tolist() for name in COLUMNS)
 
 
 def test_more_categories_than_there_is_room_for_are_left_out():
@@ -127,11 +166,11 @@ def test_more_categories_than_there_is_room_for_are_left_out():
 def test_what_was_restored_goes_on_to_the_bit():
     first, second = made(), Labels((DAY, 10 * DAY))
     take(first, [0, 2], 0)
-    second.restore({name: array.copy() for name, array in first.arrays().items()})
+    second.restore({name: array.copy() for name, array in first.state().items()})
     for labels in (first, second):
         labels.set(7, "Zest", ["mugs", "new"])
         take(labels, [2, 7], 3)
-    mine, theirs = first.arrays(), second.arrays()
+    mine, theirs = first.state(), second.state()
     assert mine.keys() == theirs.keys()
     assert all(np.array_equal(mine[name], theirs[name]) for name in mine)
     assert columns(first, [2], [0, 7])["trend"].tolist() == columns(second, [2], [0, 7])["trend"].tolist()

@@ -1,6 +1,7 @@
 """Brands and categories reach the trainer's engine as the catalogue tells of them, and a snapshot of it."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import orjson
@@ -11,7 +12,7 @@ from driftline.configs.load import switched
 from driftline.configs.settings import Graph, Model, Ranker, Settings, Trainer
 from driftline.graph.labels import Labels
 from driftline.graph.labels_kernel import COLUMNS
-from driftline.model.labels import LabelsPart
+from driftline.model.labels import ASKED, LabelsPart, LabelsPlug
 from driftline.stream.learn import trainer as trainer_module
 from driftline.stream.learn.contracts import ask, drive, shop
 from driftline.stream.learn.learner import StreamLearner
@@ -80,3 +81,14 @@ def test_who_keeps_to_a_brand_is_told_so_unless_the_texts_are_off(text):
     assert even.any()
     assert np.array_equal(slate.raw[column] > 0, even if text == "on" else np.zeros_like(even))
     assert bool(len(slate.pool.scored["labels"].best)) == (text == "on")
+
+
+def test_labels_that_one_item_alone_has_do_not_take_the_places_of_those_that_lead_somewhere():
+    labels = Labels((1.0, 2.0))
+    for item in range(4):
+        labels.set(item, "", [f"of {item}: {n}" for n in range(20)] + ["shared"] * (item > 1))
+    labels.ensure(9)
+    assert ASKED < 3 * 20
+    past = SimpleNamespace(items=np.array([0, 1, 2], np.int32))
+    asked = SimpleNamespace(past=past, n=9, k=5)
+    assert LabelsPlug(labels).opinion(asked).best.tolist() == [3]

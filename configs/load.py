@@ -34,6 +34,8 @@ OPERATION = {
     "model": {"gate"},
 }
 """Keys of such sections that say where and how fast, and change no result. What the gate does a snapshot says."""
+UNSAID = (("labels", "off"),)
+"""Switches that say what their absence does: who keeps a part off that came later goes on with what was learnt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +116,8 @@ def sections_sha256(settings: Settings, sections: Sequence[str]) -> str:
     """Hash of some sections, in hex; keys on which no result depends are left out."""
     without = {section: OPERATION[section] for section in OPERATION if section in sections}
     dump = settings.model_dump(mode="json", include=set(sections), exclude=without)
+    if "systems" in dump:
+        dump["systems"] = dict(switch for switch in dump["systems"].items() if switch not in UNSAID)
     return hashlib.sha256(orjson.dumps(dump, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
 

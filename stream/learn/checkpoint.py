@@ -93,8 +93,8 @@ def read_checkpoint(path: Path, settings_sha256: str) -> dict[str, Any] | None:
         )
     if state.get("settings") != settings_sha256:
         raise StateError(
-            f"checkpoint {path} was made under other settings; set trainer.root to a new directory, or move it away to "
-            "learn from the start"
+            f"checkpoint {path} was made under other settings; set back what was changed, by you or in a preset by a "
+            "release (CHANGELOG.md), set trainer.root to a new directory, or move it away to learn from the start"
         )
     return state
 

@@ -7,7 +7,7 @@ from driftline.configs.environment import strays
 from driftline.configs.errors import ConfigError
 from driftline.configs.files import presets
 from driftline.configs.keys import leaves, shown
-from driftline.configs.load import config_sha256, load, load_settings
+from driftline.configs.load import MODEL_SECTIONS, config_sha256, load, load_settings, sections_sha256
 from driftline.configs.security import client_options
 from driftline.configs.settings import Broker, Settings
 
@@ -96,6 +96,15 @@ def test_equal_settings_have_equal_hashes_wherever_they_came_from(tmp_path):
     assert config_sha256(by_file) == config_sha256(by_environment)
     assert config_sha256(by_file) != config_sha256(Settings())
     assert len(config_sha256(by_file)) == 64
+
+
+def test_a_preset_without_a_part_that_a_release_added_goes_on_with_what_was_learnt_before():
+    after = load("media", {}).settings
+    off = load("media", {"DRIFTLINE__SYSTEMS__LABELS": "off"}).settings
+    before, text = (after.model_copy(update={"systems": systems}) for systems in ({}, {"text": "off"}))
+    hashes = [sections_sha256(one, MODEL_SECTIONS) for one in (before, off, after, text)]
+    assert hashes[0] == hashes[1]
+    assert len(set(hashes)) == 3
 
 
 def test_a_secret_is_part_of_no_hash_and_never_shown(tmp_path):

@@ -128,7 +128,8 @@ class Codes:
         if not len(asked):
             return found
         size = len(asked) * _blocks(n) * LANES
-        bounds = SCRATCH.get("bounds", size, np.float32)[:size].reshape(len(asked), -1, LANES)
+        bounds = SCRATCH.get("bounds", size, np.float32)[:size]  # written before it is read
+        bounds = bounds.reshape(len(asked), -1, LANES)
         planes, steps, totals = self._rounded(queries[asked])
         slack, closer_slack = SURE * ERROR / self.bits**0.5, CLOSER_SURE * CLOSER_ERROR / self.bits**0.5
         slacks = widths[asked] * np.float32(slack)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 OWNERS = 4096
 """Users that an item leads to at most, the most recently active ones: what everybody has tells nobody apart."""
 SHARE = 256
-"""Of the users one in so many must have been observed before the matrix is rebuilt: where groups are rarer than
+"""One group for so many users must have been observed before the matrix is rebuilt: where groups are rarer than
 refreshes, most of the time would go into building what hardly changed."""
 
 

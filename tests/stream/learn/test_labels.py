@@ -63,6 +63,17 @@ def test_labels_are_those_of_the_catalogue_before_and_after_the_first_event(tmp_
     assert labels_of(trainer, "i1") == 0
 
 
+def test_a_trainer_that_is_told_to_stop_labels_no_more_items(tmp_path):
+    trainer = trainer_at(tmp_path)
+    feed(trainer, log_of(rows("u1", 0, T0_MS, range(3)) + rows("u1", 1, T0_MS + HOUR_MS, range(3))))
+    flush(trainer)
+    for n in range(3):
+        tell(trainer, f"i{n}", brand="Acme")
+    asked = iter([False, True])
+    trainer.encode_items(lambda: next(asked))
+    assert [labels_of(trainer, f"i{n}") for n in range(3)] == [1, 0, 0]
+
+
 class Alike:
     """All even items are of one brand."""
 

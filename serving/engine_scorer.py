@@ -161,8 +161,8 @@ def engine_builder(settings: Settings, on_forget: list[Callable[[str], None]] | 
         if not fits(snapshot.meta, settings):
             raise SnapshotError(
                 f"snapshot {snapshot.version} was trained with other settings than this process has: the sections "
-                f"{', '.join(MODEL_SECTIONS)} must be equal. Start trainer and serve with the same --config; "
-                "after a release that changed a preset (CHANGELOG.md) set it back, or wait for the new trainer's snapshot."
+                f"{', '.join(MODEL_SECTIONS)} must be equal. Start trainer and serve with the same --config; after a "
+                "release that changed a preset (CHANGELOG.md) set it back, or wait for a snapshot of the new trainer."
             )
         torch.set_num_threads(1)
         arrays = snapshot.parts["engine"]

@@ -99,13 +99,14 @@ class Labels:
         names = dict.fromkeys(f"category:{name.strip().casefold()}" for name in categories if name.strip())
         numbers = [self._number(f"brand:{brand.strip().casefold()}") if brand.strip() else -1]
         numbers += [number for name in list(names)[: MOST - 1] if (number := self._number(name)) >= 0]
-        before = self.of[index].copy()
-        if before[: len(numbers)].tolist() == numbers and not (before[len(numbers) :] >= 0).any():
+        before = self.of[index].tolist()
+        row = numbers + [-1] * (MOST - len(numbers))
+        if row == before:
             return
-        self.of[index] = -1
-        self.of[index, : len(numbers)] = numbers
+        self.of[index] = row
         self._touched["of"].add(np.array([index]))
-        gone, new = (np.setdiff1d(a[a >= 0], b) for a, b in ((before, self.of[index]), (self.of[index], before)))
+        gone = np.array([label for label in before if label >= 0 and label not in row], np.int32)
+        new = np.array([label for label in row if label >= 0 and label not in before], np.int32)
         for labels, step in ((gone, -1), (new, 1)):
             self._items[labels] += step
             self.logs[labels] = np.log(np.maximum(self._items[labels], 1))

@@ -123,6 +123,25 @@ def test_an_item_leaves_the_list_of_a_label_that_it_lost_and_keeps_its_place_in_
     assert labels.of[0, :5].tolist() == [-1, *range(len(labels) - 3, len(labels)), -1]
 
 
+def test_rows_that_change_with_labels_and_takes_are_marked():
+    labels = made()
+    labels.set(5, "Quiet", ["still"])
+    take(labels, [0], 0)
+    held = {name: array.copy() for name, array in labels.arrays().items()}
+    for name, marks in labels.touched().items():
+        marks.take(len(held[name]))
+    labels.set(2, "Zest", ["gifts", "new"])
+    labels.set(8, "Acme", [])
+    take(labels, [1, 2], 1)
+    now = labels.arrays()
+    for name, marks in labels.touched().items():
+        rows, kept = marks.take(len(now[name])), np.zeros_like(now[name])
+        assert 0 < len(rows) < len(kept)
+        kept[: len(held[name])] = held[name]
+        kept[rows] = now[name][rows]
+        assert np.array_equal(kept, now[name]), name
+
+
 def test_items_are_alike_by_a_label_that_all_have_however_many_there_are():
     labels = Labels((DAY, 10 * DAY))
     for n in range(300):

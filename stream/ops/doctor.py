@@ -336,7 +336,8 @@ def _snapshots(settings: Settings) -> Iterator[Finding]:
     if not fits(snapshot.meta, settings):
         yield Finding(
             "snapshots", "bad", f"{snapshot.version} was trained with other {', '.join(MODEL_SECTIONS)} than these",
-            "start trainer and serve with the same --config; serve refuses it with this one",
+            "start trainer and serve with the same --config; serve refuses it with this one. After a release that "
+            "changed a preset (CHANGELOG.md) set that back, or wait for a snapshot of the new trainer",
         )  # fmt: skip
 
 

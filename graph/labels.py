@@ -15,6 +15,7 @@ Semeraro, 2011, section 3.3.
 from __future__ import annotations
 
 import math
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -96,9 +97,9 @@ class Labels:
     def set(self, index: int, brand: str, categories: Sequence[str]) -> None:
         """Says of an item what it is labelled with; further categories than there is room for are left out."""
         self.ensure(index + 1)
-        names = dict.fromkeys(f"category:{name.strip().casefold()}" for name in categories if name.strip())
-        numbers = [self._number(f"brand:{brand.strip().casefold()}") if brand.strip() else -1]
-        numbers += [number for name in list(names)[: MOST - 1] if (number := self._number(name)) >= 0]
+        names, maker = dict.fromkeys(filter(None, map(_plain, categories))), _plain(brand)
+        numbers = [self._number(f"brand:{maker}") if maker else -1]
+        numbers += [one for name in list(names)[: MOST - 1] if (one := self._number(f"category:{name}")) >= 0]
         before = self.of[index].tolist()
         row = numbers + [-1] * (MOST - len(numbers))
         if row == before:
@@ -195,3 +196,8 @@ class Labels:
             self._numbers = {key: number for number, key in enumerate(self._keys.tolist())}
         for touched in self._touched.values():
             touched.everything()
+
+
+def _plain(name: str) -> str:
+    """A name as it is compared: its case, the blanks around it and how its accents are written make no other one."""
+    return unicodedata.normalize("NFC", name.strip().casefold())

@@ -42,6 +42,9 @@ def test_a_brand_is_one_whatever_its_case_and_no_category_of_the_same_name():
     assert labels.of[0, 0] == labels.of[1, 0] != labels.of[2, 0]
     assert labels.of[3, 0] == -1
     assert labels.of[0, 1] == labels.of[1, 1]
+    labels.set(4, "Cafe\u0301", [])
+    labels.set(5, " CAF\u00c9", [])
+    assert labels.of[4, 0] == labels.of[5, 0] > labels.of[2, 0]
     labels.set(4, "lamps", ["acme"])
     assert labels.of[4, 0] not in labels.of[:4]
     assert labels.of[4, 1] not in labels.of[:4]

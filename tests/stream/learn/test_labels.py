@@ -63,6 +63,28 @@ def test_labels_are_those_of_the_catalogue_before_and_after_the_first_event(tmp_
     assert labels_of(trainer, "i1") == 0
 
 
+def test_a_trainer_that_starts_again_has_its_labels_and_takes_what_the_catalogue_says_meanwhile(tmp_path):
+    first = trainer_at(tmp_path)
+    for n in range(3):
+        tell(first, f"i{n}", brand="Acme", categories=[f"of {n}"])
+    first.encode_items()
+    feed(first, log_of(rows("u1", 0, T0_MS, range(3)) + rows("u1", 1, T0_MS + HOUR_MS, range(3))))
+    flush(first)
+    held = {name: array.copy() for name, array in part_of(first).state().items()}
+    first.checkpoint()
+    first.close()
+    second = trainer_at(tmp_path)
+    for n in range(3):  # the topic is read from its beginning
+        tell(second, f"i{n}", brand="Acme", categories=[f"of {n}"])
+    second.encode_items()
+    assert all(np.array_equal(array, held[name]) for name, array in part_of(second).state().items())
+    third = trainer_at(tmp_path)
+    tell(third, "i0", brand="Acme")
+    third.catalogue.take(b"", b"i1")
+    third.encode_items()
+    assert [labels_of(third, f"i{n}") for n in range(3)] == [1, 0, 2]
+
+
 def test_a_trainer_that_is_told_to_stop_labels_no_more_items(tmp_path):
     trainer = trainer_at(tmp_path)
     feed(trainer, log_of(rows("u1", 0, T0_MS, range(3)) + rows("u1", 1, T0_MS + HOUR_MS, range(3))))

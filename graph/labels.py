@@ -41,7 +41,7 @@ MOST = 24
 LISTED = 64
 """Items of a label that are kept at hand."""
 MANY = 1 << 18
-"""Labels that are counted, .3 KB each; further ones are passed over: where there are so many, few items share one."""
+"""Labels that are counted, .4 KB each; further ones are passed over: where there are so many, few items share one."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,9 @@ from driftline.stream.replay.intervals import holm
 
 LISTS = ("novel", "repeat", "overall")
 BEST = {"novel": "ease_recent", "repeat": "user_knn_recent", "overall": "personal_recency"}
+LISTS_OF_GAMES = ("novel", "overall", "rare_items")
+"""Hardly a game is played twice."""
+BEST_OF_GAMES = {"novel": "user_knn_recent", "overall": "recent_popularity"}
 PARTS = ("hstu", "graph", "profiles")
 LEVEL = 0.05
 EARLIER_DRAWS = 2000
@@ -72,9 +75,13 @@ def readme() -> list[Claim]:
         for file in (last, long):
             found += [Claim(file, f"ranker+{part}", "ranker", which) for which in LISTS]
             found.append(Claim(file, "incremental", f"incremental-{part}", "novel"))
-    return found + [
+    found += [
         Claim(one, "incremental", f"incremental:graph={kind}", which) for kind in ("random", "off") for which in LISTS
     ]
+    games = [("games-85", b, which) for b in ("incremental:text=off", "incremental-labels") for which in LISTS_OF_GAMES]
+    games += [("games-parts-85", f"incremental-{part}", which) for part in PARTS for which in LISTS_OF_GAMES]
+    games += [("games-85", b, which) for which, b in BEST_OF_GAMES.items()]
+    return found + [Claim(file, "incremental", b, which) for file, b, which in games]
 
 
 def corrected(folder: Path, claims: list[Claim]) -> list[Found]:

@@ -44,6 +44,19 @@ def _rarity(log_items: float, log: Any) -> Any:
     return max(np.float32(log_items - log), LEAST_RARITY)
 
 
+@inlined
+def _enter(named: Int32, place: Int32) -> None:
+    """Writes down where each label stands among these [t]; `_leave` takes it back."""
+    for at in range(len(named)):
+        place[named[at]] = at
+
+
+@inlined
+def _leave(named: Int32, place: Int32) -> None:
+    for at in range(len(named)):
+        place[named[at]] = -1
+
+
 @compiled(
     f"int64({_II}, {_I}, {_F}, int64, {_F}, float32, int32[::1], int32[::1], float32[::1], float32[::1], float32[::1])"
 )
@@ -92,8 +105,7 @@ def tastes(
             out[at] += value
             if i < newest:
                 latest[at] += value
-    for at in range(t):
-        place[named[at]] = -1
+    _leave(named[:t], place)
     return t
 
 
@@ -112,8 +124,7 @@ def cosines(
 
     Other arguments as in `tastes`.
     """
-    for at in range(len(named)):
-        place[named[at]] = at
+    _enter(named, place)
     for i in range(len(items)):
         total, square = 0.0, 0.0
         for slot in range(labels.shape[1] if items[i] < len(labels) else 0):
@@ -127,8 +138,7 @@ def cosines(
             if at >= 0:
                 total += rarity * taste[at]
         out[i] = total / math.sqrt(square) if square > 0 else 0.0
-    for at in range(len(named)):
-        place[named[at]] = -1
+    _leave(named, place)
 
 
 @compiled(
@@ -159,8 +169,7 @@ def label_columns(
         taken: [l, 2] decayed takes of labels, at a short and a long half-life; total: [2].
         out: [len(COLUMNS), c] zeros.
     """
-    for at in range(len(named)):
-        place[named[at]] = at
+    _enter(named, place)
     for i in range(len(items)):
         item = items[i]
         if item >= len(labels):
@@ -198,8 +207,7 @@ def label_columns(
         if there:
             out[8, i], out[9, i], out[10, i] = trends / there, best, shares / there
         out[12, i] = math.log1p(there)
-    for at in range(len(named)):
-        place[named[at]] = -1
+    _leave(named, place)
 
 
 @compiled(f"void({_I}, int32, int32[:, ::1])")

@@ -11,7 +11,7 @@ import copy
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 ENCODED_AT_ONCE = 1024
 """Texts between two words on how far the encoder is."""
+V = TypeVar("V")
 Say = Callable[[str, int, int], None]
 """Gets (what, done, total)."""
 
@@ -179,11 +180,7 @@ class ItemTexts:
 
 def texts_of(setup: Setup, settings: Settings) -> Artefact[str, Float32]:
     """Texts as the settings want them: "placebo" = each with another item that has one."""
-    vectors = replay_texts(setup)
-    own = ItemTexts(vectors)
-    if settings.systems.get("text") == "placebo":
-        return Placebo(own, shuffled(list(vectors), settings.ranker.seed).get)
-    return own
+    return _own_or_placebo(ItemTexts(replay_texts(setup)), setup, settings)
 
 
 class ItemLabels:
@@ -200,7 +197,11 @@ class ItemLabels:
 
 def labels_of(setup: Setup, settings: Settings) -> Artefact[str, Labelled]:
     """Labels as the settings want them: with a placebo of texts those of the same other item."""
-    own = ItemLabels(setup.items)
+    return _own_or_placebo(ItemLabels(setup.items), setup, settings)
+
+
+def _own_or_placebo(own: Artefact[str, V], setup: Setup, settings: Settings) -> Artefact[str, V]:
+    """What items say, or with a placebo what another item says: the same other one, whatever is asked of it."""
     if settings.systems.get("text") == "placebo":
         return Placebo(own, shuffled(list(replay_texts(setup)), settings.ranker.seed).get)
     return own

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import socket
 import threading
 import time
@@ -144,6 +145,7 @@ def test_a_handshake_that_fails_closes_its_socket(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize("place", [refusing, deaf, hanging_up])
 def test_a_client_that_finds_no_broker_leaves_neither_file_nor_thread(client: Any, place: Any) -> None:
     process = psutil.Process()
+    gc.collect()  # what other tests dropped closes its files now, not while we count
     with place() as port:
         before = process.num_fds(), threading.active_count()
         raised = []
@@ -151,7 +153,9 @@ def test_a_client_that_finds_no_broker_leaves_neither_file_nor_thread(client: An
             with pytest.raises(KafkaError) as error:
                 client(bootstrap_servers=f"127.0.0.1:{port}", bootstrap_timeout_ms=200)
             raised.append(error)  # its traceback holds what the client was made of
-        assert (process.num_fds(), threading.active_count()) == before
+        files, threads = before
+        assert process.num_fds() <= files
+        assert threading.active_count() <= threads
 
 
 def test_a_producer_whose_record_nobody_takes_ends_all_the_same(tmp_path: Any) -> None:

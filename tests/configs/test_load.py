@@ -479,5 +479,5 @@ def test_an_environment_value_that_is_no_list_is_told():
     assert "expected DRIFTLINE__SECTION__KEY" in message(None, {"DRIFTLINE__SERVING____PORT": "1"})
 
 
-def test_presets_are_the_three_that_ship():
-    assert presets() == ["default", "ecommerce", "media"]
+def test_presets_are_the_four_that_ship():
+    assert presets() == ["default", "ecommerce", "media", "sessions"]

@@ -1,6 +1,8 @@
 """Each preset on a stream of its kind: the same code, another file of settings."""
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from tests.stream.replay.movielens import movielens
 
@@ -44,3 +46,25 @@ def test_the_media_preset_learns_from_ratings_and_beats_popularity(films, tmp_pa
     asked = sum(window["n"] for window in ranker["windows"])
     log = EventLog(read_columns(films[0], 1800), load_settings("media").action)
     assert 0 < asked <= int(log.positive.sum())
+
+
+@pytest.mark.slow
+def test_the_sessions_preset_learns_what_follows(tmp_path):
+    random = np.random.default_rng(0)
+    step, first = np.arange(6), random.integers(0, 60, 300)
+    events = pa.table(
+        {
+            "user_id": [f"u{user}" for user in np.repeat(random.integers(0, 80, 300), 6)],
+            "item_id": [f"song {song}" for song in ((first[:, None] + step) % 60).ravel()],
+            "timestamp_ms": (1_500_000_000_000 + np.arange(300)[:, None] * 3_600_000 + step * 200_000).ravel(),
+            "action": ["play"] * 1800,
+            "group_id": [f"s{session}" for session in np.repeat(np.arange(300), 6)],
+        }
+    )
+    pq.write_table(events, tmp_path / "events.parquet")
+    options = Options(
+        tmp_path / "events.parquet", tmp_path, arms=("popularity", "hstu"), split=0.7, audit_rows=200, session="next"
+    )
+    arms = replay(options, load_settings("sessions"))["arms"]
+    assert arms["popularity"]["session"]["ndcg@10"] < 0.2
+    assert arms["hstu"]["session"]["ndcg@10"] > 0.5

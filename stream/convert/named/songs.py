@@ -37,4 +37,4 @@ def read(source: Path) -> Made:
             "group_id": table["session_id"].cast(pa.string()),
         }
     )
-    return Made(events, preset="sessions", notes=["a play of less than 30 seconds counts as not wanted (preset sessions)"])
+    return Made(events, preset="sessions", notes=["a play of less than 30 seconds counts as not wanted"])

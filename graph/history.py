@@ -75,7 +75,8 @@ class HistoryDigest:
         """
         age = (now_ms - self.last_ms).astype(np.float32)
         halved = np.maximum(age, 0) * np.float32(1 / half_life_ms)
-        return np.exp2(np.floor(halved.min(initial=np.float32(np.inf))) - halved)
+        out: Float32 = np.exp2(np.floor(halved.min(initial=np.float32(np.inf))) - halved)
+        return out
 
 
 TRAITS = ("groups", "items", "basket", "price", "value", "span", "since")

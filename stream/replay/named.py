@@ -6,15 +6,15 @@ import re
 
 SIMPLE = {
     "popularity": "what is taken most, over all time",
-    "recent_popularity": "what is taken most lately, counts halve in 30 days",
+    "recent_popularity": "what is taken most lately, counts halve in 3 weeks",
     "personal_recency": "what this user took often and lately, then what is popular",
     "item_knn": "items bought with those of the user's history, by cosine over baskets",
-    "item_knn_recent": "as item_knn, what lies further back in the history counting less, half in 7 days",
+    "item_knn_recent": "as item_knn, times what is taken most lately, counts halve in 5 days",
     "user_knn_recent": "what the 100 most similar users took, newer purchases counting more",
     "ease_recent": "EASE, a linear item-item model in closed form, on baskets that fade, fitted anew each day",
     "transitions": "what followed the user's last item, counts halve in 3 weeks, then what is popular: for sessions",
 }
-"""Without learning on the stream, but for counts; all run where no arm is named."""
+"""Without learning on the stream, but for counts; all but `transitions` run where no arm is named."""
 PAIRS = {
     "own_pairs": "those whom this user wrote to last",
     "reversed_pairs": "those who wrote to this user last, where users and items are the same people",

@@ -14,7 +14,9 @@ from driftline.configs.explain import Fault, did_you_mean, origin_of, quoted
 from driftline.configs.settings import EventFiles, ItemFiles, Settings
 
 SECTIONS: dict[str, type[ItemFiles]] = {"event_files": EventFiles, "item_files": ItemFiles}
-TIMES = ("s", "ms", "us", "ns", "iso", "dmy", "mdy")
+UNITS = ("s", "ms", "us", "ns")
+"""Of times that are counted from 1970 on, or from a time that is said."""
+TIMES = (*UNITS, "iso", "dmy", "mdy")
 """Notations of times that have a name."""
 OF_ROWS = ("action_from", "action_below_zero")
 """What names the action of a row by its value."""
@@ -64,7 +66,14 @@ def _time_fault(time: str) -> str:
     """What is wrong with a notation of times, "" = nothing."""
     if not time or time in TIMES:
         return ""
-    expected = f"expected {', '.join(TIMES)}, or a format as strptime has it, such as '%d %b %Y'"
+    expected = f"expected {', '.join(TIMES)}, 's since 2018-02-01', or a format as strptime has it, such as '%d %b %Y'"
+    unit, since, start = time.partition(" since ")
+    if since and unit in UNITS:
+        try:
+            datetime.fromisoformat(start)
+        except ValueError:
+            return f"got {time!r}: {start!r} is no time; {expected}"
+        return ""
     if "%" not in time:
         return f"got {time!r}; {expected}{did_you_mean(time.lower(), TIMES)}"
     try:

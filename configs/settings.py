@@ -598,7 +598,9 @@ class ItemFiles(Section):
     map: dict[str, str] = Field({}, description="column of a file by field of the schema; others are guessed")
     header: tuple[str, ...] = Field((), description="names of the columns of CSV files whose first line is a row")
     time: str = Field(
-        "", description="s, ms, us, ns, iso, dmy (31.12.2026), mdy (12/31/2026) or as strptime has it; empty = guessed"
+        "",
+        description="s, ms, us, ns, s since 2018-02-01, iso, dmy (31.12.2026), mdy (12/31/2026) or as strptime has it; "
+        "empty = guessed",
     )
     zone: Annotated[str, AfterValidator(_zone)] = Field("UTC", description="of times that name none")
     decimal: Literal["", ".", ","] = Field("", description="point or comma of numbers in text; empty = guessed")

@@ -83,14 +83,15 @@ class UserVectors:
     def _build(self, t_ms: int) -> None:
         self.built_ms, self._since = t_ms, 0
         keys, start, items, last_ms = self._flat()
-        age_ms = np.maximum(t_ms - last_ms, 0)
-        value = np.exp2(age_ms * (-1 / self.half_life_ms)).astype(np.float32)
+        age_ms, of_user = np.maximum(t_ms - last_ms, 0), np.diff(start)
+        halved, value = age_ms * (-1 / self.half_life_ms), np.zeros(0, np.float32)
         fresh = np.exp2(age_ms * (-1 / self.fresh_half_life_ms)).astype(np.float32)
-        # a vector faded to nothing would divide by zero: scale by its own norm first
+        # unit vectors, each in the scale of its user's newest touch: squares of what is years old are 0 in float32
         if len(items):
-            norm = np.sqrt(np.add.reduceat(np.append(value * value, np.float32(0)), np.minimum(start[:-1], len(items))))
-            norm[start[1:] == start[:-1]] = 0
-            value /= np.repeat(np.maximum(norm, 1e-30), np.diff(start))
+            first = start[:-1][of_user > 0]
+            newest, held = np.ceil(np.maximum.reduceat(halved, first)), of_user[of_user > 0]
+            value = np.exp2(halved - np.repeat(newest, held)).astype(np.float32)
+            value /= np.repeat(np.sqrt(np.add.reduceat(value * value, first)), held)
         self._set(keys, start, items, value, fresh)
 
     def _set(self, keys: NDArray[np.uint64], start: Int64, items: Int32, value: Float32, fresh: Float32) -> None:

@@ -58,7 +58,7 @@ def explain(
     """
     own = {item: i for i, item in enumerate(past.items.tolist())}
     chosen = np.asarray(places, np.int64)
-    weight = past.decayed(now_ms, signals.user_half_life_ms, signals.settings.recent)
+    weight = past.relative(now_ms, signals.user_half_life_ms)[: signals.settings.recent]
     return [
         _repeat(past, own[item], now_ms) if item in own else _novel(past, weight, item, bits, signals, table, pool)
         for item, bits in zip(pool.candidates[chosen].tolist(), pool.recalled[chosen].tolist(), strict=True)

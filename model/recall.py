@@ -213,7 +213,7 @@ def score_base(
     """
     n, k = signals.n, settings.recall
     source = past.items[: signals.settings.recent]
-    weight = past.decayed(now_ms, signals.user_half_life_ms)
+    weight = past.relative(now_ms, signals.user_half_life_ms)
     recent = weight[: len(source)]
     last, even = past.basket, np.ones(len(past.basket), np.float32)
     touched = past.items
@@ -256,7 +256,7 @@ def score_texts(
 
 def text_centres(past: HistoryDigest, now_ms: int, signals: Signals, text: TextTable) -> Float32:
     """Unit vectors [2, d] of the texts of the decayed history and of the last basket; zeros without a history."""
-    weight = past.decayed(now_ms, signals.user_half_life_ms)
+    weight = past.relative(now_ms, signals.user_half_life_ms)
     centre = np.stack((weight @ text[past.items], text[past.basket].sum(0)))
     centre /= np.maximum(np.sqrt((centre * centre).sum(1, keepdims=True)), np.float32(1e-12))
     return centre

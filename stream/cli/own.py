@@ -51,7 +51,10 @@ ActionFrom = Annotated[
 ]
 Time = Annotated[
     str | None,
-    typer.Option("--time", help="Times of events: s, ms, us, ns, iso, dmy, mdy, or a format as strptime has it."),
+    typer.Option(
+        "--time",
+        help="Times of events: s, ms, us, ns, s since 2018-02-01, iso, dmy, mdy, or a format as strptime has it.",
+    ),
 ]
 Zone = Annotated[str | None, typer.Option("--zone", help="Zone of times that name none; else UTC.")]
 Decimal = Annotated[str | None, typer.Option("--decimal", help="Decimal sign of numbers in text: , or .")]

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
+from functools import cache
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -22,6 +23,8 @@ WORDS = {
     "s": "seconds", "ms": "milliseconds", "us": "microseconds", "ns": "nanoseconds",
     "iso": "ISO 8601", "dmy": "day, month, year", "mdy": "month, day, year",
 }  # fmt: skip
+SINCE = " since "
+"""Between a unit and the time from which it counts."""
 SURE = 0.95
 """Share of a sample that must be readable before a column is taken for one that its name does not say."""
 MOST = 0.5
@@ -45,7 +48,8 @@ class Clock:
     """How a column writes times.
 
     Attributes:
-        how: a key of WORDS, or a format as strptime has it. Columns of a type for times need none.
+        how: a key of WORDS, a unit since a time ("s since 2018-02-01"), or a format as strptime has it. Columns of a
+            type for times need none.
         zone: of times that name none.
     """
 
@@ -54,12 +58,12 @@ class Clock:
 
     def __str__(self) -> str:
         words = WORDS.get(self.how, self.how)
-        return words if self.how in UNITS else f"{words}, {self.zone} where no zone is named"
+        return words if counted(self.how, self.zone) else f"{words}, {self.zone} where no zone is named"
 
     def about(self, sample: Sequence[Any]) -> str:
         """Words on how a column is read whose first values are those of `sample`, with what changes the zone."""
         words = WORDS.get(self.how, self.how)
-        if self.how in UNITS or "%z" in self.how or (sample and all(map(_has_zone, sample))):
+        if counted(self.how, self.zone) or "%z" in self.how or (sample and all(map(_has_zone, sample))):
             return words
         other = "; --zone Europe/Berlin changes it" if self.zone == "UTC" else ""
         return f"{words}; {self.zone}, as no zone is named{other}"
@@ -87,10 +91,10 @@ class Clock:
             array = array.cast(pa.timestamp("ms"))
         if pa.types.is_timestamp(array.type):
             return self._instants(array)
-        if self.how in UNITS:
+        if unit := counted(self.how, self.zone):
             if pa.types.is_string(kind):
                 array = array.cast(pa.int64())
-            return _scaled(array, self.how) if pa.types.is_integer(array.type) else None
+            return _scaled(array, *unit) if pa.types.is_integer(array.type) else None
         if self.how == "iso" and pa.types.is_string(kind):
             first = array.drop_null()[:1].to_pylist()
             has_zone = bool(first) and re.search(r"(Z|[+-][0-9]{2}:?[0-9]{2})$", first[0][10:]) is not None
@@ -129,8 +133,8 @@ class Clock:
                 return self._ms_of(cell)
             if isinstance(cell, date):
                 return self._ms_of(datetime(cell.year, cell.month, cell.day))
-            if self.how in UNITS:
-                return _number_ms(cell, self.how)
+            if unit := counted(self.how, self.zone):
+                return _number_ms(cell, *unit)
             text = str(cell).strip() if isinstance(cell, (str, int)) and not isinstance(cell, bool) else ""
             return self._ms_of(_PARSERS.get(self.how, self._by_format)(text))
         except (ValueError, OverflowError):
@@ -140,8 +144,24 @@ class Clock:
         return datetime.strptime(text, self.how)
 
     def _ms_of(self, when: datetime) -> int:
-        since = (when if when.tzinfo else when.replace(tzinfo=ZoneInfo(self.zone))) - _EPOCH
-        return since // timedelta(milliseconds=1)
+        return _ms_of(when, self.zone)
+
+
+@cache
+def counted(how: str, zone: str) -> tuple[str, int] | None:
+    """The unit of a notation that counts, and the milliseconds from which it does; None = it is another one."""
+    unit, since, start = how.partition(SINCE)
+    if unit not in UNITS:
+        return None
+    try:
+        return unit, _ms_of(_iso(start), zone) if since else 0
+    except ValueError:
+        return None
+
+
+def _ms_of(when: datetime, zone: str) -> int:
+    since = (when if when.tzinfo else when.replace(tzinfo=ZoneInfo(zone))) - _EPOCH
+    return since // timedelta(milliseconds=1)
 
 
 def _has_zone(cell: Any) -> bool:
@@ -155,15 +175,16 @@ def _array(cells: Sequence[Any]) -> pa.Array | None:
         return None
 
 
-def _scaled(array: pa.Array, unit: str) -> pa.Array | None:
+def _scaled(array: pa.Array, unit: str, start_ms: int) -> pa.Array | None:
     times, parts = UNITS[unit]
     numbers = array.fill_null(0).to_numpy(zero_copy_only=False)
     if numbers.size and int(np.abs(numbers).max()) > (1 << 62) // times:
         return None
-    return pa.array(numbers.astype(np.int64) * times // parts, mask=array.is_null().to_numpy(zero_copy_only=False))
+    scaled = start_ms + numbers.astype(np.int64) * times // parts
+    return pa.array(scaled, mask=array.is_null().to_numpy(zero_copy_only=False))
 
 
-def _number_ms(cell: Any, unit: str) -> int | None:
+def _number_ms(cell: Any, unit: str, start_ms: int) -> int | None:
     times, parts = UNITS[unit]
     if isinstance(cell, str):
         if not _NUMBER.fullmatch(cell):
@@ -172,7 +193,7 @@ def _number_ms(cell: Any, unit: str) -> int | None:
     if isinstance(cell, bool):
         return None
     ms = cell * times // parts if isinstance(cell, int) else round(float(cell) * times / parts)
-    return int(ms) if abs(ms) < EXACT else None
+    return start_ms + int(ms) if abs(ms) < EXACT else None
 
 
 def _iso(text: str) -> datetime:
@@ -240,7 +261,7 @@ def guess_clock(sample: Sequence[Any], zone: str, is_named: bool = False) -> tup
 def _candidates(sample: Sequence[Any]) -> list[str]:
     if all(isinstance(cell, date) for cell in sample):
         return ["iso"]
-    numbers = sum(map(_is_number, sample))
+    numbers = sum(map(is_number, sample))
     if numbers == len(sample):
         texts = [str(cell).strip() for cell in sample]
         if all(_DIGITS.fullmatch(text) for text in texts):
@@ -249,7 +270,8 @@ def _candidates(sample: Sequence[Any]) -> list[str]:
     return [*_PARSERS, *(UNITS if numbers else ())]
 
 
-def _is_number(cell: Any) -> bool:
+def is_number(cell: Any) -> bool:
+    """Whether a cell is a number, or text that is one."""
     if isinstance(cell, str):
         return _NUMBER.fullmatch(cell) is not None
     return isinstance(cell, (int, float)) and not isinstance(cell, bool)

@@ -1,7 +1,7 @@
 """Rows of CSV files of all dialects, as text: what a cell means is decided by stream/events/cells.py alone.
 
-The delimiter (, ; tab | or ::) and the quote (" or ') are those by which the header holds the columns of the schema,
-and by which the first rows have as many fields.
+The delimiter (, ; tab | or ::, else a blank) and the quote (" or ') are those by which the header holds the columns of
+the schema, and by which the first rows have as many fields.
 A quote inside quotes is doubled; line ends may be of any kind. Python's parser, not Arrow's: that one gives types to
 columns that it finds itself, and starts threads.
 """
@@ -29,6 +29,8 @@ from driftline.stream.events.schema import shorten
 from driftline.stream.events.source import opened
 
 DELIMITERS = (",", ";", "\t", "|", "::")
+BLANK = " "
+"""Separates cells where none of these does: names and titles have blanks, too."""
 ONE_CHARACTER = "\x1f"
 """Stands for a delimiter of two: Python's parser takes one alone."""
 QUOTES = "\"'"
@@ -101,22 +103,23 @@ def _header(path: Path, known: dict[str, str], required: Sequence[str], form: Fo
     Without a header: the one that gives a row as many cells as there are names.
     """
     best: tuple[tuple[bool, int, int, int], Dialect, list[str]] | None = None
-    for quote in QUOTES:
-        for delimiter in DELIMITERS:
-            dialect = Dialect(delimiter, quote)
-            names: list[str]
-            with _text(path, form.encoding) as text:
-                reader = dialect.reader(text)
-                try:
-                    names = next(reader, [])
-                except csv.Error:
-                    continue
-                whole = _whole_rows(reader, len(names), quote)
-            rank = all(name in names for name in required), sum(name in known for name in names), len(names), whole
-            if form.header:
-                rank = len(names) == len(form.header), 0, len(names), whole
-            if best is None or rank > best[0]:
-                best = rank, dialect, names
+    dialects = [Dialect(delimiter, quote) for quote in QUOTES for delimiter in DELIMITERS]
+    for dialect in (*dialects, Dialect(BLANK, QUOTES[0])):
+        if dialect.delimiter == BLANK and best is not None and len(best[2]) > 1:
+            break
+        names: list[str]
+        with _text(path, form.encoding) as text:
+            reader = dialect.reader(text)
+            try:
+                names = next(reader, [])
+            except csv.Error:
+                continue
+            whole = _whole_rows(reader, len(names), dialect.quote)
+        rank = all(name in names for name in required), sum(name in known for name in names), len(names), whole
+        if form.header:
+            rank = len(names) == len(form.header), 0, len(names), whole
+        if best is None or (rank > best[0] and (whole or dialect.delimiter != BLANK)):
+            best = rank, dialect, names
     if best is None:
         raise InputError(f"{path}: the header has a quote that never closes; expected the names of the columns")
     _, dialect, names = best

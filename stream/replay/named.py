@@ -6,10 +6,10 @@ import re
 
 SIMPLE = {
     "popularity": "what is taken most, over all time",
-    "recent_popularity": "what is taken most lately, counts halve in 30 days",
+    "recent_popularity": "what is taken most lately, counts halve in 3 weeks",
     "personal_recency": "what this user took often and lately, then what is popular",
     "item_knn": "items bought with those of the user's history, by cosine over baskets",
-    "item_knn_recent": "as item_knn, what lies further back in the history counting less, half in 7 days",
+    "item_knn_recent": "as item_knn, times what is taken most lately, counts halve in 5 days",
     "user_knn_recent": "what the 100 most similar users took, newer purchases counting more",
     "ease_recent": "EASE, a linear item-item model in closed form, on baskets that fade, fitted anew each day",
     "transitions": "what followed the user's last item, counts halve in 3 weeks, then what is popular: for sessions",
@@ -63,7 +63,7 @@ PEERS = {
     "peer:rectools_hstu": "HSTU of RecTools; the user's sequence is live",
 }
 """Of other makers, fitted anew every `peers.refit_days`, in an environment of their own: `driftline peers setup`."""
-DEFAULT = (*(name for name in SIMPLE if name != "transitions"), "hstu", "ranker", "frozen", "incremental")
+DEFAULT = (*SIMPLE, "hstu", "ranker", "frozen", "incremental")
 """Those that run where none are named."""
 
 

@@ -404,7 +404,7 @@ item_files:
         (6, "event_files.map.item_id: got 'id', which is user_id already", "expected another column"),
         (7, "event_files.map.timestamp_ms: got no column", "every row must have this field"),
         (9, "event_files.header: names 'id' twice", "expected a name for each column"),
-        (10, "event_files.time: got 'ISO8601'; expected s, ms, us, ns, iso, dmy, mdy, or a format", "mean 'iso'?"),
+        (10, "event_files.time: got 'ISO8601'; expected s, ms, us, ns, iso, dmy, mdy, 's since", "mean 'iso'?"),
         (11, "event_files.zone: got zone 'Europe/Berln'", "did you mean 'Europe/Berlin'?"),
         (12, "event_files.action_below_zero: column 'event' says the action of each row", "one of the two"),
         (14, "item_files.map.titel: there is no such field", "did you mean 'title'?"),
@@ -414,6 +414,13 @@ item_files:
     for fault, (line, start, words) in zip(caught.value.faults, expected, strict=True):
         assert fault.startswith(f"{path}:{line}: {start}"), fault
         assert words in fault
+
+
+def test_the_time_from_which_a_unit_counts_is_checked(tmp_path):
+    text = "name: mine\nextends: media\nevent_files: {time: s since %s}\n"
+    assert load(write(tmp_path, text % "2018-02-01"), {}).settings.event_files.time == "s since 2018-02-01"
+    with pytest.raises(ConfigError, match="'2018-13-01' is no time; expected s, ms"):
+        load(write(tmp_path, text % "2018-13-01"), {})
 
 
 def test_columns_that_can_hardly_be_meant_are_noted(tmp_path):

@@ -74,3 +74,16 @@ def test_traits_are_means_over_what_is_known():
     expected = [*counts, np.log1p(price).mean(), np.log1p(value).mean(), np.log1p(span / DAY), np.log1p(since / DAY)]
     np.testing.assert_allclose(traits_of(past, now_ms), expected, rtol=1e-5)
     np.testing.assert_array_equal(traits_of(history_of(view, 0), now_ms), [0, 0, *[np.nan] * 5])
+
+
+def test_weights_of_a_past_keep_their_ratios_to_the_bit_however_long_ago_it_was():
+    view = view_of(np.random.default_rng(3), 12, 60)
+    digest, now, half = history_of(view), 30 * DAY, 14.0 * DAY
+    assert len(digest.items) > 5
+    soon, decayed = digest.relative(now, half), digest.decayed(now, half)
+    assert (decayed / decayed.max() == soon / soon.max()).all()
+    late = digest.relative(now + 400 * 14 * DAY, half)  # all of it faded out of float32's range
+    assert not digest.decayed(now + 400 * 14 * DAY, half).any()
+    assert 0.5 < late.max() <= 1
+    np.testing.assert_allclose(late / late.max(), soon / soon.max(), rtol=1e-4)
+    assert len(history_of(view, 0).relative(now, half)) == 0

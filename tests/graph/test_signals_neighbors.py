@@ -105,6 +105,22 @@ def test_nearest_users_bring_what_they_took():
     np.testing.assert_allclose(both[0][3], 2 / 3 / np.sqrt(3), rtol=1e-6)
 
 
+def test_who_was_silent_for_years_is_as_near_as_what_was_taken_says():
+    def seen(*ages):
+        users = UserVectors(users=9, half_life_ms=14 * DAY_MS, fresh_half_life_ms=DAY_MS, refresh_ms=1, nearest=1)
+        for number, age in enumerate(ages):  # all took item 0, each other ones beside it
+            taken = items(0, *(10 * (number + 1) + i for i in range(number + 1)))
+            users.observe(f"u{number}", taken, np.full(len(taken), (6000 - age) * DAY, np.int64), (6000 - age) * DAY)
+        users.observe("last", items(9), np.array([6000 * DAY]), 6000 * DAY)
+        return dense_sums(users, "", items(0), ONE, 100)[0]
+
+    lately, years = seen(20, 10), seen(1100, 10)
+    assert np.flatnonzero(lately).tolist() == [0, 10], "who took less else is nearer"
+    np.testing.assert_array_equal(years, lately)
+    assert np.isfinite(seen(5900, 5000)).all()
+    np.testing.assert_array_equal(seen(5900, 5000), lately)
+
+
 def test_user_vectors_forget_who_was_silent_longest():
     users = UserVectors(users=2, half_life_ms=DAY_MS, fresh_half_life_ms=DAY_MS, refresh_ms=1, nearest=2)
     for name in ("a", "b", "a", "c"):

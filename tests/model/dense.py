@@ -119,7 +119,7 @@ def score_base(
     """
     n, k = signals.n, settings.recall
     source = past.items[: signals.settings.recent]
-    weight = past.decayed(now_ms, signals.user_half_life_ms)
+    weight = past.relative(now_ms, signals.user_half_life_ms)
     recent = weight[: len(source)]
     last, even = past.basket, np.ones(len(past.basket), np.float32)
     texts = _text_scores(past.items, weight, last, text, n)

@@ -262,6 +262,18 @@ def test_personal_columns_tell_touched_items_and_are_zero_elsewhere():
     assert column["user_items"] == pytest.approx(np.log1p(3))
 
 
+def test_who_comes_back_after_a_lifetime_is_recalled_for_as_if_it_were_next_month():
+    engine = taught()
+    history = [(i, (900 + i) * DAY) for i in range(10)]
+    soon, late = (engine.slate(view("u", history), NOW + days * DAY) for days in (60, 400 * 60))
+    for name, one in soon.pool.scored.items():
+        assert len(one.best), name
+        np.testing.assert_array_equal(late.pool.scored[name].best, one.best, err_msg=name)
+        np.testing.assert_allclose(late.pool.scored[name].best_scores, one.best_scores, rtol=2e-2, err_msg=name)
+    columns = [i for i, name in enumerate(engine.layout.names) if name.startswith(("score_", "rank_"))]
+    np.testing.assert_allclose(late.raw[columns], soon.raw[columns], atol=2e-2)
+
+
 def test_features_are_finite_for_every_kind_of_user():
     engine = taught(plugs={"hstu": Plug(1)})
     for history in ([], HISTORY[:1], HISTORY, [(9, NOW)], [(i, (900 + i) * DAY) for i in range(50)]):

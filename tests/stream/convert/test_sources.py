@@ -97,6 +97,18 @@ def test_text_in_other_encodings_and_without_a_header(tmp_path):
         Plan.of(EVENTS, str(tmp_path / "c.data"), EventFiles(header=("user", "sku", "ts")))
 
 
+def test_blanks_separate_cells_where_nothing_else_does_and_times_may_count_from_a_time(tmp_path):
+    (tmp_path / "edits.txt").write_text("7 19 0\n8 20 36\n")
+    header = ("user_id", "item_id", "timestamp_ms")
+    with pytest.raises(InputError, match="holds '0', '36', which may count from a time on: --time 's since"):
+        Plan.of(EVENTS, str(tmp_path / "edits.txt"), EventFiles(header=header))
+    start = 1_517_443_200_000
+    rows = converted(tmp_path, tmp_path / "edits.txt", header=header, time="s since 2018-02-01")
+    assert rows == [("7", "19", start, None), ("8", "20", start + 36_000, None)]
+    (tmp_path / "shop.csv").write_text("user id,item id,date of the order\n7,19,2018-02-01\n")
+    assert converted(tmp_path, tmp_path / "shop.csv") == [("7", "19", start, None)]
+
+
 def test_the_parts_of_a_folder_are_read_by_name_and_a_part_that_differs_is_named(tmp_path):
     folder = tmp_path / "parts"
     for number in (0, 1):

@@ -94,6 +94,20 @@ def test_every_unit_is_found_by_its_size_and_read_exactly(ms, unit):
     assert Clock(unit).read(pa.array([str(number)]))[0].to_pylist() == [expected]
 
 
+@pytest.mark.parametrize("zone", ["UTC", "Europe/Berlin"])
+def test_a_unit_counts_from_the_time_that_is_said(zone):
+    start = datetime(2018, 2, 1, tzinfo=ZoneInfo(zone)).timestamp() * 1000
+    for how, cells, expected in (
+        ("s since 2018-02-01", [0, 36, None, 2_678_373], [0, 36_000, None, 2_678_373_000]),
+        ("ms since 2018-02-01T00:00", [0, 36], [0, 36]),
+        ("s since 2018-02-01", ["0", "36.5"], [0, 36_500]),
+    ):
+        times, wrong = Clock(how, zone).read(pa.array(cells))
+        assert (times.to_pylist(), wrong) == ([None if ms is None else start + ms for ms in expected], [])
+    times, wrong = Clock("s since the start", zone).read(["0", "36"])
+    assert wrong == [0, 1]
+
+
 @pytest.mark.parametrize(
     ("clock", "sample", "words"),
     [

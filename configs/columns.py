@@ -5,6 +5,7 @@ Faults are found before the schema reads the tree, so that all of them are said 
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from datetime import datetime
@@ -16,10 +17,15 @@ from driftline.configs.settings import EventFiles, ItemFiles, Settings
 SECTIONS: dict[str, type[ItemFiles]] = {"event_files": EventFiles, "item_files": ItemFiles}
 UNITS = ("s", "ms", "us", "ns")
 """Of times that are counted from 1970 on, or from a time that is said."""
+SINCE = " since "
+"""Between a unit and the time from which it counts."""
 TIMES = (*UNITS, "iso", "dmy", "mdy")
 """Notations of times that have a name."""
 OF_ROWS = ("action_from", "action_below_zero")
 """What names the action of a row by its value."""
+
+_SPACED_OFFSET = re.compile(r"\s+(?=[+-][0-9]{2}:?[0-9]{2}$)")
+_NAMED_UTC = re.compile(r"\s*(UTC|GMT)$")
 
 
 def faults_in_files(tree: Mapping[str, Any], origins: Mapping[str, str]) -> Iterator[Fault]:
@@ -62,15 +68,29 @@ def _faults(section: type[ItemFiles], given: dict[str, Any]) -> Iterator[tuple[s
                 yield key, f"column {map_['action']!r} says the action of each row; expected one of the two"
 
 
+def iso_time(text: str) -> datetime:
+    """A time in ISO 8601, also with slashes, "UTC", or a blank before its offset.
+
+    Raises:
+        ValueError: it is none.
+    """
+    text = _SPACED_OFFSET.sub("", _NAMED_UTC.sub("+00:00", text))
+    if text[4:5] == "/":
+        text = text.replace("/", "-")
+    if len(text) < 8 or text[:4].isdigit() is False:
+        raise ValueError(text)
+    return datetime.fromisoformat(text)
+
+
 def _time_fault(time: str) -> str:
     """What is wrong with a notation of times, "" = nothing."""
     if not time or time in TIMES:
         return ""
     expected = f"expected {', '.join(TIMES)}, 's since 2018-02-01', or a format as strptime has it, such as '%d %b %Y'"
-    unit, since, start = time.partition(" since ")
+    unit, since, start = time.partition(SINCE)
     if since and unit in UNITS:
         try:
-            datetime.fromisoformat(start)
+            iso_time(start)
         except ValueError:
             return f"got {time!r}: {start!r} is no time; {expected}"
         return ""

@@ -14,7 +14,7 @@ from driftline.stream.convert.columns import PLUS, parts_of
 from driftline.stream.convert.names import EVENT_NAMES, ITEM_NAMES, QUANTITIES, RATINGS, plain_name, rank
 from driftline.stream.convert.numbers import OPEN, sign_of, sign_of_file, with_point
 from driftline.stream.convert.sources import Sample
-from driftline.stream.convert.times import MOST, SURE, WORDS, Clock, guess_clock, is_number
+from driftline.stream.convert.times import MOST, SURE, WORDS, Clock, could_count, guess_clock
 from driftline.stream.events.cells import convert
 from driftline.stream.events.checks import EVENT_COLUMNS, EVENT_REQUIRED, EXPECTED, ITEM_COLUMNS, ITEM_REQUIRED
 from driftline.stream.events.files import UNNAMED
@@ -358,8 +358,8 @@ def _no_column(
                 )
                 return (
                     f"{source}: column {name!r} holds {shorten(str(sample.values[name][0]))}, which is no time in "
-                    f"{WORDS.get(reading.time, repr(reading.time))}, as --time {reading.time} says; {hint}; "
-                    "without --time it is guessed"
+                    f"{WORDS.get(reading.time, repr(reading.time))}, as --time {shlex.quote(reading.time)} says; "
+                    f"{hint}; without --time it is guessed"
                 )
         for name in named:
             if word := guess_clock(sample.values[name], reading.zone)[1]:
@@ -370,8 +370,8 @@ def _no_column(
     for name in named:
         if name not in columns.values():
             hint = f"; {name!r} is called so, but holds {_some(sample, name)}{hint}"
-            counts = kind.columns[field] in TIMES and all(map(is_number, sample.values[name]))
-            hint += ", which may count from a time on: --time 's since 2018-02-01'" if counts else ""
+            if kind.columns[field] in TIMES and not reading.time and could_count(sample.values[name]):
+                hint += ", which may count from a time on: --time 's since 2018-02-01'"
     return (
         f"{source}: no column was found for {field}: got {', '.join(sample.names)}{hint}; "
         f"say which one it is: {kind.option} {field}=COLUMN"

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from driftline.configs.columns import SINCE, iso_time
 from driftline.stream.events.cells import plain, values_of
 from driftline.stream.events.schema import EARLIEST_MS, MAX_TIMESTAMP_MS
 
@@ -23,20 +24,18 @@ WORDS = {
     "s": "seconds", "ms": "milliseconds", "us": "microseconds", "ns": "nanoseconds",
     "iso": "ISO 8601", "dmy": "day, month, year", "mdy": "month, day, year",
 }  # fmt: skip
-SINCE = " since "
-"""Between a unit and the time from which it counts."""
 SURE = 0.95
 """Share of a sample that must be readable before a column is taken for one that its name does not say."""
 MOST = 0.5
 """More than this share is enough for a column that is named: the other rows are bad ones."""
 EXACT = 1 << 53
+LONGEST = 1e13
+"""Of a stream, in units: three hundred years of milliseconds."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _NUMBER = re.compile(r"\s*-?[0-9]+(\.[0-9]*)?\s*")
 _DIGITS = re.compile(r"(19|20)[0-9]{2}(0[1-9]|1[0-2])([0-2][0-9]|3[01])([0-2][0-9][0-5][0-9][0-5][0-9])?")
-_SPACED_OFFSET = re.compile(r"\s+(?=[+-][0-9]{2}:?[0-9]{2}$)")
 _ZONE = re.compile(r".{8,}(Z|UTC|GMT|:[0-9.]+\s*[+-][0-9]{2}(:?[0-9]{2})?)")
-_NAMED_UTC = re.compile(r"\s*(UTC|GMT)$")
 _DAY_MONTH = re.compile(
     r"([0-9]{1,2})([./-])([0-9]{1,2})\2([0-9]{4}|[0-9]{2})"
     r"(?:(?:\s*,\s*|\s+|T)([0-9]{1,2}):([0-9]{2})(?::([0-9]{2})(?:[.,]([0-9]{1,9}))?)?\s*([AaPp]\.?[Mm]\.?)?)?(?:\s*Uhr)?"
@@ -58,12 +57,12 @@ class Clock:
 
     def __str__(self) -> str:
         words = WORDS.get(self.how, self.how)
-        return words if counted(self.how, self.zone) else f"{words}, {self.zone} where no zone is named"
+        return words if _names_zone(self.how) else f"{words}, {self.zone} where no zone is named"
 
     def about(self, sample: Sequence[Any]) -> str:
         """Words on how a column is read whose first values are those of `sample`, with what changes the zone."""
         words = WORDS.get(self.how, self.how)
-        if counted(self.how, self.zone) or "%z" in self.how or (sample and all(map(_has_zone, sample))):
+        if _names_zone(self.how) or (sample and all(map(_has_zone, sample))):
             return words
         other = "; --zone Europe/Berlin changes it" if self.zone == "UTC" else ""
         return f"{words}; {self.zone}, as no zone is named{other}"
@@ -154,7 +153,7 @@ def counted(how: str, zone: str) -> tuple[str, int] | None:
     if unit not in UNITS:
         return None
     try:
-        return unit, _ms_of(_iso(start), zone) if since else 0
+        return unit, _ms_of(iso_time(start), zone) if since else 0
     except ValueError:
         return None
 
@@ -162,6 +161,12 @@ def counted(how: str, zone: str) -> tuple[str, int] | None:
 def _ms_of(when: datetime, zone: str) -> int:
     since = (when if when.tzinfo else when.replace(tzinfo=ZoneInfo(zone))) - _EPOCH
     return since // timedelta(milliseconds=1)
+
+
+def _names_zone(how: str) -> bool:
+    """Whether a notation alone says which instant a cell is."""
+    unit, since, start = how.partition(SINCE)
+    return _has_zone(start) if unit in UNITS and since else unit in UNITS or "%z" in how
 
 
 def _has_zone(cell: Any) -> bool:
@@ -178,7 +183,7 @@ def _array(cells: Sequence[Any]) -> pa.Array | None:
 def _scaled(array: pa.Array, unit: str, start_ms: int) -> pa.Array | None:
     times, parts = UNITS[unit]
     numbers = array.fill_null(0).to_numpy(zero_copy_only=False)
-    if numbers.size and int(np.abs(numbers).max()) > (1 << 62) // times:
+    if numbers.size and max(int(numbers.max()), -int(numbers.min())) > (1 << 62) // times:
         return None
     scaled = start_ms + numbers.astype(np.int64) * times // parts
     return pa.array(scaled, mask=array.is_null().to_numpy(zero_copy_only=False))
@@ -194,15 +199,6 @@ def _number_ms(cell: Any, unit: str, start_ms: int) -> int | None:
         return None
     ms = cell * times // parts if isinstance(cell, int) else round(float(cell) * times / parts)
     return start_ms + int(ms) if abs(ms) < EXACT else None
-
-
-def _iso(text: str) -> datetime:
-    text = _SPACED_OFFSET.sub("", _NAMED_UTC.sub("+00:00", text))
-    if text[4:5] == "/":
-        text = text.replace("/", "-")
-    if len(text) < 8 or text[:4].isdigit() is False:
-        raise ValueError(text)
-    return datetime.fromisoformat(text)
 
 
 def _day_first(text: str) -> datetime:
@@ -228,7 +224,7 @@ def _parts(text: str, day: int, month: int) -> datetime:
     return datetime(year, int(found[month]), int(found[day]), hour, int(found[6] or 0), int(found[7] or 0), micros)
 
 
-_PARSERS: dict[str, Callable[[str], datetime]] = {"iso": _iso, "dmy": _day_first, "mdy": _month_first}
+_PARSERS: dict[str, Callable[[str], datetime]] = {"iso": iso_time, "dmy": _day_first, "mdy": _month_first}
 
 
 # ---------------------------------------------------------------------------------------------- guessing
@@ -268,6 +264,11 @@ def _candidates(sample: Sequence[Any]) -> list[str]:
             return ["%Y%m%d" if all(len(text) == 8 for text in texts) else "%Y%m%d%H%M%S"]
         return list(UNITS)
     return [*_PARSERS, *(UNITS if numbers else ())]
+
+
+def could_count(sample: Sequence[Any]) -> bool:
+    """Whether values may be times that count from another time on than 1970."""
+    return bool(sample) and all(is_number(cell) and 0 <= float(cell) < LONGEST for cell in sample)
 
 
 def is_number(cell: Any) -> bool:

@@ -30,7 +30,7 @@ from driftline.stream.events.source import opened
 
 DELIMITERS = (",", ";", "\t", "|", "::")
 BLANK = " "
-"""Separates cells where none of these does: names and titles have blanks, too."""
+"""One or more separate cells where none of these does: names and titles have blanks, too."""
 ONE_CHARACTER = "\x1f"
 """Stands for a delimiter of two: Python's parser takes one alone."""
 QUOTES = "\"'"
@@ -67,7 +67,14 @@ class Dialect:
         delimiter = self.delimiter
         if len(delimiter) > 1:
             text, delimiter = (line.replace(self.delimiter, ONE_CHARACTER) for line in text), ONE_CHARACTER
+        if delimiter == BLANK:
+            text = map(_unpadded, text)
         return csv.reader(text, delimiter=delimiter, quotechar=self.quote, doublequote=True, strict=True)
+
+
+def _unpadded(line: str) -> str:
+    """A line without the blanks that align its cells, where no quote may hold them."""
+    return line if QUOTES[0] in line else " ".join(filter(None, line.rstrip("\r\n").split(BLANK))) + "\n"
 
 
 @contextmanager
@@ -105,7 +112,7 @@ def _header(path: Path, known: dict[str, str], required: Sequence[str], form: Fo
     best: tuple[tuple[bool, int, int, int], Dialect, list[str]] | None = None
     dialects = [Dialect(delimiter, quote) for quote in QUOTES for delimiter in DELIMITERS]
     for dialect in (*dialects, Dialect(BLANK, QUOTES[0])):
-        if dialect.delimiter == BLANK and best is not None and len(best[2]) > 1:
+        if dialect.delimiter == BLANK and best is not None and (best[0][0] if form.header else len(best[2]) > 1):
             break
         names: list[str]
         with _text(path, form.encoding) as text:
@@ -118,7 +125,7 @@ def _header(path: Path, known: dict[str, str], required: Sequence[str], form: Fo
         rank = all(name in names for name in required), sum(name in known for name in names), len(names), whole
         if form.header:
             rank = len(names) == len(form.header), 0, len(names), whole
-        if best is None or (rank > best[0] and (whole or dialect.delimiter != BLANK)):
+        if best is None or (rank > best[0] and (rank[0] or whole or dialect.delimiter != BLANK)):
             best = rank, dialect, names
     if best is None:
         raise InputError(f"{path}: the header has a quote that never closes; expected the names of the columns")

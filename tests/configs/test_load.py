@@ -418,9 +418,12 @@ item_files:
 
 def test_the_time_from_which_a_unit_counts_is_checked(tmp_path):
     text = "name: mine\nextends: media\nevent_files: {time: s since %s}\n"
-    assert load(write(tmp_path, text % "2018-02-01"), {}).settings.event_files.time == "s since 2018-02-01"
+    for start in ("2018-02-01", "2018/02/01", "2018-02-01 00:00 UTC"):
+        assert load(write(tmp_path, text % start), {}).settings.event_files.time == f"s since {start}"
     with pytest.raises(ConfigError, match="'2018-13-01' is no time; expected s, ms"):
         load(write(tmp_path, text % "2018-13-01"), {})
+    with pytest.raises(ConfigError, match="'2018W05' is no time"):
+        load(write(tmp_path, text % "2018W05"), {})
 
 
 def test_columns_that_can_hardly_be_meant_are_noted(tmp_path):

@@ -105,6 +105,12 @@ def test_blanks_separate_cells_where_nothing_else_does_and_times_may_count_from_
     start = 1_517_443_200_000
     rows = converted(tmp_path, tmp_path / "edits.txt", header=header, time="s since 2018-02-01")
     assert rows == [("7", "19", start, None), ("8", "20", start + 36_000, None)]
+    for text in ("7 19 0 a,b\n", "    7   19     0 a,b \n", '7 19 0 "a  b"\r\n'):
+        (tmp_path / "edits.txt").write_text(text)
+        named = {"header": (*header, "comment"), "time": "s since 2018/02/01 UTC"}
+        assert converted(tmp_path, tmp_path / "edits.txt", **named) == [("7", "19", start, None)]
+    (tmp_path / "edits.txt").write_text("user_id item_id  timestamp\n7 19 1517443200\n")
+    assert converted(tmp_path, tmp_path / "edits.txt") == [("7", "19", start, None)]
     (tmp_path / "shop.csv").write_text("user id,item id,date of the order\n7,19,2018-02-01\n")
     assert converted(tmp_path, tmp_path / "shop.csv") == [("7", "19", start, None)]
 

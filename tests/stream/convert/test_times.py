@@ -104,6 +104,9 @@ def test_a_unit_counts_from_the_time_that_is_said(zone):
     ):
         times, wrong = Clock(how, zone).read(pa.array(cells))
         assert (times.to_pylist(), wrong) == ([None if ms is None else start + ms for ms in expected], [])
+    for low in (-(2**63), 2**63 - 1, -(2**62)):  # as pandas writes no time at all
+        times, wrong = Clock("s since 2018-02-01", zone).read(pa.array([0, low, 36]))
+        assert (times.to_pylist(), wrong) == ([start, None, start + 36_000], [1])
     times, wrong = Clock("s since the start", zone).read(["0", "36"])
     assert wrong == [0, 1]
 
@@ -111,6 +114,8 @@ def test_a_unit_counts_from_the_time_that_is_said(zone):
 @pytest.mark.parametrize(
     ("clock", "sample", "words"),
     [
+        (Clock("s since 2018-02-01", "Europe/Berlin"), ["0"], "s since 2018-02-01; Europe/Berlin, as no zone is named"),
+        (Clock("s since 2018-02-01 00:00 UTC", "Europe/Berlin"), ["0"], "s since 2018-02-01 00:00 UTC"),
         (Clock("dmy"), ["31.12.2024"], "day, month, year; UTC, as no zone is named; --zone Europe/Berlin changes it"),
         (Clock("dmy", "Europe/Berlin"), ["31.12.2024"], "day, month, year; Europe/Berlin, as no zone is named"),
         (Clock("iso"), ["2024-12-31"], "ISO 8601; UTC, as no zone is named; --zone Europe/Berlin changes it"),

@@ -57,14 +57,20 @@ def test_the_sessions_preset_learns_what_follows(tmp_path):
             "user_id": [f"u{user}" for user in np.repeat(random.integers(0, 80, 300), 6)],
             "item_id": [f"song {song}" for song in ((first[:, None] + step) % 60).ravel()],
             "timestamp_ms": (1_500_000_000_000 + np.arange(300)[:, None] * 3_600_000 + step * 200_000).ravel(),
-            "action": ["play"] * 1800,
+            "action": ["click"] * 1800,
             "group_id": [f"s{session}" for session in np.repeat(np.arange(300), 6)],
         }
     )
     pq.write_table(events, tmp_path / "events.parquet")
     options = Options(
-        tmp_path / "events.parquet", tmp_path, arms=("popularity", "hstu"), split=0.7, audit_rows=200, session="next"
+        tmp_path / "events.parquet",
+        tmp_path,
+        arms=("popularity", "hstu", "ranker+hstu"),
+        split=0.8,
+        audit_rows=200,
+        session="next",
     )
     arms = replay(options, load_settings("sessions"))["arms"]
     assert arms["popularity"]["session"]["ndcg@10"] < 0.2
     assert arms["hstu"]["session"]["ndcg@10"] > 0.5
+    assert arms["ranker+hstu"]["session"]["ndcg@10"] > 0.8

@@ -96,8 +96,10 @@ def test_songs_have_hashed_ids_and_sessions(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert found[0][1] == found[1][1] != found[2][1]
     assert all(len(song) == 10 for _, song, *_ in found)
-    log = EventLog(read_columns(tmp_path / "out" / "events.parquet"), load_settings("media").action)
+    settings = load_settings(str(tmp_path / "out" / "driftline.yaml"))
+    log = EventLog(read_columns(tmp_path / "out" / "events.parquet"), settings.action)
     assert log.positive.tolist() == [True, True, False]  # five seconds are a skip
+    assert settings.model == load_settings("sessions").model
 
 
 def test_messages_go_from_people_to_people(tmp_path: Path) -> None:

@@ -38,12 +38,13 @@ Z_OF_INTERVAL = 1.959964
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """Arm `a` over arm `b` on a list of a result file."""
+    """Arm `a` over arm `b` on a list of a result file, in the metric that is compared first where none is named."""
 
     file: str
     a: str
     b: str
     list: str
+    metric: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +110,8 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _comparison(result: Mapping[str, Any], claim: Claim, folder: Path) -> Mapping[str, Any]:
     for one in result["comparisons"]:
-        if (one["a"], one["b"], one["list"]) == (claim.a, claim.b, claim.list):
+        found = one["a"], one["b"], one["list"], claim.metric and one["metric"]
+        if found == (claim.a, claim.b, claim.list, claim.metric):
             compared: Mapping[str, Any] = one
             return compared
     raise InputError(

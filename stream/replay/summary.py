@@ -40,10 +40,10 @@ GAPS = (
 """Time since the user's group before: up to so many milliseconds."""
 HEADLINE = "ndcg@10"
 COMPARED = ("overall", "novel", "repeat")
-OWN_HEADLINES = {"session": "ndcg@20"}
-"""Lists that published figures give another metric of."""
 SESSION = ("hr@20", "ndcg@20")
 """Metrics of the session protocol, which are also means over the hours in which sessions began."""
+COMPARED_BY = {"session": ("ndcg@20", "hr@20")}
+"""Of lists that published figures give other metrics of than the headline; the first one says which arm is best."""
 LONE_ARMS = ("hstu", "sasrec", "graph", "frozen", "weekly_frozen", "retrain", "ranker")
 Values = NDArray[np.float64]
 
@@ -267,10 +267,10 @@ def claims(data: Table, simple: Sequence[str]) -> list[tuple[str, str, str, str]
     engines = [arm for arm in ("incremental", *LONE_ARMS) if arm in arms]
     rivals = dict.fromkeys(order[1:2] + [arm for arm in order[1:] if arm in simple and order[0] not in simple][:1])
     found = [(FAMILY, order[0], arm, "overall") for arm in rivals]
-    for which in (*COMPARED, *OWN_HEADLINES):
+    for which in (*COMPARED, *COMPARED_BY):
         if not data.counts(which).any():
             continue
-        metric = OWN_HEADLINES.get(which, HEADLINE)
+        metric, *_ = COMPARED_BY.get(which, (HEADLINE,))
         best = max(baseline, key=lambda arm: float(np.nanmean(data.column(arm, which, metric))), default=None)
         if best is not None:
             found += [("headline", arm, best, which) for arm in engines]
@@ -305,16 +305,17 @@ def compare(data: Table, simple: Sequence[str]) -> list[Comparison]:
     wanted = claims(data, simple)
     for which in dict.fromkeys(claim[3] for claim in wanted):
         arms = list(dict.fromkeys(arm for claim in wanted if claim[3] == which for arm in claim[1:3]))
-        metric = OWN_HEADLINES.get(which, HEADLINE)
-        samples, mask = data.samples(arms, which, metric), data.counts(which)
-        for family, a, b, _ in (claim for claim in wanted if claim[3] == which):
-            lifts = lift_samples(samples[:, arms.index(a)], samples[:, arms.index(b)])
-            mean_a = float(data.column(a, which, metric)[mask].mean())
-            mean_b = float(data.column(b, which, metric)[mask].mean())
-            lift = float(lift_samples(np.array([mean_a]), np.array([mean_b]))[0])
-            n, users = int(mask.sum()), len(np.unique(data.facts.user[mask]))
-            p = two_sided_p(lifts)
-            found.append(Comparison(a, b, which, metric, family, n, users, mean_a, mean_b, lift, interval(lifts), p, p))
+        mask = data.counts(which)
+        n, users = int(mask.sum()), len(np.unique(data.facts.user[mask]))
+        for metric in COMPARED_BY.get(which, (HEADLINE,)):
+            samples = data.samples(arms, which, metric)
+            for family, a, b, _ in (claim for claim in wanted if claim[3] == which):
+                lifts = lift_samples(samples[:, arms.index(a)], samples[:, arms.index(b)])
+                mean_a = float(data.column(a, which, metric)[mask].mean())
+                mean_b = float(data.column(b, which, metric)[mask].mean())
+                lift = float(lift_samples(np.array([mean_a]), np.array([mean_b]))[0])
+                p, ci = two_sided_p(lifts), interval(lifts)
+                found.append(Comparison(a, b, which, metric, family, n, users, mean_a, mean_b, lift, ci, p, p))
     for family in dict.fromkeys(one.family for one in found):
         places = [i for i, one in enumerate(found) if one.family == family]
         for i, p_holm in zip(places, holm([found[i].p for i in places]), strict=True):

@@ -266,7 +266,7 @@ def test_a_replay_of_sessions_tells_hits_by_event_and_by_hour(files, tmp_path):
         assert low <= one["ndcg@20"] <= high
         assert 1 < one["hours"]["n"] <= asked["targets"]
     pairs = {(one["a"], one["b"], one["list"], one["metric"]) for one in metrics["comparisons"]}
-    assert ("ranker", "transitions", "session", "ndcg@20") in pairs
+    assert {("ranker", "transitions", "session", metric) for metric in ("ndcg@20", "hr@20")} <= pairs
     assert "Asked was the last event of each session" in (tmp_path / "report.html").read_text()
     without = replay(dataclasses.replace(given, session="", audit_rows=0, arms=("popularity",)), settings)
     assert "session" not in without["arms"]["popularity"]

@@ -42,6 +42,7 @@ OTHER_PROGRAMS = {
     "docker": "tests/docker reads the file; there may be no engine",
     "echo": "pipes into a program of Apache Kafka",
     "grpcurl": "tests/test_clients.py makes the same calls by reflection",
+    "cut": "run by a shell, as driftline reads what it writes",
 }
 LESS = {
     "replay": ["--limit", "1500", "--arms", "popularity", "--no-audit"],
@@ -113,6 +114,8 @@ def folder(tmp_path, monkeypatch):
     (tmp_path / "till.csv").write_text(till, "cp1252")
     (tmp_path / "views.csv").write_text("Kundennr;Artikelnr;Zeitpunkt\n1;1;31.12.2025 09:00\n")
     (tmp_path / "wines.csv").write_text("Artikelnr;Bezeichnung\n1;Grüner Veltliner\n", "cp1252")
+    edits = "user_id,item_id,timestamp,state_label,comma_separated_list_of_features\n" + "0,0,0.0,0,-0.17,0.5\n" * 2
+    (tmp_path / "wikipedia.csv").write_text(edits)
     (tmp_path / "shop.yaml").write_text("extends: ecommerce\nname: shop\n")
     (tmp_path / "all").mkdir()
     pq.write_table(events, tmp_path / "all" / "till.parquet")
@@ -156,6 +159,8 @@ def test_what_a_page_shows_runs_as_typed(folder, page):
         (folder / "garden-prompts.yaml").write_text(text)
         (folder / "garden.yaml").write_text(blocks(page, "yaml")[0])
     for line in typed_lines(page):
+        if line.startswith("cut "):
+            subprocess.run(line, shell=True, cwd=folder, check=True)
         if line.startswith(("driftline ", "DRIFTLINE")) and not reason(line):
             run(folder, line)
 

@@ -65,18 +65,22 @@ class HistoryDigest:
 
     def decayed(self, now_ms: int, half_life_ms: float, limit: int | None = None) -> Float32:
         """Weights [m] or [limit] of the last touches, 1 now and a half after each half-life."""
-        age = (now_ms - self.last_ms[:limit]).astype(np.float32)
-        return np.exp2(np.maximum(age, 0) * np.float32(-1 / half_life_ms))
+        weight: Float32 = np.exp2(-self._half_lives(now_ms, half_life_ms, limit))
+        return weight
 
     def relative(self, now_ms: int, half_life_ms: float) -> Float32:
         """`decayed` [m], the largest above a half however long ago that was: no past fades out of float32's range.
 
         Whole half-lives are left out, so all ratios stay what they were to the bit.
         """
-        age = (now_ms - self.last_ms).astype(np.float32)
-        halved = np.maximum(age, 0) * np.float32(1 / half_life_ms)
-        out: Float32 = np.exp2(np.floor(halved.min(initial=np.float32(np.inf))) - halved)
-        return out
+        halved = self._half_lives(now_ms, half_life_ms)
+        weight: Float32 = np.exp2(np.floor(halved.min(initial=np.float32(np.inf))) - halved)
+        return weight
+
+    def _half_lives(self, now_ms: int, half_life_ms: float, limit: int | None = None) -> Float32:
+        """Ages [m] or [limit] of the last touches."""
+        age = (now_ms - self.last_ms[:limit]).astype(np.float32)
+        return np.maximum(age, 0) * np.float32(1 / half_life_ms)
 
 
 TRAITS = ("groups", "items", "basket", "price", "value", "span", "since")

@@ -257,7 +257,7 @@ def guess_clock(sample: Sequence[Any], zone: str, is_named: bool = False) -> tup
 def _candidates(sample: Sequence[Any]) -> list[str]:
     if all(isinstance(cell, date) for cell in sample):
         return ["iso"]
-    numbers = sum(map(is_number, sample))
+    numbers = sum(map(_is_number, sample))
     if numbers == len(sample):
         texts = [str(cell).strip() for cell in sample]
         if all(_DIGITS.fullmatch(text) for text in texts):
@@ -268,11 +268,10 @@ def _candidates(sample: Sequence[Any]) -> list[str]:
 
 def could_count(sample: Sequence[Any]) -> bool:
     """Whether values may be times that count from another time on than 1970."""
-    return bool(sample) and all(is_number(cell) and 0 <= float(cell) < LONGEST for cell in sample)
+    return bool(sample) and all(_is_number(cell) and 0 <= float(cell) < LONGEST for cell in sample)
 
 
-def is_number(cell: Any) -> bool:
-    """Whether a cell is a number, or text that is one."""
+def _is_number(cell: Any) -> bool:
     if isinstance(cell, str):
         return _NUMBER.fullmatch(cell) is not None
     return isinstance(cell, (int, float)) and not isinstance(cell, bool)

@@ -49,7 +49,7 @@ def forest(found: Sequence[Mapping[str, Any]]) -> go.Figure | None:
             continue
         figure.add_scatter(
             x=[100 * one["lift"] for one in rows],
-            y=[f"{one['a']} over {one['b']}, {title}{_other(one['metric'])}" for one in rows],
+            y=[f"{one['a']} over {one['b']}, {title}" for one in rows],
             error_x={
                 "type": "data",
                 "symmetric": False,
@@ -68,11 +68,6 @@ def forest(found: Sequence[Mapping[str, Any]]) -> go.Figure | None:
     figure.update_yaxes(autorange="reversed")
     figure.update_xaxes(ticksuffix="%")
     return _styled(figure, "", 120 + 24 * len(found))
-
-
-def _other(metric: str) -> str:
-    """The name of a metric that is not the headline."""
-    return "" if metric == "ndcg@10" else f", {metric.upper()}"
 
 
 def freshness(metrics: Mapping[str, Any]) -> go.Figure | None:

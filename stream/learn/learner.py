@@ -96,8 +96,10 @@ class StreamLearner:
         self.engine = Engine(settings, self.table, plugs, self.text, units)
         self.learning = True
         self.late_waits = False
-        """Whether late groups, and those that are only counted, may wait before they are applied: `apply_waiting` does
-        it. Offsets are then given anew."""
+        """Whether late groups may wait before they are applied: `apply_waiting` does it. Offsets are then given
+        anew."""
+        self.counted_wait = False
+        """Whether groups that are only counted may: who reads rows then asks `view` or `slate`, or applies them."""
         self._waiting, self._counted = WaitingEvents(), Held()
         self._counted_groups: list[Group] = []
         self.groups = 0
@@ -218,7 +220,7 @@ class StreamLearner:
         """Whether a group that nothing is learnt from may wait: it is in order, and no late one waits."""
         held, expires = self._counted.events, self.settings.state.ttl_ms > 0  # it may end the row of another one
         latest_ms = held[-1].timestamp_ms if held else self.processor.window.watermark_ms
-        return self.late_waits and not expires and not self._waiting.events and t_ms >= latest_ms
+        return self.counted_wait and not expires and not self._waiting.events and t_ms >= latest_ms
 
     def _count(self, group: Group, events: Sequence[Event], view: UserView) -> None:
         """Lets a group wait: several of different users are applied at once, which is cheaper."""

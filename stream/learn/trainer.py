@@ -99,7 +99,7 @@ class Trainer:
         self.learner = StreamLearner(
             settings, CatalogueTexts(self.catalogue, encoder), self.profiles, store, CatalogueLabels(self.catalogue)
         )
-        self.learner.late_waits = True
+        self.learner.late_waits = self.learner.counted_wait = True
         self.offsets: dict[int, int] = dict.fromkeys(range(partitions), 0)
         """Next offset to take, by partition; rows below it are learnt, left out, or in an open group."""
         self.topic: dict[int, Identity] = {}

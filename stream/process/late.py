@@ -12,7 +12,7 @@ from bisect import bisect_right, insort
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, takewhile
 from typing import Any, Literal
 
 import orjson
@@ -160,7 +160,8 @@ class LateWindow:
     def unsaved(self) -> list[Undo]:
         """Records that have come since the last question and are still needed; the store is to keep them."""
         saved, self._saved = self._saved, self._sequence
-        return [undo for undo in self._undo if undo.sequence > saved]
+        new = list(takewhile(lambda undo: undo.sequence > saved, reversed(self._undo)))  # the newest are the last ones
+        return new[::-1]
 
     def clear(self) -> list[bytes]:
         """Drops everything: nothing up to now can be rolled back any more."""

@@ -135,6 +135,7 @@ class EnginePass:
         if not self.whole:
             learner.engine = cast("Engine", NoEngine())
         learner.charge(self.clocks)
+        learner.counted_wait = self.whole  # each slate is of all that came before; the graph alone asks for none
         return learner
 
     def widen(self) -> None:
@@ -163,6 +164,11 @@ class EnginePass:
             yield
         finally:
             self.clocks.asked = False
+
+    def state_sha256(self) -> str:
+        """Hash of the rows after all groups so far."""
+        self.learner.apply_waiting()
+        return state_sha256([self.learner.processor.store])
 
     def cost(self, parts: Collection[str], deeds: Collection[str] = ("predict", "learn")) -> Cost:
         """What some parts have cost, rankers as one, and the encoding of texts with the part that reads them."""
@@ -463,7 +469,7 @@ def build(name: str, setup: Setup) -> Arm | None:
             first = setup.shared.get("state_of")
             if first is None or (first.endswith(RANKS) and not ranks):  # the state of what runs live, if it runs
                 setup.shared["state_of"] = key
-                setup.shared["state_sha256"] = lambda: state_sha256([made.learner.processor.store])
+                setup.shared["state_sha256"] = made.state_sha256
                 setup.shared["adoptions"] = lambda: made.learner.adoptions
         shared: EnginePass = setup.shared[key]
         if whole:

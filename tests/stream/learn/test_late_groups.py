@@ -38,7 +38,8 @@ def arrivals(log: list[Event], late_ms: int, share: float = 0.1) -> list[Event]:
 def learnt(settings: Settings, log: list[Event]) -> tuple[StreamLearner, int]:
     """Who lets late events wait, after a log; how many events were applied again."""
     learner, again = StreamLearner(settings), 0
-    learner.late_waits, apply = True, learner._apply
+    learner.late_waits = learner.counted_wait = True
+    apply = learner._apply
 
     def counting(events: Sequence[Event]) -> Changes:
         nonlocal again
@@ -90,7 +91,7 @@ def test_a_producer_50_minutes_behind_makes_a_trainer_apply_few_events_again(set
 
 def test_after_an_event_ahead_of_all_others_a_view_is_an_event_behind_and_no_more(settings: Settings) -> None:
     learner, log = StreamLearner(settings), events(60, 900)
-    learner.late_waits = True
+    learner.late_waits = learner.counted_wait = True
     for number, event in enumerate([msgspec.structs.replace(log[0], timestamp_ms=T0_MS + 299_000), *log[1:]]):
         group = [msgspec.structs.replace(event, offset=learner.processor.next_offset)]
         learner.add_items([event.item_id])

@@ -216,7 +216,7 @@ def test_a_server_with_other_settings_refuses_a_snapshot_and_says_so(settings) -
 def counted(settings: Settings, groups: list[list[Event]], waits: bool) -> tuple[StreamLearner, int]:
     """A learner that scores and learns every seventh group and counts the others; how often it applied some."""
     learner, applied = StreamLearner(settings), 0
-    learner.late_waits, apply = waits, learner._apply
+    learner.counted_wait, apply = waits, learner._apply
 
     def noted(events: Sequence[Event]) -> Changes:
         nonlocal applied
@@ -269,7 +269,7 @@ def test_groups_that_are_counted_at_once_leave_what_each_alone_leaves_to_the_bit
 
 def test_an_event_of_a_group_that_waits_to_be_counted_is_known(settings) -> None:
     learner, event = StreamLearner(settings), Event("u", "i", 1_600_000_000_000, event_id="once")
-    learner.late_waits = True
+    learner.late_waits = learner.counted_wait = True
     learner.add_group([event])
     learner.learn(group_of([event], learner.table, settings), [event], learner.view("u", event.timestamp_ms), None)
     assert learner.processor.next_offset == 0  # it waits

@@ -54,6 +54,7 @@ def driven(share):
 def test_what_is_not_learnt_is_counted_and_in_every_history():
     (all_, *_), (some, hstu, _) = driven(1.0), driven(0.25)
     whole, part = all_.shared.learner, some.shared.learner
+    part.apply_waiting()
     assert len(part.engine.arms["incremental"].ranker.log) == pytest.approx(
         len(whole.engine.arms["incremental"].ranker.log) / 4, abs=1
     )

@@ -11,26 +11,30 @@ from driftline.graph.arrays import Bool, Int64, grown
 
 
 class Touched:
-    """Marks rows; those that were never taken count as touched, so a new or restored table starts with all of them."""
+    """Marks rows; those that were never taken count as touched, so a new or restored table starts with all of them.
+
+    Attributes:
+        taken: [m] rows that did not change since; compiled code marks a row as `add` does.
+    """
 
     def __init__(self) -> None:
-        self._taken: Bool = np.zeros(0, np.bool_)
+        self.taken: Bool = np.zeros(0, np.bool_)
 
     def add(self, rows: NDArray[np.integer[Any]]) -> None:
         """Rows [b] changed."""
-        self._taken[rows[rows < len(self._taken)]] = False
+        self.taken[rows[rows < len(self.taken)]] = False
 
     def everything(self) -> None:
         """All rows changed."""
-        self._taken = np.zeros(0, np.bool_)
+        self.taken = np.zeros(0, np.bool_)
 
     def take(self, n: int, most: int | None = None) -> Int64:
         """Touched rows below n, ascending, at most so many; they are not touched any more."""
-        self._taken = grown(self._taken, n)
-        rows: Int64 = np.flatnonzero(~self._taken[:n])[:most]
-        self._taken[rows] = True
+        self.taken = grown(self.taken, n)
+        rows: Int64 = np.flatnonzero(~self.taken[:n])[:most]
+        self.taken[rows] = True
         return rows
 
     def count(self, n: int) -> int:
         """How many of the rows below n are touched."""
-        return n - int(np.count_nonzero(self._taken[:n]))
+        return n - int(np.count_nonzero(self.taken[:n]))

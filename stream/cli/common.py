@@ -24,7 +24,10 @@ from driftline.stream.ops.progress import progress_bars
 Config = Annotated[
     str | None,
     typer.Option(
-        "--config", "-c", envvar="DRIFTLINE_CONFIG", help="Preset (default, ecommerce, media, sessions) or YAML file."
+        "--config",
+        "-c",
+        envvar="DRIFTLINE_CONFIG",
+        help="Preset (default, ecommerce, media, news, sessions) or YAML file.",
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]

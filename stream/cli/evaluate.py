@@ -86,6 +86,13 @@ def replay(
     learn_share: Annotated[
         float, typer.Option(min=1e-3, max=1, help="Share of the groups that is learnt; the others are only counted.")
     ] = 1.0,
+    choices: Annotated[
+        str,
+        typer.Option(
+            metavar="FROM,TO",
+            help="Shares of the rows between which settings were chosen: never scored past --split; 0,0 = none were.",
+        ),
+    ] = "0.7,0.85",
     told: Told,
     config: Config = None,
     as_json: AsJson = False,
@@ -108,7 +115,7 @@ def replay(
         )
     if state_only and arms:
         raise typer.BadParameter("got --state-only and --arms; expected one of them", param_hint="--state-only")
-    numbers = _numbers(seeds)
+    numbers, span = _numbers(seeds), _span(choices)
     if events is not None and from_kafka is not None:
         raise typer.BadParameter("got --events and --from-kafka; expected one of them")
     if data is not None and (events, items, from_kafka) != (None, None, None):
@@ -136,7 +143,7 @@ def replay(
             Path(str(event_file)), to, item_file, [name for name in arms.split(",") if name], split, candidates,
             numbers, limit, resume, hold_out_items, profiles,
             adoptions=adoptions, records=records, audit_rows=None if audit else 0, state_only=state_only,
-            session=session, session_share=session_share, learn_share=learn_share,
+            session=session, session_share=session_share, learn_share=learn_share, choices=span,
         )  # fmt: skip
         with progress_bars() as show:
             metrics = run(options, settings, show, lambda words: err.print(words, soft_wrap=True))
@@ -149,6 +156,18 @@ def replay(
     else:
         print_arms(metrics)
         out.print(f"{to / 'metrics.json'}, {to / 'report.html'}")
+
+
+def _span(choices: str) -> tuple[float, float]:
+    try:
+        begin, end = map(float, choices.split(","))
+    except ValueError:
+        begin, end = -1.0, -1.0
+    if not 0 <= begin <= end <= 1:
+        raise typer.BadParameter(
+            f"got {choices!r}; expected two shares from 0 to 1 with a comma, as 0.7,0.85", param_hint="--choices"
+        )
+    return begin, end
 
 
 def _numbers(seeds: str) -> list[int]:

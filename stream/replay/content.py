@@ -19,7 +19,7 @@ from driftline.stream.replay.protocol import LISTS, Facts
 from driftline.stream.replay.registry import SIMPLE
 from driftline.stream.replay.results import Saved
 from driftline.stream.replay.sessions import HOUR_MS
-from driftline.stream.replay.source import CHOICES, Input, Options
+from driftline.stream.replay.source import Input, Options
 from driftline.stream.replay.summary import (
     arm_summary,
     compare,
@@ -63,7 +63,7 @@ def content_of(
         "protocol": {
             "split": options.split,
             "split_ms": data.split_ms,
-            "choices": {"span": list(CHOICES), "left_out_ms": data.scope.left_out},
+            "choices": {"span": list(options.choices), "left_out_ms": data.scope.left_out},
             "group": True,
             "session": session_of(options, joined.facts),
             "learn_share": options.learn_share,

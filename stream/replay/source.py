@@ -27,8 +27,9 @@ from driftline.stream.replay.sessions import PROTOCOLS, Which
 
 LOG = logging.getLogger(__name__)
 CHOICES = (0.70, 0.85)
-"""Shares of the positive rows between which all choices were made: no figure that counts is of this span. A split
-before it leaves it out; one within it looks at the span itself, as a choice does, and the report says so."""
+"""Shares of the positive rows between which all choices were made, where a user names no others: no figure that counts
+is of this span. A split before it leaves it out; one within it looks at the span itself, as a choice does, and the
+report says so."""
 KEPT = ("texts", "encoder", "written", "encoding", "peers")
 """What arms of one replay share over all passes: text vectors, written profiles and what a process runs
 depend on no log and no seed."""
@@ -56,6 +57,7 @@ class Options:
         session: "next" or "last": which events of a session are asked for; "" = all groups, sessions or not.
         session_share: share of the sessions that are scored; all are learnt.
         learn_share: share of the groups that the engine's arms learn from, evenly spread; the others are only counted.
+        choices: shares of the positive rows between which settings were chosen; equal ones = nothing was.
     """
 
     events: Path
@@ -76,6 +78,7 @@ class Options:
     session: Which = ""
     session_share: float = 1.0
     learn_share: float = 1.0
+    choices: tuple[float, float] = CHOICES
 
     @property
     def usable_profiles(self) -> Path | None:
@@ -171,7 +174,8 @@ def read(options: Options, settings: Settings) -> Input:
         rules = (valid_from or None, held_out, state.ordered, signals.context, signals.one_id_space)
         return EventLog(columns, settings.action, *rules)
 
-    left_out = (log.split_ms(CHOICES[0]), log.split_ms(CHOICES[1])) if options.split < CHOICES[0] else None
+    begin, end = options.choices
+    left_out = (log.split_ms(begin), log.split_ms(end)) if options.split < begin < end else None
     scope = Scope(left_out, options.session, options.session_share)
     digest = hashlib.sha256(options.events.read_bytes()).hexdigest()
     return Input(columns, log_of(columns), items, split_ms, scope, digest, duplicates, log_of, options.learn_share)

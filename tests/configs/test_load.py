@@ -337,7 +337,7 @@ def test_variables_that_look_like_settings_and_are_none_are_told():
 
 def test_a_missing_file_names_the_presets_and_what_is_near(tmp_path):
     found = message("ecomerce")
-    assert found.startswith("settings: got 'ecomerce'; expected a preset (default, ecommerce, media, sessions)")
+    assert found.startswith("settings: got 'ecomerce'; expected a preset (default, ecommerce, media, news, sessions)")
     assert found.endswith("did you mean 'ecommerce'?")
     assert "check the name or the path" in message("no/such/file.yaml")
     (tmp_path / "driftline.yaml").write_text("name: mine\n")
@@ -490,4 +490,4 @@ def test_an_environment_value_that_is_no_list_is_told():
 
 
 def test_presets_are_the_four_that_ship():
-    assert presets() == ["default", "ecommerce", "media", "sessions"]
+    assert presets() == ["default", "ecommerce", "media", "news", "sessions"]

@@ -59,7 +59,7 @@ def test_every_key_of_the_schema_has_a_description():
     assert list(missing(Settings, "")) + list(missing(Action, "actions.*.")) == []
 
 
-@pytest.mark.parametrize("name", ["ecommerce", "media", "sessions"])
+@pytest.mark.parametrize("name", ["ecommerce", "media", "sessions", "news"])
 def test_every_line_of_a_preset_is_commented(name):
     above = ""
     for line in (PRESETS / f"{name}.yaml").read_text("utf-8").splitlines():
@@ -105,6 +105,6 @@ def test_half_lives_run_from_short_to_long(name):
     assert list(half_lives) == sorted(set(half_lives))
 
 
-@pytest.mark.parametrize("name", ["ecommerce", "media", "sessions"])
+@pytest.mark.parametrize("name", ["ecommerce", "media", "sessions", "news"])
 def test_the_prompts_of_a_preset_exist(name):
     assert (PRESETS / "prompts" / f"{load_settings(name).profiles.prompts}.yaml").is_file()

@@ -36,7 +36,6 @@ OF_ARTICLES = {name: pa.int64() for name in ("article_id", "category_id", "creat
 MADE_UP_MS = 30_000
 """Between the last two clicks of a session, whenever the last one was."""
 LFS = b"version https://git-lfs"
-ACTIONS = {"click": {"weight": 1.0, "positive": True}}
 DRAWN = "events_drawn.parquet"
 
 
@@ -64,7 +63,8 @@ def read(source: Path) -> Made:
         "times for these: report both",
         "articles have no titles: a replay needs no items file but for their categories",
     ]
-    return Made(events, _articles(source), notes, preset="media", actions=ACTIONS, others=others)
+    sections = {"signals": {"context": list(CONTEXT)}}
+    return Made(events, _articles(source), notes, preset="news", others=others, sections=sections)
 
 
 def drawn_times(session: Int64, t_ms: Int64) -> tuple[Int64, int]:

@@ -54,7 +54,7 @@ def load_settings(source: str | Path | None = None) -> Settings:
     """The settings of a preset or a YAML file, changed by the environment.
 
     Args:
-        source: name of a preset (`default`, `ecommerce`, `media`, `news`, `sessions`) or path of a YAML file; None = `default`.
+        source: name of a preset (`default`, `ecommerce`, ...: `presets()`) or path of a YAML file; None = `default`.
 
     Raises:
         ConfigError: the file can't be read, a key is unknown, or a value is of the wrong kind, out of bounds or at

@@ -23,7 +23,7 @@ COMMENT_COLUMN = 44
 LINE = 120
 HEAD = """\
 # Every setting of driftline with its default. Copy what you change into a file of your own and name it with
-# --config FILE; `extends: default` (or ecommerce, media, news, sessions, another file) as its first line brings the rest.
+# --config FILE; `extends: default` (or ecommerce, media, sessions, news, a file) as its first line brings the rest.
 # The environment goes over the file: DRIFTLINE__SERVING__PORT=7000. `driftline config show --origin` prints what
 # counts and where it comes from. Written by `python -m driftline.configs.reference` from configs/settings.py.
 """

@@ -238,6 +238,20 @@ def test_the_span_of_choices_is_in_no_figure_of_a_report_that_begins_before_it(f
     assert "choose by" not in (tmp_path / "late" / "report.html").read_text()
 
 
+def test_a_report_leaves_out_the_rows_that_its_user_chose_on_and_no_others(tmp_path):
+    def run(name, choices):
+        given = options(tmp_path / name, split=0.5, arms=("popularity",), audit_rows=0, choices=choices)
+        return replay(given, Settings())["protocol"]
+
+    log = EventLog(read_columns(EVENTS, ROWS), Settings().action)
+    early, some, none = run("early", (0.0, 0.5)), run("some", (0.6, 0.65)), run("none", (0.0, 0.0))
+    assert some["choices"] == {"span": [0.6, 0.65], "left_out_ms": (log.split_ms(0.6), log.split_ms(0.65))}
+    assert early["groups"] == none["groups"] == len(scored_groups(log, log.split_ms(0.5))) > some["groups"]
+    assert "without 60% to 65% of the rows" in (tmp_path / "some" / "report.html").read_text()
+    for name in ("early", "none"):
+        assert "choices were made" not in (tmp_path / name / "report.html").read_text()
+
+
 def test_a_log_in_seconds_is_refused(tmp_path):
     path = tmp_path / "events.jsonl"
     rows = [{"user_id": f"u{n % 3}", "item_id": f"i{n % 5}", "timestamp_ms": 1_600_000_000 + n} for n in range(40)]

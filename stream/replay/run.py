@@ -190,7 +190,7 @@ def beside(
 ) -> AuditResult | None:
     """What a child does: some arms of the first seed, to the folder of results, and the audit of all."""
     data = read(options, settings)
-    _run_seed(passed, options.seeds[0], data, options, settings, say)
+    _run_seed(passed, options.seeds[0], data, options, settings, say, kind="simple arms")
     return _audit(names, data, options, settings, say)
 
 
@@ -220,8 +220,12 @@ def _run_seed(
     settings: Settings,
     say: Progress,
     made: bool = False,
+    kind: str = "arms",
 ) -> dict[str, Saved]:
-    """One pass over the log for the arms that are not on disk yet; `made` = this run has put them there."""
+    """One pass over the log for the arms that are not on disk yet; `made` = this run has put them there.
+
+    `kind` names them where its progress is shown: two passes at once have names of their own.
+    """
     if not names:
         return {}
     key = _key(data, options, settings)
@@ -236,7 +240,7 @@ def _run_seed(
             data.log,
             arms,
             data.split_ms,
-            lambda done, total: say(f"seed {seed}: {len(missing)} arms", done, total),
+            lambda done, total: say(f"seed {seed}: {len(missing)} {kind}", done, total),
             worth_function(settings.goals, data.log),
             data.scope,
         )

@@ -21,6 +21,14 @@ from driftline.configs.errors import InputError
 from driftline.configs.switches import arms_of
 
 WORDS = {"novel": "novel items", "repeat": "repeats", "overall": "all lists"}
+STREAMS = {
+    "engine-85": "the shop",
+    "games-parts-85": "games",
+    "songs-85": "songs",
+    "news-36": "news",
+    "edits-parts-85": "edits",
+}
+"""Results that say what a part is worth on a stream, one each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +55,7 @@ class Row:
     Attributes:
         number: of its row; title, paper: as published.
         name: of its overlay, "" = not yet.
+        parts: of the engine that it is made of.
         bars: what it has to show.
         speed: what it has to show of speed, in words; "" = nothing.
         also: what else it has to show, which no result file can hold yet: until then it doesn't `work`.
@@ -56,6 +65,7 @@ class Row:
     title: str
     paper: str
     name: str = ""
+    parts: tuple[str, ...] = ()
     bars: tuple[Bar, ...] = ()
     speed: str = ""
     also: tuple[str, ...] = ()
@@ -72,6 +82,7 @@ ROWS = (
         "HSTU, Generative Recommenders (Meta)",
         "arXiv 2402.17152",
         "hstu",
+        ("hstu",),
         (
             Bar(("sasrec",), "overall", 0.03, "hstu"),
             Bar(("incremental:hstu=off", "incremental-hstu"), "novel"),
@@ -89,6 +100,7 @@ ROWS = (
         "DynLLM (Alibaba)",
         "arXiv 2405.07580",
         "dynllm",
+        ("graph", "profiles"),
         (
             Bar(("incremental:profiles=off", "incremental-profiles"), "novel", 0.04),
             Bar(("incremental:dynllm=placebo", "incremental:profiles=placebo"), "novel"),
@@ -179,7 +191,19 @@ def _entry(row: Row, found: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         "speed": {"wanted": row.speed, "measured": speeds} if row.speed else None,
         "also": list(row.also),
         "bars": bars,
+        "worth": [one for part in row.parts for one in _worth(part, found)],
     }
+
+
+def _worth(part: str, found: Mapping[str, Mapping[str, Any]]) -> Iterable[dict[str, Any]]:
+    """What the engine with a part is over the engine without it, by stream: over all that comes next."""
+    pairs = (("incremental", f"incremental-{part}"), (f"ranker+{part}", "ranker"))
+    for name, stream in STREAMS.items():
+        compared = [one for one in found.get(name, {}).get("comparisons", ()) if (one["a"], one["b"]) in pairs]
+        asked = "session" if any(one["list"] == "session" for one in compared) else "overall"
+        for one in [one for one in compared if one["list"] == asked][:1]:
+            kept = {key: one[key] for key in ("a", "b", "list", "metric", "lift", "ci")}
+            yield {"part": part, "stream": stream, "file": name, **kept, "pays": one["ci"][0] > 0}
 
 
 def _measured(bar: Bar, found: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -231,6 +255,11 @@ def _evidence(one: Mapping[str, Any]) -> Iterable[str]:
         said = "; ".join(_lift(measured) for measured in bar["measured"]) or "not measured yet"
         yield f"- `{bar['arm']}` over `{bar['over']}`, {WORDS[bar['list']]}, {wants} wanted: {said}"
     yield from (f"- {words}: not measured yet" for words in one["also"])
+    if one["worth"]:
+        yield "- what comes next, by the engine with a part over the engine without it:"
+    for worth in one["worth"]:
+        verdict = "works" if worth["pays"] else "adds nothing"
+        yield f"  - `{worth['part']}` {verdict} on {worth['stream']}: {_lift(worth)}, {worth['metric']}"
 
 
 def _lift(one: Mapping[str, Any]) -> str:

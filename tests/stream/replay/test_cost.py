@@ -383,7 +383,7 @@ def test_simple_arms_and_audit_beside_the_engine_find_what_they_find_after_it(
     beside = replay(Options(EVENTS, tmp_path / "beside", **given), Settings(), lambda what, *_: said.add(what))
     assert without_clocks(beside) == without_clocks(alone)
     assert {beside["leak_audit"][name] for name in AUDITS} == {"pass"}
-    assert {"seed 0: 2 arms", "seed 0: 1 arms", "leak audit"} <= said
+    assert {"seed 0: 2 simple arms", "seed 0: 1 arms", "leak audit"} <= said
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 

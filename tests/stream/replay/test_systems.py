@@ -26,7 +26,7 @@ def measured(lift, low, arm="incremental", over="incremental:hstu=off", which="n
 def state(*found):
     """Of a system with two bars and nothing else to show."""
     bars = (Bar(("incremental:hstu=off", "incremental-hstu"), "novel", 0.04), Bar(("ease_recent",), "novel"))
-    row = Row(6, "", "", "hstu", bars)
+    row = Row(6, "", "", "hstu", ("hstu",), bars)
     return _entry(row, {f"file {n}": one for n, one in enumerate(found)})["state"]
 
 
@@ -76,6 +76,25 @@ def test_a_claim_of_speed_is_measured_and_needed_for_the_mechanism():
     assert set(SPEEDS) == {row.name for row in ROWS if row.speed}
     found = candidates_at_once(Model(dim=16, max_len=30))
     assert found["holds"], found
+
+
+def test_a_part_works_on_the_streams_where_what_comes_next_is_surely_better_with_it():
+    def over(which, low, a="incremental", b="incremental-hstu"):
+        return measured(0.05, low, a, b, which) | {"metric": "ndcg@20"}
+
+    found = {
+        "engine-85": {"comparisons": [over("novel", 0.04), over("overall", -0.01)]},
+        "songs-85": {
+            "comparisons": [over("overall", -0.01), over("session", 0.01, "ranker+hstu", "ranker"), over("session", 0)]
+        },
+        "one-seed-85": {"comparisons": [over("overall", 0.01)]},
+    }
+    entries = {one["system"]: one for one in table(found)}
+    assert [(one["stream"], one["pays"]) for one in entries["hstu"]["worth"]] == [("the shop", False), ("songs", True)]
+    assert entries["dynllm"]["worth"] == []
+    page = markdown([entries["hstu"]])
+    assert "`hstu` adds nothing on the shop: +5.0% [-1.0, 15.0] over `incremental-hstu` (engine-85), ndcg@20" in page
+    assert "`hstu` works on songs: +5.0% [1.0, 15.0] over `ranker` (songs-85)" in page
 
 
 def test_a_folder_without_results_and_a_system_that_is_not_wired_are_refused(tmp_path):

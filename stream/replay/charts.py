@@ -11,6 +11,12 @@ import plotly.io
 
 LISTS = {"overall": "everything", "novel": "new to the user", "repeat": "taken before"}
 METRIC = "ndcg@10"
+COMPARED = {(which, METRIC): title for which, title in LISTS.items()} | {
+    ("rare_items", METRIC): "rare items",
+    ("session", "ndcg@20"): "not in its session yet, NDCG@20",
+    ("session", "hr@20"): "not in its session yet, HR@20",
+}
+"""What a lift is of, by list and metric."""
 COLORS = ("#2f5d8c", "#c8553d", "#3f8f6b", "#8a6bb1", "#c79a2b", "#4aa3b5", "#a34b78", "#6b7280", "#1f2937", "#93a84a")
 
 
@@ -43,8 +49,8 @@ def _stamp(t_ms: int) -> str:
 def forest(found: Sequence[Mapping[str, Any]]) -> go.Figure | None:
     """Lifts with their intervals."""
     figure = go.Figure()
-    for which, title in LISTS.items():
-        rows = [one for one in found if one["list"] == which]
+    for n, (what, title) in enumerate(COMPARED.items()):
+        rows = [one for one in found if (one["list"], one["metric"]) == what]
         if not rows:
             continue
         figure.add_scatter(
@@ -62,7 +68,7 @@ def forest(found: Sequence[Mapping[str, Any]]) -> go.Figure | None:
             hovertemplate="%{x:+.1f}%, p %{customdata:.3g}",
             name=title,
             mode="markers",
-            marker={"size": 9, "color": COLORS[list(LISTS).index(which)]},
+            marker={"size": 9, "color": COLORS[n]},
         )
     figure.add_vline(x=0, line={"color": "#9ca3af", "width": 1})
     figure.update_yaxes(autorange="reversed")

@@ -19,6 +19,7 @@ from driftline.stream.replay.named import about
 from driftline.stream.replay.report import write_report
 from driftline.stream.replay.run import replay
 from driftline.stream.replay.source import Options
+from driftline.stream.replay.summary import COMPARED, COMPARED_BY
 from driftline.stream.replay.verdict import METRIC, verdict
 
 NEXT, SIMPLE = ("incremental", "ranker"), ("incremental", "ease_recent", 0.65, 0.5, 0.8)
@@ -114,6 +115,15 @@ def test_a_page_has_no_chart_without_a_value(tmp_path: Path) -> None:
     titles = re.findall(r"<h2>([^<]+)</h2>", page)
     assert {"Arms", "Week by week", "Cost"} <= set(titles)
     assert not {"Drift of the data", "Freshness"} & set(titles)
+
+
+def test_every_lift_that_is_compared_is_drawn() -> None:
+    drawn = {"a": "x", "b": "y", "lift": 0.1, "ci": [0.0, 0.2], "p_holm": 0.5}
+    compared = [drawn | {"list": which, "metric": "ndcg@10"} for which in (*COMPARED, "rare_items")]
+    compared += [drawn | {"list": which, "metric": metric} for which, found in COMPARED_BY.items() for metric in found]
+    figure = forest(compared)
+    assert figure is not None
+    assert sum(len(trace.y) for trace in figure.data) == len(compared) == len({y for t in figure.data for y in t.y})
 
 
 def test_arms_that_need_baskets_are_void_on_single_plays_and_goals_that_change_nothing_are_told(tmp_path: Path) -> None:

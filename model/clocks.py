@@ -21,7 +21,8 @@ class Clocks:
 
     Attributes:
         seconds: part and deed -> CPU seconds spent while the arms trained, and while they were asked for an answer.
-        asked: whether what runs now answers a request that is scored; else it serves training.
+        asked: whether what runs now answers a request that is scored; else it serves training. What learns does in
+            any case, though an answer may have waited for it.
     """
 
     def __init__(self) -> None:
@@ -46,7 +47,8 @@ class Clocks:
     def _run(self, key: Key | None) -> None:
         now = time.process_time()
         if self._running is not None:
-            self.seconds.setdefault(self._running, [0.0, 0.0])[self.asked] += now - self._since
+            answers = self.asked and self._running[1] == "predict"
+            self.seconds.setdefault(self._running, [0.0, 0.0])[answers] += now - self._since
         self._running, self._since = key, now
 
 

@@ -13,7 +13,7 @@ from driftline.stream.replay.named import about
 def print_arms(metrics: dict[str, Any]) -> None:
     """The verdict first, then the figures, then a line on each arm."""
     from driftline.stream.replay.audit import AUDITS
-    from driftline.stream.replay.report import goals_line, intervals_line, profiles_line, reachable_line
+    from driftline.stream.replay.report import choices_line, goals_line, intervals_line, profiles_line, reachable_line
 
     out.print(metrics["verdict"], soft_wrap=True)
     out.print(_table(metrics))
@@ -25,6 +25,8 @@ def print_arms(metrics: dict[str, Any]) -> None:
                 out.print(f"{'':{width}}  {line}", soft_wrap=True)
     if words := goals_line(metrics):
         out.print(f"goals: {words}", soft_wrap=True)
+    if words := choices_line(metrics["protocol"]).lstrip(",; "):
+        out.print(f"choices: {words}", soft_wrap=True)
     out.print(f"intervals: {intervals_line(metrics['protocol'])}", soft_wrap=True)
     out.print(f"profiles: {profiles_line(metrics['protocol']['profiles'])}", soft_wrap=True)
     if "reachable" in metrics:

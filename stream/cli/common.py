@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.text import Text
 
 from driftline.configs.environment import strays
+from driftline.configs.files import presets
 from driftline.configs.load import load_settings
 from driftline.configs.settings import Settings
 from driftline.stream.ops.progress import progress_bars
@@ -27,7 +28,7 @@ Config = Annotated[
         "--config",
         "-c",
         envvar="DRIFTLINE_CONFIG",
-        help="Preset (default, ecommerce, media, news, sessions) or YAML file.",
+        help=f"Preset ({', '.join(presets())}) or YAML file.",
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]

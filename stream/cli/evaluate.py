@@ -90,7 +90,8 @@ def replay(
         str,
         typer.Option(
             metavar="FROM,TO",
-            help="Shares of the rows between which settings were chosen: never scored past --split; 0,0 = none were.",
+            help="Shares of the rows between which settings were chosen. With --split before FROM they are not scored; "
+            "with --split before TO figures are to choose by, and the report says so. 0,0 = nothing was chosen.",
         ),
     ] = "0.7,0.85",
     told: Told,

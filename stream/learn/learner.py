@@ -29,6 +29,7 @@ from driftline.graph.rows import Event
 from driftline.graph.texts import TextTable
 from driftline.graph.touched import Touched
 from driftline.graph.view import Group, ItemTable, ProfileVectors, UserView, view_of
+from driftline.llm.refresh import due_version
 from driftline.model.artefact import Artefact
 from driftline.model.clocks import Clocks, NoClocks
 from driftline.model.engine import Engine, EngineSlate
@@ -183,7 +184,7 @@ class StreamLearner:
             slate: what was predicted; None = only counts, histories and memories change.
         """
         learnt = self.learning and slate is not None
-        counted = not learnt and self._may_be_counted(group.t_ms)
+        counted = not learnt and self._may_be_counted(group.t_ms, view, len(events))
         if not counted:
             self._apply_counted()
         if self._waiting.must_go_before(group.t_ms, len(events), self.processor.window):
@@ -216,11 +217,13 @@ class StreamLearner:
                 self.adopt(graph.version())
         return changes
 
-    def _may_be_counted(self, t_ms: int) -> bool:
-        """Whether a group that nothing is learnt from may wait: it is in order, and no late one waits."""
+    def _may_be_counted(self, t_ms: int, view: UserView, events: int) -> bool:
+        """Whether a group that nothing is learnt from may wait: in order, no late one waits, and no profile is due."""
         held, expires = self._counted.events, self.settings.state.ttl_ms > 0  # it may end the row of another one
         latest_ms = held[-1].timestamp_ms if held else self.processor.window.watermark_ms
-        return self.counted_wait and not expires and not self._waiting.events and t_ms >= latest_ms
+        if not self.counted_wait or expires or self._waiting.events or t_ms < latest_ms:
+            return False
+        return not due_version(view.events, view.events + events, self.settings.profiles)  # asked for when it is due
 
     def _count(self, group: Group, events: Sequence[Event], view: UserView) -> None:
         """Lets a group wait: several of different users are applied at once, which is cheaper."""

@@ -172,6 +172,7 @@ class EnginePass:
 
     def cost(self, parts: Collection[str], deeds: Collection[str] = ("predict", "learn")) -> Cost:
         """What some parts have cost, rankers as one, and the encoding of texts with the part that reads them."""
+        self.learner.apply_waiting()
         found: dict[str, list[float]] = {}
         for (part, deed), (train, score) in self.clocks.seconds.items():
             if part in parts and deed in deeds:

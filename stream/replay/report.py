@@ -265,7 +265,9 @@ def choices_line(protocol: Mapping[str, Any]) -> str:
     if "choices" not in protocol:
         return ""
     begin, end = protocol["choices"]["span"]
-    span = f"{begin:.0%} to {end:.0%} of the rows, the span that choices were made on"
+    if begin == end:
+        return ""
+    span = f"{100 * begin:g}% to {100 * end:g}% of the rows, the span that choices were made on"
     if protocol["choices"]["left_out_ms"]:
         return f", without {span}"
     return f"; it looks into {span}: a figure to choose by, and no claim" if protocol["split"] < end else ""

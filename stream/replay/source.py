@@ -21,7 +21,7 @@ from driftline.stream.events.ids import Join
 from driftline.stream.events.records import Record
 from driftline.stream.events.schema import Item
 from driftline.stream.replay.arms import Setup
-from driftline.stream.replay.log import EventLog
+from driftline.stream.replay.log import NEVER_MS, EventLog
 from driftline.stream.replay.protocol import Scope
 from driftline.stream.replay.sessions import PROTOCOLS, Which
 
@@ -175,7 +175,8 @@ def read(options: Options, settings: Settings) -> Input:
         return EventLog(columns, settings.action, *rules)
 
     begin, end = options.choices
-    left_out = (log.split_ms(begin), log.split_ms(end)) if options.split < begin < end else None
+    until_ms = log.split_ms(end) if end < 1 else NEVER_MS
+    left_out = (log.split_ms(begin), until_ms) if options.split < begin < end else None
     scope = Scope(left_out, options.session, options.session_share)
     digest = hashlib.sha256(options.events.read_bytes()).hexdigest()
     return Input(columns, log_of(columns), items, split_ms, scope, digest, duplicates, log_of, options.learn_share)

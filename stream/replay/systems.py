@@ -200,10 +200,17 @@ def _worth(part: str, found: Mapping[str, Mapping[str, Any]]) -> Iterable[dict[s
     pairs = (("incremental", f"incremental-{part}"), (f"ranker+{part}", "ranker"))
     for name, stream in STREAMS.items():
         compared = [one for one in found.get(name, {}).get("comparisons", ()) if (one["a"], one["b"]) in pairs]
-        asked = "session" if any(one["list"] == "session" for one in compared) else "overall"
-        for one in [one for one in compared if one["list"] == asked][:1]:
+        sessions = any(one["list"] == "session" for one in compared)
+        asked = ("session", "ndcg@20") if sessions else ("overall", "ndcg@10")
+        for one in [one for one in compared if (one["list"], one["metric"]) == asked][:1]:
             kept = {key: one[key] for key in ("a", "b", "list", "metric", "lift", "ci")}
-            yield {"part": part, "stream": stream, "file": name, **kept, "pays": one["ci"][0] > 0}
+            yield {"part": part, "stream": stream, "file": name, **kept, "verdict": _verdict(*one["ci"])}
+
+
+def _verdict(low: float, high: float) -> str:
+    if low > 0:
+        return "works"
+    return "costs" if high < 0 else "adds nothing that shows"
 
 
 def _measured(bar: Bar, found: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -258,8 +265,7 @@ def _evidence(one: Mapping[str, Any]) -> Iterable[str]:
     if one["worth"]:
         yield "- what comes next, by the engine with a part over the engine without it:"
     for worth in one["worth"]:
-        verdict = "works" if worth["pays"] else "adds nothing"
-        yield f"  - `{worth['part']}` {verdict} on {worth['stream']}: {_lift(worth)}, {worth['metric']}"
+        yield f"  - `{worth['part']}` {worth['verdict']} on {worth['stream']}: {_lift(worth)}, {worth['metric']}"
 
 
 def _lift(one: Mapping[str, Any]) -> str:

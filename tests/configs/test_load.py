@@ -489,5 +489,5 @@ def test_an_environment_value_that_is_no_list_is_told():
     assert "expected DRIFTLINE__SECTION__KEY" in message(None, {"DRIFTLINE__SERVING____PORT": "1"})
 
 
-def test_presets_are_the_four_that_ship():
+def test_presets_are_those_that_ship():
     assert presets() == ["default", "ecommerce", "media", "news", "sessions"]

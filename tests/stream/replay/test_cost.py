@@ -366,9 +366,13 @@ def test_a_part_within_another_is_charged_alone(monkeypatch: pytest.MonkeyPatch)
         clocks.asked = True
         now[0] += 100
     now[0] += 1000  # nobody's
-    with clocks.on("graph", "learn"):
+    with clocks.on("graph"):
         now[0] += 5
-    assert clocks.seconds == {("graph", "learn"): [1.0, 105.0], ("state", "learn"): [10.0, 0.0]}
+        with clocks.on("state", "learn"):  # the answer waits for what is to be learnt first
+            now[0] += 20
+    assert clocks.seconds == {
+        ("graph", "learn"): [101.0, 0.0], ("graph", "predict"): [0.0, 5.0], ("state", "learn"): [30.0, 0.0]
+    }  # fmt: skip
 
 
 def test_simple_arms_and_audit_beside_the_engine_find_what_they_find_after_it(

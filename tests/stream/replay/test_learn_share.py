@@ -1,11 +1,14 @@
 """A share of the groups is learnt, the others are only counted, as by a trainer that lags."""
 
 import numpy as np
+import orjson
 import pytest
 
 from driftline.configs.settings import Graph, Model, Ranker, Settings
+from driftline.graph.rows import Event
 from driftline.stream.bundled import EVENTS
 from driftline.stream.events.files import read_columns
+from driftline.stream.learn.learner import NoProfiles, StreamLearner, group_of
 from driftline.stream.replay.arms import Setup
 from driftline.stream.replay.engine_arms import Share
 from driftline.stream.replay.log import EventLog
@@ -78,3 +81,59 @@ def test_a_replay_says_what_share_was_learnt_and_resumes_no_other(tmp_path):
     assert some["arms"]["ranker"]["trained_share"] == 0.2
     assert some["arms"]["ranker"]["overall"]["ndcg@10"] != all_["arms"]["ranker"]["overall"]["ndcg@10"]
     assert some["state_sha256"] == all_["state_sha256"]
+
+
+def test_groups_that_wait_to_be_counted_change_no_figure(tmp_path, monkeypatch):
+    """Nor a profile: they are asked for in the order of the log, and the budget is of one a minute."""
+    budget = {"first_events": 5, "refresh_events": 5, "min_interval_ms": 0, "delay_ms": 0, "max_per_minute": 1}
+    settings = SETTINGS.model_copy(
+        update={
+            "profiles": SETTINGS.profiles.model_copy(update=budget),
+            "graph": SETTINGS.graph.model_copy(update={"publish_groups": 20, "weights": "trained"}),
+        }
+    )
+
+    def run(name):
+        arms = ("incremental", "frozen", "weekly_frozen", "ranker+profiles", "incremental+noise", "graph")
+        given = Options(EVENTS, tmp_path / name, arms=arms, limit=1500, split=0.5, audit_rows=0, learn_share=0.2)
+        return replay(given, settings)
+
+    def figures(metrics):
+        clocks = ("train_cpu_s", "score_cpu_s", "cost")
+        arms = {name: {k: v for k, v in arm.items() if k not in clocks} for name, arm in metrics["arms"].items()}
+        return arms, metrics["comparisons"], metrics["protocol"]["profiles"], metrics["state_sha256"]
+
+    counted = StreamLearner._count
+    waited = []
+    monkeypatch.setattr(StreamLearner, "_count", lambda *given: (waited.append(1), counted(*given))[1])
+    some = run("some")
+    assert len(waited) > 50
+    monkeypatch.setattr(StreamLearner, "_may_be_counted", lambda *_: False)
+    each = run("each")
+    assert figures(some) == figures(each)
+
+
+def test_a_profile_that_falls_due_while_groups_wait_is_asked_for_in_its_place():
+    budget = {"first_events": 1, "refresh_events": 1, "min_interval_ms": 0, "delay_ms": 0, "max_per_minute": 1}
+    settings = SETTINGS.model_copy(update={"profiles": SETTINGS.profiles.model_copy(update=budget)})
+
+    def versions(waits):
+        asked = []
+
+        class Noting(NoProfiles):
+            def request(self, record):
+                asked.append(orjson.loads(record)["as_of_ms"])
+
+            def at(self, user_id, now_ms):
+                asked.append((user_id, now_ms))
+
+        learner = StreamLearner(settings, profiles=Noting())
+        learner.counted_wait = waits
+        for n, (user, second) in enumerate([("C", 0), ("A", 1), ("A", 2), ("B", 70), ("A", 80)]):
+            event = Event(user, f"i{n}", 1_600_000_000_000 + 1000 * second, offset=n)
+            view = learner.view(user, event.timestamp_ms)
+            learner.add_group([event])
+            learner.learn(group_of([event], learner.table, settings), [event], view, None)
+        return asked
+
+    assert versions(waits=True) == versions(waits=False)

@@ -248,7 +248,10 @@ def test_a_report_leaves_out_the_rows_that_its_user_chose_on_and_no_others(tmp_p
     assert some["choices"] == {"span": [0.6, 0.65], "left_out_ms": (log.split_ms(0.6), log.split_ms(0.65))}
     assert early["groups"] == none["groups"] == len(scored_groups(log, log.split_ms(0.5))) > some["groups"]
     assert "without 60% to 65% of the rows" in (tmp_path / "some" / "report.html").read_text()
-    for name in ("early", "none"):
+    late, empty = run("late", (0.7, 1.0)), run("empty", (0.9, 0.9))
+    assert late["groups"] == (log.group_t_ms[scored_groups(log, log.split_ms(0.5))] < log.split_ms(0.7)).sum()
+    assert empty["groups"] == none["groups"]
+    for name in ("early", "none", "empty"):
         assert "choices were made" not in (tmp_path / name / "report.html").read_text()
 
 

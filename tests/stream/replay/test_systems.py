@@ -79,22 +79,29 @@ def test_a_claim_of_speed_is_measured_and_needed_for_the_mechanism():
 
 
 def test_a_part_works_on_the_streams_where_what_comes_next_is_surely_better_with_it():
-    def over(which, low, a="incremental", b="incremental-hstu"):
-        return measured(0.05, low, a, b, which) | {"metric": "ndcg@20"}
+    def over(which, low, a="incremental", b="incremental-hstu", metric="ndcg@10"):
+        return measured(0.05, low, a, b, which) | {"metric": metric}
 
     found = {
         "engine-85": {"comparisons": [over("novel", 0.04), over("overall", -0.01)]},
         "songs-85": {
-            "comparisons": [over("overall", -0.01), over("session", 0.01, "ranker+hstu", "ranker"), over("session", 0)]
+            "comparisons": [
+                over("overall", -0.01),
+                over("session", -0.02, "ranker+hstu", "ranker", "hr@20"),
+                over("session", 0.01, "ranker+hstu", "ranker", "ndcg@20"),
+            ]
         },
+        "games-parts-85": {"comparisons": [over("overall", -0.3) | {"lift": -0.2, "ci": [-0.3, -0.1]}]},
         "one-seed-85": {"comparisons": [over("overall", 0.01)]},
     }
     entries = {one["system"]: one for one in table(found)}
-    assert [(one["stream"], one["pays"]) for one in entries["hstu"]["worth"]] == [("the shop", False), ("songs", True)]
+    assert {one["stream"]: one["verdict"] for one in entries["hstu"]["worth"]} == {
+        "the shop": "adds nothing that shows", "games": "costs", "songs": "works"
+    }  # fmt: skip
     assert entries["dynllm"]["worth"] == []
     page = markdown([entries["hstu"]])
-    assert "`hstu` adds nothing on the shop: +5.0% [-1.0, 15.0] over `incremental-hstu` (engine-85), ndcg@20" in page
-    assert "`hstu` works on songs: +5.0% [1.0, 15.0] over `ranker` (songs-85)" in page
+    assert "`hstu` adds nothing that shows on the shop: +5.0% [-1.0, 15.0] over `incremental-hstu` (engine-85)" in page
+    assert "`hstu` works on songs: +5.0% [1.0, 15.0] over `ranker` (songs-85), ndcg@20" in page
 
 
 def test_a_folder_without_results_and_a_system_that_is_not_wired_are_refused(tmp_path):

@@ -185,6 +185,9 @@ def test_news_are_clicks_by_session_with_what_is_known_of_the_request(tmp_path: 
     assert validate(tmp_path / "out" / "events.parquet").ok
     columns = read_columns(tmp_path / "out" / "events.parquet")
     assert columns.extra is not None
+    settings = load_settings(str(tmp_path / "out" / "driftline.yaml"))
+    assert settings.signals.context == tuple(columns.extra[3])
+    assert settings.signals.half_lives_days == load_settings("news").signals.half_lives_days
     assert columns.extra[3] == {
         "device": "2", "environment": "4", "os": "17", "country": "1", "region": "27", "referrer": "2"
     }  # fmt: skip

@@ -252,7 +252,7 @@ def test_groups_that_are_counted_at_once_leave_what_each_alone_leaves_to_the_bit
             event.group_id = None if n % 5 == 0 else event.group_id
             event.offset, offset = offset, offset + 1
     (each, often), (some, seldom) = (counted(settings, groups, waits) for waits in (False, True))
-    assert often == len(groups) > 2 * seldom
+    assert often == len(groups) > 1.5 * seldom
     assert each.adoptions == some.adoptions == 6
     assert state_sha256([each.processor.store]) == state_sha256([some.processor.store])
     ours, theirs = some.state_dict(rows=False), each.state_dict(rows=False)

@@ -87,6 +87,8 @@ def readme() -> list[Claim]:
     found += [Claim(file, "incremental", b, which) for file, b, which in games]
     songs = [("ranker+hstu", "ranker"), ("hstu", "transitions"), ("ranker", "transitions")]
     found += [Claim("songs-85", *pair, *which) for pair in songs for which in LISTS_OF_SONGS]
+    news = [("incremental", "incremental-hstu"), ("incremental", "transitions")]
+    found += [Claim("news-36", *pair, "session", metric) for pair in news for metric in ("hr@20", "ndcg@20")]
     edits = [("own_pairs", "overall"), ("own_pairs", "repeat"), ("transitions", "novel")]
     return found + [Claim("edits-85", "graph", *over) for over in edits]
 

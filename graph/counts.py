@@ -11,15 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from driftline.graph.arrays import grown
-from driftline.graph.signals_kernel import MOST, add_decayed, order_largest
+from driftline.graph.signals_kernel import add_decayed, order_largest
 from driftline.graph.touched import Touched
 
 if TYPE_CHECKING:
     from driftline.graph.arrays import Arrays, Int32
 
 Float64 = NDArray[np.float64]
-TOO_MANY = 501.0
-"""Half-lives that are certainly more than MOST allows."""
+MAX_HALF_LIVES = 500.0
+"""Forward-decayed float64 counters grow to 2^500 before their origin moves."""
 
 
 class DecayedCounts:
@@ -51,30 +51,28 @@ class DecayedCounts:
                 self._held[h, rows[rows >= 0]] = True
 
     def _scale(self, t_ms: int) -> Float64:
-        """What a weight counts at each half-life, no more than where an origin must move."""
-        return np.exp2(np.minimum((t_ms - self.origin_ms) / self.half_lives_ms, TOO_MANY))
-
-    def _move_origins(self, t_ms: int) -> None:
-        passed = (t_ms - self.origin_ms) / self.half_lives_ms
-        for h in np.flatnonzero(self._scale(t_ms) > MOST):
-            self.count[:, h] *= 2.0 ** -passed[h]
-            self.total[h] *= 2.0 ** -passed[h]
-            self.origin_ms[h] = t_ms
+        """What a weight counts at each half-life; moves the origins that lie too far back."""
+        if self.origin_ms[0] < 0:
+            self.origin_ms[:] = t_ms
+        passed: Float64 = (t_ms - self.origin_ms) / self.half_lives_ms
+        if np.maximum.reduce(passed) > MAX_HALF_LIVES:
+            for h in np.flatnonzero(passed > MAX_HALF_LIVES):
+                self.count[:, h] *= 2.0 ** -passed[h]
+                self.total[h] *= 2.0 ** -passed[h]
+                self.origin_ms[h], passed[h] = t_ms, 0.0
             self._touched.everything()
             order_largest(self.top, self.count)  # the smallest may have become equal
+        return np.exp2(passed)
 
     def add(self, rows: Int32, weight: Float64, t_ms: int) -> None:
         """Add weights [b] to distinct rows [b] at a time."""
         if len(rows) == 0:
             return
-        if self.origin_ms[0] < 0:
-            self.origin_ms[:] = t_ms
-        whole = float(np.add.reduce(weight))
-        while not add_decayed(
-            rows, weight, whole, self._scale(t_ms),
+        whole, scale = float(np.add.reduce(weight)), self._scale(t_ms)
+        add_decayed(
+            rows, weight, whole, scale,
             self.total, self.count, self.top, self._held, self._mark, self._touched.taken,
-        ):  # fmt: skip
-            self._move_origins(t_ms)
+        )  # fmt: skip
         self._best = None
 
     def best(self) -> list[Int32]:

@@ -11,8 +11,6 @@ from driftline.graph.arrays import Bool, Float32, Int32, Int64
 from driftline.graph.compiled import compiled, inlined
 
 Float64 = NDArray[np.float64]
-MOST = 2.0**500
-"""Forward-decayed float64 counters grow to this before their origin moves."""
 
 
 @inlined
@@ -88,14 +86,14 @@ def add_counts(
 
 
 @compiled(
-    "boolean(Array(int32, 1, 'C', readonly=True), Array(float64, 1, 'C', readonly=True), float64, float64[::1],"
+    "void(Array(int32, 1, 'C', readonly=True), Array(float64, 1, 'C', readonly=True), float64, float64[::1],"
     " float64[::1], float64[:, ::1], int32[:, ::1], boolean[:, ::1], boolean[::1], boolean[::1])"
 )
 def add_decayed(
     rows: Int32, weight: Float64, whole: float, scale: Float64, total: Float64,
     count: Float64, top: Int32, held: Bool, mark: Bool, taken: Bool,
-) -> bool:  # fmt: skip
-    """`add_counts`, and what else adding changes; False = nothing was done, as an origin must move first.
+) -> None:  # fmt: skip
+    """`add_counts`, and what else adding changes.
 
     Args:
         whole: sum of the weights.
@@ -103,15 +101,11 @@ def add_decayed(
         taken: [m] becomes False at the rows.
     """
     for h in range(len(scale)):
-        if scale[h] > MOST:
-            return False
-    for h in range(len(scale)):
         total[h] += whole * scale[h]
     for row in rows:
         if row < len(taken):
             taken[row] = False
     add_counts(rows, weight, scale, count, top, held, mark)
-    return True
 
 
 @compiled(

@@ -233,7 +233,7 @@ def _comparisons(metrics: Mapping[str, Any]) -> list[str]:
         found = [one for one in metrics["comparisons"] if one["family"] == family]
         if found:
             text = (
-                f"Relative lift, in NDCG@10 where no other metric is named, with 95% intervals, "
+                "Relative lift, in NDCG@10 where no other metric is named, with 95% intervals, "
                 f"{intervals_line(metrics['protocol'])}; p after Holm's correction."
             )
             sections.append(_section(title, text, plot(forest(found))))

@@ -26,7 +26,6 @@ STREAMS = {
     "games-parts-85": "games",
     "songs-85": "songs",
     "news-36": "news",
-    "edits-parts-85": "edits",
 }
 """Results that say what a part is worth on a stream, one each."""
 
@@ -199,10 +198,12 @@ def _worth(part: str, found: Mapping[str, Mapping[str, Any]]) -> Iterable[dict[s
     """What the engine with a part is over the engine without it, by stream: over all that comes next."""
     pairs = (("incremental", f"incremental-{part}"), (f"ranker+{part}", "ranker"))
     for name, stream in STREAMS.items():
-        compared = [one for one in found.get(name, {}).get("comparisons", ()) if (one["a"], one["b"]) in pairs]
-        sessions = any(one["list"] == "session" for one in compared)
-        asked = ("session", "ndcg@20") if sessions else ("overall", "ndcg@10")
-        for one in [one for one in compared if (one["list"], one["metric"]) == asked][:1]:
+        compared = {
+            (one["list"], one["metric"]): one
+            for one in found.get(name, {}).get("comparisons", ())
+            if (one["a"], one["b"]) in pairs
+        }
+        if one := compared.get(("session", "ndcg@20")) or compared.get(("overall", "ndcg@10")):
             kept = {key: one[key] for key in ("a", "b", "list", "metric", "lift", "ci")}
             yield {"part": part, "stream": stream, "file": name, **kept, "verdict": _verdict(*one["ci"])}
 

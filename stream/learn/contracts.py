@@ -81,6 +81,8 @@ class _Labels:
 class _Profiles:
     """Profiles of every user but each third, from the first event on."""
 
+    answers = False
+
     def at(self, user_id: str, now_ms: int) -> ProfileVectors | None:
         number = key64(user_id)
         return ProfileVectors(noise(1, number, (len(FACETS), TEXT_DIM)), 0) if number % 3 else None

@@ -47,12 +47,17 @@ COUNTED = 512
 class Profiles(Artefact[str, ProfileVectors], Protocol):
     """Users' profiles by user id, the newest that is valid."""
 
+    answers: bool
+    """Whether a request changes what it gives: a group that asks for a profile is then applied at once."""
+
     def request(self, record: bytes) -> None:
         """Takes a record that the processor meant for `profile-requests`."""
 
 
 class NoProfiles:
     """Nobody has a profile."""
+
+    answers = False
 
     def at(self, user_id: str, now_ms: int) -> ProfileVectors | None:
         """None."""
@@ -218,12 +223,13 @@ class StreamLearner:
         return changes
 
     def _may_be_counted(self, t_ms: int, view: UserView, events: int) -> bool:
-        """Whether a group that nothing is learnt from may wait: in order, no late one waits, and no profile is due."""
+        """Whether a group that nothing is learnt from may wait: in order, none late waits, no profile is to be made."""
         held, expires = self._counted.events, self.settings.state.ttl_ms > 0  # it may end the row of another one
         latest_ms = held[-1].timestamp_ms if held else self.processor.window.watermark_ms
         if not self.counted_wait or expires or self._waiting.events or t_ms < latest_ms:
             return False
-        return not due_version(view.events, view.events + events, self.settings.profiles)  # asked for when it is due
+        wanted = self.profiles.answers and due_version(view.events, view.events + events, self.settings.profiles)
+        return not wanted
 
     def _count(self, group: Group, events: Sequence[Event], view: UserView) -> None:
         """Lets a group wait: several of different users are applied at once, which is cheaper."""

@@ -22,6 +22,8 @@ class StreamProfiles:
         text_dim: width of the vectors that learning reads.
     """
 
+    answers = False
+
     def __init__(self, text_dim: int) -> None:
         self._shape = (len(FACETS), text_dim)
         self._valid: dict[str, list[ProfileVectors]] = {}

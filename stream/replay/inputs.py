@@ -101,6 +101,8 @@ class ReplayProfiles:
         arm: "on", "placebo" (what was written before it for another user) or "template" (nothing of the file).
     """
 
+    answers = True
+
     def __init__(
         self,
         settings: Settings,

@@ -19,6 +19,7 @@ from driftline.graph.rows import Event
 from driftline.stream.events.schema import encode_event
 from driftline.stream.learn.checkpoint import read_checkpoint, write_checkpoint
 from driftline.stream.learn.learner import StreamLearner, group_of, learning_sha256
+from driftline.stream.learn.profiles import StreamProfiles
 from driftline.stream.learn.trainer import Trainer as TrainerLoop
 from driftline.stream.process.processor import Changes, Outgoing, Processor, Record
 from driftline.stream.state.store import MemoryStore, state_sha256
@@ -265,6 +266,22 @@ def test_groups_that_are_counted_at_once_leave_what_each_alone_leaves_to_the_bit
     assert each.sequence.steps > 3
     assert each.graph is not None
     assert each.graph.steps > 0
+
+
+def test_a_trainer_lets_groups_wait_though_a_profile_falls_due_that_another_process_writes(settings) -> None:
+    learner = StreamLearner(
+        settings.model_copy(update={"profiles": Profiles(first_events=1, refresh_events=1)}),
+        profiles=StreamProfiles(settings.ranker.text_dim),
+    )
+    learner.counted_wait = True
+    for n in range(3):
+        event = Event(f"u{n}", "i", 1_600_000_000_000 + n, offset=n)
+        learner.add_group([event])
+        view = learner.view(event.user_id, event.timestamp_ms)
+        learner.learn(group_of([event], learner.table, settings), [event], view, None)
+    assert learner.processor.next_offset == 0
+    learner.apply_waiting()
+    assert learner.processor.next_offset == 3
 
 
 def test_an_event_of_a_group_that_waits_to_be_counted_is_known(settings) -> None:

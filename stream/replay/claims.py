@@ -1,4 +1,4 @@
-"""All claims that the README makes of committed results, corrected together: Holm over the one family that they are.
+"""All claims that docs/results.md makes of committed results, corrected together: Holm over the one family they are.
 
     python -m driftline.stream.replay.claims [FOLDER]
 
@@ -65,8 +65,8 @@ class Found:
         return self.p_holm < LEVEL
 
 
-def readme() -> list[Claim]:
-    """Every cell of the README's tables of lifts."""
+def published() -> list[Claim]:
+    """Every cell of the tables of lifts in docs/results.md."""
     long, last, one = "split-50", "split-85", "one-seed-85"
     found = [Claim(file, "incremental", BEST[which], which) for file in (last, long) for which in LISTS]
     found += [Claim(last, "incremental", b, which) for b in ("hstu", "sasrec") for which in LISTS]
@@ -141,7 +141,7 @@ def main(
     folder: Annotated[Path, typer.Argument(help="Of result files.")] = Path("docs/results"),
 ) -> None:
     """Print all claims."""
-    found = corrected(folder, readme())
+    found = corrected(folder, published())
     print(f"{len(found)} claims as one family")
     for one in found:
         c, (low, high) = one.claim, one.ci

@@ -1,4 +1,4 @@
-"""The README's bold figures are those that hold when all of its claims are corrected together."""
+"""Bold figures of docs/results.md and of the README are those that hold when all claims are corrected together."""
 
 from __future__ import annotations
 
@@ -10,24 +10,30 @@ import orjson
 import pytest
 
 from driftline.configs.errors import InputError
-from driftline.stream.replay.claims import Claim, corrected, readme
+from driftline.stream.replay.claims import Claim, corrected, published
 
 ROOT = Path(__file__).parents[3]
-CELL = re.compile(r"(\*\*)?([+-]\d+\.\d)% \[(-?\d+\.\d), (-?\d+\.\d)\](\*\*)?")
+LIFT = re.compile(r"(\*\*)?([+-]\d+\.\d)% \[(-?\d+\.\d), (-?\d+\.\d)\](\*\*)?")
 
 
-def test_every_lift_of_the_readme_is_a_claim_and_bold_only_where_it_holds_among_all_of_them() -> None:
-    rows = [line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("|")]
-    written = [CELL.fullmatch(cell.strip()) for row in rows for cell in row.split("|")]
-    cells = sorted((m[2], m[3], m[4], m[1] is not None) for m in written if m is not None)
+def lifts(page: Path) -> list[tuple[str, str, str, bool]]:
+    """Lift, interval and whether it is bold, of each that a page has in its tables."""
+    rows = [line for line in page.read_text().splitlines() if line.startswith("|")]
+    return [(m[2], m[3], m[4], m[1] is not None) for row in rows for m in LIFT.finditer(row)]
 
+
+def test_every_lift_that_is_published_is_a_claim_and_bold_only_where_it_holds_among_all_of_them() -> None:
     def tenth(x: float) -> str:
         return f"{100 * x:.1f}"
 
-    found = corrected(ROOT / "docs" / "results", readme())
+    found = corrected(ROOT / "docs" / "results", published())
     claims = sorted((f"{100 * one.lift:+.1f}", *map(tenth, one.ci), one.holds) for one in found)
-    assert len(cells) == len(claims) == len(set(readme())) == 93
+    cells = sorted(lifts(ROOT / "docs" / "results.md"))
+    assert len(cells) == len(claims) == len(set(published())) == 93
     assert cells == claims
+    named = lifts(ROOT / "README.md")
+    assert len(named) > 10
+    assert set(named) <= set(cells)
 
 
 def test_a_p_at_the_floor_of_its_draws_is_that_of_the_interval_and_others_stay(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 from weakref import ref
 
@@ -82,8 +83,6 @@ class GraphLearner:
         self.memory = MemoryNet(GraphMemory(settings))
         self.reader = GraphReader(settings, text_dim)
         self.trained = settings.weights == "trained"
-        parameters = [*self.memory.parameters(), *self.reader.parameters()]
-        self._optimizer = torch.optim.Adam(parameters, lr=settings.learning_rate, fused=True)
         self._rng = np.random.default_rng(settings.seed)
         self._raw_of_user: dict[str, tuple[Float32, Float32]] = {}
         self._batch: list[_Sample] = []
@@ -110,6 +109,12 @@ class GraphLearner:
         self.links: Links | None = None
         self.steps = 0
         self.loss = 0.0
+
+    @cached_property
+    def _optimizer(self) -> torch.optim.Adam:
+        """Made when it is first asked for: one loads torch's compiler, seconds that who only scores is spared."""
+        parameters = [*self.memory.parameters(), *self.reader.parameters()]
+        return torch.optim.Adam(parameters, lr=self.settings.learning_rate, fused=True)
 
     def rank_alone(self, one_id_space: bool = False) -> None:
         """Counts links as well, from before the first item on: `scores` then ranks by them and by the memories.

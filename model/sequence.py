@@ -11,6 +11,7 @@ of `state_dict`: a restored learner continues bit by bit.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -77,8 +78,6 @@ class SequenceLearner:
         )
         self.log = RehearsalLog(settings.rehearsal_groups, settings.max_len)
         self.prior = PopularityPrior(settings.prior_half_life_days)
-        parameters = [*self.backbone.parameters(), self.items.project, self.prior.coefficient]
-        self._optimizer = torch.optim.AdamW(parameters, settings.learning_rate, BETAS, weight_decay=0.0, fused=True)
         self.average = Average(settings.average, self.backbone)
         self._dropout = Dropout(settings.dropout, self._generator)
         self._histories = HistoryCache(CACHE_BYTES)
@@ -91,6 +90,12 @@ class SequenceLearner:
         """Groups and events learnt since the last step."""
         self.steps = 0
         self._cache = ItemCache(self.items, self.average)
+
+    @cached_property
+    def _optimizer(self) -> torch.optim.AdamW:
+        """Made when it is first asked for: one loads torch's compiler, seconds that who only scores is spared."""
+        parameters = [*self.backbone.parameters(), self.items.project, self.prior.coefficient]
+        return torch.optim.AdamW(parameters, self.settings.learning_rate, BETAS, weight_decay=0.0, fused=True)
 
     def set_text(self, item: int, vector: Float32) -> None:
         """Gives an item the text [text_dim] that its vector starts from; nothing where the settings want no text."""

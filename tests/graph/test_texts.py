@@ -112,7 +112,11 @@ def test_a_table_of_a_release_with_one_bit_a_number_is_read_as_it_is_and_coded_a
     assert not read.codes.complete
     assert learns.arrays().keys() == table.arrays().keys()
     for name, array in learns.arrays().items():
-        assert np.array_equal(array, table.arrays()[name]), name
+        expected = table.arrays()[name]
+        if name == "text.scales":  # of products whose rounding depends on how many rows are turned at once
+            np.testing.assert_allclose(array, expected, rtol=1e-6)
+        else:
+            assert np.array_equal(array, expected), name
     assert read.set(310, vectors[3])
     assert read.codes.complete
 

@@ -175,7 +175,8 @@ def test_top_keeps_to_its_list_and_leaves_out_what_is_excluded():
     assert novel[0] not in slate.top(5, "novel", exclude=novel[:1])[0]
 
 
-def test_an_arm_without_a_plug_is_exactly_an_engine_without_it():
+def test_an_arm_without_a_plug_is_an_engine_without_it():
+    """But for rounding: BLAS may round a row by how many others are multiplied with it, and pools differ in size."""
     alone, joined = make(), make({"hstu": Plug(1), "graph": Plug(2)})
     alone.add_arm("ranker", ("base",), seed=3)
     joined.add_arm("ranker", ("base",), seed=3)
@@ -183,7 +184,7 @@ def test_an_arm_without_a_plug_is_exactly_an_engine_without_it():
         slates = {engine: engine.slate(before, group.t_ms) for engine in (alone, joined)}
         (items_a, scores_a), (items_b, scores_b) = (engine.score(slates[engine], "ranker") for engine in slates)
         np.testing.assert_array_equal(items_a, items_b)
-        np.testing.assert_array_equal(scores_a, scores_b)
+        np.testing.assert_allclose(scores_a, scores_b, rtol=1e-4, atol=1e-5)
         for engine, slate in slates.items():
             engine.learn(group, before, slate)
 

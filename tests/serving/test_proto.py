@@ -87,6 +87,19 @@ def test_every_time_says_its_unit():
     assert times == []
 
 
+def test_models_that_only_score_do_not_load_the_compiler_of_torch():
+    code = (
+        "import sys, driftline.serving.engine_scorer\n"
+        "from driftline.configs.settings import Graph, Model\n"
+        "from driftline.graph.learn import GraphLearner\n"
+        "from driftline.model.sequence import SequenceLearner\n"
+        "SequenceLearner(Model(dim=8), text_dim=4), GraphLearner(Graph(), 4)\n"
+        "print([name for name in ('torch._dynamo', 'sympy') if name in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
 def test_the_serving_process_loads_neither_llm_nor_stream():
     code = (
         "import driftline.serving.server, driftline.client, driftline.serving.show, driftline.serving.bench, sys\n"

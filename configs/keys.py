@@ -28,15 +28,16 @@ def is_secret(path: KeyPath) -> bool:
 def leaves(section: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """(key path, value) of every value of a section, in the order of the schema."""
     for name in type(section).model_fields:
-        yield from _leaves(getattr(section, name), f"{prefix}{name}")
+        yield from leaves_of(getattr(section, name), f"{prefix}{name}")
 
 
-def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
+def leaves_of(value: Any, path: str) -> Iterator[tuple[str, Any]]:
+    """(key path, value) of every value of a section, of a group of them, or of one value."""
     if isinstance(value, BaseModel):
         yield from leaves(value, f"{path}.")
     elif isinstance(value, dict) and value:
         for name, inner in value.items():
-            yield from _leaves(inner, f"{path}.{name}")
+            yield from leaves_of(inner, f"{path}.{name}" if path else name)
     else:
         yield path, value
 

@@ -22,7 +22,7 @@ from driftline.configs import environment as variables
 from driftline.configs import files, switches
 from driftline.configs.errors import ConfigError
 from driftline.configs.explain import Fault, faults_of, origin_of, sentences
-from driftline.configs.keys import SECRETS, KeyPath, leaves
+from driftline.configs.keys import SECRETS, KeyPath, leaves, leaves_of
 from driftline.configs.meaning import faults_in
 from driftline.configs.settings import Settings
 
@@ -114,11 +114,28 @@ def config_sha256(settings: Settings) -> str:
 
 def sections_sha256(settings: Settings, sections: Sequence[str]) -> str:
     """Hash of some sections, in hex; keys on which no result depends are left out."""
+    return hashlib.sha256(orjson.dumps(_dump(settings, sections), option=orjson.OPT_SORT_KEYS)).hexdigest()
+
+
+def sections_of(settings: Settings, sections: Sequence[str]) -> dict[str, str]:
+    """What `sections_sha256` is a hash of, by dotted key: values as JSON."""
+    found = leaves_of(_dump(settings, sections), "")
+    return {path: orjson.dumps(value).decode() for path, value in found if value != {}}
+
+
+def differences(then: Mapping[str, str], now: Mapping[str, str], most: int = 5) -> str:
+    """Which keys of `sections_of` differ, and how, in words; "" = none."""
+    keys = [key for key in dict.fromkeys([*then, *now]) if then.get(key) != now.get(key)]
+    said = [f"{key} was {then.get(key, 'not set')} and is {now.get(key, 'not set')}" for key in keys[:most]]
+    return "; ".join([*said, f"and {len(keys) - most} more"] if keys[most:] else said)
+
+
+def _dump(settings: Settings, sections: Sequence[str]) -> dict[str, Any]:
     without = {section: OPERATION[section] for section in OPERATION if section in sections}
     dump = settings.model_dump(mode="json", include=set(sections), exclude=without)
     if "systems" in dump:
         dump["systems"] = dict(switch for switch in dump["systems"].items() if switch not in UNSAID)
-    return hashlib.sha256(orjson.dumps(dump, option=orjson.OPT_SORT_KEYS)).hexdigest()
+    return dump
 
 
 def _put(tree: dict[str, Any], path: KeyPath, value: Any) -> None:

@@ -71,6 +71,17 @@ def answer_lines(prompts: Prompts, facets: Mapping[str, str]) -> str:
     return "\n".join(f"{prompts.cues[facet]} {facets[facet]}" for facet in FACETS)
 
 
+def unquoted(phrase: str) -> str:
+    """A phrase without blanks and full stops around it, and without quotes that have no partner in it or hold it all."""
+    text = phrase.strip(" .")
+    for quote in "\"'":
+        if text.count(quote) == 2 and text[0] == text[-1] == quote:
+            return unquoted(text[1:-1])
+        if text.count(quote) == 1 and quote in (text[0], text[-1]):
+            text = text.strip(quote)
+    return text.strip(" .")
+
+
 def parse_answer(prompts: Prompts, answer: str) -> dict[str, tuple[str, ...]]:
     """The phrases of each facet in an answer; lines that begin with no cue are passed over.
 
@@ -82,6 +93,6 @@ def parse_answer(prompts: Prompts, answer: str) -> dict[str, tuple[str, ...]]:
         for facet in FACETS:
             cue = prompts.cues[facet]
             if line.lower().startswith(cue.lower()) and not facets[facet]:
-                phrases = (phrase.strip(" .\"'") for phrase in line[len(cue) :].split(","))
+                phrases = (unquoted(phrase) for phrase in line[len(cue) :].split(","))
                 facets[facet] = tuple(dict.fromkeys(phrase for phrase in phrases if phrase))
     return facets

@@ -69,7 +69,7 @@ def _repeat(past: HistoryDigest, at: int, now_ms: int) -> Reason:
     times = int(past.times[at])
     ago = _span((now_ms - int(past.last_ms[at])) / DAY_MS)
     if times > 2:
-        every = _span((int(past.last_ms[at]) - int(past.first_ms[at])) / DAY_MS / (times - 1))
+        every = _span((int(past.last_ms[at]) - int(past.first_ms[at])) / DAY_MS / (times - 1)).removeprefix("a ")
         return Reason("repeat", f"you come back to this about every {every}; the last time was {ago} ago")
     return Reason("repeat", f"you had this {'twice' if times == 2 else 'once'}; the last time was {ago} ago")
 
@@ -115,4 +115,4 @@ def _span(days: float) -> str:
         if days >= length:
             n = round(days / length)
             return f"{n} {unit}{'s' if n > 1 else ''}"
-    return "minute"
+    return "a minute"

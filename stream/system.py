@@ -80,7 +80,8 @@ class Standing(msgspec.Struct):
         state_behind: records that the state lacks; None where no worker answers.
         opening: partitions that no worker of this system has open yet.
         state_s: how long the worker takes for them at its present rate; None where that is not known.
-        model_behind: records that the trainer has not taken in; None where no trainer answers.
+        trains: whether a trainer answers: it has read its checkpoint.
+        model_behind: records that the trainer has not taken in; None where no trainer answers, or it does not know yet.
         model_groups: groups that these make, about; None where that is not known.
         model_groups_per_s: the trainer's present rate.
         model_s: how long they take at that rate.
@@ -97,6 +98,7 @@ class Standing(msgspec.Struct):
     state_behind: int | None = None
     state_s: float | None = None
     opening: int = 0
+    trains: bool = False
     model_behind: int | None = None
     model_groups: int | None = None
     model_groups_per_s: float | None = None
@@ -115,6 +117,8 @@ class Standing(msgspec.Struct):
             + (f", about {duration(self.state_s)}" if self.state_behind and self.state_s is not None else "")
             + (f", {self.opening} partitions not open yet" if self.opening else ""),
             "no trainer answers yet"
+            if not self.trains
+            else "model: how far behind is not known yet"
             if self.model_behind is None
             else f"model: {self.model_behind:,} events behind"
             if self.model_behind
@@ -327,7 +331,9 @@ def standing(settings: Settings, ports: Mapping[str, int], pids: Collection[int]
         found.state_s = known(applied.get("driftline_backlog_seconds"))
         found.opening = summed(applied, "driftline_partitions_waiting")
     if learnt := told("trainer"):
-        found.model_behind = int(learnt.get("driftline_trainer_lag", 0))
+        found.trains = True
+        behind = known(learnt.get("driftline_trainer_lag"))
+        found.model_behind = None if behind is None else int(behind)
         groups = known(learnt.get("driftline_trainer_groups_left"))
         found.model_groups = None if groups is None else int(groups)
         found.model_groups_per_s = known(learnt.get("driftline_trainer_groups_per_second"))

@@ -53,8 +53,8 @@ class Lag(NamedTuple):
 def lag_of(note: Note | None, now: Standing, settings: Settings, parts: Sequence[str]) -> Lag | None:
     """What does not answer yet of what a system of these parts is waited for; None = it answers.
 
-    The service decides where there is one: it answers, from what is popular, before a model is there; beside a worker,
-    once its health is SERVING.
+    Each part is to answer: one that refuses its checkpoint, or another's state, ends all of them. The service does so,
+    from what is popular, before a model is there; beside a worker, once its health is SERVING.
 
     Args:
         note: of the system; None = it wrote none yet.
@@ -67,14 +67,15 @@ def lag_of(note: Note | None, now: Standing, settings: Settings, parts: Sequence
     if not note.ports:
         at = settings.broker.bootstrap
         return Lag(f"the broker at {at}" if at else "the embedded broker", "", [note.owner])
-    answers = {"serve": now.model_sequence, "worker": now.state_behind, "trainer": now.model_behind}
-    decides = [part for part in answers if part in parts]
-    if not decides or answers[decides[0]] is not None:
+    answers = {
+        "serve": now.model_sequence is not None, "worker": now.state_behind is not None, "trainer": now.trains
+    }  # fmt: skip
+    silent = [part for part, answer in answers.items() if part in parts and not answer]
+    if not silent:
         if "serve" not in parts or "worker" not in parts or now.serving:
             return None
         workers = [child for child in note.children if child.name == "worker"]
         return Lag("a state or a model that the service can answer from", "worker", workers)
-    silent = [part for part in decides if answers[part] is None]
     names = {"serve": "service"}
     return Lag(
         named([f"the {names.get(part, part)}" for part in reversed(silent)]) + " to answer",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -17,6 +17,7 @@ import xxhash
 
 from driftline.configs.errors import LockedError, StateError
 from driftline.configs.faults import point
+from driftline.configs.load import differences
 from driftline.stream.durable import durable_file, open_locked, remedy_for
 from driftline.stream.learn.tree import read_tree, write_tree
 
@@ -69,8 +70,13 @@ def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
         raise StateError(f"checkpoint {path} can't be written: {error}; make room or set trainer.root") from None
 
 
-def read_checkpoint(path: Path, settings_sha256: str) -> dict[str, Any] | None:
+def read_checkpoint(path: Path, settings_sha256: str, keys: Mapping[str, str] | None = None) -> dict[str, Any] | None:
     """The last checkpoint, None if there is none.
+
+    Args:
+        path: of its file.
+        settings_sha256: of the settings that it has to be of.
+        keys: these settings, as `sections_of` has them, to say which differ.
 
     Raises:
         StateError: it is damaged, was made under other settings, or is of a release that wrote pickles.
@@ -92,9 +98,11 @@ def read_checkpoint(path: Path, settings_sha256: str) -> dict[str, Any] | None:
             "from the start"
         )
     if state.get("settings") != settings_sha256:
+        which = differences(state["keys"], keys) if keys and "keys" in state else ""
         raise StateError(
-            f"checkpoint {path} was made under other settings; set back what was changed, by you or in a preset by a "
-            "release (CHANGELOG.md), set trainer.root to a new directory, or move it away to learn from the start"
+            f"checkpoint {path} was made under other settings{f': {which}' if which else ''}; set back what was changed, "
+            "by you or in a preset by a release (CHANGELOG.md), set trainer.root to a new directory, or move it away to "
+            "learn from the start"
         )
     return state
 

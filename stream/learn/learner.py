@@ -389,9 +389,13 @@ def _copied(array: NDArray[Any]) -> NDArray[Any]:
     return array if array.dtype == np.float16 else array.copy()
 
 
+LEARNING_SECTIONS = (*MODEL_SECTIONS, "state", "profiles")
+"""Of the settings that what is learnt depends on; addresses, folders and paces are not among them."""
+
+
 def learning_sha256(settings: Settings) -> str:
-    """Hash of the settings that what is learnt depends on; addresses, folders and paces are not among them."""
-    return sections_sha256(settings, (*MODEL_SECTIONS, "state", "profiles"))
+    """Hash of the settings that what is learnt depends on."""
+    return sections_sha256(settings, LEARNING_SECTIONS)
 
 
 def group_of(events: Sequence[Event], table: ItemTable, settings: Settings) -> Group:

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from driftline.configs.errors import SnapshotError, StateError
-from driftline.configs.load import MODEL_SECTIONS, config_sha256, sections_sha256
+from driftline.configs.load import MODEL_SECTIONS, config_sha256, sections_of, sections_sha256
 from driftline.configs.settings import Settings
 from driftline.configs.switches import refuse_evaluation
 from driftline.graph.arrays import Float32
@@ -47,7 +47,7 @@ from driftline.stream.learn.checkpoint import read_checkpoint, write_checkpoint
 from driftline.stream.learn.gate import LevelGate
 from driftline.stream.learn.groups import OpenGroups, is_of_share
 from driftline.stream.learn.kept import KeptRows
-from driftline.stream.learn.learner import StreamLearner, group_of, learning_sha256
+from driftline.stream.learn.learner import LEARNING_SECTIONS, StreamLearner, group_of, learning_sha256
 from driftline.stream.learn.profiles import StreamProfiles
 from driftline.stream.learn.publishing import Publishing
 from driftline.stream.ops.backlog import write_standing
@@ -91,7 +91,8 @@ class Trainer:
         self.catalogue = Catalogue(settings.broker.prefix + "items", settings.serving.snapshots)
         self.profiles = StreamProfiles(settings.ranker.text_dim)
         refuse_evaluation(settings.systems)
-        state = read_checkpoint(self._checkpoint_path(), learning_sha256(settings))
+        keys = sections_of(settings, LEARNING_SECTIONS)
+        state = read_checkpoint(self._checkpoint_path(), learning_sha256(settings), keys)
         self._rows = KeptRows(settings.trainer.root, None if state is None else self._named_rows(state))
         self._forgotten: set[str] = set()
         """Users of whom the last checkpoint may have bytes."""
@@ -398,6 +399,7 @@ class Trainer:
             "published_out": sorted(self._published_out),
             "judged": dict(self._judged),
             "settings": learning_sha256(self.settings),
+            "keys": sections_of(self.settings, LEARNING_SECTIONS),
         }
         write_checkpoint(self._checkpoint_path(), state)
         self._rows.named()

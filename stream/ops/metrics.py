@@ -140,6 +140,7 @@ class TrainerMetrics:
         self.backlog_s = Gauge(
             "driftline_trainer_backlog_seconds", "What is left takes so long at that rate", registry=self.registry
         )
+        self.lag.set(float("nan"))  # until the broker has told where the log ends
         self.behind(float("nan"), float("nan"), float("nan"))
         self.ndcg = Gauge("driftline_trainer_ndcg_at_10", "Prequential NDCG@10, overall list", registry=self.registry)
         self.snapshots = Counter("driftline_trainer_snapshots", "Snapshots published", registry=self.registry)

@@ -53,14 +53,18 @@ def test_what_is_waited_for_is_the_first_thing_that_does_not_answer(settings: Se
     note = Note(me, "b", "a", {"worker": 1}, [process("service", os.getpid())])
     assert (found := lag_of(note, Standing(), settings, PARTS)) is not None
     assert found == Lag("the trainer, the worker and the service to answer", "serve", note.children)
-    assert (found := lag_of(note, Standing(state_behind=0, model_behind=9), settings, PARTS)) is not None
+    assert (found := lag_of(note, Standing(state_behind=0, trains=True), settings, PARTS)) is not None
     assert found.what == "the service to answer"
-    empty = Standing(model_sequence=0, serving=False)
+    refusing = Standing(model_sequence=0, serving=True, state_behind=0)  # the trainer may refuse its checkpoint yet
+    assert (found := lag_of(note, refusing, settings, PARTS)) is not None
+    assert found.what == "the trainer to answer"
+    empty = Standing(model_sequence=0, serving=False, state_behind=0, trains=True)
     assert (found := lag_of(note, empty, settings, PARTS)) is not None
     assert (found.what, found.part) == ("a state or a model that the service can answer from", "worker")
     assert lag_of(note, empty, settings, ("trainer", "serve")) is None  # nothing else is to come for a while
-    assert lag_of(note, Standing(model_sequence=0, serving=True), settings, PARTS) is None
-    assert lag_of(note, Standing(state_behind=3), settings, ("worker", "trainer")) is None
+    there = Standing(model_sequence=0, serving=True, state_behind=0, trains=True)
+    assert lag_of(note, there, settings, PARTS) is None
+    assert lag_of(note, Standing(state_behind=3, trains=True), settings, ("worker", "trainer")) is None
     assert lag_of(note, Standing(), settings, ("profiler",)) is None
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from driftline.configs.errors import SnapshotError
+from driftline.configs.errors import SnapshotError, StateError
 from driftline.configs.settings import Graph, Model, Profiles, Ranker, Settings, Trainer
 from driftline.graph.memory import GraphMemory
 from driftline.graph.rows import Event
@@ -293,3 +293,15 @@ def test_an_event_of_a_group_that_waits_to_be_counted_is_known(settings) -> None
     assert learner.is_known(event.changed(offset=7))
     assert learner.view("u", event.timestamp_ms).events == 1
     assert learner.processor.next_offset == 1
+
+
+def test_a_checkpoint_of_other_settings_is_refused_with_what_differs(settings) -> None:
+    trainer = TrainerLoop(settings, 1, lambda outgoing: None, None)
+    feed(trainer, records_of(baskets(5)))
+    trainer.checkpoint()
+    trainer.close()
+    signals = settings.signals.model_copy(update={"context": ("device",)})
+    changed = settings.model_copy(update={"signals": signals, "systems": {"hstu": "off"}})
+    differing = r'signals.context was \[\] and is \["device"\]; systems.hstu was not set and is "off"; set back'
+    with pytest.raises(StateError, match=differing):
+        TrainerLoop(changed, 1, lambda outgoing: None, None)

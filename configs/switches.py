@@ -78,7 +78,10 @@ def fault_of(name: str, arm: Any) -> str:
     if not arms:
         brought = sorted({entry.name for entry in entry_points(group=PARTS)})
         known = list(dict.fromkeys((*systems(), *brought)))
-        return f"got a system that is not known here; expected any of {', '.join(known)}{did_you_mean(name, known)}"
+        return (
+            f"got a system that is not known here; expected any of {', '.join(known)}{did_you_mean(name, known)}; "
+            f"one of your own is an entry point of group {PARTS} of a package that is installed here (docs/extending.md)"
+        )
     return "" if arm in arms else f"got {arm!r}; expected any of {', '.join(arms)}"
 
 

@@ -72,7 +72,7 @@ def answer_lines(prompts: Prompts, facets: Mapping[str, str]) -> str:
 
 
 def unquoted(phrase: str) -> str:
-    """A phrase without blanks and full stops around it, and without quotes that have no partner in it or hold it all."""
+    """A phrase without blanks and full stops around it, nor quotes that have no partner in it or hold it all."""
     text = phrase.strip(" .")
     for quote in "\"'":
         if text.count(quote) == 2 and text[0] == text[-1] == quote:

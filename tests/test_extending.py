@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -22,16 +23,14 @@ def block(language, start):
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory):
-    """A folder with the page's files as `pip install` leaves them, and the environment that finds it."""
-    folder = tmp_path_factory.mktemp("site")
-    (folder / "hours.py").write_text(block("python", '"""What is taken'))
-    (folder / "test_hours.py").write_text(block("python", "from driftline.stream.learn.contracts"))
-    group, entry = block("toml", "[project.entry-points").splitlines()
-    info = folder / "hours-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: hours\nVersion: 1.0\n")
-    name = re.fullmatch(r'\[project\.entry-points\."([\w.]+)"\]', group)[1]
-    (info / "entry_points.txt").write_text(f"[{name}]\n{entry.replace(chr(34), '')}\n")
+    """A folder with the page's files as they are installed, its test beside, and the environment that finds it."""
+    source, folder = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("site")
+    (source / "hours.py").write_text(block("python", '"""What is taken'))
+    (source / "test_hours.py").write_text(block("python", "from driftline.stream.learn.contracts"))
+    (source / "pyproject.toml").write_text(block("toml", "[project]"))
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--target", folder]
+    subprocess.run([*pip, source], check=True, timeout=300)
+    shutil.copy(source / "test_hours.py", folder)
     paths = [str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]
     return folder, os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
 

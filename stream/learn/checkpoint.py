@@ -100,9 +100,9 @@ def read_checkpoint(path: Path, settings_sha256: str, keys: Mapping[str, str] | 
     if state.get("settings") != settings_sha256:
         which = differences(state["keys"], keys) if keys and "keys" in state else ""
         raise StateError(
-            f"checkpoint {path} was made under other settings{f': {which}' if which else ''}; set back what was changed, "
-            "by you or in a preset by a release (CHANGELOG.md), set trainer.root to a new directory, or move it away to "
-            "learn from the start"
+            f"checkpoint {path} was made under other settings{f': {which}' if which else ''}; set back what was "
+            "changed, by you or in a preset by a release (CHANGELOG.md), set trainer.root to a new directory, or move "
+            "it away to learn from the start"
         )
     return state
 

@@ -37,6 +37,8 @@ from driftline.stream.learn.trainer import TEXTS_AT_ONCE, Trainer
 from driftline.stream.owned.partitions import Bounds, check_partitions, check_position
 
 LOG = logging.getLogger(__name__)
+ENOUGH = 20
+"""Groups after which their rate says something."""
 LOOK_S = 0.5
 """Between two looks at how far the trainer is behind."""
 AHEAD = TEXTS_AT_ONCE
@@ -90,8 +92,8 @@ class Backlog:
             return
         self._next_s, trainer = now_s + LOOK_S, self._trainer
         records, groups = self._records.at(now_s, trainer.taken), self._headway.at(now_s, trainer.closed)
-        if trainer.lag and not (records and groups):
-            return  # nothing is known yet, or nothing moves
+        if trainer.lag and (trainer.closed < ENOUGH or not (records and groups)):
+            return  # too little is known yet, or nothing moves
         left = max(1, round(trainer.lag * groups / records)) if trainer.lag else 0
         seconds = trainer.lag / records if trainer.lag else 0.0
         trainer.metrics.behind(left, groups, seconds)

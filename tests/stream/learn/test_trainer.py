@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import replace
 from typing import Any
@@ -181,11 +182,15 @@ def test_a_corrected_title_reaches_the_features_and_an_unchanged_one_is_not_enco
 def test_a_trainer_says_how_long_its_groups_take_at_its_present_rate(settings, capsys) -> None:
     trainer = start(settings)
     backlog = Backlog(trainer, 1000.0)
-    log = log_of(baskets(12))  # groups of three rows
+    log = log_of(baskets(30))  # groups of three rows
+    few = 3 * 18
     for n, record in enumerate(log):
         feed(trainer, [record])
         trainer.lag = 3000 - n - 1
         backlog.look(1000.0 + n + 1)
+        if n == few:  # of some twenty groups a rate is not worth saying
+            assert math.isnan(trainer.metrics.registry.get_sample_value("driftline_trainer_groups_left"))
+            assert "left" not in capsys.readouterr().err
 
     def told(name: str) -> float:
         found = trainer.metrics.registry.get_sample_value(f"driftline_trainer_{name}")

@@ -80,7 +80,7 @@ def fault_of(name: str, arm: Any) -> str:
         known = list(dict.fromkeys((*systems(), *brought)))
         return (
             f"got a system that is not known here; expected any of {', '.join(known)}{did_you_mean(name, known)}; "
-            f"one of your own is an entry point of group {PARTS} of a package that is installed here (docs/extending.md)"
+            f"one of your own is an entry point of group {PARTS} of an installed package (docs/extending.md)"
         )
     return "" if arm in arms else f"got {arm!r}; expected any of {', '.join(arms)}"
 

@@ -7,7 +7,10 @@ bounded number of values, in the order in which they come; further ones share no
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping, Sequence
+from datetime import date
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,26 +24,36 @@ if TYPE_CHECKING:
 
 Context = tuple[str, ...]
 EVERYBODY = "context.everybody"
+WHOLE = re.compile(r"-?\d+\.0+")
 
 
 def context_of(fields: Mapping[str, object] | None, names: Sequence[str]) -> Context:
-    """The context that the fields of an event give, () without names; a value that is no text or number is "".
-
-    A whole number is written as such wherever it comes from, since JSON, CSV and Parquet tell 4 and 4.0 apart.
-    """
+    """The context that the fields of an event give, () without names; see `value_of`."""
     if not fields:
         return ("",) * len(names)
-    return tuple(_text(fields.get(name)) for name in names)
+    return tuple(value_of(fields.get(name)) for name in names)
 
 
-def _text(value: object) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
+def value_of(value: object) -> str:
+    """A value of a context as it is compared: events and requests alike.
+
+    JSON, CSV, Parquet and requests tell 4 and 4.0, true and True apart; here they are one. "" stands for what is no
+    text, number or time, for a number that is none, and for what has more than 256 bytes, which no request could name.
+    """
+    if isinstance(value, date):
+        value = value.isoformat()
     if isinstance(value, float):
-        value = int(value) if value.is_integer() else f"{value:g}"
+        if not math.isfinite(value):
+            return ""
+        value = int(value) if value.is_integer() and abs(value) < 2**53 else repr(value)
     if not isinstance(value, (str, int)):
         return ""
-    return str(value).encode()[:MAX_ID_BYTES].decode(errors="ignore")
+    text = str(value).strip()
+    if WHOLE.fullmatch(text):
+        text = text.partition(".")[0]
+    elif text.lower() in ("true", "false"):
+        text = text.lower()
+    return text if len(text.encode()) <= MAX_ID_BYTES else ""
 
 
 class Contexts:

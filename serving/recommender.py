@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from driftline.configs.settings import Serving
+from driftline.graph.contexts import context_of
 from driftline.graph.view import UserView, view_of
 from driftline.serving import answers
 from driftline.serving.availability import Availability
@@ -88,7 +89,7 @@ class Reading:
     def view(self, served: Served, domain: str = "", context: Context = ()) -> UserView:
         """The user, and what is known of the request, in the dense indices of a model."""
         profile, given = self.profile.vectors if self.profile else None, dict(context)
-        fields = tuple(given.get(name, "") for name in served.scorer.context) if given else ()
+        fields = context_of(given, served.scorer.context) if given else ()
         view = view_of(self.stored.row, served.scorer.table, self.user_id, profile, fields)
         return replace(view, domain=domain) if domain else view
 

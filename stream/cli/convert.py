@@ -27,16 +27,20 @@ def convert(
 
     Example: `driftline convert git . out/repository`
     """
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     from driftline.configs.errors import InputError
-    from driftline.stream.convert.named import converter, write_made
+    from driftline.stream.convert.named import checked, converter, write_made
 
     known = converter(name)
     try:
-        made = known.read(source)
+        made = checked(known.read(source))
     except InputError as error:
         raise InputError(f"{error}. SRC of {name}: {known.source}") from None
+    except (pa.ArrowException, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        why = " ".join(str(error).split())
+        raise InputError(f"{source}: can't be read as {name}: {why:.200}. SRC of {name}: {known.source}") from None
     files = write_made(made, to)
     times = pq.read_table(files[0], columns=["timestamp_ms"])["timestamp_ms"]
     items = 0 if made.items is None else len(made.items)

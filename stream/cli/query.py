@@ -316,6 +316,9 @@ def context_of(given: list[str] | None) -> dict[str, str]:
     pairs = [one.partition("=") for one in given or ()]
     if wrong := ["".join(pair) for pair in pairs if not (pair[0] and pair[2])]:
         raise typer.BadParameter(f"got {wrong[0]!r}; expected NAME=VALUE, as device=phone", param_hint="--context")
+    names = [name for name, _, _ in pairs]
+    if twice := [name for n, name in enumerate(names) if name in names[:n]]:
+        raise typer.BadParameter(f"got {twice[0]!r} twice; expected one value for each field", param_hint="--context")
     return {name: value for name, _, value in pairs}
 
 

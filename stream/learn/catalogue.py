@@ -44,6 +44,8 @@ class Catalogue:
     def __init__(self, topic: str, snapshots: Path) -> None:
         self.topic, self._snapshots = topic, snapshots
         self.items: dict[str, Item] = {}
+        self.says_else = False
+        """Whether the last record that was taken says something else of an item than the one before."""
         self.changed: dict[str, str] = {}
         """Descriptions by id, of items that say something else since `take_changed`, be it by their labels alone; "" =
         the item says nothing any more."""
@@ -65,7 +67,7 @@ class Catalogue:
         Raises:
             InvalidEvent: it is not an item.
         """
-        self._touched = True
+        self._touched, self.says_else = True, False
         if not value:
             item_id = _deleted_id(self._records, key)
             return self._delete(item_id) if self._words.is_last(item_id, place[0], t_ms) else item_id
@@ -79,18 +81,24 @@ class Catalogue:
             return item_id
         if _said(item) != _said(known):
             self.changed[item_id] = item.description()
+        self.says_else = item != known
         self._news.add(item_id)
         self.items[item_id], self._listing[item_id] = item, place
         self._deleted.discard(item_id)
         (self._unavailable.discard if item.available else self._unavailable.add)(item_id)
         return item_id
 
-    def read_whole(self, bounds: Bounds) -> None:
-        """After the whole topic was taken from its beginning: what it had a record of and has none now was deleted."""
+    def read_whole(self, bounds: Bounds) -> set[str]:
+        """After the whole topic was taken from its beginning: what it had a record of and has none now was deleted.
+
+        Returns:
+            items of which it has another record than it had.
+        """
         before = self._snapshot_listing() if self._listed_before is None else self._listed_before
         for item_id in vanished(before, self._listing, bounds):
             self._delete(item_id)
             self._touched = True
+        return {item_id for item_id, place in self._listing.items() if before.get(item_id) != place}
 
     def take_changed(self) -> dict[str, str]:
         """Descriptions that are new since the last call, by id."""

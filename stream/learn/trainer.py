@@ -115,7 +115,7 @@ class Trainer:
         self._gate = LevelGate(settings.trainer, settings.serving.snapshots, METRIC_GROUPS, self.metrics)
         self._published_out: frozenset[str] = frozenset()
         """Items that the last snapshot says are withdrawn."""
-        self._withdrawal_news = False
+        self._catalogue_news = False
         self._ahead: dict[str, str] = {}
         """Descriptions that are not encoded yet, of items that no event had named."""
         self._letters: list[Outgoing] = []
@@ -168,7 +168,8 @@ class Trainer:
             return
         self._judge(place)
         if self.learner.table.find(item_id) >= 0:
-            self._withdrawal_news |= self.catalogue.may_recommend(item_id) == (item_id in self._published_out)
+            switched = self.catalogue.may_recommend(item_id) == (item_id in self._published_out)
+            self._catalogue_news |= switched or self.catalogue.says_else
 
     def _judge(self, place: Place) -> None:
         """Notes that a record of `items` is judged; the topic is read again at every start."""
@@ -176,9 +177,10 @@ class Trainer:
 
     def read_whole_catalogue(self, bounds: Bounds) -> None:
         """After the topic `items` was taken from its beginning to its end; `bounds` are its first offset and end."""
-        self.catalogue.read_whole(bounds)
+        relisted = self.catalogue.read_whole(bounds)
         self._judged = {partition: end for partition, (_, end) in bounds.items()}  # less, if the topic was made anew
-        self._withdrawal_news = self._withdrawn_now() != self._published_out
+        anew = any(self.learner.table.find(item_id) >= 0 for item_id in relisted)
+        self._catalogue_news = anew or self._withdrawn_now() != self._published_out
 
     def take_profile(self, value: bytes) -> None:
         """One record of `profiles`; one that learning can't read is counted and passed over."""
@@ -281,14 +283,14 @@ class Trainer:
         return not soon and self._has_news()
 
     def _has_news(self) -> bool:
-        """Whether something was learnt, or an item withdrawn, since the last snapshot.
+        """Whether something was learnt, or an item that is served says something else, since the last snapshot.
 
         The first one of a stream that is still being caught up with waits until it has learnt enough to be of use.
         """
         useless = (
             not self.snapshots and self.lag > self.settings.trainer.catch_up_events and len(self._ndcg) < FIRST_GROUPS
         )
-        return bool(self._since_publish or self._withdrawal_news) and not useless
+        return bool(self._since_publish or self._catalogue_news) and not useless
 
     def publish_news(self) -> str | None:
         """Publishes a snapshot if there is news, and waits until it or the one on its way is on disk; its version."""
@@ -331,7 +333,7 @@ class Trainer:
                 GATE: told,
             },
         )
-        self._published_out, self._withdrawal_news = self._withdrawn_now(), False
+        self._published_out, self._catalogue_news = self._withdrawn_now(), False
         self._publishing.write(meta, began_s)
         self._unwritten, self._since_publish = max(1, self._since_publish), 0
         self._published_s = time.monotonic()

@@ -34,7 +34,7 @@ def answers(log: EventLog, data: Table) -> dict[str, Any]:
     mask = answering(log)[data.facts.number]
     arms = list(data.values)
     found: dict[str, Any] = {"n": int(mask.sum()), "users": len(np.unique(data.facts.user[mask])), "metric": METRIC}
-    if not mask.any():
+    if not mask.any() or not any(np.isfinite(data.column(arm, LISTS[0], METRIC)[mask]).any() for arm in arms):
         return found
     found["arms"] = {
         arm: {which: round(float(np.nanmean(data.column(arm, which, METRIC)[mask])), 6) for which in LISTS}

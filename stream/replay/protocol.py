@@ -287,8 +287,11 @@ def scored_groups(log: EventLog, split_ms: int, scope: Scope = EVERYTHING) -> In
         answers &= (t_ms < scope.left_out[0]) | (t_ms >= scope.left_out[1])
     scored = np.flatnonzero(answers)
     if len(scored) == 0:
+        sessions = " in sessions that begin there and are of the share that is drawn" if scope.session else ""
+        larger = " or a larger --session-share" if scope.session and scope.share < 1 else ""
         raise InputError(
-            f"no group of {log.groups} is left to score at or past split_ms {split_ms}; choose a smaller --split"
+            f"no group of {log.groups} is left to score at or past split_ms {split_ms}{sessions}; choose a smaller "
+            f"--split{larger}"
         )
     return scored
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -81,7 +83,7 @@ def load(path: Path) -> Saved:
                 raise ValueError(f"format {meta['format']}, expected {FORMAT}")
             facts = Facts(*(file[column] for column in FACTS))
             values = file["values"]
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, EOFError, ValueError, KeyError, BadZipFile, zlib.error) as error:
         raise InputError(
             f"{path}: can't be read as the result of an arm: {error}; delete it or leave out --resume"
         ) from error

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from driftline.configs.errors import InputError
 from driftline.graph.arrays import Int64
+from driftline.graph.rows import key64
 
 if TYPE_CHECKING:
     from driftline.stream.replay.log import EventLog
@@ -39,12 +40,14 @@ class Sessions:
 
     Attributes:
         key: [g] uint64 group key, 0 = of no session.
+        user_key: [g] uint64 key64 of the user's id.
         number: [g] int64 session, -1 = none.
         start_ms: [g] int64 when the session's first group came, -1 = none.
         place: [g] int64 how many groups of it came before.
     """
 
     key: NDArray[np.uint64]
+    user_key: NDArray[np.uint64]
     number: Int64
     start_ms: Int64
     place: Int64
@@ -63,7 +66,8 @@ class Sessions:
         number[order] = found
         start_ms[order] = log.group_t_ms[order[first]][found]
         place[order] = np.arange(len(order)) - first[found]
-        return cls(key, number, start_ms, place)
+        users = np.array([key64(name) for name in log.user_ids], np.uint64)
+        return cls(key, users[log.group_user], number, start_ms, place)
 
     def targets(self, wanted: NDArray[np.bool_], which: Which, share: float = 1.0) -> NDArray[np.bool_]:
         """Groups [g] that are asked for.
@@ -74,9 +78,14 @@ class Sessions:
             share: of the sessions, always the same ones whatever else the log holds.
 
         Raises:
-            InputError: no session has a second event.
+            InputError: nothing can be asked for.
         """
         asked = wanted & (self.place > 0)
+        if not asked.any():
+            raise InputError(
+                "no session of the log has a second event: sessions are rows with one user_id and group_id, each at a "
+                "time of its own, or in the log's order with `state: {groups: sessions}`"
+            )
         if which == "last":
             mine = np.flatnonzero(wanted & (self.number >= 0))
             count = np.bincount(self.number[mine], minlength=1)
@@ -85,11 +94,12 @@ class Sessions:
             fits = (count >= LENGTHS[0]) & (count <= LENGTHS[1])
             asked = np.zeros(len(wanted), np.bool_)
             asked[last[fits]] = True
-        if not asked.any():
-            raise InputError(
-                "no session of the log has a second event: sessions are rows with one user_id and group_id, each at a "
-                "time of its own, or in the log's order with `state: {groups: sessions}`"
-            )
+            if not asked.any():
+                raise InputError(
+                    f"no session of the log has {LENGTHS[0]} to {LENGTHS[1]} wanted events, as --session last asks "
+                    "for; --session next takes sessions of any length"
+                )
         if share < 1:
-            asked &= (self.key >> np.uint64(32)).astype(np.float64) < share * 2.0**32
+            drawn = self.key + 3 * self.user_key  # ids of sessions may be counted anew for each user
+            asked &= (drawn >> np.uint64(32)).astype(np.float64) < share * 2.0**32
         return asked

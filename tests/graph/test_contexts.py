@@ -1,3 +1,5 @@
+from datetime import date
+
 import numpy as np
 import pytest
 from pydantic import ValidationError
@@ -25,6 +27,10 @@ def test_a_value_reads_alike_wherever_it_comes_from():
     given = {"device": 4, "region": "20", "app": True, "size": 17, "referrer": ["a"]}
     assert context_of(given, names) == ("4", "20", "true", "")
     assert context_of({"device": 4.0, "region": 2.5}, names) == ("4", "2.5", "", "")
+    assert context_of(dict(zip(names, ("4.0", "-3.00", "TRUE", " x "), strict=True)), names) == ("4", "-3", "true", "x")
+    odd = dict(zip(names, (12345678.25, float("nan"), float("inf"), date(2024, 5, 1)), strict=True))
+    assert context_of(odd, names) == ("12345678.25", "", "", "2024-05-01")
+    assert context_of({"device": "4.0.1", "region": "x" * 257}, names) == ("4.0.1", "", "", "")
     assert context_of(None, names) == ("", "", "", "")
     assert context_of(given, ()) == ()
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from driftline.configs.errors import InputError
 from driftline.stream.convert.named import games, messages, news, repository, songs
-from driftline.stream.convert.named.made import Made, write_made
+from driftline.stream.convert.named.made import Made, checked, write_made
 
-__all__ = ["CONVERTERS", "Converter", "Made", "converter", "write_made"]
+__all__ = ["CONVERTERS", "Converter", "Made", "checked", "converter", "write_made"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,9 +57,10 @@ def read(source: Path) -> Made:
 
 def sittings(log: pa.Table) -> pa.Table:
     """Entries by time, the first one of a person and a game each, those of one sitting at the time of its start."""
+    log = log.drop_null()
     t_ms = log["date_added"].cast(pa.timestamp("ms")).cast(pa.int64()).to_numpy()
     order = np.argsort(t_ms, kind="stable")
-    people, games = log["userid"].to_pylist(), log["gameid"].to_pylist()
+    people, games = (log[name].cast(pa.string()).to_pylist() for name in ("userid", "gameid"))
     last: dict[str, int] = {}  # of a person: time of the entry before
     sitting: dict[str, tuple[int, str]] = {}  # of a person: start and name of the sitting
     known: set[tuple[str, str]] = set()

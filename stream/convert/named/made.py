@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -16,6 +17,7 @@ from driftline.stream.convert.guess import EVENTS, ITEMS, Kind
 from driftline.stream.convert.rows import schema_of
 from driftline.stream.convert.run import parquet_file
 from driftline.stream.convert.words import write_config
+from driftline.stream.events.checks import Problem, check_column
 from driftline.stream.events.schema import MAX_ID_BYTES
 from driftline.stream.events.sort import in_order
 
@@ -43,6 +45,42 @@ class Made:
     sections: dict[str, Any] = field(default_factory=dict)
 
 
+def checked(made: Made) -> Made:
+    """The same without the rows that no reader of the schema would take, with a note on how many these are, and why.
+
+    Raises:
+        InputError: no row of a table is right.
+    """
+    notes = list(made.notes)
+
+    def sound(table: pa.Table, kind: Kind, what: str) -> pa.Table:
+        wrong: dict[int, Problem] = {}
+        for name, meaning in kind.columns.items():
+            if name in table.column_names:
+                numbers = range(1, len(table) + 1)
+                raw = table[name].combine_chunks()
+                for problem in check_column(name, meaning, raw, numbers, name in kind.required)[1]:
+                    if not problem.warning:
+                        wrong.setdefault(problem.row, problem)
+        if not wrong:
+            return table
+        first = wrong[min(wrong)]
+        if len(wrong) == len(table):
+            raise InputError(f"none of {len(table):,} {what} is right; {first}")
+        notes.append(f"{len(wrong):,} of {len(table):,} {what} are left out; {first}")
+        keep = np.ones(len(table), np.bool_)
+        keep[np.array(list(wrong)) - 1] = False
+        return table.filter(pa.array(keep))
+
+    return replace(
+        made,
+        events=sound(made.events, EVENTS, "events"),
+        others={name: sound(table, EVENTS, f"rows of {name}") for name, table in made.others.items()},
+        items=None if made.items is None else sound(made.items, ITEMS, "items"),
+        notes=notes,
+    )
+
+
 def write_made(made: Made, out: Path, **packed: Any) -> list[Path]:
     """Writes events.parquet, others, items.parquet and driftline.yaml into a folder; the files that were written.
 
@@ -54,8 +92,11 @@ def write_made(made: Made, out: Path, **packed: Any) -> list[Path]:
         InputError: there is no event.
     """
     if not len(made.events):
-        raise InputError(f"no event was found for {out}; expected at least one")
-    out.mkdir(parents=True, exist_ok=True)
+        raise InputError("; ".join([f"no event was found for {out}, expected at least one", *made.notes]))
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{out}: can't be made: {error.strerror}; expected a folder for the files") from None
     files = [out / "events.parquet"]
     _write(in_order(made.events, "timestamp_ms"), EVENTS, files[0], **packed)
     for name, events in made.others.items():

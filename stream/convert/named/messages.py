@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
+import pyarrow.compute as compute
 import pyarrow.csv as pc
 
 from driftline.configs.errors import InputError
@@ -40,7 +40,7 @@ def read(source: Path) -> Made:
         {
             "user_id": table["sender"],
             "item_id": table["receiver"],
-            "timestamp_ms": pa.array(table["seconds"].to_numpy() * np.int64(1000)),
+            "timestamp_ms": compute.multiply_checked(table["seconds"], 1000),
             "action": pa.array(["message"] * len(table)),
         }
     )

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as compute
 import pyarrow.csv as pc
 
 from driftline.configs.errors import InputError
@@ -48,7 +49,10 @@ def read(source: Path) -> Made:
     hours = sorted(source.rglob(CLICKS), key=lambda path: path.name) if source.is_dir() else []
     if not hours:
         raise InputError(f"{source}: there is no {CLICKS} in it; expected a folder with these files, hour by hour")
-    clicks = pa.concat_tables([_csv(path, COLUMNS) for path in hours])
+    every = pa.concat_tables([_csv(path, COLUMNS) for path in hours])
+    clicks = every.filter(
+        compute.and_(compute.is_valid(every["click_timestamp"]), compute.is_valid(every["session_id"]))
+    )
     t_ms = clicks["click_timestamp"].to_numpy()
     session = clicks["session_id"].to_numpy()
     names = {"user_id": "user_id", "item_id": "click_article_id", "group_id": "session_id"}
@@ -63,6 +67,8 @@ def read(source: Path) -> Made:
         "times for these: report both",
         "articles have no titles: a replay needs no items file but for their categories",
     ]
+    if lost := len(every) - len(clicks):
+        notes.append(f"{lost:,} of {len(every):,} clicks have no time or no session and are left out")
     sections = {"signals": {"context": list(CONTEXT)}}
     return Made(events, _articles(source), notes, preset="news", others=others, sections=sections)
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from driftline.stream.convert.named.made import Made, hashed, opened
 
@@ -31,7 +31,7 @@ def read(source: Path) -> Made:
         {
             "user_id": table["user_id"].cast(pa.string()),
             "item_id": names.take(songs.indices),
-            "timestamp_ms": pa.array(table["ts"].to_numpy().astype(np.int64) * 1000),
+            "timestamp_ms": pc.multiply_checked(table["ts"].cast(pa.int64()), 1000),
             "action": pa.array(["play"] * len(table)),
             "value": table["playtime"].cast(pa.float64()),
             "group_id": table["session_id"].cast(pa.string()),

@@ -4,7 +4,7 @@ import numpy as np
 import orjson
 import pytest
 from kafka import KafkaProducer
-from tests.stream.conftest import HOUR_MS, T0_MS, feed, log_of, rows
+from tests.stream.conftest import HOUR_MS, T0_MS, feed, flush, log_of, rows
 
 from driftline.configs.settings import Graph, Model, Ranker, Settings, Trainer
 from driftline.graph.rows import Event
@@ -89,3 +89,40 @@ def test_a_snapshot_has_the_titles_that_were_sent_before_it_was_due(world, tmp_p
     ids, titles = unpack_strings(part, "id"), unpack_strings(part, "title")
     assert ids
     assert titles == [item_id.replace("i", "Title ") for item_id in ids]
+
+
+def test_what_the_catalogue_says_after_the_last_event_is_in_the_next_snapshot_and_after_a_start(tmp_path):
+    serving = SETTINGS.serving.model_copy(update={"snapshots": tmp_path / "snapshots"})
+    learning = Trainer(root=tmp_path / "trainer", publish_s=0.01, publish_events=9)
+    settings = SETTINGS.model_copy(update={"serving": serving, "trainer": learning})
+
+    def started():
+        return trainer_module.Trainer(settings, 1, lambda outgoing: None, None)
+
+    def titles(version):
+        part = open_snapshot(serving.snapshots, version).parts["items"]
+        return dict(zip(unpack_strings(part, "id"), unpack_strings(part, "title"), strict=True))
+
+    def tell(trainer, title, offset):
+        value = orjson.dumps({"item_id": "i1", "title": title})
+        trainer.take_item(value, b"i1", (0, offset), 1000 + offset)
+
+    trainer = started()
+    trainer.read_whole_catalogue({0: (0, 0)})
+    flush(feed(trainer, log_of(rows("u1", 0, T0_MS, range(3)))))
+    first = trainer.publish()
+    assert titles(first)["i1"] == ""
+    assert trainer.publish_news() is None
+    tell(trainer, "late", 0)
+    second = trainer.publish_news()
+    assert titles(second)["i1"] == "late"
+    tell(trainer, "late", 1)  # the same again, as a shop that sends its whole catalogue each night
+    assert trainer.publish_news() is None
+    trainer.checkpoint()
+    trainer.close()
+    trainer = started()
+    for offset, title in enumerate(("late", "late", "latest")):  # the last one came while none ran
+        tell(trainer, title, offset)
+    trainer.read_whole_catalogue({0: (0, 3)})
+    assert titles(trainer.publish_news())["i1"] == "latest"
+    trainer.close()

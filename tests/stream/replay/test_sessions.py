@@ -92,6 +92,24 @@ def test_a_share_of_the_sessions_is_always_the_same_ones():
     assert scored_groups(shorter, 0, Scope(session="next", share=0.25)).tolist() == some[some < 600].tolist()
 
 
+def test_a_share_draws_sessions_and_not_ids_that_each_user_counts_anew():
+    rows = [(f"u{u}", str(i), 10 * u + 1000 * s + i, str(s)) for u in range(200) for s in range(3) for i in range(2)]
+    log = log_of(columns(rows))
+    for share in (0.1, 0.5, 0.9):
+        some = scored_groups(log, 0, Scope(session="next", share=share))
+        assert len(some) / 600 == pytest.approx(share, abs=0.08)
+    with pytest.raises(
+        InputError, match=r"of the share that is drawn; choose a smaller --split or a larger --session-"
+    ):
+        scored_groups(log, 0, Scope(session="next", share=1e-9))
+
+
+def test_sessions_that_are_all_too_long_to_ask_for_their_last_event_are_said_to_be():
+    log = log_of(columns([("u", str(i), i, "long") for i in range(25)]))
+    with pytest.raises(InputError, match=r"has 2 to 20 wanted events.*--session next takes"):
+        scored_groups(log, 0, Scope(session="last"))
+
+
 def test_a_log_without_sessions_is_refused_with_a_sentence():
     log = log_of(columns([("u", "a", 0, None), ("u", "b", 1, "x")]))
     with pytest.raises(InputError, match=r"no session of the log has a second event.*groups: sessions"):

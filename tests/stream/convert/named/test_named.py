@@ -8,11 +8,13 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from typer.testing import CliRunner
 
 from driftline.configs.errors import InputError
 from driftline.configs.load import load_settings
 from driftline.stream.bundled import GAMES
-from driftline.stream.convert.named import CONVERTERS, converter, write_made
+from driftline.stream.cli import app
+from driftline.stream.convert.named import CONVERTERS, checked, converter, write_made
 from driftline.stream.convert.named.made import cut, id_of
 from driftline.stream.events.files import read_columns, read_items, validate, validate_items
 from driftline.stream.replay.log import EventLog
@@ -227,3 +229,76 @@ def test_news_without_articles_or_with_pointers_in_place_of_files(tmp_path: Path
     (folder / "clicks" / "clicks_hour_001.csv").write_text("user_id,item\n1,2\n")
     with pytest.raises(InputError, match=r"expected CSV with the columns user_id, session_id"):
         CONVERTERS["news"].read(folder)
+
+
+def plays(**columns: object) -> pa.Table:
+    whole = {
+        "session_id": [1, 1, 2], "user_id": [7, 7, 8], "song_id": ["a", "b", "c"],
+        "ts": [1_390_000_000, 1_390_000_100, 1_390_000_200], "playtime": [200, 20, 90],
+    }  # fmt: skip
+    return pa.table(whole | columns)
+
+
+@pytest.mark.parametrize(
+    ("columns", "said"),
+    [
+        ({"ts": pa.array([1_390_000_000, None, 1_390_000_200])}, "row 2, column 'timestamp_ms': missing"),
+        ({"song_id": ["a", None, "c"]}, "row 2, column 'item_id': missing"),
+        ({"user_id": pa.array([7, None, 8])}, "row 2, column 'user_id': missing"),
+        ({"playtime": [200.0, float("inf"), 90.0]}, "row 2, column 'value': not finite"),
+        ({"ts": [1_390_000_000, 1, 1_390_000_200]}, "row 2, column 'timestamp_ms': out of range: got 1000"),
+    ],
+)
+def test_rows_that_no_reader_would_take_are_left_out_and_said(
+    columns: dict[str, object], said: str, tmp_path: Path
+) -> None:
+    pq.write_table(plays(**columns), tmp_path / "sessions.parquet.snappy")
+    made = checked(CONVERTERS["songs"].read(tmp_path))
+    write_made(made, tmp_path / "out")
+    assert [row[2] for row in rows_of(tmp_path / "out")] == [1_390_000_000_000, 1_390_000_200_000]
+    assert validate(tmp_path / "out" / "events.parquet").ok
+    assert made.notes[-1].startswith(f"1 of 3 events are left out; {said}")
+
+
+def test_times_in_another_unit_are_refused_as_such(tmp_path: Path) -> None:
+    pq.write_table(plays(ts=[1_390_000_000_000 + n for n in range(3)]), tmp_path / "sessions.parquet.snappy")
+    with pytest.raises(InputError, match=r"none of 3 events is right; row 1, column 'timestamp_ms': looks like micro"):
+        checked(CONVERTERS["songs"].read(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "columns"),
+    [
+        ("songs", "sessions.parquet.snappy", {"ts": ["x", "y", "z"]}),
+        ("songs", "sessions.parquet.snappy", {"ts": [1.5, float("nan"), 3.0]}),
+        ("songs", "sessions.parquet.snappy", {"playtime": ["long", "short", "none"]}),
+        ("songs", "sessions.parquet.snappy", {"user_id": [[1], [2], [3]]}),
+    ],
+)
+def test_columns_of_another_type_are_refused_with_a_sentence(
+    name: str, file: str, columns: dict[str, object], tmp_path: Path
+) -> None:
+    pq.write_table(plays(**columns), tmp_path / file)
+    done = CliRunner().invoke(app, ["convert", name, str(tmp_path), str(tmp_path / "out")])
+    assert isinstance(done.exception, InputError)
+    assert f"can't be read as {name}: " in str(done.exception)
+    assert not (tmp_path / "out").exists()
+
+
+def test_messages_and_news_without_a_time_are_left_out_and_a_file_is_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "CollegeMsg.txt").write_text("1 2 1082040961\n3 4 \n5 6 1082040962\n")
+    made = checked(CONVERTERS["messages"].read(tmp_path))
+    assert len(made.events) == 2
+    (tmp_path / "out").write_text("in the way")
+    with pytest.raises(InputError, match=r"out: can't be made: .*; expected a folder"):
+        write_made(made, tmp_path / "out")
+
+
+def test_entries_of_games_that_lack_something_are_left_out(ifdb: Path) -> None:
+    table = pq.read_table(ifdb / "playedgames.parquet")
+    whole = CONVERTERS["games"].read(ifdb)
+    lacking = {name: pa.array([None, *table[name].to_pylist()[1:]], table[name].type) for name in table.column_names}
+    for name, column in lacking.items():
+        place = table.column_names.index(name)
+        pq.write_table(table.set_column(place, name, column), ifdb / "playedgames.parquet")
+        assert len(CONVERTERS["games"].read(ifdb).events) <= len(whole.events)

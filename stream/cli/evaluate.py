@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from inspect import cleandoc
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -145,6 +147,7 @@ def replay(
             numbers, limit, resume, hold_out_items, profiles,
             adoptions=adoptions, records=records, audit_rows=None if audit else 0, state_only=state_only,
             session=session, session_share=session_share, learn_share=learn_share, choices=span,
+            command=shlex.join(["driftline", *sys.argv[1:]]),
         )  # fmt: skip
         with progress_bars() as show:
             metrics = run(options, settings, show, lambda words: err.print(words, soft_wrap=True))

@@ -34,13 +34,15 @@ DETAILS = {
     "weighted": ("overall", f"{METRIC}_weighted"),
     "weighted, new": ("novel", f"{METRIC}_weighted"),
     "weighted, before": ("repeat", f"{METRIC}_weighted"),
-    "next of a session, HR@20": ("session", "hr@20"),
-    "NDCG@20": ("session", "ndcg@20"),
     "pool recall": ("overall", "pool_recall"),
     "pool recall, new": ("novel", "pool_recall"),
     "pool recall, before": ("repeat", "pool_recall"),
 }
 """Where the columns of the second table stand in an arm's entry."""
+FEWEST = 30
+"""Groups without which a column of it says nothing."""
+IN_SESSION = {"within a session, HR@20": "hr@20", "within a session, NDCG@20": "ndcg@20"}
+"""First columns of the first table where sessions are asked for."""
 PROFILES = {"file": "had a profile of the file", "template": "one of the template", "none": "none"}
 STYLE = """
 body{margin:0;background:#f7f6f2;color:#22262b;font:16px/1.55 Georgia,'Times New Roman',serif}
@@ -67,21 +69,24 @@ def write_report(path: Path, metrics: Mapping[str, Any]) -> None:
         _head(metrics),
         _section(
             "Arms",
-            f"NDCG@10 with its 95% interval, {intervals_line(metrics['protocol'])}; the best of each column is shaded.",
+            f"NDCG@10, where no other metric is named, with its 95% interval, {intervals_line(metrics['protocol'])}; "
+            f"the best of each column is shaded.{session_line(metrics)} Each list is a ranking of its own, of all "
+            "items, of those that are new to the user, of those taken before, and counts the groups that took some of "
+            "them: so everything is no mean of the other two.",
             _arms(metrics),
         ),
         _section(
-            "Parts of the arms' figures",
-            f"NDCG@10, over everything where no list is named.{session_line(metrics['protocol'])} "
-            "A follow-up comes within 72 minutes of the user's group "
+            "More figures",
+            "NDCG@10, over everything where no list is named. A follow-up comes within 72 minutes of the user's group "
             "before; a hit is weighted by what it is worth (<code>goals</code>); pool recall is the share of the "
-            f"wanted items that are among an arm's candidates. {html.escape(goals_line(metrics))}",
+            "wanted items that are among an arm's candidates, of which an engine that ranks by a network has a bounded "
+            f"number (<code>ranker</code>). {html.escape(goals_line(metrics))}",
             _details(metrics),
         ),
         _section(
             "Week by week",
             "Each list by window. An arm that learns holds its level while a frozen one sinks with the drift.",
-            *(plot(windows(metrics, which, title)) for which, title in LISTS.items()),
+            *(plot(windows(metrics, which, title)) for which, title in LISTS.items() if _has_weeks(metrics)),
         ),
         *_comparisons(metrics),
         _section(
@@ -99,7 +104,7 @@ def write_report(path: Path, metrics: Mapping[str, Any]) -> None:
             "Drift of the data",
             "Each week's items against the four weeks before (Jensen-Shannon divergence), and the share of rows on "
             "items at most 30 days old.",
-            plot(drift(metrics)),
+            plot(drift(metrics)) if len(metrics["drift"]) > 1 else "",
         ),
         _section(
             "Cost",
@@ -157,41 +162,61 @@ def _head(metrics: Mapping[str, Any]) -> str:
 
 def _arms(metrics: Mapping[str, Any]) -> str:
     arms = metrics["arms"]
+    columns = {title: ("session", metric) for title, metric in IN_SESSION.items()} if _has_session(metrics) else {}
+    columns |= {title: (which, METRIC) for which, title in LISTS.items()}
     best = {
-        which: max((arm[which][METRIC] or 0.0 for arm in arms.values() if not arm.get("void")), default=None)
-        for which in LISTS
+        title: max((arm[which][metric] or 0.0 for arm in arms.values() if not arm.get("void")), default=None)
+        for title, (which, metric) in columns.items()
     }
     rows = []
     for name, arm in arms.items():
         void = f"<p class='about fail'>void: {html.escape(arm['void'])}</p>" if arm.get("void") else ""
         cells = [f"<td>{html.escape(name)}<p class='about'>{html.escape(about(name))}</p>{void}</td>"]
-        for which in LISTS:
-            value, ci = arm[which][METRIC], arm[which].get(f"{METRIC}_ci")
-            mark = " class='best'" if value is not None and value == best[which] and not void else ""
+        for title, (which, metric) in columns.items():
+            value, ci = arm[which][metric], arm[which].get(f"{metric}_ci")
+            mark = " class='best'" if value is not None and value == best[title] and not void else ""
             spread = f"<small>{ci[0]:.3f} to {ci[1]:.3f}</small>" if ci else ""
             cells.append(f"<td{mark}>{_number(value)}{spread}</td>")
         cells.append(f"<td>{_number(arm['overall']['recall@20'])}</td><td>{_number(arm['overall']['mrr'])}</td>")
         cells.append(f"<td>{arm['train_cpu_s']:,.1f}</td>")
         rows.append(f"<tr>{''.join(cells)}</tr>")
-    heads = "".join(f"<th>{title}</th>" for title in LISTS.values())
+    heads = "".join(f"<th>{title}</th>" for title in columns)
     return (
         f"<table><tr><th>arm</th>{heads}<th>recall@20</th><th>MRR</th><th>training, CPU s</th></tr>"
         f"{''.join(rows)}</table>"
     )
 
 
+def _has_session(metrics: Mapping[str, Any]) -> bool:
+    """Whether sessions were asked for, and something counts in their list; older reports do not tell."""
+    return all(arm.get("session", {}).get("n") for arm in metrics["arms"].values())
+
+
 def _details(metrics: Mapping[str, Any]) -> str:
-    """One row an arm; a column that no arm has is left out."""
+    """One row an arm, without columns that no arm has, that are of few groups, or that repeat the first table."""
     heads, columns = "", []
+    all_follow = metrics["arms"] and all(
+        arm["overall"].get("without_follow_ups", {}).get("n", 0) < FEWEST for arm in metrics["arms"].values()
+    )
+    plain = metrics["protocol"].get("one_item_groups")  # whatever a hit is worth
     for title, path in DETAILS.items():
+        if (all_follow and title == "with follow-ups") or (plain and title.startswith("weighted")):
+            continue
         entries = [reduce(lambda entry, key: entry.get(key, {}), path[:-1], arm) for arm in metrics["arms"].values()]
         column = [entry.get(path[-1]) for entry in entries]
-        if any(value is not None for value in column):
+        if any(value is not None for value in column) and entries[0]["n"] >= FEWEST:
             heads += f"<th>{title}<br><small>{entries[0]['n']:,} groups</small></th>"
             columns.append([f"<td>{_number(value)}</td>" for value in column])
+    if not columns:
+        return ""
     rows = zip(metrics["arms"], zip(*columns, strict=True), strict=True)
     body = "".join(f"<tr><td>{html.escape(name)}</td>{''.join(cells)}</tr>" for name, cells in rows)
     return f"<table><tr><th>arm</th>{heads}</tr>{body}</table>"
+
+
+def _has_weeks(metrics: Mapping[str, Any]) -> bool:
+    """Whether a line can be drawn over them."""
+    return any(len(arm["windows"]) > 1 for arm in metrics["arms"].values())
 
 
 def _parts(metrics: Mapping[str, Any]) -> str:
@@ -241,7 +266,15 @@ def _comparisons(metrics: Mapping[str, Any]) -> list[str]:
 
 
 def _protocol(metrics: Mapping[str, Any]) -> str:
-    rows = {
+    protocol = metrics["protocol"]
+    told = {
+        "command": protocol.get("command"),
+        "configuration": protocol.get("config"),
+        "commit": protocol.get("commit"),
+        "rows": f"the first {protocol['limit']:,} of the file" if protocol.get("limit") else None,
+        "learnt": f"{protocol['learn_share']:.0%} of the groups" if protocol.get("learn_share", 1) < 1 else None,
+    }
+    rows = {name: value for name, value in told.items() if value} | {
         "data sha256": metrics["data"]["sha256"],
         "candidates": metrics["protocol"]["candidates"],
         "seeds": ", ".join(str(seed) for seed in metrics["protocol"]["seeds"]),
@@ -273,15 +306,16 @@ def choices_line(protocol: Mapping[str, Any]) -> str:
     return f"; it looks into {span}: a figure to choose by, and no claim" if protocol["split"] < end else ""
 
 
-def session_line(protocol: Mapping[str, Any]) -> str:
+def session_line(metrics: Mapping[str, Any]) -> str:
     """What the session protocol asked for, as a sentence after a space; nothing without it, nor of older reports."""
-    found = protocol.get("session")
+    found = metrics["protocol"].get("session")
     if not found:
         return ""
     asked = "the last event of each session" if found["asked"] == "last" else "each next event of a session"
+    new = next((arm["session"]["n"] for arm in metrics["arms"].values() if arm.get("session")), 0)
     return (
-        f" Asked was {asked}, {found['targets']:,} in {found['hours']:,} hours; the list of a session holds all items "
-        "but those in it."
+        f" Asked was {asked}, {found['targets']:,} in {found['hours']:,} hours; the list within a session holds all "
+        f"items but those in it, so {new:,} of these count there."
     )
 
 

@@ -58,6 +58,7 @@ class Options:
         session_share: share of the sessions that are scored; all are learnt.
         learn_share: share of the groups that the engine's arms learn from, evenly spread; the others are only counted.
         choices: shares of the positive rows between which settings were chosen; equal ones = nothing was.
+        command: the words that asked for it, for the report; "" = it was called by a program.
     """
 
     events: Path
@@ -79,6 +80,7 @@ class Options:
     session_share: float = 1.0
     learn_share: float = 1.0
     choices: tuple[float, float] = CHOICES
+    command: str = ""
 
     @property
     def usable_profiles(self) -> Path | None:

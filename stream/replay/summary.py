@@ -24,7 +24,7 @@ from driftline.stream.replay.metrics import METRICS
 from driftline.stream.replay.protocol import LISTS, Facts
 from driftline.stream.replay.results import Saved
 from driftline.stream.replay.sessions import HOUR_MS
-from driftline.stream.replay.verdict import FAMILY, first_and_next
+from driftline.stream.replay.verdict import BY_ALL, BY_SESSION, FAMILY, first_and_next
 
 WEEK_MS = 7 * 86_400_000
 NEW_ITEM_MS = 30 * 86_400_000
@@ -255,18 +255,20 @@ def claims(data: Table, simple: Sequence[str]) -> list[tuple[str, str, str, str]
     Families: `headline` = the whole engine against the best simple arm of each list and against ease_recent;
     `backbones` = the engine against lone arms; `parts` = what one part adds or its loss costs, `rare` =
     the same on rare items; `simple` = the best simple arm of a list against the others; `first` = the best arm over
-    everything against the next, and against the best simple one. Arms that are void are compared with none.
+    everything, or within sessions, against the next, and against the best simple one. Arms that are void are compared
+    with none.
     """
     void = data.void
     arms = [arm for arm in data.values if arm not in void]
+    which, metric = BY_SESSION if data.counts(BY_SESSION[0]).any() else BY_ALL
     means = (
-        {arm: float(np.nanmean(data.column(arm, "overall"))) for arm in arms} if data.counts("overall").any() else {}
+        {arm: float(np.nanmean(data.column(arm, which, metric))) for arm in arms} if data.counts(which).any() else {}
     )
     order = first_and_next(means)
     baseline = [arm for arm in arms if arm in simple]
     engines = [arm for arm in ("incremental", *LONE_ARMS) if arm in arms]
     rivals = dict.fromkeys(order[1:2] + [arm for arm in order[1:] if arm in simple and order[0] not in simple][:1])
-    found = [(FAMILY, order[0], arm, "overall") for arm in rivals]
+    found = [(FAMILY, order[0], arm, which) for arm in rivals]
     for which in (*COMPARED, *COMPARED_BY):
         if not data.counts(which).any():
             continue

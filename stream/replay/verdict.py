@@ -6,14 +6,17 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-METRIC = "ndcg@10"
+BY_ALL = "overall", "ndcg@10"
+BY_SESSION = "session", "ndcg@20"
+"""The list and the metric that a winner is told by: of all groups, and where sessions are asked for."""
+WHERE = {BY_ALL: "NDCG@10 {:.4f} over everything", BY_SESSION: "NDCG@20 {:.4f} within sessions"}
 FAMILY = "first"
 """The comparison of the best arm with the next one, whichever they are."""
 
 
-def first_and_next(overall: Mapping[str, float | None]) -> list[str]:
+def first_and_next(levels: Mapping[str, float | None]) -> list[str]:
     """The arms from best to worst, without those that scored nothing."""
-    scored = {name: value for name, value in overall.items() if value is not None and not math.isnan(value)}
+    scored = {name: value for name, value in levels.items() if value is not None and not math.isnan(value)}
     return sorted(scored, key=lambda name: -scored[name])
 
 
@@ -21,34 +24,45 @@ def verdict(metrics: Mapping[str, Any], simple: Sequence[str]) -> str:
     """One sentence.
 
     Args:
-        metrics: with `arms`, those that are void among them, and `comparisons`.
+        metrics: with `arms`, those that are void among them, `comparisons` and `protocol`.
         simple: names of simple arms.
     """
-    overall = {name: arm["overall"][METRIC] for name, arm in metrics["arms"].items() if not arm.get("void")}
-    order = first_and_next(overall)
-    if not overall:
+    session = metrics.get("protocol", {}).get("session")
+    by = BY_SESSION if session else BY_ALL
+    which, metric = by
+    level_of = {name: arm.get(which, {}).get(metric) for name, arm in metrics["arms"].items() if not arm.get("void")}
+    order = first_and_next(level_of)
+    if not level_of:
         return "No arm had anything to go by, so none wins."
     if not order:
-        return "No group was scored, so no arm wins."
-    best, level = order[0], f"NDCG@10 {overall[order[0]]:.4f} over everything"
+        return (
+            f"Each of the {session['targets']:,} events that were asked for is of an item that its session holds "
+            "already, so no arm wins within sessions."
+            if session
+            else "No group was scored, so no arm wins."
+        )
+    best, level = order[0], WHERE[by].format(level_of[order[0]])
     if len(order) == 1:
-        did = "ran" if len(overall) == len(metrics["arms"]) else "had anything to go by"
+        did = "ran" if len(level_of) == len(metrics["arms"]) else "had anything to go by"
         return f"Only {best} {did}, {level}: there is nothing to compare it with."
     rivals = {order[1]: "the next best"}
     for arm in order[1:]:
         if arm in simple and best not in simple:
             rivals[arm] = "the next best, a simple arm" if arm == order[1] else "the best simple arm"
             break
-    found = {arm: _compared(metrics["comparisons"], best, arm) for arm in rivals}
+    found = {arm: _compared(metrics["comparisons"], best, arm, by) for arm in rivals}
     tails = [f"{_more(found[arm])} {arm}, {what}" for arm, what in rivals.items()]
     if _sure(found[order[1]]):
         return f"{best} wins, {level}: {', and '.join(tails)}."
     return f"Not sure which arm wins: {best} is ahead, {level}, {', and '.join(tails)}."
 
 
-def _compared(comparisons: Sequence[Mapping[str, Any]], a: str, b: str) -> Mapping[str, Any] | None:
-    """The paired comparison of two arms over everything; None where none was made."""
-    return next((one for one in comparisons if (one["a"], one["b"], one["list"]) == (a, b, "overall")), None)
+def _compared(
+    comparisons: Sequence[Mapping[str, Any]], a: str, b: str, by: tuple[str, str]
+) -> Mapping[str, Any] | None:
+    """The paired comparison of two arms in a list and metric; None where none was made."""
+    asked = a, b, *by
+    return next((one for one in comparisons if (one["a"], one["b"], one["list"], one["metric"]) == asked), None)
 
 
 def _sure(one: Mapping[str, Any] | None) -> bool:

@@ -104,7 +104,7 @@ def test_the_report_breaks_the_figures_of_each_arm_down(first, tmp_path):
     assert rows[-1][2] == [f"{arm['overall']['without_follow_ups']['ndcg@10']:.4f}"]
     assert not any("weighted" in head[0] or "held-out" in head for head in heads)  # neither is configured
     priced = Settings.model_validate({"goals": {"by": "price"}})
-    metrics = replay(options(tmp_path, arms=("popularity",), limit=1500, hold_out_items=0.3), priced)
+    metrics = replay(options(tmp_path, arms=("popularity",), limit=4000, hold_out_items=0.3), priced)
     heads, row = details((tmp_path / "report.html").read_text())
     assert ["held-out", "items"] in [head[:2] for head in heads]
     weighted = [head[0] for head in heads].index("weighted")

@@ -20,7 +20,7 @@ from driftline.stream.replay.report import write_report
 from driftline.stream.replay.run import replay
 from driftline.stream.replay.source import Options
 from driftline.stream.replay.summary import COMPARED, COMPARED_BY
-from driftline.stream.replay.verdict import METRIC, verdict
+from driftline.stream.replay.verdict import BY_ALL, verdict
 
 NEXT, SIMPLE = ("incremental", "ranker"), ("incremental", "ease_recent", 0.65, 0.5, 0.8)
 LEVELS = {"popularity": 0.10, "ease_recent": 0.20, "ranker": 0.30, "frozen": None, "incremental": 0.33}
@@ -28,8 +28,23 @@ LEVELS = {"popularity": 0.10, "ease_recent": 0.20, "ranker": 0.30, "frozen": Non
 
 def metrics(names: list[str], *compared: tuple[str, str, float | None, float | None, float | None]) -> dict[str, Any]:
     arms = {name: {"overall": {"ndcg@10": LEVELS[name]}} for name in names}
-    found = [{"a": a, "b": b, "list": "overall", "lift": lift, "ci": [low, high]} for a, b, lift, low, high in compared]
+    found = [
+        {"a": a, "b": b, "list": "overall", "metric": "ndcg@10", "lift": lift, "ci": [low, high]}
+        for a, b, lift, low, high in compared
+    ]
     return {"arms": arms, "comparisons": found}
+
+
+def of_sessions(arms: dict[str, Any], *compared: dict[str, Any]) -> dict[str, Any]:
+    """A report of a session protocol, in which `transitions` leads and `own_pairs` has the higher level over all."""
+    return {"arms": arms, "comparisons": list(compared), "protocol": {"session": {"targets": 6}}}
+
+
+IN_SESSIONS = {
+    "own_pairs": {"overall": {"ndcg@10": 0.9}, "session": {"ndcg@20": 0.1, "hr@20": 0.9}},
+    "transitions": {"overall": {"ndcg@10": 0.4}, "session": {"ndcg@20": 0.3, "hr@20": 0.2}},
+}
+LED = {"a": "transitions", "b": "own_pairs", "list": "session", "lift": 2.0, "ci": [1.0, 3.0]}
 
 
 @pytest.mark.parametrize(
@@ -70,6 +85,16 @@ def metrics(names: list[str], *compared: tuple[str, str, float | None, float | N
         (
             metrics(["ease_recent"]) | {"void": ["ease_recent"]},
             "No arm had anything to go by, so none wins.",
+        ),
+        (
+            of_sessions(IN_SESSIONS, LED | {"metric": "hr@20", "ci": [-1.0, 3.0]}, LED | {"metric": "ndcg@20"}),
+            "transitions wins, NDCG@20 0.3000 within sessions: 200.0% (95% interval 100.0 to 300.0) over own_pairs, "
+            "the next best.",
+        ),
+        (
+            of_sessions({"popularity": {"overall": {"ndcg@10": 1.0}}, "transitions": {"overall": {"ndcg@10": 0.9}}}),
+            "Each of the 6 events that were asked for is of an item that its session holds already, so no arm wins "
+            "within sessions.",
         ),
         (
             metrics(["ranker", "incremental"]),
@@ -113,8 +138,11 @@ def test_a_page_has_no_chart_without_a_value(tmp_path: Path) -> None:
     write_report(tmp_path / "empty.html", made)
     page = (tmp_path / "empty.html").read_text()
     titles = re.findall(r"<h2>([^<]+)</h2>", page)
-    assert {"Arms", "Week by week", "Cost"} <= set(titles)
-    assert not {"Drift of the data", "Freshness"} & set(titles)
+    assert {"Arms", "Cost"} <= set(titles)
+    assert not {"Drift of the data", "Freshness", "Week by week"} & set(titles)  # a line wants two weeks
+    made["arms"]["popularity"]["windows"] *= 2
+    write_report(tmp_path / "weeks.html", made)
+    assert "<h2>Week by week</h2>" in (tmp_path / "weeks.html").read_text()
 
 
 def test_every_lift_that_is_compared_is_drawn() -> None:
@@ -150,7 +178,7 @@ def test_arms_that_need_baskets_are_void_on_single_plays_and_goals_that_change_n
     assert compared == set(names.split(",")) - void
     assert not [name for name in void if f" {name}" in said.splitlines()[0]]
     assert "item_knn, void" in said
-    made["arms"]["ease_recent"]["novel"][METRIC] = 1.0
+    made["arms"]["ease_recent"]["novel"][BY_ALL[1]] = 1.0
     write_report(tmp_path / "chance.html", made)
     shown = [row for row in (tmp_path / "chance.html").read_text().split("<tr>") if "void: no group" in row]
     assert len(shown) == 3
@@ -158,7 +186,9 @@ def test_arms_that_need_baskets_are_void_on_single_plays_and_goals_that_change_n
     assert said.count("void: no group, and no session, holds two items that") == page.count("void: no group") == 3
     assert "goals: Every scored group is one item, so goals change nothing" in said
     assert "so goals change nothing" in page
-    weighted, plain = ([arm["overall"][name] for arm in made["arms"].values()] for name in ("ndcg@10_weighted", METRIC))
+    weighted, plain = (
+        [arm["overall"][name] for arm in made["arms"].values()] for name in ("ndcg@10_weighted", BY_ALL[1])
+    )
     assert weighted == pytest.approx(plain, abs=0.02), "but for groups that are worth nothing"
     again, _, _ = replayed(plays, "--resume")
     assert {name for name, arm in again["arms"].items() if "void" in arm} == void, "what lies on disk says it too"

@@ -13,7 +13,14 @@ from rich.text import Text
 from driftline.serving.near import MEANT
 from driftline.v1 import recommendation_pb2 as pb
 
-_WORDS = {"no_snapshot": "no model serves yet (`driftline status` says how far it is)"}
+_WORDS = {
+    "no_snapshot": "no model serves yet (`driftline status` says how far it is)",
+    "few_match": "the filter leaves fewer items than were asked for",
+    "unknown_domain": "no item has that domain",
+    "unknown_brand": "no item has that brand",
+    "unknown_category": "no item has that category",
+    "unknown_context": "the model reads no such field of a context",
+}
 _UNITS = ((86_400_000, "d"), (3_600_000, "h"), (60_000, "min"), (1000, "s"), (1, "ms"))
 
 

@@ -253,6 +253,12 @@ def _print_report(report: Report, fate: str, settings: Settings) -> None:
         if names:
             shown = ", ".join(name if name.strip() and name.isprintable() else repr(name) for name in names)
             out.print(f"{said}: {shown}", soft_wrap=True)
+    if fate == "kept" and (absent := [name for name in settings.signals.context if name not in report.unknown]):
+        out.print(
+            f"warning: no event has {', '.join(absent)}, which signals.context names: expected fields of the events "
+            "themselves, not of objects in them",
+            soft_wrap=True,
+        )
     if words := unset_actions(settings, report.unknown_actions):
         out.print(words, soft_wrap=True)
     table = Table("kind", "column", "rows", "")

@@ -190,6 +190,12 @@ def show(plan: Plan) -> None:
         err.print(f"{plan.source}: has no column {column!r}, which the configuration names for {field}", soft_wrap=True)
     if plan.mapping.left_out:
         err.print(f"left out: {', '.join(plan.mapping.left_out)}", soft_wrap=True)
+        if plan.mapping.kind.option == "--map":
+            err.print(
+                "what is known when a request is made is kept if `signals: {context: [COLUMN]}` of the settings names "
+                "it before",
+                soft_wrap=True,
+            )
     rows = plan.first_rows()
     if not rows:
         return

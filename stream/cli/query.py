@@ -65,7 +65,7 @@ NoBrand = Annotated[
 ]
 Domain = Annotated[
     list[str] | None,
-    typer.Option("--domain", help="Only items of this market, scene or shop; may be given several times."),
+    typer.Option("--domain", help="Only items that have this market, scene or shop; may be given several times."),
 ]
 
 Context = Annotated[

@@ -65,7 +65,10 @@ class Plan:
         mapping = mapping_of(kind, sample, reading, str(source))
         kept = tuple(name for name in keeps if name in mapping.names)
         left_out = [name for name in mapping.left_out if name not in kept]
-        return cls(kind, source, replace(mapping, kept=kept, left_out=left_out), sample, source.encoding_note())
+        absent = ", ".join(name for name in keeps if name not in kept)
+        lacks = f"{source} has no column {absent}, which signals.context names" if absent else ""
+        note = "; ".join(filter(None, (source.encoding_note(), lacks)))
+        return cls(kind, source, replace(mapping, kept=kept, left_out=left_out), sample, note)
 
     def first_rows(self, n: int = 3) -> list[dict[str, Any]]:
         """The first rows, converted; those that are wrong are passed over."""

@@ -449,6 +449,12 @@ def test_columns_of_the_context_are_not_called_left_out_or_unknown_by_validate(t
     (tmp_path / "ready.jsonl").write_text(json.dumps(ready[0]))
     told = run("validate", tmp_path / "ready.jsonl", "-c", own)
     assert "kept for the context: device\nunknown columns, kept: shelf\n" in told.stdout
+    assert "no event has" not in told.stdout
+    own.write_text("extends: media\nname: podcasts\nsignals: {context: [device, devize]}\n")
+    told = run("validate", tmp_path / "ready.jsonl", "-c", own)
+    assert "warning: no event has devize, which signals.context names" in told.stdout
+    told = run("validate", tmp_path / "plays.jsonl", "--map", "user_id=listener", "--action", "play", "-c", own)
+    assert "has no column devize, which signals.context names" in " ".join(told.stderr.split())
 
 
 def test_few_rows_with_bad_times_are_bad_rows_not_a_bad_column(tmp_path):

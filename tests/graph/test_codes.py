@@ -105,6 +105,17 @@ def test_rows_of_zeros_rows_past_the_end_and_a_query_of_zeros_bring_nothing():
     assert len(search(Codes(64), vectors, query, 500, 10)[0]) == 0
 
 
+def test_a_row_that_is_not_finite_takes_nothing_from_the_others():
+    vectors = vectors_of("random", 20_000, 64)
+    query = vectors_of("random", 1, 64, 3)[0]
+    expected = search(coded(vectors), vectors, query, 20_000, 10)[0]
+    broken = vectors.copy()
+    broken[[7, 8, 9]] = np.array([[np.nan], [np.inf], [1e30]])
+    with np.errstate(all="ignore"):
+        rows = search(coded(broken), broken, query, 20_000, 10)[0]
+    assert set(rows.tolist()) - {7, 8, 9} == set(expected.tolist()) - {7, 8, 9}
+
+
 def test_equal_rows_do_not_make_everything_exact():
     vectors = np.tile(vectors_of("random", 1, 64), (N, 1))
     rows, _ = search(coded(vectors), vectors, vectors[0], N)

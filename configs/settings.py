@@ -647,7 +647,9 @@ class Settings(Section):
 
     name: str = Field("default", description="name of the business; shown in reports and metrics")
     systems: dict[str, str] = Field(
-        {}, description="off, on, placebo or template by the name of a system or part; see `driftline systems table`"
+        {},
+        description="off, on, placebo or template by name: dynllm, graph, hstu, labels, noise, profiles, text, or that "
+        "of a part of an installed package",
     )
     broker: Broker = Broker()
     state: State = State()

@@ -12,12 +12,14 @@ from driftline.stream.bundled import BUNDLED
 from driftline.stream.cli.common import AsJson, Config, err, out, print_json, settings_of
 from driftline.stream.ops.progress import progress_bars
 
+RESULTS = Path("docs/results")
+
 app = typer.Typer(no_args_is_help=True, help="Published systems in the engine: which are wired, and what they add.")
 
 
 @app.command("table")
 def show_table(
-    results: Annotated[Path, typer.Option(help="Folder of result files.")] = Path("docs/results"),
+    results: Annotated[Path, typer.Option(help="Folder of result files.")] = RESULTS,
     as_json: AsJson = False,
 ) -> None:
     """Every published system with its state and the lifts that result files show, as Markdown: docs/systems.md.
@@ -27,7 +29,10 @@ def show_table(
     from driftline.stream.replay.systems import markdown, table
     from driftline.stream.replay.systems import results as read
 
-    entries = table(read(results))
+    there = results.is_dir() or results != RESULTS
+    if not there:
+        err.print(f"note: there is no {results} here, so nothing is shown of any system", soft_wrap=True)
+    entries = table(read(results) if there else {})
     if as_json:
         print_json(entries)
     else:

@@ -199,6 +199,8 @@ class ModelSlot:
         except SnapshotError as error:
             LOG.warning("%s", error)
             return
+        newest = self._seen.version if self._seen is not None else ""
+        said, again = {self.refused.replace(newest, "")}, 0
         for entry in entries:
             try:
                 refused = self.refused
@@ -206,7 +208,13 @@ class ModelSlot:
                 self.refused = refused
                 return
             except SnapshotError as error:
+                if (reason := str(error).replace(entry.version, "")) in said:
+                    again += 1
+                    continue
+                said.add(reason)
                 LOG.warning("%s", error)
+        if again > 1:
+            LOG.warning("none of %d snapshots serves, most of them for the same reason", len(entries))
 
 
 def _level(snapshot: Snapshot) -> int:

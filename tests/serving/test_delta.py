@@ -420,6 +420,22 @@ def test_a_server_adopts_several_deltas_at_once_and_a_damaged_one_never(tmp_path
         slot.close()
 
 
+def test_snapshots_that_are_all_refused_for_one_reason_are_told_once(tmp_path, caplog):
+    model, *_ = chain(tmp_path, 4, rows=300)
+
+    def build(snapshot):
+        raise SnapshotError(f"snapshot {snapshot.version} was trained with other settings")
+
+    slot = ModelSlot(tmp_path, build, ServingMetrics(), poll_s=1000)
+    slot.close()
+    assert slot.served is None
+    kept = len(list_snapshots(tmp_path))
+    assert kept > 3
+    first, last = caplog.messages
+    assert first == f"snapshot {current(tmp_path).version} was trained with other settings"
+    assert last == f"none of {kept} snapshots serves, most of them for the same reason"
+
+
 @pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="the system does not say what is whose")
 def test_adopting_a_delta_copies_the_pages_that_it_changes_and_not_the_base(tmp_path):
     def own() -> int:

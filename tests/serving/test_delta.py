@@ -421,7 +421,7 @@ def test_a_server_adopts_several_deltas_at_once_and_a_damaged_one_never(tmp_path
 
 
 def test_snapshots_that_are_all_refused_for_one_reason_are_told_once(tmp_path, caplog):
-    model, *_ = chain(tmp_path, 4, rows=300)
+    chain(tmp_path, 4, rows=300)
 
     def build(snapshot):
         raise SnapshotError(f"snapshot {snapshot.version} was trained with other settings")

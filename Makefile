@@ -32,7 +32,7 @@ help: ## this list
 
 setup: $(STAMPS)/packages $(STAMPS)/kernels $(STAMPS)/models ## virtual environment, locked packages, compiled kernels, model files
 
-demo: setup ## the whole way on the bundled shop, under five minutes; ARGS=--keep, ARGS='--data games', ARGS='--git DIR'
+demo: setup ## the whole way on the bundled shop, some minutes; ARGS=--keep, ARGS='--data games', ARGS='--git DIR'
 	@driftline demo $(ARGS)
 
 test: setup ## every test that this machine can run; ARGS='tests/graph -k name'

@@ -125,7 +125,8 @@ def sections_of(settings: Settings, sections: Sequence[str]) -> dict[str, str]:
 
 def differences(then: Mapping[str, str], now: Mapping[str, str], most: int = 5) -> str:
     """Which keys of `sections_of` differ, and how, in words; "" = none."""
-    keys = [key for key in dict.fromkeys([*then, *now]) if then.get(key) != now.get(key)]
+    differ = [key for key in dict.fromkeys([*then, *now]) if then.get(key) != now.get(key)]
+    keys = sorted(differ, key=lambda key: (key not in then) + (key not in now))  # first what was changed in place
     said = [f"{key} was {then.get(key, 'not set')} and is {now.get(key, 'not set')}" for key in keys[:most]]
     return "; ".join([*said, f"and {len(keys) - most} more"] if keys[most:] else said)
 

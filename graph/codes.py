@@ -7,8 +7,7 @@ query is estimated from the bits, and the error of an estimate does not depend o
     second bits of these     -> an estimate with half the error; those that could be among the best
     dot products of these    -> exact
 
-A change of a row changes its code alone: nothing is ever rebuilt. A row with a number that is not finite is as one of
-zeros.
+A change of a row changes its code alone: nothing is ever rebuilt. A row whose square is not finite is as one of zeros.
 
 Source: RaBitQ (Gao and Long, arXiv 2405.12497, sections 3 and 4). Departures: narrow vectors are rotated into more
 numbers, so that more bits make up for their width; the query is rounded to the nearest of its steps; the second bit,
@@ -102,7 +101,8 @@ class Codes:
         turned = vectors @ _rotation(self.dim, self.bits)
         size, above = np.abs(turned), turned > 0
         square = np.einsum("md,md->m", vectors, vectors)
-        square[~np.isfinite(square)] = 0  # no row's fault is to be that of a search over all
+        broken = ~np.isfinite(square)  # no row's fault is to be that of a search over all
+        square[broken], size[broken] = 0, 0
         length = np.sqrt(square)
         far = size > (length * np.float32(STEP / self.bits**0.5))[:, None]
         self.codes[rows // LANES, :, rows % LANES] = _packed(above)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from datetime import date
+from datetime import date, time
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 Context = tuple[str, ...]
 EVERYBODY = "context.everybody"
-WHOLE = re.compile(r"-?\d+\.0+")
+DECIMAL = re.compile(r"-?(0|[1-9][0-9]{0,14})\.[0-9]+")
+"""A number that is written with a fraction; what is written without may be a code, as 007."""
 
 
 def context_of(fields: Mapping[str, object] | None, names: Sequence[str]) -> Context:
@@ -40,8 +41,10 @@ def value_of(value: object) -> str:
     JSON, CSV, Parquet and requests tell 4 and 4.0, true and True apart; here they are one. "" stands for what is no
     text, number or time, for a number that is none, and for what has more than 256 bytes, which no request could name.
     """
-    if isinstance(value, date):
+    if isinstance(value, (date, time)):
         value = value.isoformat()
+    if isinstance(value, str) and DECIMAL.fullmatch(value.strip()):
+        value = float(value)
     if isinstance(value, float):
         if not math.isfinite(value):
             return ""
@@ -49,9 +52,7 @@ def value_of(value: object) -> str:
     if not isinstance(value, (str, int)):
         return ""
     text = str(value).strip()
-    if WHOLE.fullmatch(text):
-        text = text.partition(".")[0]
-    elif text.lower() in ("true", "false"):
+    if text.lower() in ("true", "false"):
         text = text.lower()
     return text if len(text.encode()) <= MAX_ID_BYTES else ""
 

@@ -110,9 +110,13 @@ class GraphLearner:
         self.steps = 0
         self.loss = 0.0
 
+    def prepare(self) -> None:
+        """Makes what a step takes, before the first one has to wait for it."""
+        _ = self._optimizer
+
     @cached_property
     def _optimizer(self) -> torch.optim.Adam:
-        """Made when it is first asked for: one loads torch's compiler, seconds that who only scores is spared."""
+        """Made for who learns: one loads torch's compiler, seconds that who only scores is spared."""
         parameters = [*self.memory.parameters(), *self.reader.parameters()]
         return torch.optim.Adam(parameters, lr=self.settings.learning_rate, fused=True)
 

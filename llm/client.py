@@ -12,6 +12,7 @@ An empty answer, or an empty line, means that the client has none; the generator
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
@@ -75,9 +76,10 @@ def unquoted(phrase: str) -> str:
     """A phrase without blanks and full stops around it, nor quotes that have no partner in it or hold it all."""
     text = phrase.strip(" .")
     for quote in "\"'":
-        if text.count(quote) == 2 and text[0] == text[-1] == quote:
+        marks = len(re.findall(rf"(?<!\w){quote}|{quote}(?!\w)", text))  # one between letters is an apostrophe
+        if marks == 2 and text[0] == text[-1] == quote:
             return unquoted(text[1:-1])
-        if text.count(quote) == 1 and quote in (text[0], text[-1]):
+        if marks == 1 and quote in (text[0], text[-1]):
             text = text.strip(quote)
     return text.strip(" .")
 

@@ -230,7 +230,9 @@ class SequencePart(Part):
         """See Part."""
         if settings.model.backbone == "off":
             return None
-        return cls(SequenceLearner(settings.model, text_dim=settings.ranker.text_dim, texts=text))
+        learner = SequenceLearner(settings.model, text_dim=settings.ranker.text_dim, texts=text)
+        learner.prepare()
+        return cls(learner)
 
     @classmethod
     def opened(cls, settings: Settings, table: ItemTable, arrays: Arrays, before: Self | None) -> Self:
@@ -308,7 +310,9 @@ class GraphPart(Part):
         """See Part."""
         if settings.graph.weights == "off":
             return None
-        return cls(GraphLearner(settings.graph, settings.ranker.text_dim, text))
+        learner = GraphLearner(settings.graph, settings.ranker.text_dim, text)
+        learner.prepare()
+        return cls(learner)
 
     @classmethod
     def opened(cls, settings: Settings, table: ItemTable, arrays: Arrays, before: Self | None) -> Self:

@@ -91,9 +91,13 @@ class SequenceLearner:
         self.steps = 0
         self._cache = ItemCache(self.items, self.average)
 
+    def prepare(self) -> None:
+        """Makes what a step takes, before the first one has to wait for it."""
+        _ = self._optimizer
+
     @cached_property
     def _optimizer(self) -> torch.optim.AdamW:
-        """Made when it is first asked for: one loads torch's compiler, seconds that who only scores is spared."""
+        """Made for who learns: one loads torch's compiler, seconds that who only scores is spared."""
         parameters = [*self.backbone.parameters(), self.items.project, self.prior.coefficient]
         return torch.optim.AdamW(parameters, self.settings.learning_rate, BETAS, weight_decay=0.0, fused=True)
 

@@ -213,8 +213,8 @@ class ModelSlot:
                     continue
                 said.add(reason)
                 LOG.warning("%s", error)
-        if again > 1:
-            LOG.warning("none of %d snapshots serves, most of them for the same reason", len(entries))
+        if again:
+            LOG.warning("none of %d snapshots serves, %d of them for a reason that is told above", len(entries), again)
 
 
 def _level(snapshot: Snapshot) -> int:

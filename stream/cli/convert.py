@@ -38,7 +38,7 @@ def convert(
         made = checked(known.read(source))
     except InputError as error:
         raise InputError(f"{error}. SRC of {name}: {known.source}") from None
-    except (pa.ArrowException, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+    except (pa.ArrowException, ArithmeticError, ValueError) as error:
         why = " ".join(str(error).split())
         raise InputError(f"{source}: can't be read as {name}: {why:.200}. SRC of {name}: {known.source}") from None
     files = write_made(made, to)

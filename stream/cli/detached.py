@@ -53,8 +53,8 @@ class Lag(NamedTuple):
 def lag_of(note: Note | None, now: Standing, settings: Settings, parts: Sequence[str]) -> Lag | None:
     """What does not answer yet of what a system of these parts is waited for; None = it answers.
 
-    Each part is to answer: one that refuses its checkpoint, or another's state, ends all of them. The service does so,
-    from what is popular, before a model is there; beside a worker, once its health is SERVING.
+    Worker, trainer and service are to answer: one that refuses its checkpoint, or another's state, ends all of them.
+    The service does so, from what is popular, before a model is there; beside a worker, once its health is SERVING.
 
     Args:
         note: of the system; None = it wrote none yet.

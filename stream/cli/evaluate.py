@@ -147,7 +147,7 @@ def replay(
             numbers, limit, resume, hold_out_items, profiles,
             adoptions=adoptions, records=records, audit_rows=None if audit else 0, state_only=state_only,
             session=session, session_share=session_share, learn_share=learn_share, choices=span,
-            command=shlex.join(["driftline", *sys.argv[1:]]),
+            command=_command(),
         )  # fmt: skip
         with progress_bars() as show:
             metrics = run(options, settings, show, lambda words: err.print(words, soft_wrap=True))
@@ -233,6 +233,13 @@ def validate(
             out.print(f"{joined:,} of {ids:,} item ids of the events are in the items file", soft_wrap=True)
     if not ok:
         raise typer.Exit(InputError.exit_code)
+
+
+def _command() -> str:
+    """The words of this call, "" where a program makes it; queries may hold passwords, so they are left out."""
+    if Path(sys.argv[0]).stem not in ("driftline", "command"):
+        return ""
+    return shlex.join(["driftline", *("QUERY" if " " in word.strip() else word for word in sys.argv[1:])])
 
 
 def _print_report(report: Report, fate: str, settings: Settings) -> None:

@@ -81,7 +81,7 @@ class _Labels:
 class _Profiles:
     """Profiles of every user but each third, from the first event on."""
 
-    answers = False
+    made_on_request = False
 
     def at(self, user_id: str, now_ms: int) -> ProfileVectors | None:
         number = key64(user_id)

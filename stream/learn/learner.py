@@ -47,7 +47,7 @@ COUNTED = 512
 class Profiles(Artefact[str, ProfileVectors], Protocol):
     """Users' profiles by user id, the newest that is valid."""
 
-    answers: bool
+    made_on_request: bool
     """Whether a request changes what it gives: a group that asks for a profile is then applied at once."""
 
     def request(self, record: bytes) -> None:
@@ -57,7 +57,7 @@ class Profiles(Artefact[str, ProfileVectors], Protocol):
 class NoProfiles:
     """Nobody has a profile."""
 
-    answers = False
+    made_on_request = False
 
     def at(self, user_id: str, now_ms: int) -> ProfileVectors | None:
         """None."""
@@ -228,7 +228,9 @@ class StreamLearner:
         latest_ms = held[-1].timestamp_ms if held else self.processor.window.watermark_ms
         if not self.counted_wait or expires or self._waiting.events or t_ms < latest_ms:
             return False
-        wanted = self.profiles.answers and due_version(view.events, view.events + events, self.settings.profiles)
+        wanted = self.profiles.made_on_request and due_version(
+            view.events, view.events + events, self.settings.profiles
+        )
         return not wanted
 
     def _count(self, group: Group, events: Sequence[Event], view: UserView) -> None:

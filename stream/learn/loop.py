@@ -66,7 +66,6 @@ def run_trainer(settings: Settings, bootstrap: str, until_caught_up: bool = Fals
         with outlet(settings.broker, bootstrap, "driftline-trainer") as send:
             encoder = TextEncoder(settings.encoder) if settings.ranker.text_dim else None
             with closing(Trainer(settings, partitions, send, encoder)) as trainer:
-                trainer.metrics.serve(settings.metrics)
                 if _run(trainer, bootstrap, until_caught_up, stopping):
                     LOG.info("stopping: publishing what was learnt since the last snapshot, then a checkpoint")
                     trainer.publish_news()
@@ -115,6 +114,7 @@ def _run(trainer: Trainer, bootstrap: str, until_caught_up: bool, stopping: Call
         check_topic(trainer, identities)
         checked_s = time.monotonic()
         seek(reader, main_places, trainer)
+        trainer.metrics.serve(settings.metrics)  # from here on nothing refuses what there is
         side_places = places(side, settings.broker, ["items", "profiles"])
         side.assign(side_places)
         side.seek_to_beginning(*side_places)

@@ -22,7 +22,7 @@ class StreamProfiles:
         text_dim: width of the vectors that learning reads.
     """
 
-    answers = False
+    made_on_request = False
 
     def __init__(self, text_dim: int) -> None:
         self._shape = (len(FACETS), text_dim)

@@ -396,7 +396,7 @@ class Trainer:
             "open": self._open.state(),
             "groups": (self._groups, self._learnt_groups),
             "ndcg": list(self._ndcg),
-            "unpublished": self._since_publish + self._unwritten,
+            "unpublished": max(self._since_publish + self._unwritten, int(self._catalogue_news)),
             "catalogue": self.catalogue.state_dict(),
             "published_out": sorted(self._published_out),
             "judged": dict(self._judged),

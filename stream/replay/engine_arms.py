@@ -366,6 +366,7 @@ class SequenceArm:
         lent = self._lent()
         if lent is None and self._own is None:
             self._own = SequenceLearner(self._settings.model, text_dim=self._settings.ranker.text_dim)
+            self._own.prepare()
         return lent or self._own  # type: ignore[return-value]
 
     def start(self, split_ms: int) -> None:

@@ -101,7 +101,7 @@ class ReplayProfiles:
         arm: "on", "placebo" (what was written before it for another user) or "template" (nothing of the file).
     """
 
-    answers = True
+    made_on_request = True
 
     def __init__(
         self,

@@ -188,16 +188,16 @@ def _arms(metrics: Mapping[str, Any]) -> str:
 
 
 def _has_session(metrics: Mapping[str, Any]) -> bool:
-    """Whether sessions were asked for, and something counts in their list; older reports do not tell."""
-    return all(arm.get("session", {}).get("n") for arm in metrics["arms"].values())
+    """Whether sessions were asked for, and something counts in their list."""
+    arms = metrics["arms"].values()
+    return bool(arms) and all(arm.get("session", {}).get("n") for arm in arms)
 
 
 def _details(metrics: Mapping[str, Any]) -> str:
     """One row an arm, without columns that no arm has, that are of few groups, or that repeat the first table."""
     heads, columns = "", []
-    all_follow = metrics["arms"] and all(
-        arm["overall"].get("without_follow_ups", {}).get("n", 0) < FEWEST for arm in metrics["arms"].values()
-    )
+    others = [arm["overall"].get("without_follow_ups") for arm in metrics["arms"].values()]
+    all_follow = all(other is not None and other["n"] < FEWEST for other in others)
     plain = metrics["protocol"].get("one_item_groups")  # whatever a hit is worth
     for title, path in DETAILS.items():
         if (all_follow and title == "with follow-ups") or (plain and title.startswith("weighted")):
@@ -272,7 +272,7 @@ def _protocol(metrics: Mapping[str, Any]) -> str:
         "configuration": protocol.get("config"),
         "commit": protocol.get("commit"),
         "rows": f"the first {protocol['limit']:,} of the file" if protocol.get("limit") else None,
-        "learnt": f"{protocol['learn_share']:.0%} of the groups" if protocol.get("learn_share", 1) < 1 else None,
+        "learnt": f"{100 * protocol['learn_share']:.3g}% of the groups" if protocol.get("learn_share", 1) < 1 else None,
     }
     rows = {name: value for name, value in told.items() if value} | {
         "data sha256": metrics["data"]["sha256"],

@@ -81,3 +81,8 @@ def test_a_live_process_refuses_what_only_a_replay_can_tell():
     refuse_evaluation({"hstu": "placebo"})
     with pytest.raises(ConfigError, match=r"systems\.profiles: got placebo.*takes on or off or template"):
         refuse_evaluation(switched(Settings(), {"dynllm": "placebo"}).systems)
+
+
+def test_the_settings_name_every_system_that_they_switch():
+    words = Settings.model_fields["systems"].description
+    assert [name for name in systems() if f"{name}," not in words] == []

@@ -31,6 +31,9 @@ def test_a_value_reads_alike_wherever_it_comes_from():
     odd = dict(zip(names, (12345678.25, float("nan"), float("inf"), date(2024, 5, 1)), strict=True))
     assert context_of(odd, names) == ("12345678.25", "", "", "2024-05-01")
     assert context_of({"device": "4.0.1", "region": "x" * 257}, names) == ("4.0.1", "", "", "")
+    assert context_of({"device": "2.50", "region": -0.0, "app": "-0.0", "referrer": "007"}, names) == (
+        "2.5", "0", "0", "007",
+    )  # fmt: skip
     assert context_of(None, names) == ("", "", "", "")
     assert context_of(given, ()) == ()
 

@@ -126,9 +126,9 @@ def test_a_model_is_not_asked_about_users_of_whose_items_nothing_is_known_in_wor
 
 def test_markdown_and_case_of_an_answer_do_not_matter():
     prompts = load_prompts("ecommerce")
-    answer = "Interests: mirror \"part 2\", 'pots', \"seeds., it's late, o' clock, rock 'n' roll."
+    answer = "Interests: mirror \"part 2\", 'pots', \"seeds., it's late, o' clock, 'it's late'."
     quoted = parse_answer(prompts, answer)
-    assert quoted["interests"] == ('mirror "part 2"', "pots", "seeds", "it's late", "o' clock", "rock 'n' roll")
+    assert quoted["interests"] == ('mirror "part 2"', "pots", "seeds", "it's late", "o' clock")
     parsed = parse_answer(prompts, "- **Customer:** gardener.\n* interests: 'pots', seeds, pots\nInterests: more")
     assert parsed == {"crowd": ("gardener",), "interests": ("pots", "seeds"), "categories": (), "brands": ()}
 

@@ -35,7 +35,7 @@ class Texts:
 class Profiles:
     """The same facets for everybody."""
 
-    answers = False
+    made_on_request = False
 
     def at(self, user_id, now_ms):
         return ProfileVectors(np.eye(4, TEXT_DIM, dtype=np.float32), 0, 1)

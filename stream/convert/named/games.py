@@ -32,12 +32,17 @@ def read(source: Path) -> Made:
     Raises:
         InputError: a file is missing, or is something else.
     """
+    notes = ["tags are those of today, not of the time of an event"]
     if (source / "ifdb_events.parquet").is_file():
         events = opened(source / "ifdb_events.parquet", (), "sittings of IFDB", READY_LOG)
         games = opened(source, ("ifdb_items.parquet",), "games of IFDB", READY_GAMES)
         rows = [(*row[:3], _words(row[3], "|"), *row[4:]) for row in _rows(games, READY_GAMES)]
     else:
-        events = sittings(opened(source, ("playedgames.parquet",), "entries of IFDB", LOG))
+        entries = opened(source, ("playedgames.parquet",), "entries of IFDB", LOG)
+        whole = entries.drop_null()
+        events = sittings(whole)
+        if lost := len(entries) - len(whole):
+            notes.append(f"{lost:,} of {len(entries):,} entries lack person, game or time and are left out")
         games = opened(source, ("game_docs.parquet",), "games of IFDB", GAMES)
         rows = [
             (item_id, title, (text or "").partition(DESCRIPTION)[2].strip(), _words(tags, ","), author, system)
@@ -52,12 +57,11 @@ def read(source: Path) -> Made:
             "brand": pa.array([cut(row[4]) if row[4] else None for row in rows], pa.string()),
         }
     )
-    return Made(events, items, preset="media", notes=["tags are those of today, not of the time of an event"])
+    return Made(events, items, preset="media", notes=notes)
 
 
 def sittings(log: pa.Table) -> pa.Table:
     """Entries by time, the first one of a person and a game each, those of one sitting at the time of its start."""
-    log = log.drop_null()
     t_ms = log["date_added"].cast(pa.timestamp("ms")).cast(pa.int64()).to_numpy()
     order = np.argsort(t_ms, kind="stable")
     people, games = (log[name].cast(pa.string()).to_pylist() for name in ("userid", "gameid"))
@@ -89,7 +93,7 @@ def sittings(log: pa.Table) -> pa.Table:
 
 
 def _rows(table: pa.Table, columns: Iterable[str]) -> Iterator[tuple[Any, ...]]:
-    return zip(*(table[name].to_pylist() for name in columns), strict=True)
+    return zip(*(table[name].cast(pa.string()).to_pylist() for name in columns), strict=True)
 
 
 def _words(text: str | None, sign: str) -> list[str]:

@@ -21,6 +21,9 @@ from driftline.stream.events.checks import Problem, check_column
 from driftline.stream.events.schema import MAX_ID_BYTES
 from driftline.stream.events.sort import in_order
 
+CHECKED_ROWS = 65_536
+"""Rows that are checked at once."""
+
 
 @dataclass(frozen=True, slots=True)
 class Made:
@@ -54,22 +57,23 @@ def checked(made: Made) -> Made:
     notes = list(made.notes)
 
     def sound(table: pa.Table, kind: Kind, what: str) -> pa.Table:
-        wrong: dict[int, Problem] = {}
-        for name, meaning in kind.columns.items():
-            if name in table.column_names:
-                numbers = range(1, len(table) + 1)
-                raw = table[name].combine_chunks()
-                for problem in check_column(name, meaning, raw, numbers, name in kind.required)[1]:
-                    if not problem.warning:
-                        wrong.setdefault(problem.row, problem)
-        if not wrong:
+        keep, first = np.ones(len(table), np.bool_), None
+        for begin in range(0, len(table), CHECKED_ROWS):
+            part = table.slice(begin, CHECKED_ROWS)
+            numbers = range(begin + 1, begin + len(part) + 1)
+            problems: list[Problem] = []
+            for name in kind.columns.keys() & set(table.column_names):
+                raw = part[name].combine_chunks()
+                problems += check_column(name, kind.columns[name], raw, numbers, name in kind.required)[1]
+            wrong = [problem for problem in problems if not problem.warning]
+            keep[[problem.row - 1 for problem in wrong]] = False
+            if first is None and wrong:
+                first = min(wrong, key=lambda problem: problem.row)
+        if first is None:
             return table
-        first = wrong[min(wrong)]
-        if len(wrong) == len(table):
-            raise InputError(f"none of {len(table):,} {what} is right; {first}")
-        notes.append(f"{len(wrong):,} of {len(table):,} {what} are left out; {first}")
-        keep = np.ones(len(table), np.bool_)
-        keep[np.array(list(wrong)) - 1] = False
+        if not keep.any():
+            raise InputError(f"none of {len(table):,} {what} is right; as converted, {first}")
+        notes.append(f"{len(table) - int(keep.sum()):,} of {len(table):,} {what} are left out; as converted, {first}")
         return table.filter(pa.array(keep))
 
     return replace(

@@ -125,7 +125,7 @@ def test_it_says_what_it_waits_for_and_shows_the_end_of_the_log_when_it_gives_up
 ) -> None:
     monkeypatch.setenv("DRIFTLINE__STATE__ROOT", str(tmp_path / "state"))
     monkeypatch.setattr(common, "TELL_S", 0.5)
-    monkeypatch.setattr(detached, "STILL_S", 4.0)
+    monkeypatch.setattr(detached, "STILL_S", 12.0)
     settings, path = Settings(state=State(root=tmp_path / "state")), tmp_path / "up.log"
     with claimed(settings), path.open("ab") as file:
         log = Log(path)
@@ -135,6 +135,6 @@ def test_it_says_what_it_waits_for_and_shows_the_end_of_the_log_when_it_gives_up
                 detached._wait(settings, PARTS, child, log)
         finally:
             child.kill()
-    assert "waited for the embedded broker, and nothing went on for 4 s" in str(given_up.value)
+    assert "waited for the embedded broker, and nothing went on for 12 s" in str(given_up.value)
     assert str(given_up.value).endswith("worker   | a line of the worker")
     assert "waits for the embedded broker" in capfd.readouterr().err

@@ -125,4 +125,11 @@ def test_what_the_catalogue_says_after_the_last_event_is_in_the_next_snapshot_an
         tell(trainer, title, offset)
     trainer.read_whole_catalogue({0: (0, 3)})
     assert titles(trainer.publish_news())["i1"] == "latest"
+    tell(trainer, "last of all", 3)
+    trainer.checkpoint()  # and then it is killed, before it published
+    trainer.close()
+    trainer = started()
+    tell(trainer, "last of all", 3)
+    trainer.read_whole_catalogue({0: (0, 4)})
+    assert titles(trainer.publish_news())["i1"] == "last of all"
     trainer.close()

@@ -121,7 +121,7 @@ def test_a_profile_that_falls_due_while_groups_wait_is_asked_for_in_its_place():
         asked = []
 
         class Noting(NoProfiles):
-            answers = True
+            made_on_request = True
 
             def request(self, record):
                 asked.append(orjson.loads(record)["as_of_ms"])

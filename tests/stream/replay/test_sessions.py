@@ -97,7 +97,7 @@ def test_a_share_draws_sessions_and_not_ids_that_each_user_counts_anew():
     log = log_of(columns(rows))
     for share in (0.1, 0.5, 0.9):
         some = scored_groups(log, 0, Scope(session="next", share=share))
-        assert len(some) / 600 == pytest.approx(share, abs=0.08)
+        assert len(some) / 600 == pytest.approx(share, abs=0.05)
     with pytest.raises(
         InputError, match=r"of the share that is drawn; choose a smaller --split or a larger --session-"
     ):

@@ -257,12 +257,14 @@ def test_rows_that_no_reader_would_take_are_left_out_and_said(
     write_made(made, tmp_path / "out")
     assert [row[2] for row in rows_of(tmp_path / "out")] == [1_390_000_000_000, 1_390_000_200_000]
     assert validate(tmp_path / "out" / "events.parquet").ok
-    assert made.notes[-1].startswith(f"1 of 3 events are left out; {said}")
+    assert made.notes[-1].startswith(f"1 of 3 events are left out; as converted, {said}")
 
 
 def test_times_in_another_unit_are_refused_as_such(tmp_path: Path) -> None:
     pq.write_table(plays(ts=[1_390_000_000_000 + n for n in range(3)]), tmp_path / "sessions.parquet.snappy")
-    with pytest.raises(InputError, match=r"none of 3 events is right; row 1, column 'timestamp_ms': looks like micro"):
+    with pytest.raises(
+        InputError, match=r"none of 3 events is right; as converted, row 1, column 'timestamp_ms': looks like micro"
+    ):
         checked(CONVERTERS["songs"].read(tmp_path))
 
 
@@ -297,8 +299,12 @@ def test_messages_and_news_without_a_time_are_left_out_and_a_file_is_no_folder(t
 def test_entries_of_games_that_lack_something_are_left_out(ifdb: Path) -> None:
     table = pq.read_table(ifdb / "playedgames.parquet")
     whole = CONVERTERS["games"].read(ifdb)
-    lacking = {name: pa.array([None, *table[name].to_pylist()[1:]], table[name].type) for name in table.column_names}
-    for name, column in lacking.items():
-        place = table.column_names.index(name)
-        pq.write_table(table.set_column(place, name, column), ifdb / "playedgames.parquet")
-        assert len(CONVERTERS["games"].read(ifdb).events) <= len(whole.events)
+    at = table.to_pylist().index({"userid": "bob", "gameid": "g2", "date_added": NOON.replace(tzinfo=None, day=2)})
+    for place, name in enumerate(table.column_names):
+        values = table[name].to_pylist()
+        values[at] = None
+        lacking = table.set_column(place, name, pa.array(values, table[name].type))
+        pq.write_table(lacking, ifdb / "playedgames.parquet")
+        made = CONVERTERS["games"].read(ifdb)
+        assert len(made.events) == len(whole.events) - 1
+        assert made.notes[-1] == "1 of 8 entries lack person, game or time and are left out"

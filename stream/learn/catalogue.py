@@ -88,17 +88,19 @@ class Catalogue:
         (self._unavailable.discard if item.available else self._unavailable.add)(item_id)
         return item_id
 
-    def read_whole(self, bounds: Bounds) -> set[str]:
+    def read_whole(self, bounds: Bounds, table: ItemTable) -> bool:
         """After the whole topic was taken from its beginning: what it had a record of and has none now was deleted.
 
         Returns:
-            items of which it has another record than it had.
+            whether it has another record of an item of the table than it had.
         """
         before = self._snapshot_listing() if self._listed_before is None else self._listed_before
         for item_id in vanished(before, self._listing, bounds):
             self._delete(item_id)
             self._touched = True
-        return {item_id for item_id, place in self._listing.items() if before.get(item_id) != place}
+        return any(
+            before.get(item_id) != place and table.find(item_id) >= 0 for item_id, place in self._listing.items()
+        )
 
     def take_changed(self) -> dict[str, str]:
         """Descriptions that are new since the last call, by id."""

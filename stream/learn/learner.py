@@ -228,10 +228,9 @@ class StreamLearner:
         latest_ms = held[-1].timestamp_ms if held else self.processor.window.watermark_ms
         if not self.counted_wait or expires or self._waiting.events or t_ms < latest_ms:
             return False
-        wanted = self.profiles.made_on_request and due_version(
-            view.events, view.events + events, self.settings.profiles
-        )
-        return not wanted
+        if not self.profiles.made_on_request:
+            return True
+        return not due_version(view.events, view.events + events, self.settings.profiles)
 
     def _count(self, group: Group, events: Sequence[Event], view: UserView) -> None:
         """Lets a group wait: several of different users are applied at once, which is cheaper."""

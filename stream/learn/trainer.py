@@ -177,10 +177,9 @@ class Trainer:
 
     def read_whole_catalogue(self, bounds: Bounds) -> None:
         """After the topic `items` was taken from its beginning to its end; `bounds` are its first offset and end."""
-        relisted = self.catalogue.read_whole(bounds)
+        relisted = self.catalogue.read_whole(bounds, self.learner.table)
         self._judged = {partition: end for partition, (_, end) in bounds.items()}  # less, if the topic was made anew
-        anew = any(self.learner.table.find(item_id) >= 0 for item_id in relisted)
-        self._catalogue_news = anew or self._withdrawn_now() != self._published_out
+        self._catalogue_news = relisted or self._withdrawn_now() != self._published_out
 
     def take_profile(self, value: bytes) -> None:
         """One record of `profiles`; one that learning can't read is counted and passed over."""

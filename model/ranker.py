@@ -65,6 +65,10 @@ class Example:
     positive: NDArray[np.bool_]
     own: NDArray[np.bool_]
 
+    def __deepcopy__(self, memo: dict[int, object]) -> Example:
+        """Itself: nobody changes an example, and a log of them is most of what a ranker holds."""
+        return self
+
 
 class Ranker:
     """Networks, optimiser, rehearsal log and the count of steps that seeds every draw.

@@ -41,7 +41,7 @@ from driftline.stream.learn.groups import is_of_share
 from driftline.stream.learn.learner import StreamLearner
 from driftline.stream.replay.arms import Arm, Arrival, Cost, Ranking, Request, Setup, Slate
 from driftline.stream.replay.inputs import labels_of, replay_profiles, replay_texts, texts_of
-from driftline.stream.replay.offline import fit, settings_of_pass
+from driftline.stream.replay.offline import before_slice, fit, settings_of_pass
 from driftline.stream.state.store import state_sha256
 
 if TYPE_CHECKING:
@@ -165,6 +165,10 @@ class EnginePass:
         finally:
             self.clocks.asked = False
 
+    def copied(self) -> EnginePass:
+        """The same from here on, with nothing in common but the set-up."""
+        return copy.deepcopy(self, {id(self.setup): self.setup})
+
     def state_sha256(self) -> str:
         """Hash of the rows after all groups so far."""
         self.learner.apply_waiting()
@@ -262,11 +266,8 @@ class FrozenArm(EngineArm):
     def start(self, split_ms: int) -> None:
         """Copies the pass and freezes the copy."""
         self._warm = self._seen
-        setup, self.shared.setup = self.shared.setup, None  # type: ignore[assignment]
-        frozen = copy.deepcopy(self.shared)
-        self.shared.setup = frozen.setup = setup
-        frozen.learner.freeze()
-        self.shared = frozen
+        self.shared = self.shared.copied()
+        self.shared.learner.freeze()
 
     def learn(self, request: Request, arrival: Arrival) -> None:
         """See EngineArm."""
@@ -276,14 +277,20 @@ class FrozenArm(EngineArm):
 
 
 class WeeklyFrozenArm:
-    """The engine as one pass over everything before a week leaves it, fixed within the week."""
+    """The engine as one pass over everything before a week leaves it, fixed within the week.
+
+    A pass is a function of what came, in order: each week's goes on where that of the week before stood.
+
+    Args:
+        untrained: a pass that has seen nothing.
+    """
 
     name = "weekly_frozen"
 
-    def __init__(self, make: Callable[[int], EnginePass], share: float = 1.0) -> None:
-        """`make` gives an untrained pass for so many groups, `share` of which it learns."""
-        self._make, self.trained_share = make, share
+    def __init__(self, untrained: EnginePass) -> None:
+        self._pass, self.trained_share = untrained, untrained.share.share
         self._past: list[tuple[Request, Arrival]] = []
+        self._taken = 0
         self._current: EnginePass | None = None
         self._until_ms = 0
         self.refresh_cpu_s = 0.0
@@ -296,17 +303,22 @@ class WeeklyFrozenArm:
         """Trains anew when a new week has begun."""
         if self._current is None or request.t_ms >= self._until_ms:
             before = time.process_time()
-            self._current = self._make(len(self._past))
-            self._train(self._current)
+            self._current = self._trained()
             self._current.learner.freeze()
             while self._until_ms <= request.t_ms:
                 self._until_ms += WEEK_MS
             self.refresh_cpu_s += time.process_time() - before
         return answer(self._current, request, MAIN)
 
-    def _train(self, shared: EnginePass) -> None:
-        for past, arrival in self._past:
-            shared.learn(past, arrival)
+    def _trained(self) -> EnginePass:
+        return self._after(len(self._past))
+
+    def _after(self, groups: int) -> EnginePass:
+        """The pass as it is after the first groups of the past, never fewer than before."""
+        for past, arrival in self._past[self._taken : groups]:
+            self._pass.learn(past, arrival)
+        self._taken = groups
+        return self._pass.copied()
 
     def learn(self, request: Request, arrival: Arrival) -> None:
         """Keeps the group for the next training; histories and signals take it in at once."""
@@ -320,12 +332,15 @@ class RetrainArm(WeeklyFrozenArm):
 
     name = "retrain"
 
-    def __init__(self, make: Callable[[int], EnginePass]) -> None:
-        super().__init__(make)
+    def __init__(self, untrained: EnginePass) -> None:
+        super().__init__(untrained)
         self._epochs: list[dict[str, int]] = []
 
-    def _train(self, shared: EnginePass) -> None:
-        self._epochs.append(fit(shared.learner, shared.learn, self._past))
+    def _trained(self) -> EnginePass:
+        taken = before_slice(len(self._past))
+        shared = self._after(taken)
+        self._epochs.append(fit(shared.learner, shared.learn, self._past, taken))
+        return shared
 
     @property
     def note(self) -> str:
@@ -489,10 +504,10 @@ def build(name: str, setup: Setup) -> Arm | None:
             return FrozenArm(name, shared_pass(gated=True))
         case "weekly_frozen":
             live = settings if acts else without_gate(settings)
-            return WeeklyFrozenArm(lambda groups: EnginePass(setup, live), setup.learn_share)
+            return WeeklyFrozenArm(EnginePass(setup, live))
         case "retrain":
-            offline = without_gate(settings)
-            return RetrainArm(lambda groups: EnginePass(setup, settings_of_pass(offline, groups), share=1.0))
+            offline = settings_of_pass(without_gate(settings), setup.log.groups)
+            return RetrainArm(EnginePass(setup, offline, share=1.0))
     found = _NAME.fullmatch(name)
     if found is None:
         return None

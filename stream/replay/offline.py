@@ -1,6 +1,7 @@
 """Training from scratch on a whole past, with all that offline training may use: shuffled epochs, its own validation.
 
-    past, in order -> one pass: histories, signals, graph; features of each group as they were known then
+    past, in order -> one pass: histories, signals, graph; features of each group as they were known then;
+                      it is the same up to there for each longer past, so that who trains again goes on with it
       the first nine tenths -> HSTU: shuffled epochs until the last tenth stops improving
       the last tenth        -> features by that HSTU, which never saw it
                             -> ranker: shuffled epochs until the last tenth stops improving
@@ -50,21 +51,30 @@ def settings_of_pass(settings: Settings, groups: int) -> Settings:
     return settings.model_copy(update={"ranker": ranker, "model": model})
 
 
+def before_slice(groups: int) -> int:
+    """How many of a past's groups come before those that validate."""
+    return max(1, round((1 - SLICE) * groups))
+
+
 def fit(
-    learner: StreamLearner, learn: Callable[[Request, Arrival], object], past: Sequence[tuple[Request, Arrival]]
+    learner: StreamLearner,
+    learn: Callable[[Request, Arrival], object],
+    past: Sequence[tuple[Request, Arrival]],
+    taken: int = 0,
 ) -> dict[str, int]:
     """Trains a fresh learner on a past.
 
     Args:
-        learner: untrained, with `settings_of_pass`.
+        learner: with `settings_of_pass`, after the first `taken` groups as the stream takes them.
         learn: takes a group into it as the stream does.
         past: all groups in order.
+        taken: `before_slice` of them at most.
 
     Returns:
         epochs of each model, "hstu" and "ranker".
     """
-    cut = max(1, round((1 - SLICE) * len(past)))
-    for request, arrival in past[:cut]:
+    cut = before_slice(len(past))
+    for request, arrival in past[taken:cut]:
         learn(request, arrival)
     groups = [arrival.group for _, arrival in past]
     epochs: dict[str, int] = {}

@@ -12,9 +12,10 @@ from driftline.configs.settings import Settings
 from driftline.model.engine import MAIN
 from driftline.stream.bundled import EVENTS, ITEMS
 from driftline.stream.events.files import read_columns
+from driftline.stream.replay import engine_arms
 from driftline.stream.replay.arms import Setup
 from driftline.stream.replay.audit import AUDITS
-from driftline.stream.replay.engine_arms import EnginePass
+from driftline.stream.replay.engine_arms import EnginePass, RetrainArm, WeeklyFrozenArm, answer
 from driftline.stream.replay.log import EventLog
 from driftline.stream.replay.offline import MOST_EPOCHS, PATIENCE, fit, settings_of_pass, until_worse
 from driftline.stream.replay.protocol import questions
@@ -49,6 +50,35 @@ def test_hstu_and_ranker_are_trained_on_all_of_the_past_for_the_epochs_that_its_
     assert made.learner.sequence.steps >= epochs["hstu"]
     assert made.learner.sequence.log.end == sum((arrival.group.weight > 0).any() for _, arrival in past)
     assert made.learner.engine.plugs["hstu"].encoder is made.learner.sequence  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("kind", [RetrainArm, WeeklyFrozenArm])
+def test_a_pass_that_goes_on_from_week_to_week_equals_one_from_scratch_for_each(
+    kind: type[WeeklyFrozenArm], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = EventLog(read_columns(EVENTS, 2500), SETTINGS.action)
+    asked = [(request, arrival) for request, arrival, _ in questions(log)]
+    starts = [int(log.group_t_ms[100]), int(log.group_t_ms[125]), int(log.group_t_ms[150])]
+    monkeypatch.setattr(engine_arms, "WEEK_MS", starts[1] - starts[0])
+    arm = kind(EnginePass(Setup(log, SETTINGS), settings_of_pass(SETTINGS, log.groups), share=1.0))
+    arm.start(starts[0])
+    trained: list[object] = []
+    for number, (request, arrival) in enumerate(asked):
+        if request.t_ms >= starts[0]:
+            slate = arm.score(request)
+            if not trained or arm._current is not trained[-1]:
+                trained.append(arm._current)
+                past = asked[:number]
+                fresh = EnginePass(Setup(log, SETTINGS), settings_of_pass(SETTINGS, len(past)), share=1.0)
+                if kind is RetrainArm:
+                    fit(fresh.learner, fresh.learn, past)
+                else:
+                    for earlier in past:
+                        fresh.learn(*earlier)
+                fresh.learner.freeze()
+                np.testing.assert_array_equal(slate.overall.scores, answer(fresh, request, MAIN).overall.scores)
+        arm.learn(request, arrival)
+    assert len(trained) >= 3
 
 
 def test_retraining_knows_nothing_of_what_comes_is_charged_and_is_another_arm_than_a_weekly_freeze(

@@ -292,12 +292,12 @@ class WeeklyFrozenArm:
         self._past: list[tuple[Request, Arrival]] = []
         self._taken = 0
         self._current: EnginePass | None = None
-        self._until_ms = 0
+        self._from_ms = self._until_ms = 0
         self.refresh_cpu_s = 0.0
 
     def start(self, split_ms: int) -> None:
         """The first week begins at the split."""
-        self._until_ms = split_ms
+        self._from_ms = self._until_ms = split_ms
 
     def score(self, request: Request) -> Slate:
         """Trains anew when a new week has begun."""
@@ -308,7 +308,14 @@ class WeeklyFrozenArm:
             while self._until_ms <= request.t_ms:
                 self._until_ms += WEEK_MS
             self.refresh_cpu_s += time.process_time() - before
+            self._tell()
         return answer(self._current, request, MAIN)
+
+    def _tell(self) -> None:
+        """A training takes longer than anybody waits for a word."""
+        setup = self._pass.setup
+        weeks = 1 + (int(setup.log.group_t_ms[-1]) - self._from_ms) // WEEK_MS
+        setup.say(f"{self.name}: weeks", (self._until_ms - self._from_ms) // WEEK_MS, weeks)
 
     def _trained(self) -> EnginePass:
         return self._after(len(self._past))

@@ -60,7 +60,9 @@ def test_a_pass_that_goes_on_from_week_to_week_equals_one_from_scratch_for_each(
     asked = [(request, arrival) for request, arrival, _ in questions(log)]
     starts = [int(log.group_t_ms[100]), int(log.group_t_ms[125]), int(log.group_t_ms[150])]
     monkeypatch.setattr(engine_arms, "WEEK_MS", starts[1] - starts[0])
-    arm = kind(EnginePass(Setup(log, SETTINGS), settings_of_pass(SETTINGS, log.groups), share=1.0))
+    told: list[tuple[str, int, int]] = []
+    setup = Setup(log, SETTINGS, say=lambda *step: told.append(step))
+    arm = kind(EnginePass(setup, settings_of_pass(SETTINGS, log.groups), share=1.0))
     arm.start(starts[0])
     trained: list[object] = []
     for number, (request, arrival) in enumerate(asked):
@@ -79,6 +81,10 @@ def test_a_pass_that_goes_on_from_week_to_week_equals_one_from_scratch_for_each(
                 np.testing.assert_array_equal(slate.overall.scores, answer(fresh, request, MAIN).overall.scores)
         arm.learn(request, arrival)
     assert len(trained) >= 3
+    weeks = [(done, total) for what, done, total in told if what == f"{arm.name}: weeks"]
+    assert len(weeks) == len(trained)
+    assert weeks == sorted(weeks)
+    assert weeks[-1] == (weeks[0][1],) * 2
 
 
 def test_retraining_knows_nothing_of_what_comes_is_charged_and_is_another_arm_than_a_weekly_freeze(

@@ -2,7 +2,8 @@
 
 A thread catches up with the writers every `state_poll_ms` and wakes whoever waits for a change. A directory that does
 not exist yet, or is being replaced, is not an error: its users are unknown until it appears. One that may not be read
-is logged, what was read last stays, and the next poll tries again.
+is logged, what was read last stays, and the next poll tries again. Catching up holds Python's lock for a millisecond
+even where nothing is new: a directory whose logs have not grown is asked once a second, lest its file system is late.
 
 Keys read: `u:USER`, `h:USER NUMBER` rows (graph/chunks.py) · `n:KEY64` ids of items · `i:ITEM` item rows ·
 `m:offset:TOPIC:PARTITION`, `m:watermark`, `m:complete`.
@@ -35,6 +36,8 @@ MS_PER_DAY = 86_400_000
 COMPLETE = b"m:complete"
 """Key of the wall time in ms at which a worker last knew that its store holds all that the topic has."""
 _RETRY_MS = 1000
+_ANYWAY_S = 1.0
+"""Time between two catch-ups with a directory that looks unchanged."""
 _POPULAR_ROWS = 200_000
 """Item rows scanned at most for the popularity that answers while no model serves."""
 
@@ -163,7 +166,7 @@ class StateReader:
         """Opens directories that appeared, reads on in the others. Returns whether anything is new."""
         try:
             self._read_layout()
-            present = dict(_directories(self._root, "partition"))
+            present = {number: (path, identity) for number, path, identity in _directories(self._root, "partition")}
         except OSError as error:
             self._complain(f"state.root {self._root} can't be read: {error!r}; what was read last stays")
             return False
@@ -172,17 +175,19 @@ class StateReader:
         for number in self._open.keys() - present.keys():
             del self._open[number]
             new = True
-        for number, path in present.items():
+        for number, (path, identity) in present.items():
             held = self._open.get(number)
             try:
-                if held is not None and not held.replaced():
+                if held is not None and held.identity == identity:
                     new |= held.catch_up()
-                    continue
+                    if not held.overtaken:
+                        continue
             except Exception as error:  # noqa: BLE001 - rocksdict raises bare Exception
                 LOG.info("state directory %s is opened again: %s", path, error)
             try:
                 key = f"m:offset:{self._topic}:{number}".encode()
-                self._open[number] = _Partition(path, self._folder.path / f"{number}-{time.monotonic_ns()}", key)
+                scratch = self._folder.path / f"{number}-{time.monotonic_ns()}"
+                self._open[number] = _Partition(path, identity, scratch, key)
                 new = True
             except Exception as error:  # noqa: BLE001 - as above; what was read last stays until the next poll
                 if isinstance(error, StateError) or "orruption" in str(error):
@@ -229,9 +234,9 @@ class StateReader:
         except OSError as error:
             LOG.info("item stores under %s can't be read: %r", self._root, error)
             return
-        for number, path in found:
+        for number, path, identity in found:
             try:
-                yield _Partition(path, self._folder.path / f"items-{number}", b"")
+                yield _Partition(path, identity, self._folder.path / f"items-{number}", b"")
             except Exception as error:  # noqa: BLE001 - rocksdict raises bare Exception
                 LOG.info("item store %s can't be read: %s", path, error)
 
@@ -254,12 +259,14 @@ class StateReader:
 class _Partition:
     """One open secondary; readers that hold it when it is replaced go on with it. Closes when nobody does."""
 
-    def __init__(self, path: Path, scratch: Path, offset_key: bytes) -> None:
-        self.offset_key = offset_key
-        self._path, self._identity = path, _identity(path)
+    def __init__(self, path: Path, identity: bytes, scratch: Path, offset_key: bytes) -> None:
+        self.identity, self.offset_key = identity, offset_key
+        """IDENTITY of the directory that was opened."""
+        self._path, self._logs = path, _logs(path)
+        self._opened_log = self._newest_log[0]
         self._db = open_beside(path, scratch)
         self._sequence = int(self._db.latest_sequence_number())
-        self.opened_s = time.monotonic()
+        self.opened_s = self._asked_s = time.monotonic()
 
     def get(self, keys: list[bytes]) -> list[bytes | None]:
         """The values of some keys at one point of the log.
@@ -295,37 +302,54 @@ class _Partition:
 
     def catch_up(self) -> bool:
         """Reads what the writer committed since; whether there was anything."""
+        logs, now_s = _logs(self._path), time.monotonic()  # before: what is written meanwhile is for the next time
+        if logs == self._logs and now_s - self._asked_s < _ANYWAY_S:
+            return False
         self._db.try_catch_up_with_primary()
+        self._logs, self._asked_s = logs, now_s
         before, self._sequence = self._sequence, int(self._db.latest_sequence_number())
         return self._sequence != before
 
-    def replaced(self) -> bool:
-        """Whether the directory is not the one that was opened."""
-        return _identity(self._path) not in (None, self._identity)
+    @property
+    def overtaken(self) -> bool:
+        """Whether it may have to be opened anew to show all: RocksDB shows a secondary what is no newer than the last
+        record that it read from a log, and the writer may have moved newer rows to a table before they were read. The
+        next record shows them, too; until there is one, the log that was begun then is empty."""
+        number, size = self._newest_log
+        return size == 0 and number != self._opened_log
+
+    @property
+    def _newest_log(self) -> tuple[int, int]:
+        """Number and size of the log that the writer appends to; -1, 0 where there is none."""
+        logs = ((int(name[:-4]), size) for name, size in self._logs if name.endswith(".log"))
+        return max(logs, default=(-1, 0))
 
 
-def _directories(root: Path, kind: str) -> Iterator[tuple[int, Path]]:
-    """Whole databases only: opening one puts a file of rocksdict's into its directory, even a vanishing one.
+def _logs(path: Path) -> frozenset[tuple[str, int]]:
+    """Names and sizes of what a commit or a flush writes to: each makes one of them longer, or a new one."""
+    with os.scandir(path) as entries:
+        written = (entry for entry in entries if entry.name.endswith(".log") or entry.name.startswith("MANIFEST-"))
+        return frozenset((entry.name, entry.stat().st_size) for entry in written)
+
+
+def _directories(root: Path, kind: str) -> Iterator[tuple[int, Path, bytes]]:
+    """Number, path and IDENTITY of whole databases: opening one puts a file of rocksdict's into its directory, even a
+    vanishing one.
 
     Raises:
         OSError: the root can't be read.
     """
     try:
-        paths = list(root.iterdir())
+        names = os.listdir(root)
     except FileNotFoundError:
         return
-    for path in paths:
-        name, _, number = path.name.rpartition("-")
-        if name == kind and number.isdigit() and os.path.exists(path / "CURRENT") and _identity(path):
-            yield int(number), path
+    for name in names:
+        of, _, number = name.rpartition("-")
+        if of == kind and number.isdigit() and os.path.exists(f"{root}/{name}/CURRENT"):
+            with suppress(OSError), open(f"{root}/{name}/IDENTITY", "rb") as file:
+                if identity := file.read():
+                    yield int(number), root / name, identity
 
 
 def _age_ms(complete: bytes | None) -> int:
     return max(0, time.time_ns() // 1_000_000 - int(complete)) if complete else -1
-
-
-def _identity(path: Path) -> bytes | None:
-    try:
-        return (path / "IDENTITY").read_bytes()
-    except OSError:
-        return None

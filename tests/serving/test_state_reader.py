@@ -21,6 +21,7 @@ from driftline.graph.rows import Event, ItemRow, UserRow, encode_item, encode_us
 from driftline.serving import state_reader as module
 from driftline.serving.errors import NotReady
 from driftline.serving.owner import partition_of
+from driftline.serving.rocks import open_beside
 from driftline.serving.state_reader import COMPLETE, StateReader, StoredUser
 from driftline.stream.events.schema import encode_event
 from driftline.stream.process.processor import Processor, Record
@@ -132,6 +133,50 @@ def test_a_commit_is_readable_within_a_few_polls_and_wakes_waiters(tmp_path, rea
         wait_for(lambda: reader.user("a").version == n, seconds=2)  # noqa: B023 - called in this round
     thread.join()
     assert woken.is_set()
+    store.close()
+
+
+@pytest.mark.parametrize("sync", [True, False])
+def test_each_commit_is_seen_by_the_size_of_the_logs_alone(tmp_path, monkeypatch, sync):
+    monkeypatch.setattr(module, "_ANYWAY_S", 1e9)
+    store = RocksStore(partition_path(tmp_path, 0), sync=sync)
+    put(store, "a")
+    with StateReader(tmp_path, poll_ms=5) as reader:
+        for n in range(2, 60):
+            put(store, "a", events=n)
+            if n % 10 == 0:
+                store.keep(tmp_path / f"kept-{n}")  # a flush: the next commit writes to a new log
+            elif n % 19 == 0:
+                store.scrub(["a"])  # compaction, and the database opened anew
+            elif n % 3 == 0:
+                store.note(COMPLETE, b"%d" % n)
+            wait_for(lambda: reader.user("a").version == n, seconds=2)  # noqa: B023 - called in this round
+    store.close()
+
+
+def test_a_state_that_nobody_writes_to_is_asked_once_in_a_while(tmp_path, monkeypatch):
+    store = RocksStore(partition_path(tmp_path, 0))
+    put(store, "a")
+    asked = []
+
+    class Asked:
+        def __init__(self, db):
+            self.db = db
+
+        def try_catch_up_with_primary(self):
+            asked.append(time.monotonic())
+            self.db.try_catch_up_with_primary()
+
+        def __getattr__(self, name):
+            return getattr(self.db, name)
+
+    monkeypatch.setattr(module, "_ANYWAY_S", 0.2)
+    monkeypatch.setattr(module, "open_beside", lambda *where: Asked(open_beside(*where)))
+    with StateReader(tmp_path, poll_ms=2) as reader:
+        wait_for(lambda: len(asked) >= 3)
+        assert min(np.diff(asked)) >= 0.2
+        put(store, "a", events=2)
+        wait_for(lambda: reader.user("a").version == 2, seconds=2)
     store.close()
 
 

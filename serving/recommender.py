@@ -442,8 +442,9 @@ def _key(reading: Reading, options: Options) -> tuple[object, ...]:
 
 
 def _of_context(served: Served | None, context: Context) -> list[str]:
-    """A code where a request's context has a field that the model does not read."""
-    return [UNKNOWN_CONTEXT] if served is not None and {n for n, _ in context} - {*served.scorer.context} else []
+    """A code where a request's context has a field that the model does not read; without one nothing is read."""
+    read = () if served is None else served.scorer.context
+    return [UNKNOWN_CONTEXT] if {name for name, _ in context} - {*read} else []
 
 
 def _of_filter(served: Served | None, slate: pb.Slate, options: Options) -> list[str]:

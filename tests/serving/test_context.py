@@ -103,6 +103,15 @@ def test_a_field_that_the_model_does_not_read_is_named_and_changes_nothing(servi
     assert "unknown_context" in service.score("user-3", ["item-1"], context={"colour": "red"}).provenance.reasons
 
 
+def test_without_a_model_no_field_is_read(settings, worker):
+    with Server(settings) as server, Client(f"127.0.0.1:{server.port}") as client:
+        asked = client.recommend("user-3", k=5, at_ms=NOW_MS, context={"device": "phone"})
+        plain = client.recommend("user-3", k=5, at_ms=NOW_MS)
+    assert list(asked.provenance.reasons) == [*plain.provenance.reasons, "unknown_context"]
+    assert "no_snapshot" in plain.provenance.reasons
+    assert list(asked.slate.item_ids) == list(plain.slate.item_ids)
+
+
 def test_a_context_out_of_bounds_is_refused_field_by_field(served, service):
     with grpc.insecure_channel(f"127.0.0.1:{served.port}") as channel:
         stub = pb_grpc.RecommendationServiceStub(channel)

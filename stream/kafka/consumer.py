@@ -32,6 +32,7 @@ from faust.types.tuples import ConsumerMessage
 
 from driftline.configs.security import READ_COMMITTED, ssl_context
 from driftline.configs.settings import Broker
+from driftline.serving.follower import Lull
 from driftline.stream.exits import end_process
 from driftline.stream.kafka.followed import note_where_reads_follow_on
 
@@ -41,8 +42,8 @@ BUFFERED_BLOCKS = 4
 
 LARGE_BLOCK_S = 1.0
 """How long at most a block is filled where epochs had better be large (`Processor.room`)."""
-EMPTY_FETCH_S = 0.02
-"""A fetch that brought nothing takes at least so long."""
+EMPTY_FETCH_S, LONGEST_EMPTY_FETCH_S = 0.02, 0.05
+"""A fetch that brought nothing takes at least so long: at first, and while nothing comes for longer."""
 
 
 def calm(consumer: AIOKafkaConsumer) -> AIOKafkaConsumer:
@@ -52,12 +53,16 @@ def calm(consumer: AIOKafkaConsumer) -> AIOKafkaConsumer:
     embedded one does, would keep a core busy with asking.
     """
     send: Callable[..., Awaitable[Any]] = consumer._client.send
+    lull = Lull(EMPTY_FETCH_S, LONGEST_EMPTY_FETCH_S)
 
     async def sent(node_id: int, request: Any, **options: Any) -> Any:
         started = time.monotonic()
         answer = await send(node_id, request, **options)
-        if isinstance(request, FetchRequest) and not any(part[-1] for _, parts in answer.topics for part in parts):
-            await asyncio.sleep(EMPTY_FETCH_S - (time.monotonic() - started))
+        if isinstance(request, FetchRequest):
+            if any(part[-1] for _, parts in answer.topics for part in parts):
+                lull.end()
+            else:
+                await asyncio.sleep(lull.wait_s - (time.monotonic() - started))
         return answer
 
     consumer._client.send = sent

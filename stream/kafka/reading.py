@@ -13,13 +13,14 @@ from kafka.errors import KafkaError, OffsetOutOfRangeError
 from driftline.configs.errors import BrokerError
 from driftline.configs.security import READ_COMMITTED, bootstrap_ms, consumer_options
 from driftline.configs.settings import Broker
+from driftline.serving.follower import Lull
 from driftline.serving.header_names import escape_header_names
 from driftline.stream.kafka.broker import check_reachable
 
 AT_ONCE = 2000
 """Records that are taken out of what was fetched, at most."""
-PAUSE_S = 0.02
-"""Between two looks at a topic that has nothing new."""
+PAUSE_S, LONGEST_PAUSE_S = 0.02, 0.2
+"""Between two looks at a topic that has nothing new: at first, and at most for who reads on and on."""
 SILENT_S = 5.0
 """After so long without a record that should be there the broker is asked whether it still is."""
 END_WAIT_MS = 20
@@ -57,18 +58,30 @@ def consumer(
         reader.close()
 
 
-def polled(reader: Any, timeout_ms: int, max_records: int | None = None) -> dict[TopicPartition, list[Any]]:
-    """What came within a time, at once when something is there.
+def polled(
+    reader: Any, timeout_ms: int, max_records: int | None = None, lull: Lull | None = None
+) -> dict[TopicPartition, list[Any]]:
+    """What came within a time, or a pause more, at once when something is there.
 
     `poll` with a time limit asks again and again for as long: a broker that answers an empty fetch at once, as the
     embedded one does, would keep a core busy with it.
+
+    Args:
+        lull: of a reader that reads on and on; None = it looks as often as at first.
     """
     deadline = time.monotonic() + timeout_ms / 1000
     while True:
         batch: dict[TopicPartition, list[Any]] = reader.poll(timeout_ms=0, max_records=max_records)
+        if batch and lull is not None:
+            lull.end()
         if batch or time.monotonic() >= deadline:
             return batch
-        time.sleep(PAUSE_S)
+        time.sleep(PAUSE_S if lull is None else lull.wait_s)
+
+
+def reads_on() -> Lull:
+    """For `polled` by who follows a topic."""
+    return Lull(PAUSE_S, LONGEST_PAUSE_S)
 
 
 def places(reader: Any, settings: Broker, names: Mapping[str, object] | list[str]) -> list[TopicPartition]:

@@ -23,6 +23,7 @@ from driftline.configs.logs import log_to_stderr
 from driftline.configs.settings import Settings
 from driftline.configs.signals import stop_on_signals
 from driftline.llm.encoder import TextEncoder
+from driftline.serving.follower import Lull
 from driftline.serving.partitions import take_in_added
 from driftline.stream.events.produce import outlet
 from driftline.stream.events.records import Record, record_of
@@ -30,7 +31,7 @@ from driftline.stream.events.topics import partitions_of
 from driftline.stream.headway import Headway, Rate
 from driftline.stream.kafka.identity import Identities
 from driftline.stream.kafka.quiet import quiet_clients
-from driftline.stream.kafka.reading import consumer, places, polled
+from driftline.stream.kafka.reading import consumer, places, polled, reads_on
 from driftline.stream.learn.checkpoint import locked
 from driftline.stream.learn.merge import Merge
 from driftline.stream.learn.trainer import TEXTS_AT_ONCE, Trainer
@@ -128,7 +129,7 @@ def _run(trainer: Trainer, bootstrap: str, until_caught_up: bool, stopping: Call
         if stopping():
             return False
         gc.freeze()  # a full collection over all that is there by now would hold up learning for a fifth of a second
-        merge = Merge(range(trainer.partitions), trainer.learner.processor.validated)
+        merge, lull = Merge(range(trainer.partitions), trainer.learner.processor.validated), reads_on()
         backlog = Backlog(trainer)
         while not stopping():
             backlog.look()
@@ -137,7 +138,7 @@ def _run(trainer: Trainer, bootstrap: str, until_caught_up: bool, stopping: Call
                     check_topic(trainer, identities)
                 take_in_added(side, side.assignment())
                 checked_s = time.monotonic()
-            for partition, record in _polled(reader, main_places, trainer, merge):
+            for partition, record in _polled(reader, main_places, trainer, merge, lull):
                 closed = trainer.closed
                 trainer.take(partition, record)
                 if trainer.closed == closed:
@@ -188,7 +189,7 @@ def _seek(reader: Any, offsets: Mapping[TopicPartition, int], trainer: Trainer) 
 
 
 def _polled(
-    reader: Any, main_places: list[TopicPartition], trainer: Trainer, merge: Merge
+    reader: Any, main_places: list[TopicPartition], trainer: Trainer, merge: Merge, lull: Lull | None = None
 ) -> Iterator[tuple[int, Record]]:
     """One poll, and what may be taken by now; then the groups of partitions that have no more are closed when idle.
 
@@ -201,7 +202,8 @@ def _polled(
     reader.resume(*[place for place in main_places if place.partition not in waiting])
     reader.pause(*[place for place in main_places if place.partition in waiting])
     try:
-        batch = polled(reader, 0 if merge.more else 100, sys.maxsize)  # it mislays the rest of a fetch cut by a pause
+        at_most = sys.maxsize  # it mislays the rest of a fetch that is cut by a pause
+        batch = polled(reader, 0 if merge.more else 100, at_most, lull)
     except OffsetOutOfRangeError as error:
         _seek(reader, error.args[0], trainer)
         batch = {}

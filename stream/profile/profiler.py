@@ -31,11 +31,12 @@ from driftline.llm.encoder import TextEncoder
 from driftline.llm.generator import ProfileGenerator
 from driftline.llm.refresh import RequestQueue
 from driftline.llm.request import CatalogueItem, ProfileRequest, read_request
+from driftline.serving.follower import Lull
 from driftline.serving.partitions import LastWords, take_in_added
 from driftline.stream.events.produce import outlet
 from driftline.stream.events.records import EVERYWHERE, Outgoing
 from driftline.stream.events.schema import InvalidEvent, item_of
-from driftline.stream.kafka.reading import consumer, places, polled
+from driftline.stream.kafka.reading import consumer, places, polled, reads_on
 from driftline.stream.ops.metrics import ProfilerMetrics
 
 LOG = logging.getLogger(__name__)
@@ -203,12 +204,12 @@ def _run(profiler: Profiler, bootstrap: str, until_caught_up: bool, stopping: St
             ends = reader.end_offsets(everything)
             while any(reader.position(place) < ends[place] for place in everything) and not stopping():
                 _poll(reader, profiler, take, words, 200)
-        looked_s = time.monotonic()
+        looked_s, lull = time.monotonic(), reads_on()
         while not stopping():
             if time.monotonic() - looked_s > TOPICS_S:
                 looked_s = time.monotonic()
                 take_in_added(reader, reader.assignment())
-            moved = _poll(reader, profiler, take, words, 200)
+            moved = _poll(reader, profiler, take, words, 200, lull)
             if not profiler.write() and not moved and until_caught_up and not len(profiler.queue):
                 break
 
@@ -219,8 +220,9 @@ def _poll(
     take: Mapping[str, Callable[[bytes], None]],
     words: Mapping[str, LastWords],
     timeout_ms: int,
+    lull: Lull | None = None,
 ) -> bool:
-    batch = polled(reader, timeout_ms)
+    batch = polled(reader, timeout_ms, lull=lull)
     for place, records in batch.items():
         for record in records:
             topic = place.topic.removeprefix(profiler.settings.broker.prefix)

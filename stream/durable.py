@@ -6,12 +6,14 @@ import errno
 import fcntl
 import os
 import shutil
+import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
+from driftline.configs.errors import InputError
 from driftline.serving.arrays import sync
 
 _NOT_MINE = "this user may not: give it to the one that driftline runs as, or run as the one whose it is"
@@ -37,6 +39,22 @@ def remedy_for(error: BaseException, otherwise: str) -> str:
     """
     said = str(error)
     return next((what for code, what in REFUSALS.items() if os.strerror(code) in said), otherwise)
+
+
+def make_folder(out: Path) -> None:
+    """Makes a folder for results, before the work that they take.
+
+    Raises:
+        InputError: it can't be made, or nothing can be written there.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        raise InputError(
+            f"{out}: can't be made or written: {error.strerror}; expected a folder for results, choose another one"
+        ) from None
 
 
 def try_lock(file: IO[Any]) -> bool:

@@ -104,9 +104,10 @@ def replay(
 
     Example: `driftline replay --events events.parquet --items items.parquet --out out/mine --arms ranker,ease_recent`
     """
+    from driftline.stream.durable import make_folder
     from driftline.stream.replay.run import replay as run
     from driftline.stream.replay.sessions import PROTOCOLS
-    from driftline.stream.replay.source import Options, make_folder
+    from driftline.stream.replay.source import Options
 
     if candidates not in ("seen", "items"):
         raise typer.BadParameter(f"got {candidates!r}; expected seen or items", param_hint="--candidates")

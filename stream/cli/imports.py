@@ -49,8 +49,8 @@ def import_files(
     from driftline.stream.convert.guess import EVENTS, ITEMS
     from driftline.stream.convert.run import Plan, titles_of, write_events, write_items
     from driftline.stream.convert.words import below_zero, check_value, reading_of, write_config
+    from driftline.stream.durable import make_folder
     from driftline.stream.events.ids import Join
-    from driftline.stream.replay.source import make_folder
 
     settings = settings_of(config)
     event_files, item_files = told.events(settings), told.items(settings)

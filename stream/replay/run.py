@@ -29,6 +29,7 @@ from driftline.graph.arrays import Int64
 from driftline.llm.profile import read_header
 from driftline.llm.prompts import load_prompts
 from driftline.stream.convert.words import unset_actions
+from driftline.stream.durable import make_folder
 from driftline.stream.learn.learner import learning_sha256
 from driftline.stream.ops.revision import code_sha256, git_revision
 from driftline.stream.process.processor import Processor, Record
@@ -46,7 +47,7 @@ from driftline.stream.replay.protocol import run
 from driftline.stream.replay.registry import SIMPLE, build_arm, default_arms
 from driftline.stream.replay.report import write_report
 from driftline.stream.replay.results import Saved, arm_path, load, save
-from driftline.stream.replay.source import Input, Options, make_folder, read
+from driftline.stream.replay.source import Input, Options, read
 from driftline.stream.state.store import MemoryStore, state_sha256
 
 LOG = logging.getLogger(__name__)

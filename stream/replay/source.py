@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -190,19 +189,3 @@ def _warn_of_items(options: Options, columns: Columns, items: Mapping[str, Item]
     rows = np.bincount(codes, minlength=len(names)).tolist()
     if problem := Join.of(dict(zip(names, rows, strict=True)), items).problem():
         LOG.warning("%s", problem)
-
-
-def make_folder(out: Path) -> None:
-    """Makes the folder of the results, before the work that they take.
-
-    Raises:
-        InputError: it can't be made, or nothing can be written there.
-    """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out):
-            pass
-    except OSError as error:
-        raise InputError(
-            f"{out}: can't be made or written: {error.strerror}; expected a folder for results, choose another --out"
-        ) from error

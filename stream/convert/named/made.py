@@ -17,6 +17,7 @@ from driftline.stream.convert.guess import EVENTS, ITEMS, Kind
 from driftline.stream.convert.rows import schema_of
 from driftline.stream.convert.run import parquet_file
 from driftline.stream.convert.words import write_config
+from driftline.stream.durable import make_folder
 from driftline.stream.events.checks import Problem, check_column
 from driftline.stream.events.schema import MAX_ID_BYTES
 from driftline.stream.events.sort import in_order
@@ -93,14 +94,11 @@ def write_made(made: Made, out: Path, **packed: Any) -> list[Path]:
         packed: goes to the Parquet writer.
 
     Raises:
-        InputError: there is no event.
+        InputError: there is no event, or no folder to write to.
     """
     if not len(made.events):
         raise InputError("; ".join([f"no event was found for {out}, expected at least one", *made.notes]))
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{out}: can't be made: {error.strerror}; expected a folder for the files") from None
+    make_folder(out)
     files = [out / "events.parquet"]
     _write(in_order(made.events, "timestamp_ms"), EVENTS, files[0], **packed)
     for name, events in made.others.items():

@@ -327,9 +327,13 @@ class _Partition:
 
 def _logs(path: Path) -> frozenset[tuple[str, int]]:
     """Names and sizes of what a commit or a flush writes to: each makes one of them longer, or a new one."""
+    found = set()
     with os.scandir(path) as entries:
-        written = (entry for entry in entries if entry.name.endswith(".log") or entry.name.startswith("MANIFEST-"))
-        return frozenset((entry.name, entry.stat().st_size) for entry in written)
+        for entry in entries:
+            if entry.name.endswith(".log") or entry.name.startswith("MANIFEST-"):
+                with suppress(FileNotFoundError):  # deleted since it was listed
+                    found.add((entry.name, entry.stat().st_size))
+    return frozenset(found)
 
 
 def _directories(root: Path, kind: str) -> Iterator[tuple[int, Path, bytes]]:

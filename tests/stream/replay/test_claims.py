@@ -13,6 +13,7 @@ from driftline.configs.errors import InputError
 from driftline.stream.replay.claims import Claim, corrected, published
 
 ROOT = Path(__file__).parents[3]
+LEVEL = re.compile(r" \.(\d{3,4})(?= )")
 LIFT = re.compile(r"(\*\*)?([+-]\d+\.\d)% \[(-?\d+\.\d), (-?\d+\.\d)\](\*\*)?")
 
 
@@ -34,6 +35,27 @@ def test_every_lift_that_is_published_is_a_claim_and_bold_only_where_it_holds_am
     named = lifts(ROOT / "README.md")
     assert len(named) > 10
     assert set(named) <= set(cells)
+
+
+def test_the_levels_beside_a_lift_of_the_readme_are_the_means_that_it_compares() -> None:
+    results, seen = ROOT / "docs" / "results", 0
+    found = {f"{100 * one.lift:+.1f}": one.claim for one in corrected(results, published())}
+    for row in (ROOT / "README.md").read_text().splitlines():
+        levels, lift = LEVEL.findall(row), LIFT.search(row)
+        if not row.startswith("|") or not levels or lift is None or "MRR" in row:
+            continue  # the lift of a row with MRR is of another metric
+        claim = found[lift[2]]
+        compared = next(
+            one
+            for one in orjson.loads((results / f"{claim.file}.json").read_bytes())["comparisons"]
+            if (one["a"], one["b"], one["list"]) == (claim.a, claim.b, claim.list)
+            and claim.metric in ("", one.get("metric", ""))
+        )
+        digits = len(levels[0])
+        means = [f"{compared[mean]:.{digits}f}"[2:] for mean in ("mean_b", "mean_a")]
+        assert levels in (means, means[1:]), row
+        seen += 1
+    assert seen >= 7
 
 
 def test_a_p_at_the_floor_of_its_draws_is_that_of_the_interval_and_others_stay(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from driftline.stream.bundled import EVENTS, ITEMS, PROFILES
 from driftline.stream.events.columns import Columns
 from driftline.stream.events.files import read_columns, read_items
 from driftline.stream.replay.arms import Setup
-from driftline.stream.replay.engine_arms import EnginePass
+from driftline.stream.replay.engine_pass import EnginePass
 from driftline.stream.replay.log import EventLog
 from driftline.stream.replay.protocol import questions
 

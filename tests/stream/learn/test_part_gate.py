@@ -20,7 +20,7 @@ from driftline.stream.generate.write import EVENTS, generate
 from driftline.stream.learn.learner import learning_sha256
 from driftline.stream.ops.doctor import _snapshots
 from driftline.stream.replay.arms import Setup
-from driftline.stream.replay.engine_arms import EnginePass
+from driftline.stream.replay.engine_pass import EnginePass
 from driftline.stream.replay.log import EventLog
 from driftline.stream.replay.protocol import questions
 from driftline.stream.replay.registry import build_arm

@@ -10,7 +10,7 @@ from driftline.stream.bundled import EVENTS
 from driftline.stream.events.files import read_columns
 from driftline.stream.learn.learner import NoProfiles, StreamLearner, group_of
 from driftline.stream.replay.arms import Setup
-from driftline.stream.replay.engine_arms import Share
+from driftline.stream.replay.engine_pass import Share
 from driftline.stream.replay.log import EventLog
 from driftline.stream.replay.protocol import questions
 from driftline.stream.replay.registry import build_arm

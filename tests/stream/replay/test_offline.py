@@ -12,10 +12,11 @@ from driftline.configs.settings import Settings
 from driftline.model.engine import MAIN
 from driftline.stream.bundled import EVENTS, ITEMS
 from driftline.stream.events.files import read_columns
-from driftline.stream.replay import engine_arms
+from driftline.stream.replay import frozen_arms
 from driftline.stream.replay.arms import Setup
 from driftline.stream.replay.audit import AUDITS
-from driftline.stream.replay.engine_arms import EnginePass, RetrainArm, WeeklyFrozenArm, answer
+from driftline.stream.replay.engine_pass import EnginePass, answer
+from driftline.stream.replay.frozen_arms import RetrainArm, WeeklyFrozenArm
 from driftline.stream.replay.log import EventLog
 from driftline.stream.replay.offline import MOST_EPOCHS, PATIENCE, fit, settings_of_pass, until_worse
 from driftline.stream.replay.protocol import questions
@@ -59,7 +60,7 @@ def test_a_pass_that_goes_on_from_week_to_week_equals_one_from_scratch_for_each(
     log = EventLog(read_columns(EVENTS, 2500), SETTINGS.action)
     asked = [(request, arrival) for request, arrival, _ in questions(log)]
     starts = [int(log.group_t_ms[100]), int(log.group_t_ms[125]), int(log.group_t_ms[150])]
-    monkeypatch.setattr(engine_arms, "WEEK_MS", starts[1] - starts[0])
+    monkeypatch.setattr(frozen_arms, "WEEK_MS", starts[1] - starts[0])
     told: list[tuple[str, int, int]] = []
     setup = Setup(log, SETTINGS, say=lambda *step: told.append(step))
     arm = kind(EnginePass(setup, settings_of_pass(SETTINGS, log.groups), share=1.0))

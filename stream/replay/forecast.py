@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from driftline.stream.headway import duration
+from driftline.stream.replay.frozen_arms import RetrainArm, weeks_from
 from driftline.stream.replay.named import PEERS
 from driftline.stream.replay.protocol import scored_groups
 from driftline.stream.replay.source import Input, Options
@@ -13,6 +14,8 @@ ENGINE_S = (0.01, 0.05)
 """A group by arms with a part of the engine, on two cores of a server: single ratings to baskets by default arms."""
 SIMPLE_S = (0.001, 0.003)
 """The same by arms that only count."""
+OFFLINE_S = (0.008, 0.025)
+"""A group of the past in each training of the arm that trains offline before every week."""
 
 
 def forecast(data: Input, random: Mapping[str, bool], options: Options, audit_rows: int) -> str:
@@ -31,6 +34,9 @@ def forecast(data: Input, random: Mapping[str, bool], options: Options, audit_ro
     engine = [name for name, drawn in random.items() if drawn]
     counted = groups * (len(options.seeds) if engine else 1)
     least, most = (counted * (1.25 if audit_rows else 1.0) * seconds for seconds in (ENGINE_S if engine else SIMPLE_S))
+    if RetrainArm.name in random:
+        trainings = len(options.seeds) * weeks_from(data.split_ms, data.log)
+        least, most = (sum_s + trainings * groups * s for sum_s, s in zip((least, most), OFFLINE_S, strict=True))
     took = f"{duration(least)} to {duration(most)}" if most >= 10 else "some seconds"
     kept = ", less what lies in --out already" if options.resume else ""
     peers = "; peers fit models of their own beside that" if PEERS.keys() & random.keys() else ""

@@ -7,9 +7,15 @@ import time
 from driftline.model.engine import MAIN
 from driftline.stream.replay.arms import Arrival, Request, Slate
 from driftline.stream.replay.engine_pass import EngineArm, EnginePass, answer
+from driftline.stream.replay.log import EventLog
 from driftline.stream.replay.offline import before_slice, fit
 
 WEEK_MS = 7 * 86_400_000
+
+
+def weeks_from(t_ms: int, log: EventLog) -> int:
+    """How many weeks of a log begin at a time or later."""
+    return 1 + (int(log.group_t_ms[-1]) - t_ms) // WEEK_MS
 
 
 class FrozenArm(EngineArm):
@@ -73,8 +79,8 @@ class WeeklyFrozenArm:
     def _tell(self) -> None:
         """A training takes longer than anybody waits for a word."""
         setup = self._pass.setup
-        weeks = 1 + (int(setup.log.group_t_ms[-1]) - self._from_ms) // WEEK_MS
-        setup.say(f"{self.name}: weeks", (self._until_ms - self._from_ms) // WEEK_MS, weeks)
+        done = (self._until_ms - self._from_ms) // WEEK_MS
+        setup.say(f"{self.name}: weeks", done, weeks_from(self._from_ms, setup.log))
 
     def _trained(self) -> EnginePass:
         return self._after(len(self._past))

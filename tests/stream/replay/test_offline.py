@@ -16,12 +16,13 @@ from driftline.stream.replay import frozen_arms
 from driftline.stream.replay.arms import Setup
 from driftline.stream.replay.audit import AUDITS
 from driftline.stream.replay.engine_pass import EnginePass, answer
-from driftline.stream.replay.frozen_arms import RetrainArm, WeeklyFrozenArm
+from driftline.stream.replay.forecast import forecast
+from driftline.stream.replay.frozen_arms import RetrainArm, WeeklyFrozenArm, weeks_from
 from driftline.stream.replay.log import EventLog
 from driftline.stream.replay.offline import MOST_EPOCHS, PATIENCE, fit, settings_of_pass, until_worse
 from driftline.stream.replay.protocol import questions
 from driftline.stream.replay.run import replay
-from driftline.stream.replay.source import Options
+from driftline.stream.replay.source import Options, read
 
 SETTINGS = Settings.model_validate(
     {"model": {"dim": 16, "max_len": 30}, "ranker": {"hidden": 8, "members": 1}, "graph": {"weights": "off"}}
@@ -98,3 +99,12 @@ def test_retraining_knows_nothing_of_what_comes_is_charged_and_is_another_arm_th
     assert min(offline["train_cpu_s"], weekly["train_cpu_s"]) > 0
     assert offline["note"].startswith("trained 1 times from scratch; epochs of HSTU and ranker: ")
     assert offline["overall"]["mrr"] != weekly["overall"]["mrr"]
+
+
+def test_what_is_said_before_the_first_group_counts_the_trainings_of_all_weeks(tmp_path: Path) -> None:
+    options = Options(EVENTS, tmp_path, None, ("retrain",), 0.85)
+    data = read(options, Settings())
+    weeks = weeks_from(data.split_ms, data.log)
+    assert weeks == 5
+    assert "As a rule 4 min to 20 min in all" in forecast(data, {"incremental": True}, options, 0)
+    assert "As a rule 20 min to 69 min in all" in forecast(data, {"incremental": True, "retrain": True}, options, 0)

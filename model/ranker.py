@@ -66,7 +66,7 @@ class Example:
     own: NDArray[np.bool_]
 
     def __deepcopy__(self, memo: dict[int, object]) -> Example:
-        """Itself: nobody changes an example, and a log of them is most of what a ranker holds."""
+        """Itself: examples are replaced, never changed, and a log of them is most of what a ranker holds."""
         return self
 
 

@@ -9,35 +9,13 @@ from typing import Any, Protocol
 
 from driftline.configs.settings import Broker
 from driftline.serving.asking import Asking
+from driftline.serving.lull import Lull, look
 from driftline.serving.partitions import take_in_added
 
 LOG = logging.getLogger(__name__)
 _PAUSES_S = 0.1, 0.5
 _ASK_S = 5.0
 """How often the broker is asked whether it is still there: reading alone does not tell."""
-
-
-class Lull:
-    """How long to wait before the next look at what has nothing new: a tenth of how long nothing has come.
-
-    A broker that answers an empty fetch at once, as the embedded one does, makes each look a request and an answer.
-
-    Args:
-        shortest_s, longest_s: of a wait.
-    """
-
-    def __init__(self, shortest_s: float, longest_s: float) -> None:
-        self._shortest_s, self._longest_s = shortest_s, longest_s
-        self.end()
-
-    def end(self) -> None:
-        """Something has come."""
-        self._since_s = time.monotonic()
-
-    @property
-    def wait_s(self) -> float:
-        """From here to the next look."""
-        return min(max(self._shortest_s, (time.monotonic() - self._since_s) / 10), self._longest_s)
 
 
 class Reader(Protocol):
@@ -100,8 +78,8 @@ class Follower(Asking):
     def _read_on(self, consumer: Any, ends: dict[Any, int]) -> None:
         batch: dict[Any, list[Any]] = {}
         asked_s, lull = time.monotonic(), Lull(*_PAUSES_S)
-        while not self._stop.wait(0 if batch else lull.wait_s):
-            batch = consumer.poll(timeout_ms=0, max_records=2000)  # a time limit would keep a core busy asking
+        while not self._stop.wait(0 if batch else lull.wait_s()):
+            batch = look(consumer, 2000)
             if batch:
                 lull.end()
             for records in batch.values():

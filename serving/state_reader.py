@@ -14,8 +14,10 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -68,7 +70,7 @@ class StoredUser:
 
 
 class StateReader:
-    """Read-only view of the state directories under one root, never more than about a poll old.
+    """Read-only view of the state directories under one root, never more than about two polls old.
 
     Args:
         root: holds `partition-P` directories; need not exist yet.
@@ -93,7 +95,8 @@ class StateReader:
         self._layout_ns = -1
         self._open: dict[int, _Partition] = {}
         self._names: dict[int, str] = {}
-        self._complaint = ""
+        self._complaints: set[str] = set()
+        """What was wrong in the round before: it is logged when it begins."""
         self._stop = threading.Event()
         self.changed = threading.Condition()
         """Notified after every catch-up that brought something new."""
@@ -164,35 +167,43 @@ class StateReader:
 
     def catch_up(self) -> bool:
         """Opens directories that appeared, reads on in the others. Returns whether anything is new."""
+        complaints = set[str]()
         try:
             self._read_layout()
             present = {number: (path, identity) for number, path, identity in _directories(self._root, "partition")}
         except OSError as error:
-            self._complain(f"state.root {self._root} can't be read: {error!r}; what was read last stays")
+            self._complain({f"state.root {self._root} can't be read: {error!r}; what was read last stays"})
             return False
-        self._complaint = ""
         new = False
         for number in self._open.keys() - present.keys():
             del self._open[number]
             new = True
         for number, (path, identity) in present.items():
             held = self._open.get(number)
+            if held is not None and held.identity != identity:
+                held = None
             try:
-                if held is not None and held.identity == identity:
+                if held is not None:
                     new |= held.catch_up()
                     if not held.overtaken:
                         continue
             except Exception as error:  # noqa: BLE001 - rocksdict raises bare Exception
                 LOG.info("state directory %s is opened again: %s", path, error)
+                held = None  # what it was may have been put back to an earlier one
+            key = f"m:offset:{self._topic}:{number}".encode()
+            scratch = self._folder.path / f"{number}-{time.monotonic_ns()}"
             try:
-                key = f"m:offset:{self._topic}:{number}".encode()
-                scratch = self._folder.path / f"{number}-{time.monotonic_ns()}"
-                self._open[number] = _Partition(path, identity, scratch, key)
-                new = True
+                opened = _Partition(path, identity, scratch, key, held)
             except Exception as error:  # noqa: BLE001 - as above; what was read last stays until the next poll
+                shutil.rmtree(scratch, ignore_errors=True)
                 if isinstance(error, StateError) or "orruption" in str(error):
-                    self._complain(f"state directory {path} can't be read: {error}")
+                    complaints.add(f"state directory {path} can't be read: {error}")
                 LOG.debug("state directory %s can't be read yet: %s", path, error)
+                if held is not None:
+                    held.wait()
+                continue
+            self._open[number], new = opened, True
+        self._complain(complaints)
         return new
 
     def _read_layout(self) -> None:
@@ -213,7 +224,7 @@ class StateReader:
             try:
                 new = self.catch_up()
             except Exception as error:  # noqa: BLE001 - a reader that stands still would serve an old state for ever
-                self._complain(f"catching up with the state under {self._root} failed: {error!r}")
+                self._complain({f"catching up with the state under {self._root} failed: {error!r}"})
                 continue
             if new:
                 with self.changed:
@@ -221,11 +232,11 @@ class StateReader:
         with self.changed:
             self.changed.notify_all()
 
-    def _complain(self, complaint: str) -> None:
+    def _complain(self, complaints: set[str]) -> None:
         """Logs what is wrong once, not at every poll."""
-        if complaint != self._complaint:
+        for complaint in complaints - self._complaints:
             LOG.warning("%s", complaint)
-        self._complaint = complaint
+        self._complaints = complaints
 
     def _item_stores(self) -> Iterator[_Partition]:
         """The stores of item rows, which exist beside several partitions; opened for one scan, never followed."""
@@ -259,14 +270,21 @@ class StateReader:
 class _Partition:
     """One open secondary; readers that hold it when it is replaced go on with it. Closes when nobody does."""
 
-    def __init__(self, path: Path, identity: bytes, scratch: Path, offset_key: bytes) -> None:
+    def __init__(
+        self, path: Path, identity: bytes, scratch: Path, offset_key: bytes, before: _Partition | None = None
+    ) -> None:
+        """`before` is the one of the same directory that this one is to replace; it must not show less."""
         self.identity, self.offset_key = identity, offset_key
         """IDENTITY of the directory that was opened."""
-        self._path, self._logs = path, _logs(path)
+        self._path, self._logs, self._stands = path, _logs(path), False
         self._opened_log = self._newest_log[0]
         self._db = open_beside(path, scratch)
         self._sequence = int(self._db.latest_sequence_number())
-        self.opened_s = self._asked_s = time.monotonic()
+        if before is not None and self._sequence < before._sequence:
+            raise OSError(f"it was read up to {self._sequence}, and before up to {before._sequence}")
+        self._asked_s = self._again_s = time.monotonic()
+        self.opened_s: float = self._asked_s if before is None else before.opened_s
+        weakref.finalize(self, shutil.rmtree, scratch, ignore_errors=True).atexit = False
 
     def get(self, keys: list[bytes]) -> list[bytes | None]:
         """The values of some keys at one point of the log.
@@ -303,7 +321,8 @@ class _Partition:
     def catch_up(self) -> bool:
         """Reads what the writer committed since; whether there was anything."""
         logs, now_s = _logs(self._path), time.monotonic()  # before: what is written meanwhile is for the next time
-        if logs == self._logs and now_s - self._asked_s < _ANYWAY_S:
+        self._stands = logs == self._logs
+        if self._stands and now_s - self._asked_s < _ANYWAY_S:
             return False
         self._db.try_catch_up_with_primary()
         self._logs, self._asked_s = logs, now_s
@@ -314,14 +333,19 @@ class _Partition:
     def overtaken(self) -> bool:
         """Whether it may have to be opened anew to show all: RocksDB shows a secondary what is no newer than the last
         record that it read from a log, and the writer may have moved newer rows to a table before they were read. The
-        next record shows them, too; until there is one, the log that was begun then is empty."""
+        next record shows them, too; until there is one, the log that was begun then is empty. So it is also between
+        two records of a writer that is busy: only one that is as it was at the poll before counts."""
         number, size = self._newest_log
-        return size == 0 and number != self._opened_log
+        return self._stands and size == 0 and number != self._opened_log and time.monotonic() >= self._again_s
+
+    def wait(self) -> None:
+        """It could not be opened anew; not to be tried at every poll."""
+        self._again_s = time.monotonic() + _ANYWAY_S
 
     @property
     def _newest_log(self) -> tuple[int, int]:
         """Number and size of the log that the writer appends to; -1, 0 where there is none."""
-        logs = ((int(name[:-4]), size) for name, size in self._logs if name.endswith(".log"))
+        logs = ((int(name[:-4]), size) for name, size in self._logs if name[:-4].isdigit())
         return max(logs, default=(-1, 0))
 
 
@@ -330,8 +354,8 @@ def _logs(path: Path) -> frozenset[tuple[str, int]]:
     found = set()
     with os.scandir(path) as entries:
         for entry in entries:
-            if entry.name.endswith(".log") or entry.name.startswith("MANIFEST-"):
-                with suppress(FileNotFoundError):  # deleted since it was listed
+            if (entry.name.endswith(".log") and entry.name[:-4].isdigit()) or entry.name.startswith("MANIFEST-"):
+                with suppress(OSError):  # deleted since it was listed
                     found.add((entry.name, entry.stat().st_size))
     return frozenset(found)
 

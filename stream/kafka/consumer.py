@@ -32,7 +32,7 @@ from faust.types.tuples import ConsumerMessage
 
 from driftline.configs.security import READ_COMMITTED, ssl_context
 from driftline.configs.settings import Broker
-from driftline.serving.follower import Lull
+from driftline.serving.lull import Lull
 from driftline.stream.exits import end_process
 from driftline.stream.kafka.followed import note_where_reads_follow_on
 
@@ -62,7 +62,7 @@ def calm(consumer: AIOKafkaConsumer) -> AIOKafkaConsumer:
             if any(part[-1] for _, parts in answer.topics for part in parts):
                 lull.end()
             else:
-                await asyncio.sleep(lull.wait_s - (time.monotonic() - started))
+                await asyncio.sleep(lull.wait_s() - (time.monotonic() - started))
         return answer
 
     consumer._client.send = sent

@@ -13,8 +13,8 @@ from kafka.errors import KafkaError, OffsetOutOfRangeError
 from driftline.configs.errors import BrokerError
 from driftline.configs.security import READ_COMMITTED, bootstrap_ms, consumer_options
 from driftline.configs.settings import Broker
-from driftline.serving.follower import Lull
 from driftline.serving.header_names import escape_header_names
+from driftline.serving.lull import Lull, look
 from driftline.stream.kafka.broker import check_reachable
 
 AT_ONCE = 2000
@@ -61,26 +61,27 @@ def consumer(
 def polled(
     reader: Any, timeout_ms: int, max_records: int | None = None, lull: Lull | None = None
 ) -> dict[TopicPartition, list[Any]]:
-    """What came within a time, or a pause more, at once when something is there.
-
-    `poll` with a time limit asks again and again for as long: a broker that answers an empty fetch at once, as the
-    embedded one does, would keep a core busy with it.
+    """What came within a time, at once when something is there. `poll` with a time limit would ask all the time.
 
     Args:
-        lull: of a reader that reads on and on; None = it looks as often as at first.
+        lull: of who follows a topic and asks again: the longer nothing comes the rarer are looks, and one pause may go
+            past the time; None = looks are as frequent as at first, and the last one is at the end of the time.
     """
     deadline = time.monotonic() + timeout_ms / 1000
     while True:
-        batch: dict[TopicPartition, list[Any]] = reader.poll(timeout_ms=0, max_records=max_records)
+        once = lull is None or not timeout_ms
+        batch = reader.poll(timeout_ms=0, max_records=max_records) if once else look(reader, max_records)
         if batch and lull is not None:
             lull.end()
         if batch or time.monotonic() >= deadline:
             return batch
-        time.sleep(PAUSE_S if lull is None else lull.wait_s)
+        time.sleep(PAUSE_S if lull is None else lull.wait_s())
+        if lull is not None and time.monotonic() >= deadline:
+            return batch  # whoever asks again looks at once
 
 
-def reads_on() -> Lull:
-    """For `polled` by who follows a topic."""
+def of_a_follower() -> Lull:
+    """The pauses of who follows a topic, for `polled`."""
     return Lull(PAUSE_S, LONGEST_PAUSE_S)
 
 

@@ -23,7 +23,7 @@ from driftline.configs.logs import log_to_stderr
 from driftline.configs.settings import Settings
 from driftline.configs.signals import stop_on_signals
 from driftline.llm.encoder import TextEncoder
-from driftline.serving.follower import Lull
+from driftline.serving.lull import Lull
 from driftline.serving.partitions import take_in_added
 from driftline.stream.events.produce import outlet
 from driftline.stream.events.records import Record, record_of
@@ -31,7 +31,7 @@ from driftline.stream.events.topics import partitions_of
 from driftline.stream.headway import Headway, Rate
 from driftline.stream.kafka.identity import Identities
 from driftline.stream.kafka.quiet import quiet_clients
-from driftline.stream.kafka.reading import consumer, places, polled, reads_on
+from driftline.stream.kafka.reading import consumer, of_a_follower, places, polled
 from driftline.stream.learn.checkpoint import locked
 from driftline.stream.learn.merge import Merge
 from driftline.stream.learn.trainer import TEXTS_AT_ONCE, Trainer
@@ -129,7 +129,7 @@ def _run(trainer: Trainer, bootstrap: str, until_caught_up: bool, stopping: Call
         if stopping():
             return False
         gc.freeze()  # a full collection over all that is there by now would hold up learning for a fifth of a second
-        merge, lull = Merge(range(trainer.partitions), trainer.learner.processor.validated), reads_on()
+        merge, lull = Merge(range(trainer.partitions), trainer.learner.processor.validated), of_a_follower()
         backlog = Backlog(trainer)
         while not stopping():
             backlog.look()

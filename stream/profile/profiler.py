@@ -31,12 +31,12 @@ from driftline.llm.encoder import TextEncoder
 from driftline.llm.generator import ProfileGenerator
 from driftline.llm.refresh import RequestQueue
 from driftline.llm.request import CatalogueItem, ProfileRequest, read_request
-from driftline.serving.follower import Lull
+from driftline.serving.lull import Lull
 from driftline.serving.partitions import LastWords, take_in_added
 from driftline.stream.events.produce import outlet
 from driftline.stream.events.records import EVERYWHERE, Outgoing
 from driftline.stream.events.schema import InvalidEvent, item_of
-from driftline.stream.kafka.reading import consumer, places, polled, reads_on
+from driftline.stream.kafka.reading import consumer, of_a_follower, places, polled
 from driftline.stream.ops.metrics import ProfilerMetrics
 
 LOG = logging.getLogger(__name__)
@@ -204,7 +204,7 @@ def _run(profiler: Profiler, bootstrap: str, until_caught_up: bool, stopping: St
             ends = reader.end_offsets(everything)
             while any(reader.position(place) < ends[place] for place in everything) and not stopping():
                 _poll(reader, profiler, take, words, 200)
-        looked_s, lull = time.monotonic(), reads_on()
+        looked_s, lull = time.monotonic(), of_a_follower()
         while not stopping():
             if time.monotonic() - looked_s > TOPICS_S:
                 looked_s = time.monotonic()

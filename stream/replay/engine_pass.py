@@ -126,7 +126,7 @@ class EnginePass:
             self.clocks.asked = False
 
     def copied(self) -> EnginePass:
-        """The same from here on, with nothing in common but the set-up."""
+        """The same from here on, with nothing in common but the set-up and what items say."""
         return copy.deepcopy(self, {id(self.setup): self.setup})
 
     def state_sha256(self) -> str:

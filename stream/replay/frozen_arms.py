@@ -68,6 +68,8 @@ class WeeklyFrozenArm:
         """Trains anew when a new week has begun."""
         if self._current is None or request.t_ms >= self._until_ms:
             before = time.process_time()
+            self._current = None  # or two old ones would be there while the next one is trained
+            self._tell()
             self._current = self._trained()
             self._current.learner.freeze()
             while self._until_ms <= request.t_ms:
@@ -77,7 +79,7 @@ class WeeklyFrozenArm:
         return answer(self._current, request, MAIN)
 
     def _tell(self) -> None:
-        """A training takes longer than anybody waits for a word."""
+        """How many weeks are done: a training takes longer than anybody waits for a word."""
         setup = self._pass.setup
         done = (self._until_ms - self._from_ms) // WEEK_MS
         setup.say(f"{self.name}: weeks", done, weeks_from(self._from_ms, setup.log))
@@ -118,4 +120,4 @@ class RetrainArm(WeeklyFrozenArm):
     def note(self) -> str:
         """How long it trained; in reports of before the name was that of `weekly_frozen`."""
         of = ", ".join(f"{one.get('hstu', 0)} and {one['ranker']}" for one in self._epochs)
-        return f"trained {len(self._epochs)} times from scratch; epochs of HSTU and ranker: {of}" if of else ""
+        return f"HSTU and ranker trained {len(self._epochs)} times from scratch; their epochs: {of}" if of else ""

@@ -175,6 +175,10 @@ class ItemTexts:
     def __init__(self, vectors: Mapping[str, Float32]) -> None:
         self._vectors = vectors
 
+    def __deepcopy__(self, memo: dict[int, object]) -> ItemTexts:
+        """Itself: what items say is one table of the whole replay."""
+        return self
+
     def at(self, item_id: str, now_ms: int) -> Float32 | None:
         """See Artefact: an items file says of each item what holds from its first event on."""
         return self._vectors.get(item_id)
@@ -190,6 +194,10 @@ class ItemLabels:
 
     def __init__(self, items: Mapping[str, Item]) -> None:
         self._items = items
+
+    def __deepcopy__(self, memo: dict[int, object]) -> ItemLabels:
+        """See ItemTexts."""
+        return self
 
     def at(self, item_id: str, now_ms: int) -> Labelled | None:
         """See ItemTexts; None = the items file has no such item, or none that says anything."""

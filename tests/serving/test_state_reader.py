@@ -180,6 +180,70 @@ def test_a_state_that_nobody_writes_to_is_asked_once_in_a_while(tmp_path, monkey
     store.close()
 
 
+def overtake(store, reader, folder, events):
+    """A commit that a flush moves to a table before the reader looks."""
+    put(store, "a", events=events)
+    store.keep(folder)
+    reader.catch_up()
+
+
+def test_a_state_that_is_opened_anew_is_as_old_as_it_was(tmp_path):
+    store = RocksStore(partition_path(tmp_path, 0))
+    put(store, "a")
+    with StateReader(tmp_path, poll_ms=10**6) as reader:
+        held = reader._open[0]
+        time.sleep(0.2)
+        overtake(store, reader, tmp_path / "kept", 2)
+        assert reader.user("a").version == 1
+        reader.catch_up()  # nothing has been written since
+        assert reader._open[0] is not held
+        assert reader.user("a").version == 2
+        assert reader.age_ms() >= 200
+        folders = list(reader._folder.path.iterdir())
+        del held
+        assert len(folders) - len(list(reader._folder.path.iterdir())) == 1
+    store.close()
+
+
+def test_a_state_that_cant_be_opened_anew_stays_and_is_tried_once_in_a_while(tmp_path, monkeypatch, caplog):
+    store = RocksStore(partition_path(tmp_path, 0))
+    put(store, "a")
+    tried = []
+
+    def refuse(path, scratch):
+        tried.append(path)
+        scratch.mkdir()
+        raise module.StateError("no")
+
+    with StateReader(tmp_path, poll_ms=10**6) as reader:
+        monkeypatch.setattr(module, "open_beside", refuse)
+        overtake(store, reader, tmp_path / "kept", 2)
+        for _ in range(20):
+            reader.catch_up()
+        assert len(tried) == 1
+        assert reader.user("a").version == 1
+        assert caplog.text.count("can't be read: no") == 1
+        assert len(list(reader._folder.path.glob("0-*"))) == 1
+        monkeypatch.undo()
+        monkeypatch.setattr(module, "_ANYWAY_S", 0.0)
+        reader._open[0].wait()
+        reader.catch_up()
+        assert reader.user("a").version == 2
+    store.close()
+
+
+def test_other_files_in_a_directory_are_no_logs(tmp_path):
+    store = RocksStore(partition_path(tmp_path, 0))
+    put(store, "a")
+    for name in ("worker.log", "x.log", ".log"):
+        (partition_path(tmp_path, 0) / name).write_text("hello")
+    with StateReader(tmp_path, poll_ms=5) as reader:
+        assert reader.user("a").version == 1
+        put(store, "a", events=2)
+        wait_for(lambda: reader.user("a").version == 2)
+    store.close()
+
+
 def test_a_row_and_its_offset_are_always_of_one_commit(tmp_path, reader):
     store = RocksStore(partition_path(tmp_path / "state", 0), sync=False)
     stop = threading.Event()

@@ -505,7 +505,7 @@ class Serving(Section):
     max_watchers: int = Field(
         64, ge=1, le=4096, description="open WatchUserState streams, each holds a thread; as many may watch health"
     )
-    state_poll_ms: int = Field(50, ge=1, description="how often the reader catches up with the state's writer")
+    state_poll_ms: int = Field(50, ge=1, description="how often the reader looks for commits of the state's writer")
     cache_users: int = Field(2048, ge=0, description="users whose last slate is kept")
     cache_ms: int = Field(1000, ge=0, description="request times this close may share a slate; 0 = only equal ones")
     sequence_cache_mb: int = Field(

@@ -187,6 +187,9 @@ class StateReader:
                     new |= held.catch_up()
                     if not held.overtaken:
                         continue
+                    if held.waits:
+                        complaints |= held.complaints
+                        continue
             except Exception as error:  # noqa: BLE001 - rocksdict raises bare Exception
                 LOG.info("state directory %s is opened again: %s", path, error)
                 held = None  # what it was may have been put back to an earlier one
@@ -196,11 +199,12 @@ class StateReader:
                 opened = _Partition(path, identity, scratch, key, held)
             except Exception as error:  # noqa: BLE001 - as above; what was read last stays until the next poll
                 shutil.rmtree(scratch, ignore_errors=True)
-                if isinstance(error, StateError) or "orruption" in str(error):
-                    complaints.add(f"state directory {path} can't be read: {error}")
+                damaged = isinstance(error, StateError) or "orruption" in str(error)
+                said = {f"state directory {path} can't be read: {error}"} if damaged else set()
+                complaints |= said
                 LOG.debug("state directory %s can't be read yet: %s", path, error)
                 if held is not None:
-                    held.wait()
+                    held.wait(said)
                 continue
             self._open[number], new = opened, True
         self._complain(complaints)
@@ -283,6 +287,7 @@ class _Partition:
         if before is not None and self._sequence < before._sequence:
             raise OSError(f"it was read up to {self._sequence}, and before up to {before._sequence}")
         self._asked_s = self._again_s = time.monotonic()
+        self.complaints: set[str] = set()
         self.opened_s: float = self._asked_s if before is None else before.opened_s
         weakref.finalize(self, shutil.rmtree, scratch, ignore_errors=True).atexit = False
 
@@ -336,11 +341,16 @@ class _Partition:
         next record shows them, too; until there is one, the log that was begun then is empty. So it is also between
         two records of a writer that is busy: only one that is as it was at the poll before counts."""
         number, size = self._newest_log
-        return self._stands and size == 0 and number != self._opened_log and time.monotonic() >= self._again_s
+        return self._stands and size == 0 and number != self._opened_log
 
-    def wait(self) -> None:
-        """It could not be opened anew; not to be tried at every poll."""
-        self._again_s = time.monotonic() + _ANYWAY_S
+    def wait(self, complaints: set[str]) -> None:
+        """It could not be opened anew, which is not to be tried at every poll."""
+        self._again_s, self.complaints = time.monotonic() + _ANYWAY_S, complaints
+
+    @property
+    def waits(self) -> bool:
+        """Whether it could not be opened anew a moment ago, of which `complaints` tell."""
+        return time.monotonic() < self._again_s
 
     @property
     def _newest_log(self) -> tuple[int, int]:

@@ -224,9 +224,13 @@ def test_a_state_that_cant_be_opened_anew_stays_and_is_tried_once_in_a_while(tmp
         assert reader.user("a").version == 1
         assert caplog.text.count("can't be read: no") == 1
         assert len(list(reader._folder.path.glob("0-*"))) == 1
+        reader._open[0]._again_s = 0.0  # a second later
+        for _ in range(20):
+            reader.catch_up()
+        assert len(tried) == 2
+        assert caplog.text.count("can't be read: no") == 1
         monkeypatch.undo()
-        monkeypatch.setattr(module, "_ANYWAY_S", 0.0)
-        reader._open[0].wait()
+        reader._open[0]._again_s = 0.0
         reader.catch_up()
         assert reader.user("a").version == 2
     store.close()

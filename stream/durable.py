@@ -53,7 +53,7 @@ def make_folder(out: Path) -> None:
             pass
     except OSError as error:
         raise InputError(
-            f"{out}: can't be made or written: {error.strerror}; expected a folder for results, choose another one"
+            f"{out}: can't be made or written: {error.strerror}; expected a folder for results, choose another --out"
         ) from None
 
 

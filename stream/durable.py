@@ -41,8 +41,11 @@ def remedy_for(error: BaseException, otherwise: str) -> str:
     return next((what for code, what in REFUSALS.items() if os.strerror(code) in said), otherwise)
 
 
-def make_folder(out: Path) -> None:
+def make_folder(out: Path, called: str = "--out") -> None:
     """Makes a folder for results, before the work that they take.
+
+    Args:
+        called: what the user gave it as.
 
     Raises:
         InputError: it can't be made, or nothing can be written there.
@@ -53,7 +56,7 @@ def make_folder(out: Path) -> None:
             pass
     except OSError as error:
         raise InputError(
-            f"{out}: can't be made or written: {error.strerror}; expected a folder for results, choose another --out"
+            f"{out}: can't be made or written: {error.strerror}; expected a folder for results, choose another {called}"
         ) from None
 
 

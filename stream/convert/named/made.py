@@ -98,7 +98,7 @@ def write_made(made: Made, out: Path, **packed: Any) -> list[Path]:
     """
     if not len(made.events):
         raise InputError("; ".join([f"no event was found for {out}, expected at least one", *made.notes]))
-    make_folder(out)
+    make_folder(out, "OUT")
     files = [out / "events.parquet"]
     _write(in_order(made.events, "timestamp_ms"), EVENTS, files[0], **packed)
     for name, events in made.others.items():

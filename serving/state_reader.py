@@ -194,7 +194,7 @@ class StateReader:
                 LOG.info("state directory %s is opened again: %s", path, error)
                 held = None  # what it was may have been put back to an earlier one
             key = f"m:offset:{self._topic}:{number}".encode()
-            scratch = self._folder.path / f"{number}-{time.monotonic_ns()}"
+            scratch = self._scratch(str(number))
             try:
                 opened = _Partition(path, identity, scratch, key, held)
             except Exception as error:  # noqa: BLE001 - as above; what was read last stays until the next poll
@@ -209,6 +209,10 @@ class StateReader:
             self._open[number], new = opened, True
         self._complain(complaints)
         return new
+
+    def _scratch(self, name: str) -> Path:
+        """A folder for one secondary alone, which is deleted with it."""
+        return self._folder.path / f"{name}-{time.monotonic_ns()}"
 
     def _read_layout(self) -> None:
         """The number of partitions that the state was made with, which is the topic's, whatever the settings say."""
@@ -251,7 +255,7 @@ class StateReader:
             return
         for number, path, identity in found:
             try:
-                yield _Partition(path, identity, self._folder.path / f"items-{number}", b"")
+                yield _Partition(path, identity, self._scratch(f"items-{number}"), b"")
             except Exception as error:  # noqa: BLE001 - rocksdict raises bare Exception
                 LOG.info("item store %s can't be read: %s", path, error)
 

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 
 from driftline.configs.errors import SnapshotError
-from driftline.configs.load import MODEL_SECTIONS
 from driftline.configs.settings import Settings
 from driftline.graph.arrays import Float32, Int32
 from driftline.graph.sparse import best_rows
@@ -27,7 +26,7 @@ from driftline.model.recall import Pool, nearest
 from driftline.serving.arrays import unpack_strings
 from driftline.serving.models import BuildScorer
 from driftline.serving.scorer import OVERALL, ScoredCandidates, Scorer
-from driftline.serving.snapshot import PARTS, Snapshot, fits
+from driftline.serving.snapshot import PARTS, Snapshot, misfit
 
 _TEXT_WEIGHT = 0.1
 """Of the text's cosine beside the basket cosine: it decides where few baskets speak."""
@@ -158,10 +157,10 @@ def engine_builder(settings: Settings, on_forget: list[Callable[[str], None]] | 
         on_forget.append(forget)
 
     def build(snapshot: Snapshot) -> Scorer:
-        if not fits(snapshot.meta, settings):
+        if which := misfit(snapshot.meta, settings):
             raise SnapshotError(
-                f"snapshot {snapshot.version} was trained with other settings than this process has: the sections "
-                f"{', '.join(MODEL_SECTIONS)} must be equal. Start trainer and serve with the same --config; after a "
+                f"snapshot {snapshot.version} was trained with other settings than this process has: {which}. "
+                "Start trainer and serve with the same --config; after a "
                 "release that changed a preset (CHANGELOG.md) set it back, or wait for a snapshot of the new trainer."
             )
         torch.set_num_threads(1)

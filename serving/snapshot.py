@@ -23,7 +23,7 @@ import numpy as np
 import orjson
 
 from driftline.configs.errors import SnapshotError
-from driftline.configs.load import MODEL_SECTIONS, sections_sha256
+from driftline.configs.load import MODEL_SECTIONS, differences, sections_of, sections_sha256
 from driftline.configs.settings import Settings
 from driftline.serving.arrays import Array
 from driftline.serving.delta import Verified, open_parts
@@ -43,6 +43,8 @@ GATE = "gate"
 """Key of `Meta.extra`: what each part is worth and whether it is on, as `driftline.model.standing.Standing` tells."""
 SETTINGS = "settings"
 """Key of `Meta.extra`: hash of the sections that the model is rebuilt with."""
+KEYS = "settings_keys"
+"""Key of `Meta.extra`: what that is a hash of, by dotted key, to say which of them differ."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +81,17 @@ class Snapshot:
     parts: dict[str, dict[str, Array]]
 
 
-def fits(meta: Meta, settings: Settings) -> bool:
-    """Whether a snapshot was trained with the settings that a model is rebuilt with; True where it does not say."""
-    return meta.extra.get(SETTINGS) in (None, sections_sha256(settings, MODEL_SECTIONS))
+def model_settings(settings: Settings) -> dict[str, Any]:
+    """What `Meta.extra` says of the settings that a model is rebuilt with."""
+    return {SETTINGS: sections_sha256(settings, MODEL_SECTIONS), KEYS: sections_of(settings, MODEL_SECTIONS)}
+
+
+def misfit(meta: Meta, settings: Settings) -> str:
+    """Which settings a model is rebuilt with are not those that trained it, in words; "" = none, or it does not say."""
+    if meta.extra.get(SETTINGS) in (None, sections_sha256(settings, MODEL_SECTIONS)):
+        return ""
+    said = differences(meta.extra.get(KEYS, {}), sections_of(settings, MODEL_SECTIONS)) if KEYS in meta.extra else ""
+    return said or f"something in the sections {', '.join(MODEL_SECTIONS)}"
 
 
 @dataclass(frozen=True, slots=True)

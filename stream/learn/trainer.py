@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from driftline.configs.errors import SnapshotError, StateError
-from driftline.configs.load import MODEL_SECTIONS, config_sha256, sections_of, sections_sha256
+from driftline.configs.load import config_sha256, sections_of
 from driftline.configs.settings import Settings
 from driftline.configs.switches import refuse_evaluation
 from driftline.graph.arrays import Float32
@@ -37,7 +37,7 @@ from driftline.model.engine import EngineSlate
 from driftline.model.gate import ndcg
 from driftline.serving.availability import CATALOGUE, Bounds, Place
 from driftline.serving.publisher import BrokenChainError
-from driftline.serving.snapshot import GATE, LEVEL, PARTS, SETTINGS, Meta
+from driftline.serving.snapshot import GATE, LEVEL, PARTS, Meta, model_settings
 from driftline.stream.events.records import dead_letter
 from driftline.stream.events.schema import InvalidEvent
 from driftline.stream.headway import Headway
@@ -326,7 +326,7 @@ class Trainer:
             extra={
                 PARTS: list(self.learner.parts),
                 "trained_share": self.trained_share,
-                SETTINGS: sections_sha256(self.settings, MODEL_SECTIONS),
+                **model_settings(self.settings),
                 LEVEL: level,
                 CATALOGUE: self.catalogue.topic,
                 GATE: told,

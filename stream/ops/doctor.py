@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from driftline.configs.errors import DriftlineError
-from driftline.configs.load import MODEL_SECTIONS
 from driftline.configs.settings import Broker, Settings
 
 if TYPE_CHECKING:
@@ -321,7 +320,7 @@ def _running_broker(settings: Broker) -> str | None:
 
 def _snapshots(settings: Settings) -> Iterator[Finding]:
     from driftline.model.standing import sentence
-    from driftline.serving.snapshot import GATE, current, fits, open_snapshot
+    from driftline.serving.snapshot import GATE, current, misfit, open_snapshot
 
     root = settings.serving.snapshots
     pointer = current(root)
@@ -333,9 +332,9 @@ def _snapshots(settings: Settings) -> Iterator[Finding]:
     yield Finding("snapshots", "ok", f"{snapshot.version} is current{held}; its sums hold")
     if told := snapshot.meta.extra.get(GATE):
         yield Finding("parts", "ok", "; ".join(sentence(name, one) for name, one in told.items()))
-    if not fits(snapshot.meta, settings):
+    if which := misfit(snapshot.meta, settings):
         yield Finding(
-            "snapshots", "bad", f"{snapshot.version} was trained with other {', '.join(MODEL_SECTIONS)} than these",
+            "snapshots", "bad", f"{snapshot.version} was trained with other settings than these: {which}",
             "start trainer and serve with the same --config; serve refuses it with this one. After a release that "
             "changed a preset (CHANGELOG.md) set that back, or wait for a snapshot of the new trainer",
         )  # fmt: skip

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import orjson
 import pytest
 import torch
 
@@ -210,8 +211,11 @@ def test_a_server_with_other_settings_refuses_a_snapshot_and_says_so(settings) -
     snapshot = open_snapshot(settings.serving.snapshots)
     engine_builder(settings.model_copy(update={"name": "elsewhere", "profiles": Profiles(queue=3)}))(snapshot)
     other = settings.model_copy(update={"signals": settings.signals.model_copy(update={"half_lives_days": (3.0, 9.0)})})
-    with pytest.raises(SnapshotError, match=r"trained with other settings.* Start trainer and serve with the same"):
+    with pytest.raises(SnapshotError) as refusal:
         engine_builder(other)(snapshot)
+    was = orjson.dumps(settings.signals.half_lives_days).decode()
+    words = f"than this process has: signals.half_lives_days was {was} and is [3.0,9.0]. Start trainer and serve with"
+    assert words in str(refusal.value)
 
 
 def counted(settings: Settings, groups: list[list[Event]], waits: bool) -> tuple[StreamLearner, int]:

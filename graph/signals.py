@@ -295,13 +295,16 @@ class Signals:
         return out | self.reverse.touched()
 
     @classmethod
-    def from_arrays(cls, settings: SignalSettings, arrays: Arrays, read_only: bool = False) -> Signals:
+    def from_arrays(
+        cls, settings: SignalSettings, arrays: Arrays, read_only: bool = False, before: Signals | None = None
+    ) -> Signals:
         """The signals whose `arrays` these are.
 
         Args:
             settings: those under which the arrays were made.
             arrays: read-only maps are shared, not copied, when `read_only`.
             read_only: only read; `observe` raises.
+            before: signals of earlier arrays, to take over what is computed of the same.
         """
         if not read_only:
             arrays = {k: np.array(v) for k, v in arrays.items()}
@@ -321,5 +324,5 @@ class Signals:
         for name in TABLES:
             getattr(self, name).restore(arrays, name)
         self.reverse.restore(arrays)
-        self.users.restore(arrays, "users")
+        self.users.restore(arrays, "users", before.users if before is not None else None)
         return self

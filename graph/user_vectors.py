@@ -15,6 +15,8 @@ from driftline.graph.sparse import NOTHING, best_of_users
 if TYPE_CHECKING:
     from driftline.graph.arrays import Arrays, Float32
 
+_Index = tuple["Int64", "Int32", "Float32", dict[int, int]]
+"""Where each item's owners begin, these and their values, and each user's row."""
 
 OWNERS = 4096
 """Users that an item leads to at most, the most recently active ones: what everybody has tells nobody apart."""
@@ -94,20 +96,41 @@ class UserVectors:
             value /= np.repeat(np.sqrt(np.add.reduceat(value * value, first)), held)
         self._set(keys, start, items, value, fresh)
 
-    def _set(self, keys: NDArray[np.uint64], start: Int64, items: Int32, value: Float32, fresh: Float32) -> None:
+    def _set(
+        self,
+        keys: NDArray[np.uint64],
+        start: Int64,
+        items: Int32,
+        value: Float32,
+        fresh: Float32,
+        before: UserVectors | None = None,
+    ) -> None:
+        """Takes a matrix over; its indices are those of `before` where that has the same."""
         for array in (keys, start, items, value, fresh):
             array.flags.writeable = False  # they are replaced and never written to: a snapshot takes them as they are
         self._keys, self._start, self._items, self._value, self._fresh = keys, start, items, value, fresh
+        same = before if before is not None and all(map(np.array_equal, self._matrix, before._matrix)) else None
+        self._by_item, self._owner, self._owner_value, self._row = same._index if same else self._indexed()
+
+    @property
+    def _matrix(self) -> tuple[NDArray[np.generic], ...]:
+        return self._keys, self._start, self._items, self._value, self._fresh
+
+    @property
+    def _index(self) -> _Index:
+        return self._by_item, self._owner, self._owner_value, self._row
+
+    def _indexed(self) -> _Index:
+        items = self._items
         n = int(items.max()) + 1 if len(items) else 0
-        owner = np.repeat(np.arange(len(keys), dtype=np.int32), np.diff(start))
+        owner = np.repeat(np.arange(len(self._keys), dtype=np.int32), np.diff(self._start))
         order = np.argsort(items, kind="stable")  # users stand in the order of their last activity
         end = np.cumsum(np.bincount(items, minlength=n))
         if len(items):
             order = order[end[items[order]] - np.arange(len(order)) <= OWNERS]
-        self._by_item = np.zeros(n + 1, np.int64)
-        np.cumsum(np.bincount(items[order], minlength=n), out=self._by_item[1:])
-        self._owner, self._owner_value = owner[order], value[order]
-        self._row = {key: i for i, key in enumerate(keys.tolist())}
+        by_item = np.zeros(n + 1, np.int64)
+        np.cumsum(np.bincount(items[order], minlength=n), out=by_item[1:])
+        return by_item, owner[order], self._value[order], {key: i for i, key in enumerate(self._keys.tolist())}
 
     def sums(self, user_id: str, items: Int32, weight: Float32, n: int) -> tuple[Int32, Float32]:
         """What the nearest users took, weighted by their similarity, the asking user left out.
@@ -155,8 +178,12 @@ class UserVectors:
             out[f"{prefix}.since"] = np.array([self._since], np.int64)
         return out
 
-    def restore(self, arrays: Arrays, prefix: str) -> None:
-        """Take over what `arrays` gave; without `latest` nothing can be observed."""
+    def restore(self, arrays: Arrays, prefix: str, before: UserVectors | None = None) -> None:
+        """Take over what `arrays` gave; without `latest` nothing can be observed.
+
+        Args:
+            before: may have the same matrix; what is computed of it is not computed again then.
+        """
         if f"{prefix}.keys" in arrays:
             keys, start = arrays[f"{prefix}.keys"], arrays[f"{prefix}.start"].tolist()
             items, last_ms = arrays[f"{prefix}.items"], arrays[f"{prefix}.last_ms"]
@@ -172,4 +199,5 @@ class UserVectors:
             np.asarray(arrays[f"{prefix}.matrix_items"], np.int32),
             np.asarray(arrays[f"{prefix}.matrix_value"], np.float32),
             np.asarray(arrays[f"{prefix}.matrix_fresh"], np.float32),
+            before,
         )

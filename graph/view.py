@@ -31,6 +31,20 @@ class ItemTable:
         for item_id in item_ids:
             self.add(item_id)
 
+    @classmethod
+    def after(cls, before: ItemTable, item_ids: list[str]) -> ItemTable:
+        """The table of some ids; `before` itself where it has these and no others."""
+        known = len(before)
+        if before.ids != item_ids[:known]:
+            return cls(item_ids)
+        if len(item_ids) == known:
+            return before
+        self = cls()
+        self.ids, self._by_key = before.ids.copy(), before._by_key.copy()
+        for item_id in item_ids[known:]:
+            self.add(item_id)
+        return self
+
     def __len__(self) -> int:
         return len(self.ids)
 

@@ -386,6 +386,7 @@ class Engine:
         read_only: bool = False,
         text: TextTable | None = None,
         units: Mapping[str, tuple[str, ...]] | None = None,
+        before: Engine | None = None,
     ) -> Engine:
         """The engine whose `arrays` these are, for the same settings and plugs; profiles need not be among them.
 
@@ -394,11 +395,13 @@ class Engine:
             arrays: with `read_only` they may be memory-mapped and are not copied.
             read_only: answer only; `learn` raises.
             text: holds the texts of `arrays` already; None = they are taken from there.
+            before: an engine of earlier arrays, to take over what is computed of the same.
         """
         text = TextTable.from_arrays(arrays, read_only) if text is None else text
         self = cls(settings, table, plugs, text, units, read_only)
         signals = {k.removeprefix("signals."): v for k, v in arrays.items() if k.startswith("signals.")}
-        self.signals = Signals.from_arrays(settings.signals, signals, read_only)
+        earlier = before.signals if before is not None else None
+        self.signals = Signals.from_arrays(settings.signals, signals, read_only, earlier)
         self.standardiser.restore(arrays, "standardiser")
         self.arms[MAIN].ranker.restore(arrays, f"arm.{MAIN}")
         self.gate.restore(arrays)

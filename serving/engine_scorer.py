@@ -23,7 +23,7 @@ from driftline.model.products import products
 from driftline.model.ranker import HEADS
 from driftline.model.reasons import explain
 from driftline.model.recall import Pool, nearest
-from driftline.serving.arrays import unpack_strings
+from driftline.serving.column import Column
 from driftline.serving.models import BuildScorer
 from driftline.serving.scorer import OVERALL, ScoredCandidates, Scorer
 from driftline.serving.snapshot import PARTS, Snapshot, misfit
@@ -148,6 +148,8 @@ def engine_builder(settings: Settings, on_forget: list[Callable[[str], None]] | 
     `on_forget`.
     """
     newest: dict[str, Part] = {}
+    ids, table = Column("id"), ItemTable()
+    engine: Engine | None = None
 
     def forget(user_id: str) -> None:
         for part in list(newest.values()):
@@ -157,6 +159,7 @@ def engine_builder(settings: Settings, on_forget: list[Callable[[str], None]] | 
         on_forget.append(forget)
 
     def build(snapshot: Snapshot) -> Scorer:
+        nonlocal table, engine
         if which := misfit(snapshot.meta, settings):
             raise SnapshotError(
                 f"snapshot {snapshot.version} was trained with other settings than this process has: {which}. "
@@ -166,11 +169,11 @@ def engine_builder(settings: Settings, on_forget: list[Callable[[str], None]] | 
         torch.set_num_threads(1)
         arrays = snapshot.parts["engine"]
         known = int(arrays["signals.counts"][0])
-        table = ItemTable(unpack_strings(snapshot.parts["items"], "id")[:known])
+        table = ItemTable.after(table, ids.of(snapshot.parts["items"])[:known])
         parts = opened(settings, table, snapshot.meta.extra.get(PARTS, ()), snapshot.parts, newest)
         newest.update(parts)
         plugs, units = plugs_of(parts, settings), units_of(parts, settings)
-        engine = Engine.from_arrays(settings, table, arrays, plugs, read_only=True, units=units)
+        engine = Engine.from_arrays(settings, table, arrays, plugs, read_only=True, units=units, before=engine)
         return EngineScorer(engine, list(parts.values()), settings.serving.sequence_warm_ms)
 
     return build

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from driftline.configs.errors import SnapshotError
 from driftline.graph.arrays import Int32
 from driftline.graph.view import UserView, view_of
-from driftline.serving.arrays import unpack_strings
+from driftline.serving.column import Column
 from driftline.serving.delta import Verified
 from driftline.serving.filters import EVERYTHING, Attributes, Filter
 from driftline.serving.metrics import ServingMetrics
@@ -96,6 +96,8 @@ class ModelSlot:
         self._poll_s, self._gate_drop = poll_s, gate_drop
         self._seen: Pointer | None = None
         self._verified = Verified()
+        self._titles, self._domains = Column("title", short_title), Column("domain")
+        self._domain_codes: tuple[list[str], dict[str, int], Int32] = [], {}, np.zeros(0, np.int32)
         self._stop = threading.Event()
         self.served: Served | None = None
         """The model in service; take it once a request and use only that."""
@@ -183,15 +185,23 @@ class ModelSlot:
 
     def _built(self, snapshot: Snapshot) -> Served:
         items, scorer = snapshot.parts.get("items", {}), self._build(snapshot)
-        domains, n = unpack_strings(items, "domain"), len(scorer.table)
-        codes = {domain: number for number, domain in enumerate(sorted(set(domains) - {""}), 1)}
-        domain_codes = np.zeros(n, np.int32)
-        domain_codes[: len(domains)] = [codes.get(domain, 0) for domain in domains[:n]]
+        n = len(scorer.table)
+        codes, domain_codes = self._coded(self._domains.of(items), n)
         offered = np.array(items.get("available", np.ones(n)), np.bool_)[:n]
-        titles = list(map(short_title, unpack_strings(items, "title")))
+        titles = self._titles.of(items)
         event_prices = snapshot.parts.get("engine", {}).get(EVENT_PRICES, np.zeros(0, np.float32))
         attributes = Attributes(items, event_prices, domain_codes, codes, n)
         return Served(snapshot, scorer, titles, offered, domain_codes, codes, attributes)
+
+    def _coded(self, domains: list[str], n: int) -> tuple[dict[str, int], Int32]:
+        """Codes of the domains, and that of each of n items."""
+        of, codes, of_items = self._domain_codes
+        if domains is not of or len(of_items) != n:
+            codes = {domain: number for number, domain in enumerate(sorted(set(domains) - {""}), 1)}
+            of_items = np.zeros(n, np.int32)
+            of_items[: len(domains)] = [codes.get(domain, 0) for domain in domains[:n]]
+            self._domain_codes = domains, codes, of_items
+        return codes, of_items
 
     def _serve_an_older_one(self) -> None:
         try:

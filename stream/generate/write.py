@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from driftline.configs.errors import InputError
+from driftline.stream.durable import make_folder
 from driftline.stream.generate.draw import Day, days
 from driftline.stream.generate.optimum import OPTIMUM, Optimum, over
 from driftline.stream.generate.plan import DAY_MS, Plan
@@ -44,10 +45,10 @@ def generate(plan: Plan, out: Path, progress: Callable[[int], None] = lambda don
         InputError: the folder can't be made or written.
     """
     started = time.perf_counter()
+    make_folder(out)
     world = World(plan)
     optimum = Optimum(world)
     try:
-        out.mkdir(parents=True, exist_ok=True)
         _write_items(world, out / ITEMS)
         users, seen = _write_events(world, out / EVENTS, optimum.see, progress)
         with (out / EVENTS).open("rb") as file:

@@ -206,3 +206,34 @@ def test_a_forgotten_user_is_nobody_s_neighbour_and_the_others_stay():
         assert not np.array_equal(np.concatenate(users.sums("z", *asked), None), before)
         assert key64(gone) not in users.arrays("u")["u.matrix_keys"]
         assert key64(gone) not in users.arrays("u")["u.keys"]
+
+
+def test_what_is_computed_of_a_matrix_is_taken_over_where_it_is_the_same_and_nowhere_else():
+    def observed(days):
+        users = UserVectors(100, DAY_MS, DAY_MS, 1, 10)
+        for n in range(days):
+            users.observe("abcd"[n % 4], np.arange(n, n + 3, dtype=np.int32), np.full(3, n * DAY), n * DAY)
+        return users
+
+    def restored(users, before=None):
+        out = UserVectors(100, DAY_MS, DAY_MS, 1, 10)
+        out.restore(users.arrays("u", latest=False), "u", before)
+        return out
+
+    asked = (np.arange(6, dtype=np.int32), np.ones(6, np.float32), 20)
+    earlier = restored(observed(8))
+    same = restored(observed(8), earlier)
+    assert same._row is earlier._row
+    assert same._owner is earlier._owner
+    forgot = restored(observed(8))
+    forgot.forget("a")
+    for now, before in ((observed(8), earlier), (observed(9), earlier), (observed(7), earlier), (observed(8), forgot)):
+        after, fresh = restored(now, before), restored(now)
+        for user_id in ("a", "z"):
+            for got, wanted in zip(after.sums(user_id, *asked), fresh.sums(user_id, *asked), strict=True):
+                np.testing.assert_array_equal(got, wanted)
+        for name in ("_by_item", "_owner", "_owner_value"):
+            np.testing.assert_array_equal(getattr(after, name), getattr(fresh, name))
+        assert after._row == fresh._row
+    same.forget("a")
+    assert key64("a") in earlier._row, "who forgets changes nobody else's"

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import shutil
 import threading
 import time
@@ -40,6 +41,7 @@ COMPLETE = b"m:complete"
 _RETRY_MS = 1000
 _ANYWAY_S = 1.0
 """Time between two catch-ups with a directory that looks unchanged."""
+_LOG = re.compile(r"\d+\.log|MANIFEST-\d+")
 _POPULAR_ROWS = 200_000
 """Item rows scanned at most for the popularity that answers while no model serves."""
 
@@ -285,7 +287,7 @@ class _Partition:
         self.identity, self.offset_key = identity, offset_key
         """IDENTITY of the directory that was opened."""
         self._path, self._logs, self._stands = path, _logs(path), False
-        self._opened_log = self._newest_log[0]
+        self._opened_log, self._opened_manifest = self._newest_log[0], self._manifest
         self._db = open_beside(path, scratch)
         self._sequence = int(self._db.latest_sequence_number())
         if before is not None and self._sequence < before._sequence:
@@ -343,9 +345,11 @@ class _Partition:
         """Whether it may have to be opened anew to show all: RocksDB shows a secondary what is no newer than the last
         record that it read from a log, and the writer may have moved newer rows to a table before they were read. The
         next record shows them, too; until there is one, the log that was begun then is empty. So it is also between
-        two records of a writer that is busy: only one that is as it was at the poll before counts."""
+        two records of a writer that is busy: only one that is as it was at the poll before counts. A writer that
+        opened the directory again begins another manifest and moves what its logs held to tables; of logs that were
+        not read to their end a secondary goes on showing the rows that it read, whatever comes after."""
         number, size = self._newest_log
-        return self._stands and size == 0 and number != self._opened_log
+        return self._manifest != self._opened_manifest or (self._stands and size == 0 and number != self._opened_log)
 
     def wait(self, complaints: set[str]) -> None:
         """It could not be opened anew, which is not to be tried at every poll."""
@@ -355,6 +359,11 @@ class _Partition:
     def waits(self) -> bool:
         """Whether it could not be opened anew a moment ago, of which `complaints` tell."""
         return time.monotonic() < self._again_s
+
+    @property
+    def _manifest(self) -> int:
+        """Number of the newest manifest, -1 where there is none."""
+        return max((int(name[9:]) for name, _ in self._logs if name.startswith("MANIFEST-")), default=-1)
 
     @property
     def _newest_log(self) -> tuple[int, int]:
@@ -368,7 +377,7 @@ def _logs(path: Path) -> frozenset[tuple[str, int]]:
     found = set()
     with os.scandir(path) as entries:
         for entry in entries:
-            if (entry.name.endswith(".log") and entry.name[:-4].isdigit()) or entry.name.startswith("MANIFEST-"):
+            if _LOG.fullmatch(entry.name):
                 with suppress(OSError):  # deleted since it was listed
                     found.add((entry.name, entry.stat().st_size))
     return frozenset(found)

@@ -328,6 +328,62 @@ def test_a_writer_that_is_killed_and_restarted_is_followed_on(tmp_path, reader):
         last = reader.user("a").version
 
 
+@pytest.mark.parametrize("ends", [signal.SIGKILL, signal.SIGTERM])
+def test_a_reader_that_stands_still_while_the_writer_restarts_shows_what_came_meanwhile(tmp_path, ends):
+    """A service that is suspended, or has no processor, for the seconds that a worker takes to come back."""
+    path = partition_path(tmp_path, 0)
+    code = (
+        "import signal, sys; from pathlib import Path; from driftline.stream.state.store import RocksStore\n"
+        "from tests.serving.test_state_reader import put\n"
+        "signal.signal(signal.SIGTERM, lambda *_: (store.close(), sys.exit()))\n"
+        "store = RocksStore(Path(sys.argv[1]))\n"
+        "put(store, 'a', events=int(sys.argv[2]), offset=int(sys.argv[2]))\n"
+        "print('there', flush=True)\n"
+        "for line in sys.stdin:\n"
+        "    put(store, *line.split()[:1], *map(int, line.split()[1:]))\n"
+        "    print('there', flush=True)\n"
+    )
+
+    def begun(events):
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, str(path), str(events)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert process.stdout.readline() == "there\n"
+        return process
+
+    def tell(process, line):
+        process.stdin.write(line + "\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == "there\n"
+
+    def ended(process):
+        process.wait()
+        process.stdin.close()
+        process.stdout.close()
+
+    def read():
+        reader.catch_up()
+        return [reader.user(name).version for name in "abc"], reader.user("a").store_offset
+
+    writer = begun(1)
+    with StateReader(tmp_path, poll_ms=10**7) as reader:
+        tell(writer, "b 2 2")
+        assert read() == ([1, 2, 0], 2)
+        for name in "ab":
+            tell(writer, f"{name} 3 3")
+        writer.send_signal(ends)
+        ended(writer)
+        writer = begun(4)
+        assert read() == ([4, 3, 0], 4)
+        tell(writer, "c 5 5")
+        assert read() == ([4, 3, 5], 5)
+    writer.kill()
+    ended(writer)
+
+
 def test_a_history_in_chunks_is_whole_at_every_moment_while_late_events_change_it(tmp_path, reader):
     settings, start_ms = Settings(state=State(root=tmp_path / "state", history=70)), 1_600_000_000_000
     store = RocksStore(partition_path(settings.state.root, 0), sync=False)

@@ -13,7 +13,7 @@ import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -43,7 +43,7 @@ class ProfileStore:
 
     Args:
         capacity: users kept; past it the one written longest ago is dropped.
-        text_dim: width of the vectors that the models read; None = any.
+        text_dim: width of the vectors that the models read; None = any, 0 = they read none.
     """
 
     def __init__(self, capacity: int = 1_000_000, text_dim: int | None = None) -> None:
@@ -66,7 +66,7 @@ class ProfileStore:
         try:
             profile = decode_profile(value) if value else None
             width = profile.vectors.facets.shape[1] if profile is not None else None
-            if width is not None and self._text_dim not in (None, width):
+            if width is not None and self._text_dim not in (None, 0, width):
                 raise ValueError(f"vectors of width {width}, expected ranker.text_dim {self._text_dim}")
             user_id = profile.user_id if profile is not None else (key or b"").decode()
         except (InputError, ValueError) as error:
@@ -102,6 +102,9 @@ class ProfileStore:
         stored = self._decoded.get(raw)
         if stored is None:
             stored = decode_profile(raw)
+            if self._text_dim == 0:
+                none = np.zeros((len(FACETS), 0), np.float32)
+                stored = replace(stored, vectors=replace(stored.vectors, facets=none))
             with self._lock:
                 if raw in self._raw.get(user_id, {}).values():  # else it was taken back meanwhile
                     self._decoded[raw] = stored

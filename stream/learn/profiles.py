@@ -19,7 +19,7 @@ class StreamProfiles:
     """Records of the topic `profiles`, decoded; each is valid from the event time that it carries.
 
     Args:
-        text_dim: width of the vectors that learning reads.
+        text_dim: width of the vectors that learning reads; 0 = it reads none.
     """
 
     made_on_request = False
@@ -44,6 +44,8 @@ class StreamProfiles:
 
     def take(self, value: bytes) -> None:
         """One record; one that is no profile, or has no finite vectors of this width, is counted and left out."""
+        if not self._shape[1]:
+            return
         try:
             written = parse_profile(value)
         except InputError:

@@ -24,9 +24,10 @@ def forget(user_id: str, rows: Rows, window: LateWindow, changes: Changes) -> No
 
 
 def close(user_id: str, rows: Rows, window: LateWindow) -> None:
-    """Takes a user out of rows and undo records."""
+    """Takes a user out of rows and undo records. Of somebody who has no row nothing could be rolled back."""
+    if rows.has(user_id) or window.holds(user_id):
+        rows.pending |= dict.fromkeys(window.clear())
     rows.forget(user_id)
-    rows.pending |= dict.fromkeys(window.clear())
 
 
 def sweep(rows: Rows, window: LateWindow, changes: Changes) -> None:

@@ -177,7 +177,8 @@ def run_profiler(settings: Settings, bootstrap: str, until_caught_up: bool = Fal
     os.nice(NICE)
     try:
         with stopping.cutting():
-            generator = ProfileGenerator(make_client(settings.llm), settings.profiles, TextEncoder(settings.encoder))
+            encoder = TextEncoder(settings.encoder) if settings.ranker.text_dim else None
+            generator = ProfileGenerator(make_client(settings.llm), settings.profiles, encoder)
         with outlet(settings.broker, bootstrap, "driftline-profiler") as send:
             _run(Profiler(settings, generator, send, stopping.cutting), bootstrap, until_caught_up, stopping)
     except CutShort:

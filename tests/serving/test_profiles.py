@@ -14,6 +14,7 @@ from driftline.configs.settings import Broker
 from driftline.graph.profile import Profile
 from driftline.serving import profiles
 from driftline.serving.profiles import ProfileFollower, ProfileStore, _IntoStore
+from driftline.stream.learn.profiles import StreamProfiles
 
 
 def record(user_id="u", version=1, valid_from_ms=0, **changes):
@@ -114,6 +115,17 @@ def test_a_profile_of_another_width_than_the_models_read_is_counted_and_left_out
     assert (store.invalid, store.get("u", 1)) == (2, None)
     assert "vectors of width 8, expected ranker.text_dim 4" in caplog.text
     assert ProfileStore(text_dim=8).put(b"u", record())
+
+
+def test_where_models_read_no_vectors_a_profile_is_shown_without_them(caplog):
+    store, stream = ProfileStore(text_dim=0), StreamProfiles(0)
+    for user_id, value in (("a", record("a")), ("b", record("b", embedding=None))):
+        assert store.put(user_id.encode(), value)
+        got = store.get(user_id, 1)
+        assert (got.text, got.vectors.facets.shape) == ("Text 1.", (4, 0))
+        stream.take(value)
+        assert stream.at(user_id, 1) is None
+    assert (store.invalid, stream.invalid, caplog.text) == (0, 0, "")
 
 
 def test_a_hit_is_quick_and_a_miss_never_blocks():

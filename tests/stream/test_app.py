@@ -290,7 +290,7 @@ def test_a_worker_says_what_it_opened_and_that_a_history_came_too_late(world: An
     said = worker.log.read_text()
     assert "partition 0 of" in said
     assert "is open" in said
-    assert "30 events so far are more than state.late_ms, 60 min, older than the newest one" in said
+    assert "30 events so far came too late: more than state.late_ms, 60 min, older than the newest one" in said
     assert "1 records so far are no events and are kept as dead letters: `driftline dlq list` says why." in said
 
 

@@ -107,6 +107,33 @@ def test_where_a_log_with_requests_is_cut_or_the_processor_reopened_changes_noth
     assert digest == whole
 
 
+def test_a_request_for_nobody_makes_no_event_too_late() -> None:
+    """Anybody may ask to forget an id that nobody has, and one clock that is ahead makes all others late."""
+    log = records(shop_log(60))
+    last = orjson.loads(log[-1].value)["timestamp_ms"]
+    ahead = Event("ahead", "i1", last + 240_000, "purchase")
+    late = [Event(f"v{n % 7}", f"i{n % 5}", last + n, "purchase") for n in range(1, 30)]
+
+    def told(*between: tuple[bytes, bytes]) -> list[Record]:
+        pairs = [(record.value, record.key) for record in log]
+        pairs += [(encode_event(ahead), b"ahead"), *((value, key) for key, value in between)]
+        pairs += [(encode_event(event), event.user_id.encode()) for event in late]
+        return [Record(offset, value, key) for offset, (value, key) in enumerate(pairs)]
+
+    def rows_of(log: list[Record], cuts: list[int]) -> dict[bytes, bytes]:
+        store = MemoryStore()
+        run(log, cuts, store)
+        return {user_id: decode_user(value).history for user_id, value in store.scan(b"u:")}
+
+    plain = rows_of(told(), [])
+    assert sum(f"u:v{n}".encode() in plain for n in range(7)) == 7
+    asked = told(encode_forget("nobody"))
+    for cuts in ([], [len(log)], [len(log) + 1, len(log) + 2], list(range(1, len(asked)))):
+        assert rows_of(asked, cuts) == plain
+    somebody = rows_of(told(encode_forget("u7")), [])
+    assert not any(f"u:v{n}".encode() in somebody for n in range(7))
+
+
 def test_a_late_event_of_another_brings_nothing_of_a_forgotten_user_back() -> None:
     log = log_with({700: "u7"})[:701]
     last = orjson.loads(log[699].value)["timestamp_ms"]

@@ -10,6 +10,8 @@ BY_ALL = "overall", "ndcg@10"
 BY_SESSION = "session", "ndcg@20"
 """The list and the metric that a winner is told by: of all groups, and where sessions are asked for."""
 WHERE = {BY_ALL: "NDCG@10 {:.4f} over everything", BY_SESSION: "NDCG@20 {:.4f} within sessions"}
+FEW = 10
+"""Users of whom drawing some again and again says little: of one it is always the same."""
 FAMILY = "first"
 """The comparison of the best arm with the next one, whichever they are."""
 
@@ -54,7 +56,9 @@ def verdict(metrics: Mapping[str, Any], simple: Sequence[str]) -> str:
     tails = [f"{_more(found[arm])} {arm}, {what}" for arm, what in rivals.items()]
     if _sure(found[order[1]]):
         return f"{best} wins, {level}: {', and '.join(tails)}."
-    return f"Not sure which arm wins: {best} is ahead, {level}, {', and '.join(tails)}."
+    users = _users(found[order[1]])
+    few = f"; {users} user{'s are' if users > 1 else ' is'} too few to tell" if 0 < users < FEW else ""
+    return f"Not sure which arm wins: {best} is ahead, {level}, {', and '.join(tails)}{few}."
 
 
 def _compared(
@@ -66,8 +70,13 @@ def _compared(
 
 
 def _sure(one: Mapping[str, Any] | None) -> bool:
-    """Whether the interval leaves no room for 0."""
-    return one is not None and None not in one["ci"] and min(one["ci"]) > 0
+    """Whether the interval, of more than a few users, leaves no room for 0."""
+    return one is not None and None not in one["ci"] and min(one["ci"]) > 0 and _users(one) >= FEW
+
+
+def _users(one: Mapping[str, Any] | None) -> int:
+    """Users who were asked; 0 where nothing was compared."""
+    return 0 if one is None else int(one["users"])
 
 
 def _more(one: Mapping[str, Any] | None) -> str:

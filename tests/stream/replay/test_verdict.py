@@ -29,7 +29,7 @@ LEVELS = {"popularity": 0.10, "ease_recent": 0.20, "ranker": 0.30, "frozen": Non
 def metrics(names: list[str], *compared: tuple[str, str, float | None, float | None, float | None]) -> dict[str, Any]:
     arms = {name: {"overall": {"ndcg@10": LEVELS[name]}} for name in names}
     found = [
-        {"a": a, "b": b, "list": "overall", "metric": "ndcg@10", "lift": lift, "ci": [low, high]}
+        {"a": a, "b": b, "list": "overall", "metric": "ndcg@10", "users": 50, "lift": lift, "ci": [low, high]}
         for a, b, lift, low, high in compared
     ]
     return {"arms": arms, "comparisons": found}
@@ -44,7 +44,19 @@ IN_SESSIONS = {
     "own_pairs": {"overall": {"ndcg@10": 0.9}, "session": {"ndcg@20": 0.1, "hr@20": 0.9}},
     "transitions": {"overall": {"ndcg@10": 0.4}, "session": {"ndcg@20": 0.3, "hr@20": 0.2}},
 }
-LED = {"a": "transitions", "b": "own_pairs", "list": "session", "lift": 2.0, "ci": [1.0, 3.0]}
+LED = {"a": "transitions", "b": "own_pairs", "list": "session", "users": 50, "lift": 2.0, "ci": [1.0, 3.0]}
+
+
+def test_of_a_few_users_no_arm_wins() -> None:
+    """Drawing one user again and again always gives the same, which is no certainty."""
+    for users, few in ((1, "; 1 user is too few to tell."), (9, "; 9 users are too few to tell.")):
+        asked = metrics(["popularity", "ease_recent"], ("ease_recent", "popularity", 1.0, 1.0, 1.0))
+        asked["comparisons"][0]["users"] = users
+        sentence = verdict(asked, ["popularity", "ease_recent"])
+        assert sentence.startswith("Not sure which arm wins: ease_recent is ahead")
+        assert sentence.endswith(few)
+        asked["comparisons"][0]["users"] = 10
+        assert verdict(asked, ["popularity", "ease_recent"]).startswith("ease_recent wins")
 
 
 @pytest.mark.parametrize(

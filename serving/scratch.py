@@ -7,14 +7,19 @@ TMPDIR/driftline-secondary-x7f2/.lock
 from __future__ import annotations
 
 import fcntl
+import math
 import os
 import shutil
+import stat
 import tempfile
+import time
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
 LOCK = ".lock"
+BEGINS, MADE_S = ".driftline-begins-", 60
+"""How a folder is called until it has its lock, and how long that takes at most."""
 
 
 class Scratch:
@@ -32,10 +37,11 @@ class Scratch:
         parent = Path(tempfile.gettempdir()) if beside is None else beside
         prefix = f"driftline-{what}-" if beside is None else f".driftline-{what}-"
         _sweep(parent, prefix)
-        made = Path(tempfile.mkdtemp(prefix=".driftline-begins-", dir=parent))
+        _sweep(parent, BEGINS, time.time() - MADE_S)
+        made = Path(tempfile.mkdtemp(prefix=BEGINS, dir=parent))
         self._lock = os.open(made / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         fcntl.flock(self._lock, fcntl.LOCK_EX)
-        name = made.name.removeprefix(".driftline-begins-")
+        name = made.name.removeprefix(BEGINS)
         self.path = made.rename(parent / f"{prefix}{name}")
 
     def __enter__(self) -> Path:
@@ -52,16 +58,22 @@ class Scratch:
             self._lock = -1
 
 
-def _sweep(parent: Path, prefix: str) -> None:
-    """Deletes folders of this user whose process is gone; one that can't be looked at is left."""
+def _sweep(parent: Path, prefix: str, before_s: float = math.inf) -> None:
+    """Deletes folders of this user whose process is gone, those that changed before a time; one that can't be looked
+    at is left."""
     with suppress(OSError):
         for folder in list(parent.glob(f"{prefix}*")):
             with suppress(OSError):
-                if not folder.is_symlink() and folder.stat().st_uid == os.getuid():
-                    _delete_if_left(folder)
+                found = folder.lstat()
+                if stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and found.st_mtime < before_s:
+                    _delete_if_left(folder, may_lack_lock=prefix == BEGINS)
 
 
-def _delete_if_left(folder: Path) -> None:
+def _delete_if_left(folder: Path, may_lack_lock: bool) -> None:
+    if may_lack_lock:
+        with suppress(OSError):  # it is not empty
+            folder.rmdir()
+            return
     lock = os.open(folder / LOCK, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)  # a folder without one is none of ours
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

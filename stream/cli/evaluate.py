@@ -144,7 +144,7 @@ def replay(
             topic = without_prefix(settings, from_kafka)
             event_file = topic_file(settings, topic, folder / "events.jsonl", records, limit)
         options = Options(
-            Path(str(event_file)), to, item_file, [name for name in arms.split(",") if name], split, candidates,
+            Path(str(event_file)), to, item_file, list(dict.fromkeys(filter(None, arms.split(",")))), split, candidates,
             numbers, limit, resume, hold_out_items, profiles,
             adoptions=adoptions, records=records, audit_rows=None if audit else 0, state_only=state_only,
             session=session, session_share=session_share, learn_share=learn_share, choices=span,
@@ -181,7 +181,10 @@ def _numbers(seeds: str) -> list[int]:
         raise typer.BadParameter(
             f"got {seeds!r}; expected whole numbers from 0 to 999999999 with commas", param_hint="--seeds"
         )
-    return [int(seed) for seed in parts]
+    numbers = [int(seed) for seed in parts]
+    if twice := sorted({number for number in numbers if numbers.count(number) > 1}):
+        raise typer.BadParameter(f"got {twice[0]} more than once; expected different numbers", param_hint="--seeds")
+    return numbers
 
 
 def validate(

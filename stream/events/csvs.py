@@ -138,7 +138,9 @@ def _header(path: Path, known: dict[str, str], required: Sequence[str], form: Fo
             )
         return dialect, list(form.header)
     if not any(name.strip() for name in names):
-        raise InputError(f"{path}: got an empty first line; expected a header with the names of the columns")
+        with _text(path, form.encoding) as text:
+            got = "an empty first line" if text.read(1) else "an empty file"
+        raise InputError(f"{path}: got {got}; expected a header with the names of the columns")
     for name in names:
         if any("\udc80" <= character <= "\udcff" for character in name):
             raise InputError(f"{path}: the header is not UTF-8: got {_bytes(name)!r}; expected {HINTS['not UTF-8']}")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 
+import numpy as np
+
 from driftline.model.engine import MAIN
 from driftline.stream.replay.arms import Arrival, Request, Slate
 from driftline.stream.replay.engine_pass import EngineArm, EnginePass, answer
@@ -14,8 +16,8 @@ WEEK_MS = 7 * 86_400_000
 
 
 def weeks_from(t_ms: int, log: EventLog) -> int:
-    """How many weeks of a log begin at a time or later."""
-    return 1 + (int(log.group_t_ms[-1]) - t_ms) // WEEK_MS
+    """In how many weeks from a time on a log has groups."""
+    return len(np.unique((log.group_t_ms[log.group_t_ms >= t_ms] - t_ms) // WEEK_MS))
 
 
 class FrozenArm(EngineArm):
@@ -55,7 +57,7 @@ class WeeklyFrozenArm:
     def __init__(self, untrained: EnginePass) -> None:
         self._pass, self.trained_share = untrained, untrained.share.share
         self._past: list[tuple[Request, Arrival]] = []
-        self._taken = 0
+        self._taken = self._trainings = 0
         self._current: EnginePass | None = None
         self._from_ms = self._until_ms = 0
         self.refresh_cpu_s = 0.0
@@ -72,6 +74,7 @@ class WeeklyFrozenArm:
             self._tell()
             self._current = self._trained()
             self._current.learner.freeze()
+            self._trainings += 1
             while self._until_ms <= request.t_ms:
                 self._until_ms += WEEK_MS
             self.refresh_cpu_s += time.process_time() - before
@@ -81,8 +84,7 @@ class WeeklyFrozenArm:
     def _tell(self) -> None:
         """How many weeks are done: a training takes longer than anybody waits for a word."""
         setup = self._pass.setup
-        done = (self._until_ms - self._from_ms) // WEEK_MS
-        setup.say(f"{self.name}: weeks", done, weeks_from(self._from_ms, setup.log))
+        setup.say(f"{self.name}: weeks", self._trainings, weeks_from(self._from_ms, setup.log))
 
     def _trained(self) -> EnginePass:
         return self._after(len(self._past))
@@ -91,7 +93,7 @@ class WeeklyFrozenArm:
         """The pass as it is after the first groups of the past, never fewer than before."""
         for past, arrival in self._past[self._taken : groups]:
             self._pass.learn(past, arrival)
-        self._taken = groups
+        self._taken = min(groups, len(self._past))
         return self._pass.copied()
 
     def learn(self, request: Request, arrival: Arrival) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import signal
 import subprocess
 import sys
@@ -10,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from driftline.serving.scratch import Scratch
+from driftline.serving.scratch import BEGINS, LOCK, Scratch
 
 HOLDS = """
 import sys, time
@@ -49,6 +51,20 @@ def test_what_a_killed_process_left_goes_with_the_next_and_what_a_running_one_us
         assert not mine.exists()
         assert other.exists()
         running.kill()
+
+
+def test_a_folder_that_was_being_made_when_its_process_was_killed_goes_with_a_later_one(tmp_path: Path) -> None:
+    bare, locked, young, held = (tmp_path / f"{BEGINS}{name}" for name in ("bare", "locked", "young", "held"))
+    for folder in (bare, locked, young, held):
+        folder.mkdir()
+    for folder in (locked, held):
+        (folder / LOCK).touch()
+    for folder in (bare, locked, held):
+        os.utime(folder, (0, 0))
+    with (held / LOCK).open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with Scratch("secondary", tmp_path):
+            assert [folder.exists() for folder in (bare, locked, young, held)] == [False, False, True, True]
 
 
 def test_a_folder_that_can_not_be_made_is_an_error_that_names_it(tmp_path: Path) -> None:

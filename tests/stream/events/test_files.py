@@ -339,7 +339,9 @@ def test_actions_that_the_configuration_does_not_set_are_counted_and_the_file_st
     [
         ("events.txt", b"x", r"got a file of type '.txt'; expected .parquet, .arrow, .csv or .jsonl"),
         ("events.parquet", b"not parquet", "can't be read as PARQUET"),
-        ("events.csv", b"", "empty first line"),
+        ("events.csv", b"", "got an empty file; expected a header"),
+        ("events.csv", b"\xef\xbb\xbf", "got an empty file; expected a header"),
+        ("events.csv", b"\nuser_id,item_id\n", "got an empty first line; expected a header"),
         ("events.csv", b"user,item\n1,2\n", "column 'user_id' is missing"),
         ("events.csv", b"User_ID, item_id\nu,a\n", "'User_ID' must be spelt 'user_id'"),
         ("events.csv", b"user_id,item_id,timestamp_ms\n", "got 0 rows"),

@@ -358,6 +358,14 @@ def test_a_single_seed_is_listed_too(first):
     assert list(first[1]["seeds"]["0"]) == list(ARMS)
 
 
+@pytest.mark.parametrize(("seeds", "said"), [("1,1", "got 1 more than once"), ("0,x", "expected whole numbers")])
+def test_seeds_that_are_none_or_no_second_one_are_refused(tmp_path, seeds, said):
+    """The mean of a seed with itself would look like that of two."""
+    result = CliRunner().invoke(app, ["replay", "--seeds", seeds, "--out", str(tmp_path)])
+    assert result.exit_code == 2
+    assert said in " ".join(result.output.replace("│", " ").split())
+
+
 def test_seeds_are_listed_one_by_one_and_their_mean_in_arms(tmp_path):
     metrics = replay(options(tmp_path, arms=("popularity",), seeds=(0, 1)), Settings())
     assert list(metrics["seeds"]) == ["0", "1"]

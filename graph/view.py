@@ -33,7 +33,7 @@ class ItemTable:
 
     @classmethod
     def after(cls, before: ItemTable, item_ids: list[str]) -> ItemTable:
-        """The table of some ids; `before` itself where it has these and no others."""
+        """The table of some ids; `before` itself where it has these and no others: nothing may be added to either."""
         known = len(before)
         if before.ids != item_ids[:known]:
             return cls(item_ids)

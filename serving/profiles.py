@@ -66,7 +66,7 @@ class ProfileStore:
         try:
             profile = decode_profile(value) if value else None
             width = profile.vectors.facets.shape[1] if profile is not None else None
-            if width is not None and self._text_dim not in (None, 0, width):
+            if width and self._text_dim not in (None, 0, width):
                 raise ValueError(f"vectors of width {width}, expected ranker.text_dim {self._text_dim}")
             user_id = profile.user_id if profile is not None else (key or b"").decode()
         except (InputError, ValueError) as error:

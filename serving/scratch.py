@@ -19,7 +19,7 @@ from types import TracebackType
 
 LOCK = ".lock"
 BEGINS, MADE_S = ".driftline-begins-", 60
-"""How a folder is called until it has its lock, and how long that takes at most."""
+"""How a folder is called until it has its lock, and how long that may take before it counts as left."""
 
 
 class Scratch:
@@ -37,7 +37,7 @@ class Scratch:
         parent = Path(tempfile.gettempdir()) if beside is None else beside
         prefix = f"driftline-{what}-" if beside is None else f".driftline-{what}-"
         _sweep(parent, prefix)
-        _sweep(parent, BEGINS, time.time() - MADE_S)
+        _sweep(parent, BEGINS, before_s=time.time() - MADE_S)
         made = Path(tempfile.mkdtemp(prefix=BEGINS, dir=parent))
         self._lock = os.open(made / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         fcntl.flock(self._lock, fcntl.LOCK_EX)
@@ -66,12 +66,12 @@ def _sweep(parent: Path, prefix: str, before_s: float = math.inf) -> None:
             with suppress(OSError):
                 found = folder.lstat()
                 if stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and found.st_mtime < before_s:
-                    _delete_if_left(folder, may_lack_lock=prefix == BEGINS)
+                    _delete_if_left(folder)
 
 
-def _delete_if_left(folder: Path, may_lack_lock: bool) -> None:
-    if may_lack_lock:
-        with suppress(OSError):  # it is not empty
+def _delete_if_left(folder: Path) -> None:
+    if folder.name.startswith(BEGINS):
+        with suppress(OSError):  # it has its lock, or more, by now
             folder.rmdir()
             return
     lock = os.open(folder / LOCK, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)  # a folder without one is none of ours

@@ -90,7 +90,7 @@ def misfit(meta: Meta, settings: Settings) -> str:
     """Which settings a model is rebuilt with are not those that trained it, in words; "" = none, or it does not say."""
     if meta.extra.get(SETTINGS) in (None, sections_sha256(settings, MODEL_SECTIONS)):
         return ""
-    said = differences(meta.extra.get(KEYS, {}), sections_of(settings, MODEL_SECTIONS)) if KEYS in meta.extra else ""
+    said = differences(meta.extra[KEYS], sections_of(settings, MODEL_SECTIONS)) if KEYS in meta.extra else ""
     return said or f"something in the sections {', '.join(MODEL_SECTIONS)}"
 
 

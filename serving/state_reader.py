@@ -41,7 +41,7 @@ COMPLETE = b"m:complete"
 _RETRY_MS = 1000
 _ANYWAY_S = 1.0
 """Time between two catch-ups with a directory that looks unchanged."""
-_LOG = re.compile(r"\d+\.log|MANIFEST-\d+")
+_WRITTEN = re.compile(r"\d+\.log|MANIFEST-\d+")
 _POPULAR_ROWS = 200_000
 """Item rows scanned at most for the popularity that answers while no model serves."""
 
@@ -285,7 +285,7 @@ class _Partition:
     ) -> None:
         """`before` is the one of the same directory that this one is to replace; it must not show less."""
         self.identity, self.offset_key = identity, offset_key
-        """IDENTITY of the directory that was opened."""
+        """Of the directory that was opened, see `_directories`."""
         self._path, self._logs, self._stands = path, _logs(path), False
         self._opened_log, self._opened_manifest = self._newest_log[0], self._manifest
         self._db = open_beside(path, scratch)
@@ -377,15 +377,15 @@ def _logs(path: Path) -> frozenset[tuple[str, int]]:
     found = set()
     with os.scandir(path) as entries:
         for entry in entries:
-            if _LOG.fullmatch(entry.name):
+            if _WRITTEN.fullmatch(entry.name):
                 with suppress(OSError):  # deleted since it was listed
                     found.add((entry.name, entry.stat().st_size))
     return frozenset(found)
 
 
 def _directories(root: Path, kind: str) -> Iterator[tuple[int, Path, bytes]]:
-    """Number, path and IDENTITY of whole databases: opening one puts a file of rocksdict's into its directory, even a
-    vanishing one.
+    """Number, path and what tells one from another, of whole databases: opening one puts a file of rocksdict's into its
+    directory, even a vanishing one.
 
     Raises:
         OSError: the root can't be read.
@@ -399,7 +399,8 @@ def _directories(root: Path, kind: str) -> Iterator[tuple[int, Path, bytes]]:
         if of == kind and number.isdigit() and os.path.exists(f"{root}/{name}/CURRENT"):
             with suppress(OSError), open(f"{root}/{name}/IDENTITY", "rb") as file:
                 if identity := file.read():
-                    yield int(number), root / name, identity
+                    folder = os.stat(f"{root}/{name}")  # a copy that takes its place has the same IDENTITY
+                    yield int(number), root / name, b"%s %d %d" % (identity, folder.st_dev, folder.st_ino)
 
 
 def _age_ms(complete: bytes | None) -> int:

@@ -43,7 +43,10 @@ class StreamProfiles:
         self._valid.pop(user_id, None)
 
     def take(self, value: bytes) -> None:
-        """One record; one that is no profile, or has no finite vectors of this width, is counted and left out."""
+        """One record; one that is no profile, or has no finite vectors of this width, is counted and left out.
+
+        Where learning reads no vectors nothing is taken.
+        """
         if not self._shape[1]:
             return
         try:

@@ -24,8 +24,12 @@ def forget(user_id: str, rows: Rows, window: LateWindow, changes: Changes) -> No
 
 
 def close(user_id: str, rows: Rows, window: LateWindow) -> None:
-    """Takes a user out of rows and undo records. Of somebody who has no row nothing could be rolled back."""
-    if rows.has(user_id) or window.holds(user_id):
+    """Takes a user out of rows and undo records.
+
+    Without times to live somebody who has no row is in no undo record either; with them a row may have ended whose key
+    is still in rings of items, which undo records hold.
+    """
+    if rows.settings.state.ttl_ms or rows.has(user_id):
         rows.pending |= dict.fromkeys(window.clear())
     rows.forget(user_id)
 

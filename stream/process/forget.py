@@ -3,8 +3,8 @@
     key user_id, value {"forget_user_id": "..."}
 
 What it does at its offset, in worker and trainer alike: the user's row goes, the user's key leaves the items' rings,
-and what could be rolled back is closed if there was a row, since undo records hold rows and events of the user and
-items' rows with the user's key: events behind the newest one are too late from there on. The worker sends
+and what could be rolled back is closed if there was a row or rows end by time: undo records hold rows and events of the
+user, and items' rows with the user's key, so events behind the newest one are too late from there on. The worker sends
 tombstones for the user's profile and profile request, and with several partitions the request to every partition of
 `interactions.by-item`, whose rows have rings of their own. Later events of the user start a new row.
 

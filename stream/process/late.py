@@ -163,10 +163,6 @@ class LateWindow:
         new = list(takewhile(lambda undo: undo.sequence > saved, reversed(self._undo)))  # the newest are the last ones
         return new[::-1]
 
-    def holds(self, user_id: str) -> bool:
-        """Whether a user has an event that may be rolled back."""
-        return any(event.user_id == user_id for undo in self._undo for event in undo.events)
-
     def clear(self) -> list[bytes]:
         """Drops everything: nothing up to now can be rolled back any more."""
         keys = [undo.store_key for undo in self._undo]

@@ -26,6 +26,7 @@ STREAMS = {
     "games-parts-85": "games",
     "songs-85": "songs",
     "news-36": "news",
+    "edits-parts-85": "edits",
 }
 """Results that say what a part is worth on a stream, one each."""
 

@@ -111,8 +111,9 @@ def test_a_record_that_is_none_is_counted_and_left_out(value):
 def test_a_profile_of_another_width_than_the_models_read_is_counted_and_left_out(caplog):
     store = ProfileStore(text_dim=4)
     assert not store.put(b"u", record())
-    assert not store.put(b"u", record(embedding=None))
-    assert (store.invalid, store.get("u", 1)) == (2, None)
+    assert (store.invalid, store.get("u", 1)) == (1, None)
+    assert store.put(b"u", record(embedding=None)), "a profile without vectors is shown, and says nothing to a model"
+    assert store.get("u", 1).text == "Text 1."
     assert "vectors of width 8, expected ranker.text_dim 4" in caplog.text
     assert ProfileStore(text_dim=8).put(b"u", record())
 

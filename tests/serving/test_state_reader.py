@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -285,6 +286,28 @@ def test_a_directory_that_is_moved_away_and_made_again_is_read_anew(tmp_path, re
     wait_for(lambda: reader.user("new").row is not None)
     assert reader.user("old").row is None
     store.close()
+
+
+def test_a_copy_from_before_that_takes_the_place_of_a_state_is_read_anew(tmp_path):
+    """Its IDENTITY, and the number of the manifest that its opening makes, are those of the state that it replaces."""
+    path = partition_path(tmp_path / "state", 0)
+    store = RocksStore(path)
+    put(store, "a", events=1)
+    store.close()
+    shutil.copytree(path, tmp_path / "copy")
+    store = RocksStore(path)
+    for n in range(2, 30):
+        put(store, "a", events=n, offset=n)
+    with StateReader(tmp_path / "state", poll_ms=10**7) as reader:
+        assert reader.user("a").version == 29
+        store.close()
+        path.rename(tmp_path / "moved away")
+        (tmp_path / "copy").rename(path)
+        store = RocksStore(path)
+        put(store, "a", events=2, offset=2)
+        reader.catch_up()
+        assert reader.user("a").version == 2
+        store.close()
 
 
 def test_users_of_several_partitions_are_found_wherever_they_lie(tmp_path):

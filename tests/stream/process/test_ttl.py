@@ -146,6 +146,31 @@ def test_adoptions_and_forgotten_users_between_them_end_in_one_state_cut_anywher
         assert driven(cuts_of(log, seed)) == whole
 
 
+def test_forgetting_somebody_whose_row_ended_leaves_one_state_cut_anywhere_and_no_place_in_a_ring(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The row is gone, its key is in the ring of an item that others keep alive, and undo records hold that item."""
+    monkeypatch.setattr(ttl, "SWEEP_OFFSETS", 4)
+    now = T0_MS + 3 * DAY_MS
+    events = [Event("u", "i", T0_MS, "purchase"), Event("v", "i", T0_MS + 20 * HOUR_MS, "purchase")]
+    events += [Event("v", "i", T0_MS + 40 * HOUR_MS, "purchase"), Event("v", "i", T0_MS + 60 * HOUR_MS, "purchase")]
+    events += [Event(f"x{n}", "i", now + n, "purchase") for n in range(4)]
+    late = Event("w", "i", now - 60_000, "purchase")
+    log = records(events)
+    key, value = encode_forget("u")
+    log.append(Record(len(log), value, key))
+    log.append(Record(len(log), encode_event(late), b"w"))
+    every = range(1, len(log))
+    stores = [MemoryStore() for _ in range(2 ** len(every))]
+    cuts = [cut for size in range(len(every) + 1) for cut in itertools.combinations(every, size)]
+    assert len({run(log, list(cut), store, ONE_DAY) for cut, store in zip(cuts, stores, strict=True)}) == 1
+    for store in stores:
+        assert not dict(store.scan(b"u:u"))
+        rings = [bytes(decode_item(value).ring) for _, value in store.scan(b"i:")]
+        assert rings
+        assert not any(key64("u").to_bytes(8, "little") in ring for ring in rings)
+
+
 def test_with_several_partitions_rows_and_what_goes_to_the_items_are_the_same_cut_anywhere() -> None:
     log = shuffled(sparse_log(users=60), HOUR_MS // 2)
 

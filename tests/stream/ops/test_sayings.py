@@ -23,7 +23,7 @@ def test_the_last_count_is_said_at_the_end_where_it_is_not_what_was_said_last(
     caplog.clear()
     sayings.last()
     (last,) = [record.getMessage() for record in caplog.records]
-    assert last.startswith("in all: 19986 events so far are more than state.late_ms, 60 min, older")
+    assert last.startswith("in all: 19986 events so far came too late: more than state.late_ms, 60 min, older")
     caplog.clear()
     sayings.last()
     assert not caplog.records

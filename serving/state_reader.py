@@ -399,8 +399,8 @@ def _directories(root: Path, kind: str) -> Iterator[tuple[int, Path, bytes]]:
         if of == kind and number.isdigit() and os.path.exists(f"{root}/{name}/CURRENT"):
             with suppress(OSError), open(f"{root}/{name}/IDENTITY", "rb") as file:
                 if identity := file.read():
-                    of = os.fstat(file.fileno())  # a copy that takes the directory's place says the same
-                    yield int(number), root / name, b"%s %d %d" % (identity, of.st_ino, of.st_ctime_ns)
+                    found = os.fstat(file.fileno())  # a copy that takes the directory's place says the same
+                    yield int(number), root / name, b"%s %d %d" % (identity, found.st_ino, found.st_ctime_ns)
 
 
 def _age_ms(complete: bytes | None) -> int:

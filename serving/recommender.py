@@ -88,8 +88,8 @@ class Reading:
 
     def view(self, served: Served, domain: str = "", context: Context = ()) -> UserView:
         """The user, and what is known of the request, in the dense indices of a model."""
-        profile, given = self.profile.vectors if self.profile else None, dict(context)
-        profile = profile if profile is not None and profile.facets.size else None
+        profile = self.profile.vectors if self.profile and self.profile.vectors.facets.size else None
+        given = dict(context)
         fields = context_of(given, served.scorer.context) if given else ()
         view = view_of(self.stored.row, served.scorer.table, self.user_id, profile, fields)
         return replace(view, domain=domain) if domain else view

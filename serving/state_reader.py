@@ -42,6 +42,7 @@ _RETRY_MS = 1000
 _ANYWAY_S = 1.0
 """Time between two catch-ups with a directory that looks unchanged."""
 _WRITTEN = re.compile(r"\d+\.log|MANIFEST-\d+")
+"""What a commit or a flush makes longer, or begins."""
 _POPULAR_ROWS = 200_000
 """Item rows scanned at most for the popularity that answers while no model serves."""
 

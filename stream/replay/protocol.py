@@ -288,11 +288,11 @@ def scored_groups(log: EventLog, split_ms: int, scope: Scope = EVERYTHING) -> In
     scored = np.flatnonzero(answers)
     if len(scored) == 0:
         sessions = " in sessions that begin there and are of the share that is drawn" if scope.session else ""
-        larger = " or a larger --session-share" if scope.session and scope.share < 1 else ""
-        larger += " or another span of --choices: its rows are not scored" if scope.left_out is not None else ""
+        others = " or a larger --session-share" if scope.session and scope.share < 1 else ""
+        others += " or another span of --choices: its rows are not scored" if scope.left_out is not None else ""
         raise InputError(
             f"no group of {log.groups} is left to score at or past split_ms {split_ms}{sessions}; choose a smaller "
-            f"--split{larger}"
+            f"--split{others}"
         )
     return scored
 

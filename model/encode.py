@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from driftline.graph.arrays import Arrays, Float32, Int64
 from driftline.graph.codes import Codes
 from driftline.model.backbone import unit
 from driftline.model.batch import CHUNK, pad
+from driftline.model.copying import Copying
 from driftline.model.history_cache import HistoryCache
 from driftline.model.hstu import HSTU
 from driftline.model.incremental import CachedEncoder, History, window_of
@@ -85,6 +87,33 @@ def weight_arrays(backbone: HSTU | SASRec) -> dict[str, Float32]:
     return {_WEIGHT + name: value.numpy() for name, value in backbone.state_dict().items()}
 
 
+class Weighed(Protocol):
+    """What `SequenceLearner` and `SequenceScorer` make logits of cosines with."""
+
+    settings: Model
+    copying: Copying | None
+
+
+def whole_logits(cosines: Float32, popular: Float32, history: History, model: Weighed) -> Float32:
+    """Logits [n] float32 of cosines [n]; items that the model does not know are as popular as its least popular one.
+
+    Args:
+        cosines: of a user and items 0..n-1.
+        popular: [N] popularity logits.
+        history: what the user did.
+        model: the settings, and the terms of the window's items.
+    """
+    n, similarity = len(cosines), cosines / np.float32(model.settings.temperature)
+    if model.copying is None:
+        logits = similarity
+    else:
+        window, _ = window_of(history, min(n, len(popular)), model.settings.max_len)
+        logits = model.copying.logits(similarity, window)
+    logits[: len(popular)] += popular[:n]
+    logits[len(popular) :] += popular.min(initial=0.0)
+    return logits
+
+
 class SequenceScorer:
     """Read-only view of a published learner: encodes and scores, never learns. Threads may share it.
 
@@ -102,6 +131,7 @@ class SequenceScorer:
         self.backbone.load_state_dict(weights)
         self.backbone.requires_grad_(False)
         self._vectors, self._prior = arrays["vectors"], arrays["prior"]
+        self.copying = Copying.of(arrays["copying"]) if settings.copying else None
         self._codes = Codes.from_arrays(settings.dim, arrays, "matrix")
         self._matrix: Float32 = (
             unit(torch.from_numpy(np.array(self._vectors[:, : settings.dim]))).numpy()
@@ -151,6 +181,5 @@ class SequenceScorer:
 
     def scores(self, history: History, now_ms: int) -> Float32:
         """As `SequenceLearner.scores`, with the popularity of the time when the snapshot was written."""
-        user_D = self.encode([history], [now_ms])[0]
-        out: Float32 = self._matrix @ user_D / np.float32(self.settings.temperature) + self._prior
-        return out
+        cosines: Float32 = self._matrix @ self.encode([history], [now_ms])[0]
+        return whole_logits(cosines, self._prior, History(*history), self)

@@ -9,7 +9,7 @@ import numpy as np
 
 from driftline.graph.learn import GraphLearner
 from driftline.graph.rows import key64
-from driftline.model.encode import SequenceScorer
+from driftline.model.encode import SequenceScorer, whole_logits
 from driftline.model.history_cache import HistoryCache
 from driftline.model.incremental import History
 from driftline.model.part import Part, Plug, VectorPlug
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from driftline.graph.texts import TextTable
     from driftline.graph.touched import Touched
     from driftline.graph.view import Group, ItemTable, UserView
+    from driftline.model.copying import Copying
     from driftline.model.part import Asked
     from driftline.model.recall import Pool, Scored
 
@@ -40,6 +41,7 @@ class Encoder(Protocol):
     """What `SequenceLearner` and `SequenceScorer` have in common."""
 
     settings: Model
+    copying: Copying | None
 
     def encode(self, histories: Sequence[History], now_ms: Sequence[int]) -> Float32:
         """Unit vectors [B, D] of users at their request times."""
@@ -81,10 +83,8 @@ class SequencePlug(VectorPlug):
         scored = super().opinion(asked)
         if not self.encoder.settings.aware or scored.items is not None or not len(scored.scores):
             return scored
-        popular = self.encoder.popular()[: len(scored.scores)] * np.float32(self.encoder.settings.temperature)
-        scores = scored.scores.copy()
-        scores[: len(popular)] += popular
-        scores[len(popular) :] += popular.min(initial=0.0)
+        history, temperature = wanted_history(asked.view), np.float32(self.encoder.settings.temperature)
+        scores = whole_logits(scored.scores, self.encoder.popular(), history, self.encoder) * temperature
         return best_of(scores, asked.k, asked.past.items, asked.n, above=-np.inf, otherwise=float(scores.min()))
 
     def features(self, asked: Asked, pool: Pool, place: Int32, scored: Scored, out: Float32) -> None:

@@ -84,11 +84,22 @@ class PopularityPrior:
         out: Float32 = np.log((count + SMOOTHING) / (count.sum() + 1.0)).astype(np.float32)
         return out
 
-    def logits_now(self, now_ms: int, n: int) -> Float32:
-        """What a request adds to its logits [n] float32; zeros without a prior."""
+    def log_share_of(self, rows: Int64, now_ms: int) -> Float32:
+        """Log shares [m] float32 of some items; zeros without a prior."""
+        if not self.on:
+            return np.zeros(len(rows), np.float32)
+        decay = 0.5 ** ((max(now_ms, self._now_ms) - self._base_ms) / self.half_life_ms)
+        known = rows < len(self._count)
+        count = np.zeros(len(rows))
+        count[known] = self._count[rows[known]] * decay
+        out: Float32 = np.log((count + SMOOTHING) / (self._count.sum() * decay + 1.0)).astype(np.float32)
+        return out
+
+    def logits_now(self, now_ms: int, n: int, coefficient: float | None = None) -> Float32:
+        """What a request adds to its logits [n] float32, by another coefficient if one is given."""
         if not self.on:
             return np.zeros(n, np.float32)
-        return float(self.coefficient.detach()) * self.log_share(now_ms, n)
+        return (float(self.coefficient.detach()) if coefficient is None else coefficient) * self.log_share(now_ms, n)
 
     def at(self, asked_ms_R: Int64, rows_C: Tensor) -> Prior:
         """What training rows add to their logits.

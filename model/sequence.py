@@ -28,6 +28,7 @@ from driftline.graph.view import Group
 from driftline.model.average import Average
 from driftline.model.backbone import Dropout, unit
 from driftline.model.batch import Batch, build_batch
+from driftline.model.copying import SHARE, Copying, terms_of
 from driftline.model.encode import (
     SequenceScorer,
     build_backbone,
@@ -35,6 +36,7 @@ from driftline.model.encode import (
     encode_each,
     encode_histories,
     weight_arrays,
+    whole_logits,
 )
 from driftline.model.history_cache import HistoryCache
 from driftline.model.hstu import HSTU, bucket_edges_ms
@@ -49,9 +51,11 @@ from driftline.model.rehearsal import RehearsalLog, Window
 __all__ = ["History", "SequenceLearner", "SequenceScorer"]
 
 # B windows, L rows of the longest window, M = L + 1, D width of a vector, W of a row of the item table, R asked rows,
-# C candidates, U item rows of a step
+# C candidates, U item rows of a step, N items
 
 
+OTHERS = 1024
+"""Items that stand for all but the window's where the terms of a logit are weighed."""
 CACHE_BYTES = 8 << 20
 """Of keys and values between two steps, after which none of them hold: a few users' worth."""
 
@@ -78,6 +82,7 @@ class SequenceLearner:
         )
         self.log = RehearsalLog(settings.rehearsal_groups, settings.max_len)
         self.prior = PopularityPrior(settings.prior_half_life_days)
+        self.copying = Copying() if settings.copying else None
         self.average = Average(settings.average, self.backbone)
         self._dropout = Dropout(settings.dropout, self._generator)
         self._histories = HistoryCache(CACHE_BYTES)
@@ -129,11 +134,34 @@ class SequenceLearner:
 
     def learn(self, group: Group) -> None:
         """Observes a group; an optimiser step follows on `step_groups` groups with `step_rows` events or more."""
+        if self.copying is not None:
+            self._weigh(self.copying, group)
         self.observe(group)
         self._waiting += 1, len(group.items)
         if (self._waiting >= (self.settings.step_groups, self.settings.step_rows)).all():
             self._waiting[:] = 0
             self.step()
+
+    def _weigh(self, copying: Copying, group: Group) -> None:
+        """Learns the weights of the logit's terms on a group that nothing has learnt from."""
+        window, t_ms = self.log.history(group.user_id)
+        window, t_ms = window[t_ms <= group.t_ms], t_ms[t_ms <= group.t_ms]  # a late group came before what is later
+        wanted = np.unique(group.items[group.positive & (group.weight > 0) & (group.items >= 0)])
+        wanted = wanted[wanted < len(self.items)]
+        if not len(window) or not len(wanted):
+            return
+        user_D, matrix = self.encode([History(window, t_ms)], [group.t_ms])[0], self.item_matrix()
+        own, terms = terms_of(window)
+        special = np.union1d(own, wanted)
+        others = np.setdiff1d(self._seen[self._random.integers(self._seen_n, size=OTHERS)], special)
+        rows_C = np.concatenate((special, others))
+        log_count_C = np.zeros(len(rows_C), np.float32)
+        log_count_C[len(special) :] = np.log(max(self._seen_n - len(special), 1) / max(len(others), 1))
+        terms_C = np.zeros((len(rows_C), terms.shape[1]), np.float32)
+        terms_C[np.searchsorted(special, own)] = terms
+        similarity_C = matrix[rows_C] @ user_D / np.float32(self.settings.temperature)
+        share_C = self.prior.log_share_of(rows_C, group.t_ms)
+        copying.learn(similarity_C, share_C, terms_C, log_count_C, np.searchsorted(special, wanted))
 
     def step(self) -> float:
         """One optimiser step on the newest groups and rehearsed ones; returns the loss, NaN if nothing is there."""
@@ -238,15 +266,15 @@ class SequenceLearner:
         """Vectors [m, D] of item rows [m] as the backbone reads them, not normalised."""
         return as_read(self._cache.vectors().numpy()[rows], self.items.dim)
 
-    def popular(self) -> Float32:
-        """Popularity logits [N] float32 as of the last event."""
-        return self.prior.logits_now(0, len(self.items))
+    def popular(self, now_ms: int = 0) -> Float32:
+        """Popularity logits [N] float32 at a time, as of the last event at least."""
+        weight = None if self.copying is None else float(self.copying.weights[SHARE])
+        return self.prior.logits_now(now_ms, len(self.items), weight)
 
     def scores(self, history: History, now_ms: int) -> Float32:
-        """Logits [N] float32 of all items of the table for one user: similarity plus prior, higher is better."""
-        user_D = self.encode([history], [now_ms])[0]
-        similarity: Float32 = self.item_matrix() @ user_D / np.float32(self.settings.temperature)
-        return similarity + self.prior.logits_now(now_ms, len(similarity))
+        """Logits [N] float32 of all items of the table for one user, popularity included; higher is better."""
+        cosines: Float32 = self.item_matrix() @ self.encode([history], [now_ms])[0]
+        return whole_logits(cosines, self.popular(now_ms), History(*history), self)
 
     def state_dict(self) -> dict[str, Any]:
         """Weights, optimiser, rehearsal log and random state, as plain values, arrays and tensors."""
@@ -257,6 +285,7 @@ class SequenceLearner:
             "optimizer": self._optimizer.state_dict(),
             "log": self.log.state_dict(),
             "prior": self.prior.state_dict(),
+            "copying": None if self.copying is None else self.copying.state_dict(),
             "average": self.average.state_dict(),
             "generator": self._generator.get_state(),
             "random": self._random.bit_generator.state,
@@ -273,6 +302,8 @@ class SequenceLearner:
         self._optimizer.load_state_dict(state["optimizer"])
         self.log.load_state_dict(state["log"])
         self.prior.load_state_dict(state["prior"])
+        if self.copying is not None:
+            self.copying.load_state_dict(state["copying"])
         self.average.load_state_dict(state["average"])
         self._generator.set_state(state["generator"])
         self._random.bit_generator.state = state["random"]
@@ -293,7 +324,8 @@ class SequenceLearner:
             return self._cache.arrays()
         return {
             **self._cache.arrays(),
-            "prior": self.prior.logits_now(0, len(self.items)),
+            "prior": self.popular(),
+            **({} if self.copying is None else {"copying": self.copying.weights.copy()}),
             **weight_arrays(self.average.backbone),
         }
 

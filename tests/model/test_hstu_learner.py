@@ -18,7 +18,7 @@ from driftline.stream.learn.tree import read_tree, write_tree
 DAY_MS = 86_400_000
 SETTINGS = Model(dim=16, max_len=12, batch=6, step_groups=2, learning_rate=0.01)
 PLAIN: dict[str, object] = {}
-SESSIONS = {"untied": True, "gaps": True, "asked_rows": 3}
+SESSIONS = {"untied": True, "gaps": True, "asked_rows": 3, "copying": True}
 """What suits a stream of sessions."""
 
 

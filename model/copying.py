@@ -1,6 +1,6 @@
 """What a user may come back to: the items of the window have terms of their own in the logit.
 
-    logit = w0 cosine / temperature + w1 log share
+    logit = w0 cosine / temperature + (coefficient + w1) log share
             + w2 + w3 [the last one] + w4 log(1 + events since) + w5 log(1 + times)     of an item in the window
 
 A user is one vector, which can't be near to all of a hundred scattered items at once, however often such users come
@@ -35,7 +35,7 @@ class Copying:
     """The weights of a logit's terms: float64 [6], in the order of the formula, and those of a bare logit at first."""
 
     def __init__(self) -> None:
-        self.weights = np.array([1.0, 1.0, 0.0, 0.0, 0.0, 0.0])
+        self.weights = np.array([1.0, 0.0, 0.0, 0.0, 0.0, 0.0])
         self._mean, self._square = np.zeros((2, len(self.weights)))
         self._steps = 0
 
@@ -59,18 +59,18 @@ class Copying:
         return logits
 
     def learn(
-        self, similarity_C: Float32, share_C: Float32, terms_C: Float32, log_count_C: Float32, targets: Int64
+        self, similarity_C: Float32, share_C: Float32, terms_C: Float32, fixed_C: Float32, targets: Int64
     ) -> None:
         """A step on one request.
 
         Args:
             similarity_C, share_C: [C] cosine / temperature and log share of the candidates.
             terms_C: [C, 4], see `terms_of`, zeros of what is not in the window.
-            log_count_C: [C] log of how many items each stands for.
+            fixed_C: [C] coefficient * log share + log of how many items each stands for.
             targets: [T] places of the answers among the candidates, T >= 1.
         """
         terms = np.column_stack((similarity_C, share_C, terms_C)).astype(np.float64)  # [C, 6]
-        logits = terms @ self.weights + log_count_C
+        logits = terms @ self.weights + fixed_C
         chance = np.exp(logits - logits.max())
         gradient = terms.T @ (chance / chance.sum()) - terms[targets].mean(0)
         self._steps += 1

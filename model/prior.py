@@ -95,11 +95,11 @@ class PopularityPrior:
         out: Float32 = np.log((count + SMOOTHING) / (self._count.sum() * decay + 1.0)).astype(np.float32)
         return out
 
-    def logits_now(self, now_ms: int, n: int, coefficient: float | None = None) -> Float32:
-        """What a request adds to its logits [n] float32, by another coefficient if one is given."""
+    def logits_now(self, now_ms: int, n: int, more: float = 0.0) -> Float32:
+        """What a request adds to its logits [n] float32, by a coefficient that is larger by so much."""
         if not self.on:
             return np.zeros(n, np.float32)
-        return (float(self.coefficient.detach()) if coefficient is None else coefficient) * self.log_share(now_ms, n)
+        return (float(self.coefficient.detach()) + more) * self.log_share(now_ms, n)
 
     def at(self, asked_ms_R: Int64, rows_C: Tensor) -> Prior:
         """What training rows add to their logits.

@@ -161,7 +161,8 @@ class SequenceLearner:
         terms_C[np.searchsorted(special, own)] = terms
         similarity_C = matrix[rows_C] @ user_D / np.float32(self.settings.temperature)
         share_C = self.prior.log_share_of(rows_C, group.t_ms)
-        copying.learn(similarity_C, share_C, terms_C, log_count_C, np.searchsorted(special, wanted))
+        fixed_C = log_count_C + np.float32(self.prior.coefficient.item()) * share_C
+        copying.learn(similarity_C, share_C, terms_C, fixed_C, np.searchsorted(special, wanted))
 
     def step(self) -> float:
         """One optimiser step on the newest groups and rehearsed ones; returns the loss, NaN if nothing is there."""
@@ -268,8 +269,8 @@ class SequenceLearner:
 
     def popular(self, now_ms: int = 0) -> Float32:
         """Popularity logits [N] float32 at a time, as of the last event at least."""
-        weight = None if self.copying is None else float(self.copying.weights[SHARE])
-        return self.prior.logits_now(now_ms, len(self.items), weight)
+        more = 0.0 if self.copying is None else float(self.copying.weights[SHARE])
+        return self.prior.logits_now(now_ms, len(self.items), more)
 
     def scores(self, history: History, now_ms: int) -> Float32:
         """Logits [N] float32 of all items of the table for one user, popularity included; higher is better."""

@@ -92,7 +92,9 @@ def fit(
         _ranker_epoch(fresh, ranker.log, rng)
     learner.engine.arms[MAIN].ranker = fresh
     if learner.sequence is not None:
-        sequence = _observed(learner, groups)
+        weighed, sequence = learner.sequence.copying, _observed(learner, groups)
+        if weighed is not None:  # on the slice, which the backbone of then had not learnt
+            sequence.copying = weighed
         rng = np.random.default_rng(learner.settings.model.seed)
         for _ in range(epochs["hstu"]):
             _sequence_epoch(sequence, sequence.log.end, rng)

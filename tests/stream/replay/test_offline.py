@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from driftline.configs.settings import Settings
+from driftline.model.copying import Copying
 from driftline.model.engine import MAIN
 from driftline.stream.bundled import EVENTS, ITEMS
 from driftline.stream.events.files import read_columns
@@ -19,7 +20,7 @@ from driftline.stream.replay.engine_pass import EnginePass, answer
 from driftline.stream.replay.forecast import forecast
 from driftline.stream.replay.frozen_arms import RetrainArm, WeeklyFrozenArm, weeks_from
 from driftline.stream.replay.log import EventLog
-from driftline.stream.replay.offline import MOST_EPOCHS, PATIENCE, fit, settings_of_pass, until_worse
+from driftline.stream.replay.offline import MOST_EPOCHS, PATIENCE, before_slice, fit, settings_of_pass, until_worse
 from driftline.stream.replay.protocol import questions
 from driftline.stream.replay.run import replay
 from driftline.stream.replay.source import Options, read
@@ -52,6 +53,20 @@ def test_hstu_and_ranker_are_trained_on_all_of_the_past_for_the_epochs_that_its_
     assert made.learner.sequence.steps >= epochs["hstu"]
     assert made.learner.sequence.log.end == sum((arrival.group.weight > 0).any() for _, arrival in past)
     assert made.learner.engine.plugs["hstu"].encoder is made.learner.sequence  # type: ignore[attr-defined]
+
+
+def test_the_terms_of_items_had_lately_are_weighed_on_what_the_backbone_had_not_learnt() -> None:
+    settings = SETTINGS.model_copy(update={"model": SETTINGS.model.model_copy(update={"copying": True})})
+    log = EventLog(read_columns(EVENTS, 2500), settings.action)
+    past = [(request, arrival) for request, arrival, _ in questions(log)]
+    made = EnginePass(Setup(log, settings), settings_of_pass(settings, len(past)))
+    fit(made.learner, made.learn, past)
+    sequence = made.learner.sequence
+    assert sequence is not None
+    assert sequence.copying is not None
+    asked = sequence.copying.state_dict()["steps"]
+    assert 0 < asked <= len(past) - before_slice(len(past))
+    assert np.abs(sequence.copying.weights - Copying().weights).max() > 0
 
 
 @pytest.mark.parametrize("kind", [RetrainArm, WeeklyFrozenArm])

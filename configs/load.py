@@ -37,6 +37,9 @@ OPERATION = {
 UNSAID = (("labels", "off"),)
 """Switches that say what their absence does: who keeps a part off that came later goes on with what was learnt."""
 
+UNSAID_KEYS = (("model", "copying", False),)
+"""Section, key and value that says what the absence of a key says which came later."""
+
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
@@ -136,6 +139,9 @@ def _dump(settings: Settings, sections: Sequence[str]) -> dict[str, Any]:
     dump = settings.model_dump(mode="json", include=set(sections), exclude=without)
     if "systems" in dump:
         dump["systems"] = dict(switch for switch in dump["systems"].items() if switch not in UNSAID)
+    for section, key, value in UNSAID_KEYS:
+        if section in dump and dump[section].get(key) == value:
+            del dump[section][key]
     return dump
 
 

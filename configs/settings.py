@@ -440,7 +440,8 @@ class Model(Section):
     average: float = Field(0.99, ge=0, lt=1, description="share of the averaged weights that stays at a step; 0 = off")
     prior_half_life_days: float = Field(30.0, ge=0, description="of the popularity in the softmax; 0 = no prior")
     copying: bool = Field(
-        False, description="items that the user had lately have terms of their own in the logit, learnt on new requests"
+        False,
+        description="items that the user had lately have terms of their own in the logit; the ranker sees it by `aware`",
     )
     asked_rows: int = Field(
         0, ge=0, description="rows of a window that a step learns from, the newest one always; 0 = all"

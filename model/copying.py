@@ -6,7 +6,7 @@
 A user is one vector, which can't be near to all of a hundred scattered items at once, however often such users come
 back to one of them. And a backbone that rehearses windows knows their answers by heart, so what it gives its own
 training says nothing of how far to trust it. These weights therefore learn on each new request, before the backbone has
-seen the answer, by a step of Adam on its softmax: over the window, the answer, and a sample that stands for all others.
+seen the answer, by a step of Adam on its softmax over all items, or a sample that stands for them.
 
 Source: why one softmax copies badly, and logits of their own for items of the input: Chang et al., "To Copy, or not to
 Copy", WSDM 2024, arXiv 2310.14079. Departure: a few numbers in place of projections of the state, which learn apart
@@ -15,6 +15,7 @@ from the backbone.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -27,8 +28,27 @@ if TYPE_CHECKING:
 # h events of a window, m distinct items of it, n items, C candidates of a step, T targets
 
 COSINE, SHARE, WITHIN, LAST, SINCE, TIMES = range(6)
-RATE, BETAS, EPSILON = 0.003, (0.9, 0.98), 1e-8
-"""Of Adam."""
+RATE, BETAS, EPSILON = 0.003, (0.9, 0.999), 1e-8
+"""Of Adam; the squares are remembered for as long as a term takes that one request in some hundreds tells about."""
+
+
+@dataclass(frozen=True, slots=True)
+class Weighing:
+    """One request and its answer, as the weights learn from it.
+
+    Attributes:
+        similarity_C, share_C: [C] cosine / temperature and log share of the candidates.
+        fixed_C: [C] coefficient * log share + log of how many items each stands for.
+        own, terms: [m] places among the candidates of the window's items and their terms [m, 4], see `terms_of`.
+        targets: [T] distinct places of the answers, T >= 1.
+    """
+
+    similarity_C: Float32
+    share_C: Float32
+    fixed_C: Float32
+    own: NDArray[Any]
+    terms: Float32
+    targets: NDArray[Any]
 
 
 class Copying:
@@ -46,38 +66,33 @@ class Copying:
         copying.weights = np.array(weights, np.float64)
         return copying
 
-    def logits(self, similarity_n: Float32, window: Int32 | Int64) -> Float32:
+    def logits(self, similarity_n: Float32, window: Int32 | Int64, t_ms: Int64) -> Float32:
         """Logits [n] of items 0..n-1, popularity left out.
 
         Args:
             similarity_n: [n] cosines / temperature.
-            window: [h] the user's last known items, oldest first.
+            window, t_ms: [h] the user's last known items in order, and their times.
         """
         logits: Float32 = similarity_n * np.float32(self.weights[COSINE])
-        items, terms = terms_of(window[window < len(logits)])
+        items, terms = terms_of(window, t_ms)
         logits[items] += (terms @ self.weights[WITHIN:]).astype(np.float32)
         return logits
 
-    def learn(
-        self, similarity_C: Float32, share_C: Float32, terms_C: Float32, fixed_C: Float32, targets: Int64
-    ) -> None:
-        """A step on one request.
-
-        Args:
-            similarity_C, share_C: [C] cosine / temperature and log share of the candidates.
-            terms_C: [C, 4], see `terms_of`, zeros of what is not in the window.
-            fixed_C: [C] coefficient * log share + log of how many items each stands for.
-            targets: [T] places of the answers among the candidates, T >= 1.
-        """
-        terms = np.column_stack((similarity_C, share_C, terms_C)).astype(np.float64)  # [C, 6]
-        logits = terms @ self.weights + fixed_C
+    def learn(self, asked: Weighing) -> None:
+        """A step on one request."""
+        similarity_C, share_C, own, targets = asked.similarity_C, asked.share_C, asked.own, asked.targets
+        logits = self.weights[COSINE] * similarity_C + self.weights[SHARE] * share_C + asked.fixed_C
+        logits[own] += asked.terms @ self.weights[WITHIN:]
         chance = np.exp(logits - logits.max())
-        gradient = terms.T @ (chance / chance.sum()) - terms[targets].mean(0)
+        chance /= chance.sum()
+        chance[targets] -= 1 / len(targets)
+        gradient = np.concatenate(((chance @ similarity_C, chance @ share_C), chance[own] @ asked.terms))
         self._steps += 1
         self._mean += (gradient - self._mean) * (1 - BETAS[0])
         self._square += (gradient * gradient - self._square) * (1 - BETAS[1])
         mean, square = (z / (1 - b**self._steps) for z, b in zip((self._mean, self._square), BETAS, strict=True))
         self.weights -= RATE * mean / (np.sqrt(square) + EPSILON)
+        self.weights[COSINE] = max(self.weights[COSINE], 0.0)
 
     def state_dict(self) -> dict[str, Any]:
         """Weights and the moments of Adam."""
@@ -94,8 +109,15 @@ class Copying:
         self._steps = state["steps"]
 
 
-def terms_of(window: Int32 | Int64) -> tuple[NDArray[Any], Float32]:
-    """The distinct items [m] of a window [h], and their terms [m, 4] float32: 1, the last one, since, times."""
-    items, last_from_end, times = np.unique(window[::-1], return_index=True, return_counts=True)
-    columns = np.ones(len(items)), last_from_end == 0, np.log1p(last_from_end), np.log1p(times)
+def terms_of(window: Int32 | Int64, t_ms: Int64) -> tuple[NDArray[Any], Float32]:
+    """The distinct items [m] of a window, and their terms [m, 4] float32: 1, of the last group, since, times.
+
+    Items of one time are one group, in which order says nothing.
+
+    Args:
+        window, t_ms: [h] items and their times, in order of time.
+    """
+    items, from_end, times = np.unique(window[::-1], return_index=True, return_counts=True)
+    since = len(t_ms) - np.searchsorted(t_ms, t_ms[::-1][from_end], side="right")
+    columns = np.ones(len(items)), since == 0, np.log1p(since), np.log1p(times)
     return items, np.column_stack(columns).astype(np.float32)

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -87,30 +86,26 @@ def weight_arrays(backbone: HSTU | SASRec) -> dict[str, Float32]:
     return {_WEIGHT + name: value.numpy() for name, value in backbone.state_dict().items()}
 
 
-class Weighed(Protocol):
-    """What `SequenceLearner` and `SequenceScorer` make logits of cosines with."""
-
-    settings: Model
-    copying: Copying | None
-
-
-def whole_logits(cosines: Float32, popular: Float32, history: History, model: Weighed) -> Float32:
-    """Logits [n] float32 of cosines [n]; items that the model does not know are as popular as its least popular one.
+def whole_logits(
+    cosines: Float32, popular: Float32, history: History, settings: Model, copying: Copying | None
+) -> Float32:
+    """Logits [n] float32 of cosines [n]; items that the model does not know are as popular as the rarest that it does.
 
     Args:
         cosines: of a user and items 0..n-1.
         popular: [N] popularity logits.
         history: what the user did.
-        model: the settings, and the terms of the window's items.
+        settings: of the model.
+        copying: the terms of the window's items, if it has any.
     """
-    n, similarity = len(cosines), cosines / np.float32(model.settings.temperature)
-    if model.copying is None:
-        logits = similarity
-    else:
-        window, _ = window_of(history, min(n, len(popular)), model.settings.max_len)
-        logits = model.copying.logits(similarity, window)
+    n, logits = len(cosines), cosines / np.float32(settings.temperature)
+    if copying is not None:
+        logits = copying.logits(logits, *window_of(history, min(n, len(popular)), settings.max_len))
     logits[: len(popular)] += popular[:n]
-    logits[len(popular) :] += popular.min(initial=0.0)
+    if n > len(popular) > 0:
+        logits[len(popular) :] += popular[
+            np.abs(popular).argmax()
+        ]  # a log share is below 0 and its weight has any sign
     return logits
 
 
@@ -182,4 +177,4 @@ class SequenceScorer:
     def scores(self, history: History, now_ms: int) -> Float32:
         """As `SequenceLearner.scores`, with the popularity of the time when the snapshot was written."""
         cosines: Float32 = self._matrix @ self.encode([history], [now_ms])[0]
-        return whole_logits(cosines, self._prior, History(*history), self)
+        return whole_logits(cosines, self._prior, History(*history), self.settings, self.copying)

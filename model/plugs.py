@@ -83,8 +83,9 @@ class SequencePlug(VectorPlug):
         scored = super().opinion(asked)
         if not self.encoder.settings.aware or scored.items is not None or not len(scored.scores):
             return scored
-        history, temperature = wanted_history(asked.view), np.float32(self.encoder.settings.temperature)
-        scores = whole_logits(scored.scores, self.encoder.popular(), history, self.encoder) * temperature
+        settings, history = self.encoder.settings, wanted_history(asked.view)
+        logits = whole_logits(scored.scores, self.encoder.popular(), history, settings, self.encoder.copying)
+        scores = logits * np.float32(settings.temperature)
         return best_of(scores, asked.k, asked.past.items, asked.n, above=-np.inf, otherwise=float(scores.min()))
 
     def features(self, asked: Asked, pool: Pool, place: Int32, scored: Scored, out: Float32) -> None:
@@ -259,7 +260,7 @@ class SequencePart(Part):
     def learn(self, group: Group, view: UserView, learnt: bool) -> None:
         """See Part."""
         if learnt:
-            self.learner.learn(group)
+            self.learner.learn(group, wanted_history(view))
         else:
             self.learner.observe(group)
 

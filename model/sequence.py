@@ -2,6 +2,7 @@
 
     group -> observe -> rehearsal log --windows--> batch -> backbone -> sampled softmax -> one optimiser step
     history, request time -> encode -> unit vector . item matrix / temperature + prior -> scores
+                             with `copying`: the terms weighed, and those of the window's items added
 
 `encode` and `scores` only read what `observe` and `step` were given before, so a caller that scores a group
 first and observes it afterwards predicts before it learns. Everything random comes from generators that are part
@@ -28,7 +29,7 @@ from driftline.graph.view import Group
 from driftline.model.average import Average
 from driftline.model.backbone import Dropout, unit
 from driftline.model.batch import Batch, build_batch
-from driftline.model.copying import SHARE, Copying, terms_of
+from driftline.model.copying import SHARE, Copying, Weighing, terms_of
 from driftline.model.encode import (
     SequenceScorer,
     build_backbone,
@@ -40,7 +41,7 @@ from driftline.model.encode import (
 )
 from driftline.model.history_cache import HistoryCache
 from driftline.model.hstu import HSTU, bucket_edges_ms
-from driftline.model.incremental import History
+from driftline.model.incremental import History, window_of
 from driftline.model.item_cache import ItemCache
 from driftline.model.items import BETAS, ItemVectors, as_compared, as_read
 from driftline.model.loss import SoftmaxStep, distinct, draw_candidates, softmax_loss
@@ -54,8 +55,8 @@ __all__ = ["History", "SequenceLearner", "SequenceScorer"]
 # C candidates, U item rows of a step, N items
 
 
-OTHERS = 1024
-"""Items that stand for all but the window's where the terms of a logit are weighed."""
+WEIGHED, SAMPLED = 16_384, 4096
+"""Items among which the terms of a logit are weighed: all of so many, else a sample that stands for them."""
 CACHE_BYTES = 8 << 20
 """Of keys and values between two steps, after which none of them hold: a few users' worth."""
 
@@ -132,37 +133,45 @@ class SequenceLearner:
         self._histories.drop(user_id)
         self._fresh = [number for number in self._fresh if self.log.has_past(number)]
 
-    def learn(self, group: Group) -> None:
-        """Observes a group; an optimiser step follows on `step_groups` groups with `step_rows` events or more."""
+    def learn(self, group: Group, history: History | None = None) -> None:
+        """Observes a group; an optimiser step follows on `step_groups` groups with `step_rows` events or more.
+
+        Args:
+            group: what a user did.
+            history: what the user did before; None = as much of it as the rehearsal log holds.
+        """
         if self.copying is not None:
-            self._weigh(self.copying, group)
+            self._weigh(self.copying, group, history or History(*self.log.history(group.user_id)))
         self.observe(group)
         self._waiting += 1, len(group.items)
         if (self._waiting >= (self.settings.step_groups, self.settings.step_rows)).all():
             self._waiting[:] = 0
             self.step()
 
-    def _weigh(self, copying: Copying, group: Group) -> None:
+    def _weigh(self, copying: Copying, group: Group, history: History) -> None:
         """Learns the weights of the logit's terms on a group that nothing has learnt from."""
-        window, t_ms = self.log.history(group.user_id)
-        window, t_ms = window[t_ms <= group.t_ms], t_ms[t_ms <= group.t_ms]  # a late group came before what is later
+        n = len(self.items)
         wanted = np.unique(group.items[group.positive & (group.weight > 0) & (group.items >= 0)])
-        wanted = wanted[wanted < len(self.items)]
+        wanted = wanted[wanted < n]
+        before = history.t_ms <= group.t_ms  # a late group came before what is later
+        history = history if before.all() else History(history.items[before], history.t_ms[before])
+        window, t_ms = window_of(history, n, self.settings.max_len)
         if not len(window) or not len(wanted):
             return
-        user_D, matrix = self.encode([History(window, t_ms)], [group.t_ms])[0], self.item_matrix()
-        own, terms = terms_of(window)
-        special = np.union1d(own, wanted)
-        others = np.setdiff1d(self._seen[self._random.integers(self._seen_n, size=OTHERS)], special)
-        rows_C = np.concatenate((special, others))
-        log_count_C = np.zeros(len(rows_C), np.float32)
-        log_count_C[len(special) :] = np.log(max(self._seen_n - len(special), 1) / max(len(others), 1))
-        terms_C = np.zeros((len(rows_C), terms.shape[1]), np.float32)
-        terms_C[np.searchsorted(special, own)] = terms
-        similarity_C = matrix[rows_C] @ user_D / np.float32(self.settings.temperature)
+        user_D, matrix = self.encode([history], [group.t_ms])[0], self.item_matrix()
+        own, terms = terms_of(window, t_ms)
+        places, targets = own.astype(np.int64), wanted.astype(np.int64)
+        rows_C, log_count_C = np.arange(n), np.zeros(n, np.float32)
+        if n > WEIGHED:
+            special = np.union1d(own, wanted)
+            others = np.setdiff1d(self._random.integers(n, size=SAMPLED), special)
+            rows_C, log_count_C = np.concatenate((special, others)), np.zeros(len(special) + len(others), np.float32)
+            log_count_C[len(special) :] = np.log((n - len(special)) / len(others))
+            places, targets = np.searchsorted(special, own), np.searchsorted(special, wanted)
         share_C = self.prior.log_share_of(rows_C, group.t_ms)
+        similarity_C = (matrix if n <= WEIGHED else matrix[rows_C]) @ user_D / np.float32(self.settings.temperature)
         fixed_C = log_count_C + np.float32(self.prior.coefficient.item()) * share_C
-        copying.learn(similarity_C, share_C, terms_C, fixed_C, np.searchsorted(special, wanted))
+        copying.learn(Weighing(similarity_C, share_C, fixed_C, places, terms, targets))
 
     def step(self) -> float:
         """One optimiser step on the newest groups and rehearsed ones; returns the loss, NaN if nothing is there."""
@@ -275,7 +284,7 @@ class SequenceLearner:
     def scores(self, history: History, now_ms: int) -> Float32:
         """Logits [N] float32 of all items of the table for one user, popularity included; higher is better."""
         cosines: Float32 = self.item_matrix() @ self.encode([history], [now_ms])[0]
-        return whole_logits(cosines, self.popular(now_ms), History(*history), self)
+        return whole_logits(cosines, self.popular(now_ms), History(*history), self.settings, self.copying)
 
     def state_dict(self) -> dict[str, Any]:
         """Weights, optimiser, rehearsal log and random state, as plain values, arrays and tensors."""

@@ -71,7 +71,7 @@ class SequenceArm:
                 if (text := texts.get(item_ids[index])) is not None:
                     self.learner.set_text(index, text)
             if arrival.group.positive.any() and self._share.takes_next():
-                self.learner.learn(arrival.group)
+                self.learner.learn(arrival.group, wanted_history(request.view()))
             else:
                 self.learner.observe(arrival.group)
             self._train_s += time.process_time() - before

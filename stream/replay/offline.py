@@ -92,9 +92,7 @@ def fit(
         _ranker_epoch(fresh, ranker.log, rng)
     learner.engine.arms[MAIN].ranker = fresh
     if learner.sequence is not None:
-        weighed, sequence = learner.sequence.copying, _observed(learner, groups)
-        if weighed is not None:  # on the slice, which the backbone of then had not learnt
-            sequence.copying = weighed
+        sequence = _observed(learner, groups)
         rng = np.random.default_rng(learner.settings.model.seed)
         for _ in range(epochs["hstu"]):
             _sequence_epoch(sequence, sequence.log.end, rng)
@@ -118,7 +116,7 @@ def until_worse(epoch: Callable[[], None], loss: Callable[[], float]) -> int:
 
 
 def _observed(learner: StreamLearner, groups: Sequence[Group]) -> SequenceLearner:
-    """A fresh backbone that has seen groups and learnt nothing."""
+    """A fresh backbone that has seen groups and learnt nothing, with the terms of its logit as they were weighed."""
     settings = learner.settings
     fresh = SequenceLearner(settings.model, text_dim=settings.ranker.text_dim, texts=learner.text)
     now_ms = learner.processor.window.watermark_ms
@@ -128,6 +126,8 @@ def _observed(learner: StreamLearner, groups: Sequence[Group]) -> SequenceLearne
             fresh.set_text(index, text)
     for group in groups:
         fresh.observe(group)
+    if learner.sequence is not None:
+        fresh.copying = copy.deepcopy(learner.sequence.copying)
     return fresh
 
 

@@ -7,7 +7,7 @@ from driftline.configs.environment import strays
 from driftline.configs.errors import ConfigError
 from driftline.configs.files import presets
 from driftline.configs.keys import leaves, shown
-from driftline.configs.load import MODEL_SECTIONS, config_sha256, load, load_settings, sections_sha256
+from driftline.configs.load import MODEL_SECTIONS, config_sha256, load, load_settings, sections_of, sections_sha256
 from driftline.configs.security import client_options
 from driftline.configs.settings import Broker, Settings
 
@@ -105,6 +105,13 @@ def test_a_preset_without_a_part_that_a_release_added_goes_on_with_what_was_lear
     hashes = [sections_sha256(one, MODEL_SECTIONS) for one in (before, off, after, text)]
     assert hashes[0] == hashes[1]
     assert len(set(hashes)) == 3
+
+
+def test_a_setting_that_a_release_added_changes_no_hash_while_it_is_off():
+    one, other = load("media", {}), load("media", {"DRIFTLINE__MODEL__COPYING": "true"})
+    assert "model.copying" not in sections_of(one.settings, MODEL_SECTIONS)
+    assert sections_of(other.settings, MODEL_SECTIONS)["model.copying"] == "true"
+    assert sections_sha256(one.settings, MODEL_SECTIONS) != sections_sha256(other.settings, MODEL_SECTIONS)
 
 
 def test_a_secret_is_part_of_no_hash_and_never_shown(tmp_path):

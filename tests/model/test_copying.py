@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 from tests.model.test_hstu_learner import SETTINGS, group
 
-from driftline.model.copying import COSINE, LAST, SHARE, WITHIN, Copying, terms_of
-from driftline.model.encode import SequenceScorer
-from driftline.model.sequence import SequenceLearner
+from driftline.model import sequence
+from driftline.model.copying import COSINE, LAST, SHARE, WITHIN, Copying, Weighing, terms_of
+from driftline.model.encode import SequenceScorer, whole_logits
+from driftline.model.sequence import History, SequenceLearner
+from driftline.stream.learn.contracts import CHECKS, SETTINGS_OF_A_SHOP, Checks
 
 HOUR_MS, START_MS = 3_600_000, 1_260_000_000_000
 USERS, ITEMS = 40, 400
@@ -25,34 +27,105 @@ def comes_back(n=900, seed=0):
         yield group(f"u{user}", START_MS + at * HOUR_MS, [int(item)])
 
 
+def hours(*at):
+    return START_MS + HOUR_MS * np.array(at, np.int64)
+
+
 def test_terms_are_of_each_item_once_since_its_newest_event():
-    items, terms = terms_of(np.array([5, 2, 5, 9, 2]))
+    items, terms = terms_of(np.array([5, 2, 5, 9, 2]), hours(0, 1, 2, 3, 4))
     assert items.tolist() == [2, 5, 9]
     np.testing.assert_allclose(
         terms, [[1, 1, 0, np.log(3)], [1, 0, np.log(3), np.log(3)], [1, 0, np.log(2), np.log(2)]], rtol=1e-6
     )
 
 
+def test_of_a_basket_every_item_is_the_last_one_in_whatever_order():
+    (one, terms), (other, shuffled) = (
+        terms_of(np.array([4, *basket]), hours(0, 1, 1, 1)) for basket in ([7, 8, 3], [8, 3, 7])
+    )
+    assert np.array_equal(one, other)
+    assert np.array_equal(terms, shuffled)
+    assert terms[:, 1].tolist() == [1, 0, 1, 1]
+    np.testing.assert_allclose(terms[:, 2], np.log([1, 4, 1, 1]), rtol=1e-6)
+
+
 def test_before_anything_is_learnt_a_logit_is_the_bare_one():
     similarity = np.arange(6, dtype=np.float32)
-    assert np.array_equal(Copying().logits(similarity, np.array([1, 4])), similarity)
-    assert np.array_equal(Copying().logits(similarity, np.zeros(0, np.int64)), similarity)
+    assert np.array_equal(Copying().logits(similarity, np.array([1, 4]), hours(0, 1)), similarity)
+    assert np.array_equal(Copying().logits(similarity, np.zeros(0, np.int64), hours()), similarity)
 
 
 def test_a_step_is_one_of_adam_on_the_softmax_over_all_that_the_candidates_stand_for():
     random = np.random.default_rng(0)
     similarity, share = random.normal(size=(2, 5)).astype(np.float32)
-    terms, fixed = random.random((5, 4)).astype(np.float32), np.array([0, 0, 0, 3.0, 3.0], np.float32)
+    own, terms, fixed = np.array([1, 2]), random.random((2, 4)).astype(np.float32), np.array([0, 0, 0, 3.0, 3.0])
     copying, targets = Copying(), np.array([0, 2])
 
     def loss(weights):
-        logits = np.column_stack((similarity, share, terms)) @ weights + fixed
+        logits = weights[0] * similarity + weights[1] * share + fixed
+        logits[own] += terms @ weights[2:]
         return np.log(np.exp(logits).sum()) - logits[targets].mean()
 
     before = copying.weights.copy()
     slope = np.array([(loss(before + h) - loss(before - h)) / 2e-4 for h in 1e-4 * np.eye(6)])
-    copying.learn(similarity, share, terms, fixed, targets)
+    copying.learn(Weighing(similarity, share, fixed.astype(np.float32), own, terms, targets))
     np.testing.assert_allclose(before - copying.weights, 0.003 * np.sign(slope), rtol=1e-3)  # Adam's first step
+
+
+@pytest.mark.parametrize(("often", "right"), [(0.1, 0.02), (0.01, 0.003)])
+def test_what_is_rare_gets_the_share_that_it_has(often, right):
+    random, copying, shares = np.random.default_rng(0), Copying(), []
+    nothing, once = np.zeros(50, np.float32), np.array([[1, 0, 0, 0]], np.float32)
+    for step in range(8000):
+        target = 0 if random.random() < often else random.integers(1, 50)
+        copying.learn(Weighing(nothing, nothing, nothing, np.array([0]), once, np.array([target])))
+        if step > 6000:
+            weight = np.exp(copying.weights[WITHIN])
+            shares.append(weight / (weight + 49))
+    assert np.mean(shares) == pytest.approx(often, abs=right)
+
+
+def test_it_is_not_trusted_less_than_not_at_all():
+    copying, one = Copying(), np.array([1, 0], np.float32)
+    nothing, none = np.zeros(2, np.float32), np.zeros((0, 4), np.float32)
+    for _ in range(2000):
+        copying.learn(Weighing(one, nothing, nothing, np.zeros(0, np.int64), none, np.array([1])))
+    assert copying.weights[COSINE] == 0
+
+
+@pytest.mark.parametrize("sampled", [False, True])
+def test_a_group_is_weighed_before_anything_of_it_is_learnt(sampled, monkeypatch):
+    if sampled:
+        monkeypatch.setattr(sequence, "WEIGHED", 10)
+    learner, seen = SequenceLearner(OWN.model_copy(update={"step_groups": 1})), []
+    for one in comes_back(60):
+        learner.learn(one)
+    learn = learner.copying.learn
+
+    def spy(asked):
+        seen.append((asked, learner.steps, learner.log.end, len(learner.items)))
+        learn(asked)
+
+    learner.copying.learn = spy
+    history, now_ms = learner.log.history("u3"), START_MS + 60 * HOUR_MS
+    window, t_ms = history
+    target = next(item for item in range(len(learner.items)) if item not in window)
+    cosines = learner.item_matrix() @ learner.encode([history], [now_ms])[0]
+    share = learner.prior.log_share(now_ms, len(learner.items))
+    steps, groups, items = learner.steps, learner.log.end, len(learner.items)
+    learner.learn(group("u3", now_ms, [target, items + 5]))
+    ((asked, *then),) = seen
+    assert then == [steps, groups, items]
+    assert learner.steps == steps + 1
+    own, terms = terms_of(window, t_ms)
+    rows = np.union1d(own, target) if sampled else np.arange(items)
+    np.testing.assert_allclose(asked.similarity_C[: len(rows)], cosines[rows] / OWN.temperature, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(asked.share_C[: len(rows)], share[rows], rtol=1e-5)
+    assert rows[asked.own].tolist() == own.tolist()
+    assert np.array_equal(asked.terms, terms)
+    assert rows[asked.targets].tolist() == [target]
+    counts = np.exp(asked.fixed_C - np.float32(learner.prior.coefficient.item()) * asked.share_C)
+    assert counts.sum() == pytest.approx(items, rel=0.5 if learner.steps > steps else 0)
 
 
 def test_who_comes_back_is_offered_what_was_had_and_not_what_was_just_had():
@@ -69,7 +142,7 @@ def test_who_comes_back_is_offered_what_was_had_and_not_what_was_just_had():
     assert hits[True] > 2 * hits[False]
     weights = learners[True].copying.weights
     assert weights[WITHIN] > 0.5
-    assert weights[LAST] < -1
+    assert weights[LAST] < -0.3
 
 
 def test_weights_learn_from_what_nothing_has_learnt_yet():
@@ -96,11 +169,41 @@ def test_a_snapshot_gives_the_same_logits(backbone):
     np.testing.assert_allclose(learner.prior.log_share_of(np.array([7, 0]), 0), share[[7, 0]], rtol=1e-6)
 
 
-def test_a_late_group_is_asked_about_with_what_came_before_it():
-    learner = SequenceLearner(OWN)
+@pytest.mark.parametrize("given", [False, True])
+def test_a_late_group_is_asked_about_with_what_came_before_it(given):
+    learner, asked = SequenceLearner(OWN), []
     for at, item in ((0, 1), (2, 2), (4, 3)):
         learner.observe(group("u", START_MS + at * HOUR_MS, [item]))
-    asked = []
-    learner.copying.learn = lambda similarity, share, terms, fixed, targets: asked.append(terms)
-    learner.learn(group("u", START_MS + 3 * HOUR_MS, [1]))
-    assert (asked[0][:, 0] > 0).sum() == 2, "items 1 and 2, not 3"
+    learner.copying.learn = asked.append
+    history = History(*learner.log.history("u"), "u", 0) if given else None
+    learner.learn(group("u", START_MS + 3 * HOUR_MS, [1]), history)
+    assert asked[0].own.tolist() == [1, 2]
+
+
+def test_what_a_request_reads_is_what_the_weights_learn_from():
+    """The user's own history where it is given, though the rehearsal log has forgotten most of it."""
+    learner, asked = SequenceLearner(OWN.model_copy(update={"rehearsal_groups": 4})), []
+    for at in range(9):
+        learner.observe(group("u" if at < 7 else "v", START_MS + at * HOUR_MS, [at]))
+    learner.copying.learn = asked.append
+    learner.learn(group("u", START_MS + 9 * HOUR_MS, [8]), History(np.arange(7), hours(*range(7)), "u", 0))
+    assert asked[0].own.tolist() == list(range(7))
+
+
+@pytest.mark.parametrize(("more", "rarest"), [(3.0, 0), (-3.0, 0)])
+def test_an_unknown_item_is_as_popular_as_the_rarest_whatever_popularity_is_worth(more, rarest):
+    popular = more * np.log(np.array([0.01, 0.3, 0.69], np.float32))
+    logits = whole_logits(np.zeros(5, np.float32), popular, History(np.zeros(0, np.int64), hours()), OWN, None)
+    assert logits[3] == logits[4] == logits[rarest]
+
+
+@pytest.fixture(scope="module")
+def checks(tmp_path_factory):
+    more = {"copying": True, "aware": True, "untied": True, "asked_rows": 4, "full_softmax": 0}
+    settings = SETTINGS_OF_A_SHOP.model_copy(update={"model": SETTINGS_OF_A_SHOP.model.model_copy(update=more)})
+    return Checks("hstu", tmp_path_factory.mktemp("copying"), settings)
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+def test_a_part_that_copies_keeps_the_contract(checks, check):
+    check(checks)

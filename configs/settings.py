@@ -441,7 +441,7 @@ class Model(Section):
     prior_half_life_days: float = Field(30.0, ge=0, description="of the popularity in the softmax; 0 = no prior")
     copying: bool = Field(
         False,
-        description="items that the user had lately have terms of their own in the logit; the ranker sees it by `aware`",
+        description="items had lately have terms of their own in the logit, which the ranker sees by `aware`",
     )
     asked_rows: int = Field(
         0, ge=0, description="rows of a window that a step learns from, the newest one always; 0 = all"

@@ -14,6 +14,11 @@ from driftline.configs.keys import SECRETS, KeyPath, is_text
 from driftline.configs.settings import Settings
 
 PREFIX = "DRIFTLINE__"
+RESULTS = (
+    "systems", "actions", "goals", "graph", "signals", "model", "ranker", "state", "profiles", "peers", "event_files",
+    "item_files",
+)  # fmt: skip
+"""Sections on which what a replay says depends; none holds a secret."""
 OTHERS = {
     "DRIFTLINE_CONFIG": "preset or file of settings for every command",
     "DRIFTLINE_MODELS": "folder of the fetched language model and encoder",
@@ -44,6 +49,12 @@ def read(environment: Mapping[str, str], faults: list[Fault]) -> Iterator[Leaf]:
             except yaml.YAMLError:
                 got = "***" if path[0] in SECRETS else repr(text)
                 faults.append((f"environment {name}", f"got {got}; expected a list or group as in YAML"))
+
+
+def told(environment: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Name and value of the variables that change results, as a report tells them; in the order of their names."""
+    paths = {name: name[len(PREFIX) :].lower().split("__") for name in environment if name.upper().startswith(PREFIX)}
+    return [(name, environment[name]) for name, path in sorted(paths.items()) if path[0] in RESULTS]
 
 
 def strays(environment: Mapping[str, str]) -> list[str]:

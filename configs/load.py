@@ -37,8 +37,8 @@ OPERATION = {
 UNSAID = (("labels", "off"),)
 """Switches that say what their absence does: who keeps a part off that came later goes on with what was learnt."""
 
-UNSAID_KEYS = (("model", "copying", False),)
-"""Section, key and value that says what the absence of a key says which came later."""
+UNSAID_KEYS = {"model.copying": "false"}
+"""Keys that came later, and the value, as JSON, that says what their absence does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,17 +117,22 @@ def config_sha256(settings: Settings) -> str:
 
 def sections_sha256(settings: Settings, sections: Sequence[str]) -> str:
     """Hash of some sections, in hex; keys on which no result depends are left out."""
-    return hashlib.sha256(orjson.dumps(_dump(settings, sections), option=orjson.OPT_SORT_KEYS)).hexdigest()
+    dump = _dump(settings, sections)
+    for section, key in (name.split(".") for name in UNSAID_KEYS):
+        if section in dump and orjson.dumps(dump[section][key]).decode() == UNSAID_KEYS[f"{section}.{key}"]:
+            del dump[section][key]
+    return hashlib.sha256(orjson.dumps(dump, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
 
 def sections_of(settings: Settings, sections: Sequence[str]) -> dict[str, str]:
-    """What `sections_sha256` is a hash of, by dotted key: values as JSON."""
+    """The keys of some sections on which results depend, dotted: values as JSON."""
     found = leaves_of(_dump(settings, sections), "")
     return {path: orjson.dumps(value).decode() for path, value in found if value != {}}
 
 
 def differences(then: Mapping[str, str], now: Mapping[str, str], most: int = 5) -> str:
     """Which keys of `sections_of` differ, and how, in words; "" = none."""
+    then, now = UNSAID_KEYS | dict(then), UNSAID_KEYS | dict(now)
     differ = [key for key in dict.fromkeys([*then, *now]) if then.get(key) != now.get(key)]
     keys = sorted(differ, key=lambda key: (key not in then) + (key not in now))  # first what was changed in place
     said = [f"{key} was {then.get(key, 'not set')} and is {now.get(key, 'not set')}" for key in keys[:most]]
@@ -139,9 +144,6 @@ def _dump(settings: Settings, sections: Sequence[str]) -> dict[str, Any]:
     dump = settings.model_dump(mode="json", include=set(sections), exclude=without)
     if "systems" in dump:
         dump["systems"] = dict(switch for switch in dump["systems"].items() if switch not in UNSAID)
-    for section, key, value in UNSAID_KEYS:
-        if section in dump and dump[section].get(key) == value:
-            del dump[section][key]
     return dump
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from inspect import cleandoc
@@ -12,6 +13,7 @@ import typer
 from rich.table import Table
 from typer.core import TyperCommand
 
+from driftline.configs import environment
 from driftline.configs.settings import Settings
 from driftline.serving.scratch import Scratch
 from driftline.stream.bundled import BUNDLED
@@ -240,10 +242,14 @@ def validate(
 
 
 def _command() -> str:
-    """The words of this call, "" where a program makes it; queries may hold passwords, so they are left out."""
+    """The words of this call, "" where a program makes it; queries may hold passwords, so they are left out.
+
+    Settings of the environment that change results stand before it.
+    """
     if Path(sys.argv[0]).stem not in ("driftline", "command"):
         return ""
-    return shlex.join(["driftline", *("QUERY" if " " in word.strip() else word for word in sys.argv[1:])])
+    words = shlex.join(["driftline", *("QUERY" if " " in word.strip() else word for word in sys.argv[1:])])
+    return " ".join([*(f"{name}={shlex.quote(value)}" for name, value in environment.told(os.environ)), words])
 
 
 def _print_report(report: Report, fate: str, settings: Settings) -> None:

@@ -331,6 +331,8 @@ def _check_contents(
         raise InputError(_ambiguous(source, name, sample, open_word))
     could = [other for other in sample.names if other != name and fits(field, other, False)]
     hint = f"{', '.join(map(repr, could))} could be it" if could else "no other column could be it"
+    if meaning in TIMES and not reading.time:
+        hint += "; say how it is written, as --time '%d.%m.%Y %H:%M'"
     told = f" as {Clock(reading.time, reading.zone)}" if reading.time and meaning in TIMES else ""
     raise InputError(
         f"{source}: {kind.option} {field}={name}: {name!r} holds {_some(sample, name)}; expected {what}{told}; {hint}"

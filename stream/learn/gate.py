@@ -12,13 +12,13 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Mapping
-from pathlib import Path
+from dataclasses import replace
 
 import numpy as np
 
 from driftline.configs.errors import SnapshotError
-from driftline.configs.settings import Trainer
-from driftline.serving.snapshot import LEVEL, Meta, current, gate, read_meta
+from driftline.configs.settings import Settings
+from driftline.serving.snapshot import LEVEL, Meta, current, gate, misfit, read_meta
 from driftline.stream.ops.metrics import TrainerMetrics
 
 LOG = logging.getLogger(__name__)
@@ -26,18 +26,18 @@ METRIC = "ndcg@10"
 
 
 class LevelGate:
-    """Compares each snapshot with the one that serves.
+    """Compares each snapshot with the one that serves; one of other settings, which can't serve, is none to be held to.
 
     Args:
-        settings: drop and patience.
-        root: directory of the snapshots.
+        settings: the whole configuration.
         groups: scored groups without which metrics are noise.
         metrics: counts refusals and steps.
     """
 
-    def __init__(self, settings: Trainer, root: Path, groups: int, metrics: TrainerMetrics) -> None:
-        self._settings, self._root, self._groups, self._metrics = settings, root, groups, metrics
-        self._refused: deque[float] = deque(maxlen=settings.gate_patience)
+    def __init__(self, settings: Settings, groups: int, metrics: TrainerMetrics) -> None:
+        self._all, self._settings, self._root = settings, settings.trainer, settings.serving.snapshots
+        self._groups, self._metrics = groups, metrics
+        self._refused: deque[float] = deque(maxlen=self._settings.gate_patience)
         self._rose = False
 
     def judge(self, metrics: Mapping[str, float]) -> tuple[str, int]:
@@ -75,7 +75,8 @@ class LevelGate:
         """Of the snapshot that CURRENT names; a new one is the cure for one that can't be read."""
         try:
             pointer = current(self._root)
-            return read_meta(self._root, pointer.version) if pointer is not None else Meta()
+            meta = read_meta(self._root, pointer.version) if pointer is not None else Meta()
+            return replace(meta, metrics={}) if misfit(meta, self._all) else meta
         except SnapshotError as error:
             LOG.warning("the next snapshot is compared with none: %s", error)
             return Meta()

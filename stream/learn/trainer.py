@@ -112,7 +112,7 @@ class Trainer:
         self._open = OpenGroups(settings.state.ordered)
         self._ndcg: deque[float] = deque(maxlen=METRIC_GROUPS)
         self._revision = git_revision()  # of the code that was loaded; asking it later would hold up learning
-        self._gate = LevelGate(settings.trainer, settings.serving.snapshots, METRIC_GROUPS, self.metrics)
+        self._gate = LevelGate(settings, METRIC_GROUPS, self.metrics)
         self._published_out: frozenset[str] = frozenset()
         """Items that the last snapshot says are withdrawn."""
         self._catalogue_news = False

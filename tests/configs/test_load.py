@@ -3,11 +3,19 @@
 import pytest
 
 from driftline.configs.columns import doubts_of_files
-from driftline.configs.environment import strays
+from driftline.configs.environment import RESULTS, strays, told
 from driftline.configs.errors import ConfigError
 from driftline.configs.files import presets
-from driftline.configs.keys import leaves, shown
-from driftline.configs.load import MODEL_SECTIONS, config_sha256, load, load_settings, sections_of, sections_sha256
+from driftline.configs.keys import SECRETS, is_secret, leaves, shown
+from driftline.configs.load import (
+    MODEL_SECTIONS,
+    config_sha256,
+    differences,
+    load,
+    load_settings,
+    sections_of,
+    sections_sha256,
+)
 from driftline.configs.security import client_options
 from driftline.configs.settings import Broker, Settings
 
@@ -108,10 +116,14 @@ def test_a_preset_without_a_part_that_a_release_added_goes_on_with_what_was_lear
 
 
 def test_a_setting_that_a_release_added_changes_no_hash_while_it_is_off():
-    one, other = load("media", {}), load("media", {"DRIFTLINE__MODEL__COPYING": "true"})
-    assert "model.copying" not in sections_of(one.settings, MODEL_SECTIONS)
-    assert sections_of(other.settings, MODEL_SECTIONS)["model.copying"] == "true"
-    assert sections_sha256(one.settings, MODEL_SECTIONS) != sections_sha256(other.settings, MODEL_SECTIONS)
+    off, on = (load("media", {"DRIFTLINE__MODEL__COPYING": value}).settings for value in ("false", "true"))
+    before = {key: value for key, value in sections_of(off, MODEL_SECTIONS).items() if key != "model.copying"}
+    hashes = [sections_sha256(one, MODEL_SECTIONS) for one in (load("media", {}).settings, off, on)]
+    assert hashes[0] == hashes[1] != hashes[2]
+    assert differences(before, sections_of(off, MODEL_SECTIONS)) == ""
+    for then in (before, sections_of(off, MODEL_SECTIONS)):
+        assert differences(then, sections_of(on, MODEL_SECTIONS)) == "model.copying was false and is true"
+        assert differences(sections_of(on, MODEL_SECTIONS), then) == "model.copying was true and is false"
 
 
 def test_a_secret_is_part_of_no_hash_and_never_shown(tmp_path):
@@ -498,3 +510,12 @@ def test_an_environment_value_that_is_no_list_is_told():
 
 def test_presets_are_those_that_ship():
     assert presets() == ["default", "ecommerce", "media", "news", "sessions"]
+
+
+def test_a_report_tells_the_variables_that_change_results_and_no_secret():
+    environment = {
+        "DRIFTLINE__MODEL__COPYING": "false", "DRIFTLINE__LLM__API_KEY": "k", "DRIFTLINE__BROKER__SASL_PASSWORD": "p",
+        "driftline__state__groups": "sessions", "DRIFTLINE__SERVING__PORT": "1", "DRIFTLINE_TOKEN": "t", "PATH": "/",
+    }  # fmt: skip
+    assert told(environment) == [("DRIFTLINE__MODEL__COPYING", "false"), ("driftline__state__groups", "sessions")]
+    assert not {section for section in RESULTS if is_secret((section, *SECRETS.get(section, ())))}

@@ -113,6 +113,17 @@ def test_a_trainer_from_scratch_does_not_replace_a_model_before_enough_groups_ar
     assert second.publish() == open_snapshot(snapshots).version
 
 
+def test_a_trainer_of_other_settings_is_held_to_no_snapshot_that_cannot_serve_any_more(settings) -> None:
+    snapshots = settings.serving.snapshots
+    first = flush(feed(start(settings), log_of(baskets(20))))
+    first.prequential = lambda: {"ndcg@10": 0.3, "groups": 500.0}
+    served = first.publish()
+    assert served == open_snapshot(snapshots).version
+    model = settings.model.model_copy(update={"temperature": 0.06})
+    second = flush(feed(start(settings.model_copy(update={"model": model})), log_of([*baskets(20)])))
+    assert second.publish_news() == open_snapshot(snapshots).version != served
+
+
 @pytest.mark.slow
 def test_a_trainer_process_that_is_stopped_and_started_goes_on_and_refuses_a_topic_that_was_remade(
     world: Any, wait: Any, settings: Settings

@@ -210,6 +210,19 @@ def test_the_real_peers_pass_the_audit_and_score(tmp_path):
     assert (audited["permutation"], audited["future_deletion"]) == ("pass", "pass")
     for name in PEERS:
         arm = orjson.loads(orjson.dumps(metrics["arms"][name]))
-        assert arm["overall"]["ndcg@10"] > 0, name
+        # so short a log leaves the ranker of LightGBM no example that has counters of before its week: it ties all
+        assert arm["overall"]["ndcg@10"] > 0 or name == "peer:lightgbm", name
         assert arm["cost"]["peer"]["train_cpu_s"] > 0
         assert "fitted anew every 7 days" in arm["note"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_lightgbm_learns_from_a_log_of_weeks(tmp_path):
+    try:
+        environment.python_of_peers("peer:lightgbm")
+    except InputError as error:
+        pytest.skip(str(error))
+    options = Options(EVENTS, tmp_path, ITEMS, ("popularity", "peer:lightgbm"), 0.85, limit=30_000, audit_rows=0)
+    arms = replay(options, Settings())["arms"]
+    assert arms["peer:lightgbm"]["overall"]["ndcg@10"] > arms["popularity"]["overall"]["ndcg@10"]

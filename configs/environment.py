@@ -53,8 +53,7 @@ def read(environment: Mapping[str, str], faults: list[Fault]) -> Iterator[Leaf]:
 
 def told(environment: Mapping[str, str]) -> list[tuple[str, str]]:
     """Name and value of the variables that change results, as a report tells them; in the order of their names."""
-    paths = {name: name[len(PREFIX) :].lower().split("__") for name in environment if name.upper().startswith(PREFIX)}
-    return [(name, environment[name]) for name, path in sorted(paths.items()) if path[0] in RESULTS]
+    return [(name, environment[name]) for path, _, name in read(environment, []) if path[0] in RESULTS]
 
 
 def strays(environment: Mapping[str, str]) -> list[str]:

@@ -102,10 +102,8 @@ def whole_logits(
     if copying is not None:
         logits = copying.logits(logits, *window_of(history, min(n, len(popular)), settings.max_len))
     logits[: len(popular)] += popular[:n]
-    if n > len(popular) > 0:
-        logits[len(popular) :] += popular[
-            np.abs(popular).argmax()
-        ]  # a log share is below 0 and its weight has any sign
+    if n > len(popular) > 0:  # a log share is below 0, and its weight may have any sign
+        logits[len(popular) :] += popular[np.abs(popular).argmax()]
     return logits
 
 

@@ -78,7 +78,7 @@ class PopularityPrior:
     def log_share(self, now_ms: int, n: int | None = None) -> Float32:
         """Log shares [n] float32 (all items ever counted without n) at a time that is not in the past."""
         n = len(self._count) if n is None else n
-        decay = 0.5 ** ((max(now_ms, self._now_ms) - self._base_ms) / self.half_life_ms)
+        decay = self._decay(now_ms)
         count = np.zeros(n)
         count[: min(n, len(self._count))] = self._count[:n] * decay
         out: Float32 = np.log((count + SMOOTHING) / (count.sum() + 1.0)).astype(np.float32)
@@ -88,12 +88,16 @@ class PopularityPrior:
         """Log shares [m] float32 of some items; zeros without a prior."""
         if not self.on:
             return np.zeros(len(rows), np.float32)
-        decay = 0.5 ** ((max(now_ms, self._now_ms) - self._base_ms) / self.half_life_ms)
+        decay = self._decay(now_ms)
         known = rows < len(self._count)
         count = np.zeros(len(rows))
         count[known] = self._count[rows[known]] * decay
         out: Float32 = np.log((count + SMOOTHING) / (self._count.sum() * decay + 1.0)).astype(np.float32)
         return out
+
+    def _decay(self, now_ms: int) -> float:
+        """What a count is worth at a time that is not in the past."""
+        return float(0.5 ** ((max(now_ms, self._now_ms) - self._base_ms) / self.half_life_ms))
 
     def logits_now(self, now_ms: int, n: int, more: float = 0.0) -> Float32:
         """What a request adds to its logits [n] float32, by a coefficient that is larger by so much."""

@@ -197,13 +197,18 @@ def test_every_peer_that_is_named_has_a_file():
         assert f'"{model}": lambda' in SERVE.with_name(file).read_text("utf-8")
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
-def test_the_real_peers_pass_the_audit_and_score(tmp_path):
+@pytest.fixture
+def real_peers():
     try:
         environment.python_of_peers("peer:lightgbm")
     except InputError as error:
         pytest.skip(str(error))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.usefixtures("real_peers")
+def test_the_real_peers_pass_the_audit_and_score(tmp_path):
     arms = ("popularity", *PEERS)
     metrics = replay(Options(EVENTS, tmp_path, ITEMS, arms, 0.9, limit=1500, audit_rows=300), Settings())
     audited = metrics["leak_audit"]
@@ -218,11 +223,8 @@ def test_the_real_peers_pass_the_audit_and_score(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
+@pytest.mark.usefixtures("real_peers")
 def test_lightgbm_learns_from_a_log_of_weeks(tmp_path):
-    try:
-        environment.python_of_peers("peer:lightgbm")
-    except InputError as error:
-        pytest.skip(str(error))
     options = Options(EVENTS, tmp_path, ITEMS, ("popularity", "peer:lightgbm"), 0.85, limit=30_000, audit_rows=0)
     arms = replay(options, Settings())["arms"]
     assert arms["peer:lightgbm"]["overall"]["ndcg@10"] > arms["popularity"]["overall"]["ndcg@10"]

@@ -110,6 +110,10 @@ class Event(Struct, forbid_unknown_fields=True):
         """A copy with other values in some fields."""
         return msgspec.structs.replace(self, **fields)
 
+    def nameless(self) -> Event:
+        """Time and offset alone: what holds the place of an event whose user was forgotten."""
+        return Event("", "", self.timestamp_ms, offset=self.offset)
+
 
 @dataclass(slots=True)
 class UserRow:
@@ -336,6 +340,25 @@ def encode_items(
         )
         for n, item_id in enumerate(ids)
     ]
+
+
+def without_users(data: bytes, keys: Sequence[int]) -> bytes:
+    """An item row whose ring has zeros where it had some users; the same bytes where it has none of them.
+
+    Args:
+        data: from `encode_item`.
+        keys: key64 of the users.
+    """
+    if not any(key.to_bytes(8, "little") in data for key in keys):
+        return data
+    row = decode_item(data)
+    ring = np.frombuffer(row.ring, "<u8").reshape(-1, 2).copy()
+    gone = np.isin(ring[:, 0], np.array(keys, np.uint64))
+    if not gone.any():
+        return data
+    ring[gone] = 0
+    row.ring = bytearray(ring.tobytes())
+    return encode_item(row)
 
 
 def decode_item(data: bytes) -> ItemRow:

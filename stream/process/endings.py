@@ -16,22 +16,10 @@ from driftline.stream.process.late import LateWindow
 from driftline.stream.process.rows import Ended, Rows
 
 
-def forget(user_id: str, rows: Rows, window: LateWindow, changes: Changes) -> None:
-    """The step of a record that forgets a user, see stream/process/forget.py."""
-    close(user_id, rows, window)
-    changes.outgoing += tombstones(user_id)
+def forget(user_id: str, changes: Changes) -> Iterator[Outgoing]:
+    """Counts a request to forget, see stream/process/forget.py; what ends the user's profile."""
     changes.forgotten += 1
-
-
-def close(user_id: str, rows: Rows, window: LateWindow) -> None:
-    """Takes a user out of rows and undo records.
-
-    Without times to live somebody who has no row is in no undo record either; with them a row may have ended whose key
-    is still in rings of items, which undo records hold.
-    """
-    if rows.settings.state.ttl_ms or rows.has(user_id):
-        rows.pending |= dict.fromkeys(window.clear())
-    rows.forget(user_id)
+    return tombstones(user_id)
 
 
 def sweep(rows: Rows, window: LateWindow, changes: Changes) -> None:

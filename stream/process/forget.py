@@ -2,14 +2,16 @@
 
     key user_id, value {"forget_user_id": "..."}
 
-What it does at its offset, in worker and trainer alike: the user's row goes, the user's key leaves the items' rings,
-and what could be rolled back is closed if there was a row or rows end by time: undo records hold rows and events of the
-user, and items' rows with the user's key, so events behind the newest one are too late from there on. The worker sends
+What it does at its offset, in worker and trainer alike: the user's row goes, and the user's places in the items' rings
+are emptied. Undo records hold rows and events of the user, and items' rows with the user's key. So the user goes as if
+at the start of the late window: from the user's first event there on, all is applied again without the user's events.
+Items lose what they took from these, and events that come late find their places as before. The worker sends
 tombstones for the user's profile and profile request, and with several partitions the request to every partition of
 `interactions.by-item`, whose rows have rings of their own. Later events of the user start a new row.
 
-What an item's memory, counters and popularity, and trained weights, took from the user's events stays until the state
-is rebuilt (`driftline forget --rebuild`, from `without_forgotten`) and the models are trained anew.
+What an item's memory, counters and popularity took from the user's events before the window (with several partitions:
+from all), and what trained weights did, stays until the state is rebuilt (`driftline forget --rebuild`, from
+`without_forgotten`) and the models are trained anew.
 """
 
 from __future__ import annotations

@@ -158,25 +158,32 @@ class ItemNodes:
         """Removes the items whose last event is older than `before_ms`, but for their names; how many."""
         items = self._graph.items
         swept = to_sweep(items["last_update_ms"], items["used"], before_ms)
-        for index in swept:
+        self._remove(swept, pending)
+        return len(swept)
+
+    def settle(self, item_ids: Sequence[str], pending: dict[bytes, bytes | None]) -> None:
+        """Writes rows that were put back; one without events is removed, but for its name."""
+        indices = [self._index[item_id] for item_id in item_ids if item_id in self._index]
+        counts = self._graph.items["count"]
+        self._encode([index for index in indices if counts[index]], pending)
+        self._remove([index for index in indices if not counts[index]], pending)
+
+    def _remove(self, indices: Sequence[int], pending: dict[bytes, bytes | None]) -> None:
+        for index in indices:
             item_id, self.ids[index] = self.ids[index], ""
             pending[item_key(item_id)] = None
             del self._index[item_id]
-        items.remove(swept)
-        return len(swept)
+        self._graph.items.remove(indices)
 
     def forget(self, user_id: str, pending: dict[bytes, bytes | None]) -> None:
-        """Takes a user out of the rings of all items; what the user's events did to memories and counts stays."""
-        rings, counts = self._graph.items["ring"], self._graph.items["ring_count"]
-        key = np.uint64(key64(user_id))
-        touched = np.flatnonzero((rings[:, ::2] == key).any(1)).tolist()
-        for index in touched:
-            (ring,), (ring_bytes,) = self._rings(np.array([index]))
-            stay = ring[: int(ring_bytes) // _NEIGHBOR_BYTES]
-            stay = stay[stay[:, 0] != key]
-            rings[index], counts[index] = 0, len(stay)
-            rings[index, : stay.size] = stay.ravel()
-        self._encode(touched, pending)
+        """Empties the user's places in the rings of all items; what the user's events did to memories and counts stays.
+
+        The places stay: rings are the same whether a user leaves before others come or after.
+        """
+        rings = self._graph.items["ring"].reshape(-1, self._ring, 2)
+        item, place = np.nonzero(rings[:, :, 0] == np.uint64(key64(user_id)))
+        rings[item, place] = 0
+        self._encode(np.unique(item).tolist(), pending)
 
     def restore(self, item_id: str, value: bytes | None) -> None:
         """Puts back a row from before some events; the count of too late ones stands."""

@@ -8,9 +8,9 @@ it; else it is too late and only counted. The verdict depends on the log up to t
 from __future__ import annotations
 
 import sys
-from bisect import bisect_right, insort
+from bisect import bisect_left, bisect_right, insort
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from itertools import chain, takewhile
 from typing import Any, Literal
@@ -18,7 +18,7 @@ from typing import Any, Literal
 import orjson
 from msgspec.structs import astuple
 
-from driftline.graph.rows import Event
+from driftline.graph.rows import Event, key64, without_users
 from driftline.stream.events.frames import frame, unframe
 from driftline.stream.events.schema import decode_event
 
@@ -55,6 +55,19 @@ class Undo:
         events = orjson.dumps([self.top, *map(_fields, self.events)])
         return frame([events, *chain.from_iterable(self.before.items())])
 
+    def has(self, user_ids: Collection[str]) -> bool:
+        """Whether one of the events is of one of some users."""
+        return any(event.user_id in user_ids for event in self.events)
+
+    def empty_places(self, keys: Sequence[int]) -> bool:
+        """Empties the places of users by key64 in the rings of the items' rows; whether there were any."""
+        rows = {key: value for key, value in self.before.items() if value is not None and key.startswith(b"i:")}
+        together = b"".join(rows.values())  # most records have none, and one long text is searched in no time
+        here = [key for key in keys if key.to_bytes(8, "little") in together]
+        found = {key: row for key, value in rows.items() if here and (row := without_users(value, here)) is not value}
+        self.before |= found
+        return bool(found)
+
     @classmethod
     def decode(cls, key: bytes, value: bytes) -> Undo:
         """The record that `encode` wrote."""
@@ -89,13 +102,14 @@ class LateWindow:
 
     Attributes:
         watermark_ms: the latest event time, -1 before the first event.
+        floor: events up to this place can't be rolled back.
     """
 
     def __init__(self, late_ms: int, late_events: int) -> None:
         self.late_ms, self.late_events = late_ms, late_events
         self.watermark_ms = -1
         self._last: Order = (-1, -1)
-        self._floor: Order = (-1, -1)
+        self.floor: Order = (-1, -1)
         self._orders: list[Order] = []
         self._undo: deque[Undo] = deque()
         self._held, self._sequence, self._saved = 0, 0, 0
@@ -109,7 +123,7 @@ class LateWindow:
             self._orders.append(order)
             return "in order"
         after = len(self._orders) - bisect_right(self._orders, order)
-        if timestamp_ms < self.watermark_ms - self.late_ms or after >= self.late_events or order < self._floor:
+        if timestamp_ms < self.watermark_ms - self.late_ms or after >= self.late_events or order < self.floor:
             return "too late"
         insort(self._orders, order)
         return "late"
@@ -117,7 +131,7 @@ class LateWindow:
     def room_at(self, timestamp_ms: int) -> int:
         """Events that may be applied, in time, before one of this time is too late; 0 = it is by now."""
         order = (timestamp_ms, sys.maxsize)
-        if timestamp_ms < self.watermark_ms - self.late_ms or order < self._floor:
+        if timestamp_ms < self.watermark_ms - self.late_ms or order < self.floor:
             return 0
         return max(0, self.late_events - len(self._orders) + bisect_right(self._orders, order))
 
@@ -125,7 +139,7 @@ class LateWindow:
         """Keeps an undo record of events that are about to be applied; None when nothing may be late."""
         if not self.late_ms or not self.late_events:
             self._orders.clear()
-            self._floor = self._last
+            self.floor = self._last
             return None
         self._sequence += 1
         self._held += len(events)
@@ -139,11 +153,14 @@ class LateWindow:
 
     def take_after(self, order: Order) -> list[Undo]:
         """Removes and returns, oldest first, the records that hold an event after `order`."""
-        taken: deque[Undo] = deque()
-        while self._undo and order_of(self._undo[-1].events[-1]) > order:
-            taken.appendleft(self._undo.pop())
+        return self._take(
+            sum(1 for _ in takewhile(lambda undo: order_of(undo.events[-1]) > order, reversed(self._undo)))
+        )
+
+    def _take(self, newest: int) -> list[Undo]:
+        taken = [self._undo.pop() for _ in range(newest)][::-1]
         self._held -= sum(len(undo.events) for undo in taken)
-        return list(taken)
+        return taken
 
     def drop_old(self) -> list[bytes]:
         """Drops records that no acceptable late event can need; their keys in the store."""
@@ -153,8 +170,8 @@ class LateWindow:
             if last[0] >= self.watermark_ms - self.late_ms and left < self.late_events:
                 break
             dropped.append(self._undo.popleft().store_key)
-            self._floor, self._held = max(self._floor, last), left
-        del self._orders[: bisect_right(self._orders, self._floor)]
+            self.floor, self._held = max(self.floor, last), left
+        del self._orders[: bisect_right(self._orders, self.floor)]
         return dropped
 
     def unsaved(self) -> list[Undo]:
@@ -163,18 +180,40 @@ class LateWindow:
         new = list(takewhile(lambda undo: undo.sequence > saved, reversed(self._undo)))  # the newest are the last ones
         return new[::-1]
 
+    @property
+    def closed(self) -> Order:
+        """The last place before which no event can be put that is not too late; (-1, -1) = there is none.
+
+        It is a matter of the log, where `floor` is one of the records, too.
+        """
+        orders, late = self._orders, (self.watermark_ms - self.late_ms, -1)
+        first = min(len(orders), max(bisect_left(orders, late), len(orders) - self.late_events + 1))
+        return max(self.floor, orders[first - 1]) if first else self.floor
+
+    def take_from_first_of(self, user_ids: Collection[str]) -> list[Undo]:
+        """Removes and returns, oldest first, the records from the first on that holds an event of some users."""
+        first = next((n for n, undo in enumerate(self._undo) if undo.has(user_ids)), len(self._undo))
+        return self._take(len(self._undo) - first)
+
+    def close(self, floor: Order) -> list[bytes]:
+        """Drops all records: nothing up to a place can be rolled back any more. Their keys in the store."""
+        self.floor = max(self.floor, floor)
+        del self._orders[: bisect_right(self._orders, self.floor)]
+        return [undo.store_key for undo in self._take(len(self._undo))]
+
+    def empty_places(self, user_ids: Collection[str]) -> list[Undo]:
+        """Empties the places of users in rings of items; the records that change."""
+        keys = [key64(user_id) for user_id in user_ids]
+        return [undo for undo in self._undo if undo.empty_places(keys)]
+
     def clear(self) -> list[bytes]:
         """Drops everything: nothing up to now can be rolled back any more."""
-        keys = [undo.store_key for undo in self._undo]
-        self._undo.clear()
         self._orders.clear()
-        self._held = 0
-        self._floor = self._last
-        return keys
+        return self.close(self._last)
 
     def encode(self) -> bytes:
         """The scalars, for the store; the undo records have keys of their own."""
-        return orjson.dumps([self.watermark_ms, self._last, self._floor, self._sequence])
+        return orjson.dumps([self.watermark_ms, self._last, self.floor, self._sequence])
 
     def load(self, scalars: bytes | None, undo: list[Undo]) -> None:
         """Takes back what `encode` and the undo records kept."""
@@ -182,7 +221,7 @@ class LateWindow:
             return
         self.watermark_ms, last, floor, self._sequence = orjson.loads(scalars)
         self._saved = self._sequence
-        self._last, self._floor = (last[0], last[1]), (floor[0], floor[1])
+        self._last, self.floor = (last[0], last[1]), (floor[0], floor[1])
         self._undo, self._held = deque(undo), sum(len(record.events) for record in undo)
         self._orders = sorted(order_of(event) for record in undo for event in record.events)
 

@@ -119,14 +119,16 @@ class Processor:
         changes = Changes(next_offset=self.next_offset)
         fresh: list[Event] = []
         too_late: list[Event] = []
+        leaving: list[str] = []
         validated, judge, several = self.intake.validated, self.window.judge, not self.intake.owns_all
         for record in records:
             if record.offset < self.next_offset:
                 continue
             if self._ttl_ms and sweep_is_due(record.offset, self.next_offset):
                 self._settle(fresh, too_late, changes)
+                self._take_out(leaving, changes)
                 endings.sweep(self.rows, self.window, changes)
-                fresh, too_late = [], []
+                fresh, too_late, leaving = [], [], []
             self.next_offset = record.offset + 1
             try:
                 event = validated(record)  # 1
@@ -135,14 +137,14 @@ class Processor:
                     asked = Event(user_id, "", 0)
                     if self._is_ours(record, asked, changes):
                         self._settle(fresh, too_late, changes)
-                        self._forget(user_id, changes)
+                        fresh, too_late, leaving = [], [], [*leaving, user_id]
+                        changes.outgoing += endings.forget(user_id, changes)
+                        changes.outgoing += self.to_items(user_id, record.offset)
                         changes.outgoing += self.intake.to_others(record, user_id)
-                        fresh, too_late = [], []
                     elif self.intake.owner(asked) != self.partition and self.rows.has(user_id):
                         # a part of the row, from before events were sent on to their owner
                         self._settle(fresh, too_late, changes)
-                        endings.close(user_id, self.rows, self.window)
-                        fresh, too_late = [], []
+                        fresh, too_late, leaving = [], [], [*leaving, user_id]
                     continue
                 changes.outgoing.append(dead_letter(self._topic, self.partition, record, refusal))
                 changes.dead += 1
@@ -152,6 +154,9 @@ class Processor:
             if event.event_id and self.known.is_second(event, self.rows.pending):  # 2
                 changes.duplicates += 1
                 continue
+            if leaving:  # requests that come one after the other are one way back
+                self._take_out(leaving, changes)
+                leaving = []
             match judge(event.timestamp_ms, event.offset):  # 3
                 case "in order":
                     fresh.append(event)
@@ -161,6 +166,8 @@ class Processor:
                 case "too late":
                     too_late.append(event)
         self._settle(fresh, too_late, changes)
+        self._take_out(leaving, changes)
+        self.room = max(self.settings.state.epoch_events, NEW_FOR_AGAIN * changes.again)
         self.forwarded += changes.forwarded
         return self._finish(changes)  # 6
 
@@ -198,18 +205,14 @@ class Processor:
             if event.value is not None and event.value < 0 and self.settings.action(event.action).wanted(event.value)
         }
         before = self.nodes.events_of(list(dict.fromkeys([event.user_id for event in fresh])))
-        ordered, top = self._roll_back(fresh) if changes.late else (fresh, -1)  # 4
-        changes.again += len(ordered) - len(fresh)
-        self.room = max(self.settings.state.epoch_events, NEW_FOR_AGAIN * changes.again)
+        ordered, top = fresh, -1
+        if changes.late:  # 4
+            before_them, top = self._undone(self.window.take_after(min(map(order_of, fresh))))
+            ordered = sorted(before_them + fresh, key=order_of)
+            changes.again += len(before_them)
         size = max(min(self.settings.state.epoch_events, RUN_EVENTS), len(fresh) // RUNS)
         memories: list[tuple[Int64, Float32]] = []
-        ended: list[Ended] = []
-        for version, before_run, run in self.versions.runs(ordered, top):  # 5
-            self.versions.use(version)
-            for rows in (rows for n in range(0, len(run), size) for rows in spans(run[n : n + size], self._ttl_ms)):
-                ended += self._apply_sorted(rows, memories, before_run)
-                before_run = max(before_run, *(event.offset for event in rows)) if changes.late else -1
-        self.versions.use(self.versions.newest)
+        ended = self._apply_in_order(ordered, top, size, memories, again=changes.late > 0)  # 5
         endings.count_anew(ended, fresh, before, self.settings, changes)
         if not self.local_items:
             # by offset, which is what tells the items' owner a second copy; what was applied again was sent before
@@ -218,19 +221,75 @@ class Processor:
             changes.outgoing += framed(self.partition, in_order, vectors, self._item_partitions, self.intake.log_id)
         changes.outgoing += due_requests(self.rows, before)
 
-    def _roll_back(self, fresh: list[Event]) -> tuple[list[Event], int]:
-        """Undoes the epochs after the earliest late event; all events to apply in order, and the first `Undo.top`."""
-        undone = self.window.take_after(min(map(order_of, fresh)))
-        for undo in reversed(undone):
+    def _take_out(self, user_ids: list[str], changes: Changes) -> None:
+        """Takes users out of rows and undo records, as if they had gone at the start of the late window: from their
+        first event in undo records on, all is applied again without those events, of which time and offset stay.
+
+        Without times to live somebody who has no row is in no undo record either; with them a row may have ended whose
+        key is still in rings of items, which undo records hold. What lies before that first event, and what follows
+        where there is none, has of a user no more than a place in such a ring. It is emptied there, which is the same
+        before and after what others do.
+        """
+        leaving = {user_id for user_id in user_ids if self._ttl_ms or self.rows.has(user_id)}
+        if not leaving:
+            return
+        undone = self.window.take_from_first_of(leaving)
+        events, top = self._undone(undone)
+        stay = [event for event in events if order_of(event) <= self.window.closed]
+        if stay:
+            self.rows.pending |= dict.fromkeys(self.window.close(order_of(stay[-1])))
+            self._apply_in_order(stay, top, RUN_EVENTS, [], again=True, keep=False)
+        for user_id in sorted(leaving):
+            self.rows.forget(user_id)
+        for undo in self.window.empty_places(leaving):
+            self.rows.pending[undo.store_key] = undo.encode()
+        follow = [event.nameless() if event.user_id in leaving else event for event in events[len(stay) :]]
+        self._apply_in_order(follow, max([top, *(event.offset for event in stay)]), RUN_EVENTS, [], again=True)
+        self.rows.settle_items([key for undo in undone for key in undo.before], [*stay, *follow])
+        changes.again += len(events)
+
+    def _undone(self, taken: list[Undo]) -> tuple[list[Event], int]:
+        """Puts back the rows from before some records; their events in order, and the first `Undo.top`."""
+        for undo in reversed(taken):
             self.rows.pending[undo.store_key] = None
             self.rows.restore(undo.before)
-        events = sorted([event for undo in undone for event in undo.events] + fresh, key=order_of)
-        return events, undone[0].top if undone else -1
+        events = sorted([event for undo in taken for event in undo.events], key=order_of)
+        return events, taken[0].top if taken else -1
 
-    def _apply_sorted(self, events: list[Event], memories: list[tuple[Int64, Float32]], top: int) -> list[Ended]:
+    def _apply_in_order(
+        self,
+        ordered: list[Event],
+        top: int,
+        size: int,
+        memories: list[tuple[Int64, Float32]],
+        again: bool,
+        keep: bool = True,
+    ) -> list[Ended]:
+        """Applies events in order, each with its version, in runs of a size.
+
+        Args:
+            ordered, top: see `AdoptedVersions.runs`.
+            size: events of a run at most.
+            memories: see `Rows.apply`.
+            again: some of them were applied before, so offsets and times are not in one order.
+            keep: undo records of them.
+        """
+        ended: list[Ended] = []
+        for version, before_run, run in self.versions.runs(ordered, top):
+            self.versions.use(version)
+            for rows in (rows for n in range(0, len(run), size) for rows in spans(run[n : n + size], self._ttl_ms)):
+                ended += self._apply_sorted(rows, memories, before_run, keep)
+                before_run = max(before_run, *(event.offset for event in rows)) if again else -1
+        self.versions.use(self.versions.newest)
+        return ended
+
+    def _apply_sorted(
+        self, events: list[Event], memories: list[tuple[Int64, Float32]], top: int, keep: bool
+    ) -> list[Ended]:
         """Applies events in order and keeps the rows from before for the late ones; see Undo and `Rows.apply`."""
-        undo = self.window.push(events, lambda: self.rows.before(events), top)
-        return self.rows.apply(events, memories, {} if undo is None else undo.before)
+        named = [event for event in events if event.user_id]
+        undo = self.window.push(events, lambda: self.rows.before(named), top) if keep else None
+        return self.rows.apply(named, memories, {} if undo is None else undo.before) if named else []
 
     def _finish(self, changes: Changes) -> Changes:
         """Offsets, watermark and outbox join the batch."""
@@ -288,7 +347,9 @@ class Processor:
     def forget(self, user_id: str) -> Changes:
         """Forgets a user at `next_offset`; commit the changes like an epoch's."""
         changes = Changes(next_offset=self.next_offset)
-        self._forget(user_id, changes)
+        changes.outgoing += endings.forget(user_id, changes)
+        changes.outgoing += self.to_items(user_id, self.next_offset - 1)
+        self._take_out([user_id], changes)
         return self._finish(changes)
 
     def pass_to(self, offset: int) -> Changes:
@@ -302,10 +363,6 @@ class Processor:
     def step_over(self, record: Record) -> None:
         """Takes note that a record which is left out of the log was seen: a second copy of it is none to be applied."""
         self.intake.is_ours(record, Event(whose(record)[0] or "", "", 0))
-
-    def _forget(self, user_id: str, changes: Changes) -> None:
-        endings.forget(user_id, self.rows, self.window, changes)
-        changes.outgoing += self.to_items(user_id, self.next_offset - 1)
 
     def to_items(self, user_id: str, offset: int) -> Iterator[Outgoing]:
         """What takes a user out of the rings of items in other partitions, for a request at an offset of this one."""

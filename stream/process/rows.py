@@ -151,6 +151,18 @@ class Rows:
         if self.local_items:
             self.items.forget(user_id, self.pending)
 
+    def settle_items(self, restored: list[bytes], events: Sequence[Event]) -> None:
+        """Writes the items that were put back and that no event touched since, or removes them where none is left.
+
+        Args:
+            restored: keys of what was put back; those of users are passed over.
+            events: that were applied since.
+        """
+        if self.local_items:
+            touched = {event.item_id for event in events}
+            ids = (key[2:].decode() for key in dict.fromkeys(restored) if key.startswith(b"i:"))
+            self.items.settle([item_id for item_id in ids if item_id not in touched], self.pending)
+
     def sweep(self, before_ms: int) -> tuple[list[tuple[str, int]], int]:
         """Removes the rows whose last event is older than `before_ms`: users and their events, how many of items."""
         users = self.users.sweep(before_ms, self.pending)

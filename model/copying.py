@@ -66,16 +66,22 @@ class Copying:
         copying.weights = np.array(weights, np.float64)
         return copying
 
-    def logits(self, similarity_n: Float32, window: Int32 | Int64, t_ms: Int64) -> Float32:
-        """Logits [n] of items 0..n-1, popularity left out.
+    def logits(self, similarity_n: Float32, window: Int32 | Int64, t_ms: Int64, items: Int32 | None = None) -> Float32:
+        """Logits [n] of items, popularity left out.
 
         Args:
             similarity_n: [n] cosines / temperature.
             window, t_ms: [h] the user's last known items in order, and their times.
+            items: [n] which ones; None = items 0..n-1.
         """
         logits: Float32 = similarity_n * np.float32(self.weights[COSINE])
-        items, terms = terms_of(window, t_ms)
-        logits[items] += (terms @ self.weights[WITHIN:]).astype(np.float32)
+        own, terms = terms_of(window, t_ms)
+        more = (terms @ self.weights[WITHIN:]).astype(np.float32)
+        if items is None:
+            logits[own] += more
+        elif len(own):
+            at = np.minimum(np.searchsorted(own, items), len(own) - 1)
+            logits += np.where(own[at] == items, more[at], np.float32(0))
         return logits
 
     def learn(self, asked: Weighing) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from driftline.configs.settings import Model
-from driftline.graph.arrays import Arrays, Float32, Int64
+from driftline.graph.arrays import Arrays, Float32, Int32, Int64
 from driftline.graph.codes import Codes
 from driftline.model.backbone import unit
 from driftline.model.batch import CHUNK, pad
@@ -87,23 +87,33 @@ def weight_arrays(backbone: HSTU | SASRec) -> dict[str, Float32]:
 
 
 def whole_logits(
-    cosines: Float32, popular: Float32, history: History, settings: Model, copying: Copying | None
+    cosines: Float32,
+    popular: Float32,
+    history: History,
+    settings: Model,
+    copying: Copying | None,
+    items: Int32 | None = None,
 ) -> Float32:
     """Logits [n] float32 of cosines [n]; items that the model does not know are as popular as the rarest that it does.
 
     Args:
-        cosines: of a user and items 0..n-1.
+        cosines: of a user and items.
         popular: [N] popularity logits.
         history: what the user did.
         settings: of the model.
         copying: the terms of the window's items, if it has any.
+        items: [n] which ones, any; None = items 0..n-1.
     """
-    n, logits = len(cosines), cosines / np.float32(settings.temperature)
+    n, known = len(cosines), len(popular)
+    logits = cosines / np.float32(settings.temperature)
     if copying is not None:
-        logits = copying.logits(logits, *window_of(history, min(n, len(popular)), settings.max_len))
-    logits[: len(popular)] += popular[:n]
-    if n > len(popular) > 0:  # a log share is below 0, and its weight may have any sign
-        logits[len(popular) :] += popular[np.abs(popular).argmax()]
+        window = window_of(history, known if items is not None else min(n, known), settings.max_len)
+        logits = copying.logits(logits, *window, items)
+    if items is None and n <= known:
+        return logits + popular[:n]
+    if known:  # a log share is below 0, and its weight may have any sign
+        rows = np.arange(n) if items is None else items
+        logits += popular[np.where(rows < known, rows, np.abs(popular).argmax())]
     return logits
 
 

@@ -9,11 +9,12 @@ import numpy as np
 
 from driftline.graph.learn import GraphLearner
 from driftline.graph.rows import key64
+from driftline.graph.sparse import best_rows
 from driftline.model.encode import SequenceScorer, whole_logits
 from driftline.model.history_cache import HistoryCache
 from driftline.model.incremental import History
 from driftline.model.part import Part, Plug, VectorPlug
-from driftline.model.recall import best_of
+from driftline.model.recall import Scored, best_of
 from driftline.model.sequence import SequenceLearner
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from driftline.graph.view import Group, ItemTable, UserView
     from driftline.model.copying import Copying
     from driftline.model.part import Asked
-    from driftline.model.recall import Pool, Scored
+    from driftline.model.recall import Pool
 
 
 NEAR_ITEMS = 20
@@ -75,18 +76,41 @@ class SequencePlug(VectorPlug):
 
     def __init__(self, encoder: Encoder) -> None:
         self.encoder = encoder
+        self._most: tuple[Float32, Int32] | None = None
         if encoder.settings.aware:
             self.columns = ("score", "rank", "cosine", "near_best", "near_top", "near_mean", "near_last")
 
     def opinion(self, asked: Asked) -> Scored:
-        """See VectorPlug; of a small catalogue by the whole logit, in units of the cosine."""
-        scored = super().opinion(asked)
-        if not self.encoder.settings.aware or scored.items is not None or not len(scored.scores):
+        """See VectorPlug; by the whole logit, in units of the cosine.
+
+        A catalogue that is searched by codes is searched for the nearest and the most popular, as many of each as are
+        asked for: an item that is neither may be missed.
+        """
+        scored, settings = super().opinion(asked), self.encoder.settings
+        if not settings.aware or not len(scored.scores):
             return scored
-        settings, history = self.encoder.settings, wanted_history(asked.view)
-        logits = whole_logits(scored.scores, self.encoder.popular(), history, settings, self.encoder.copying)
-        scores = logits * np.float32(settings.temperature)
-        return best_of(scores, asked.k, asked.past.items, asked.n, above=-np.inf, otherwise=float(scores.min()))
+        popular, history = self.encoder.popular(), wanted_history(asked.view)
+
+        def whole(cosines: Float32, items: Int32 | None = None) -> Float32:
+            logits = whole_logits(cosines, popular, history, settings, self.encoder.copying, items)
+            return logits * np.float32(settings.temperature)
+
+        touched, n, k = asked.past.items, asked.n, asked.k
+        if scored.items is None or (cosines_of := scored.exact) is None:
+            scores = whole(scored.scores)
+            return best_of(scores, k, touched, n, above=-np.inf, otherwise=float(scores.min()))
+        items = np.union1d(scored.items, self._most_popular(popular, n, k + len(touched)))
+        scores = whole(cosines_of(items), items)
+        best = best_rows(items, scores, k, touched, n, -np.inf)
+        return Scored(items, scores, *best, exact=lambda some: whole(cosines_of(some), some))
+
+    def _most_popular(self, popular: Float32, n: int, k: int) -> Int32:
+        """The k most popular of n items, any order; of a snapshot they are found once for all whose k is no larger."""
+        most = self._most
+        if most is None or most[0] is not popular or len(most[1]) < min(k, n, len(popular)):
+            first = np.argpartition(-popular[:n], min(2 * k, n, len(popular)) - 1)[: 2 * k].astype(np.int32)
+            most = self._most = popular, first[np.argsort(-popular[first], kind="stable")]
+        return most[1][:k]
 
     def features(self, asked: Asked, pool: Pool, place: Int32, scored: Scored, out: Float32) -> None:
         """See VectorPlug and the class."""
@@ -260,7 +284,7 @@ class SequencePart(Part):
     def learn(self, group: Group, view: UserView, learnt: bool) -> None:
         """See Part."""
         if learnt:
-            self.learner.learn(group, wanted_history(view))
+            self.learner.learn(group, None if self.learner.copying is None else wanted_history(view))
         else:
             self.learner.observe(group)
 

@@ -28,19 +28,20 @@ APPROXIMATE = ("text_history", "text_last", "hstu", "graph", "fused", "profiles"
 class World:
     """An engine with both models that has learnt a few baskets around items whose texts are alike."""
 
-    def __init__(self, groups=25):
+    def __init__(self, groups=25, **model):
+        settings = SETTINGS.model_copy(update={"model": SETTINGS.model.model_copy(update=model)})
         random = np.random.default_rng(0)
         centres = random.standard_normal((60, DIM))
         vectors = centres[np.arange(ITEMS) % 60] + 0.8 * random.standard_normal((ITEMS, DIM))
         self.texts = TextTable(DIM)
-        self.sequence = SequenceLearner(SETTINGS.model, text_dim=DIM, texts=self.texts)
+        self.sequence = SequenceLearner(settings.model, text_dim=DIM, texts=self.texts)
         self.graph = GraphLearner(SETTINGS.graph, DIM, self.texts)
         self.plugs = {
             "hstu": SequencePlug(self.sequence),
             "graph": GraphPlug(self.graph),
             "fused": GraphPlug(self.graph, fused=True),
         }
-        self.engine = Engine(SETTINGS, ItemTable(f"item {n}" for n in range(ITEMS)), self.plugs, self.texts)
+        self.engine = Engine(settings, ItemTable(f"item {n}" for n in range(ITEMS)), self.plugs, self.texts)
         for item, vector in enumerate((vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)):
             self.engine.set_text(item, vector)
             self.sequence.set_text(item, vector)
@@ -106,6 +107,34 @@ def test_by_codes_lists_hold_what_a_whole_search_finds_and_equal_candidates_have
     for name, shares in found.items():
         assert shares, name
         assert np.mean(shares) >= 0.95, name
+
+
+def test_by_codes_a_candidate_is_worth_the_whole_logit_as_in_a_whole_search(monkeypatch):
+    """Popularity, and the terms of what the user had, included; the most popular are found however far they lie."""
+    monkeypatch.setattr(codes, "SMALL", 1000)
+    world = World(groups=60, aware=True, copying=True, untied=True)
+    world.sequence.copying.weights[:] = 1.0, 2.0, 3.0, -4.0, 0.5, 0.7
+    whole, plug = world.whole(), world.plugs["hstu"]
+    assert plug.item_codes() is not None
+    shares = []
+    for _ in range(25):
+        view, now_ms = world.view(), world.now_ms + DAY
+        mine, theirs = world.engine.slate(view, now_ms), whole.slate(view, now_ms)
+        one, other = mine.pool.scored["hstu"], theirs.pool.scored["hstu"]
+        assert one.exact is not None
+        assert other.exact is None
+        some = np.unique(np.concatenate((view.items, one.best, np.arange(5)))).astype(np.int32)
+        np.testing.assert_allclose(one.exact(some), other.of(some)[0], atol=1e-5)
+        assert one.best[0] == other.best[0]
+        shares.append(len(np.intersect1d(one.best, other.best)) / len(other.best))
+        both, here, there = np.intersect1d(mine.candidates, theirs.candidates, return_indices=True)
+        assert np.isin(np.unique(view.items), both).all()
+        columns = [
+            n for n, name in enumerate(world.engine.layout.names) if name.startswith("hstu_") and "rank" not in name
+        ]
+        assert len(columns) == 6
+        np.testing.assert_allclose(mine.raw[columns][:, here], theirs.raw[columns][:, there], atol=1e-4)
+    assert np.mean(shares) > 0.5
 
 
 def test_scores_of_given_items_are_exact_whoever_asks(world):

@@ -49,7 +49,6 @@ def import_files(
     from driftline.stream.convert.guess import EVENTS, ITEMS
     from driftline.stream.convert.run import Plan, titles_of, write_events, write_items
     from driftline.stream.convert.words import below_zero, check_value, reading_of, write_config
-    from driftline.stream.durable import make_folder
     from driftline.stream.events.ids import Join
 
     settings = settings_of(config)
@@ -60,7 +59,6 @@ def import_files(
     if item_plan is not None:
         show(item_plan)
     say(check_value(plan, settings))
-    make_folder(to)
     whole: dict[str, Any] = {}
     files, join = [to / "events.parquet"], None
     with together(to) as begun:

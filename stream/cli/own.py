@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -19,6 +19,7 @@ from driftline.serving.arrays import sync
 from driftline.serving.scratch import Scratch
 from driftline.stream.cli.common import err, progress, when
 from driftline.stream.cli.composed import Maker
+from driftline.stream.durable import make_folder
 
 if TYPE_CHECKING:
     from driftline.stream.convert.run import Done, Plan
@@ -226,13 +227,24 @@ def say(words: str) -> None:
 
 @contextmanager
 def together(folder: Path) -> Iterator[Path]:
-    """A folder to write files in: at the end all of them come to `folder`, which is made, or, after an error, none."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with Scratch("files", folder) as scratch:
-        yield scratch
-        for path in sorted(scratch.glob("*.parquet")):
-            path.replace(folder / path.name)
-        sync(folder)
+    """A folder to write files in: at the end all of them come to `folder`, which is made, or, after an error, none.
+
+    Raises:
+        InputError: it can't be made, or nothing can be written there.
+    """
+    was_there = folder.exists()
+    make_folder(folder)
+    try:
+        with Scratch("files", folder) as scratch:
+            yield scratch
+            for path in sorted(scratch.glob("*.parquet")):
+                path.replace(folder / path.name)
+            sync(folder)
+    except BaseException:
+        if not was_there:
+            with suppress(OSError):  # somebody else has put something there
+                folder.rmdir()
+        raise
 
 
 @contextmanager

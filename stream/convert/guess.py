@@ -150,9 +150,10 @@ def mapping_of(kind: Kind, sample: Sample, reading: ItemFiles, source: str) -> M
         times = [name for name in sample.names if name not in columns.values() and fits("timestamp_ms", name, False)]
         if len(times) == 1:
             columns["timestamp_ms"] = times[0]
-    for field in kind.required:
-        if field not in columns:
-            raise InputError(_no_column(kind, sample, field, fits, columns, reading, source))
+    if lacks := [field for field in kind.required if field not in columns]:
+        more = "".join(f" {kind.option} {field}=COLUMN" for field in lacks[1:])
+        also = f"; none was found for {' and '.join(lacks[1:])} either:{more}" if more else ""
+        raise InputError(_no_column(kind, sample, lacks[0], fits, columns, reading, source) + also)
     ordered = {field: columns[field] for field in kind.columns if field in columns}
     for field in told:
         if field in ordered:

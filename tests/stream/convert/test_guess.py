@@ -140,7 +140,7 @@ def test_a_missing_column_is_named_with_those_that_could_be_it():
         mapping({"who": ["a"], "what": ["b"], "on": ["2024-01-01"]})
     message = str(refused.value)
     assert "no column was found for user_id: got who, what, on; 'who', 'what'" in message
-    assert "--map user_id=COLUMN" in message
+    assert "--map user_id=COLUMN; none was found for item_id either: --map item_id=COLUMN" in message
     with pytest.raises(InputError, match=r"'timestamp' is called so, but holds 'x'"):
         mapping({"user": ["a"], "item": ["b"], "timestamp": ["x"]})
     with pytest.raises(InputError, match="day and month can't be told apart; say which comes first: --time dmy"):

@@ -404,7 +404,10 @@ def test_actions_by_value_are_refused_where_they_leave_something_open(films, tmp
         f"{low:,} rows have a value below 4, where 'like' begins, or none in 'rating', and nothing says what they are"
     )
     assert words in refused("--action-from", "like=4")
-    assert not (tmp_path / "out" / "events.parquet").exists()
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "out").mkdir()
+    refused("--action-from", "like=4")
+    assert list((tmp_path / "out").iterdir()) == []
     good = tmp_path / "good.csv"
     good.write_text("user_id,item_id,timestamp_ms,rating\nu,i,1600000000000,5\nu,j,1600000000001,\n")
     assert "1 rows have a value below 4, where 'like' begins, or none" in refused(

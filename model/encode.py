@@ -111,9 +111,12 @@ def whole_logits(
         logits = copying.logits(logits, *window, items)
     if items is None and n <= known:
         return logits + popular[:n]
-    if known:  # a log share is below 0, and its weight may have any sign
+    if known:
         rows = np.arange(n) if items is None else items
-        logits += popular[np.where(rows < known, rows, np.abs(popular).argmax())]
+        inside = rows < known
+        if not inside.all():  # a log share is below 0, and its weight may have any sign
+            rows = np.where(inside, rows, np.abs(popular).argmax())
+        logits += popular[rows]
     return logits
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import count
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
@@ -36,6 +37,7 @@ NEAR_ITEMS = 20
 NEAR_HALF = 5.0
 """Items after which one counts half, in the mean by age."""
 TOP = 3
+WIDER = 4
 
 
 class Encoder(Protocol):
@@ -83,11 +85,14 @@ class SequencePlug(VectorPlug):
     def opinion(self, asked: Asked) -> Scored:
         """See VectorPlug; by the whole logit, in units of the cosine.
 
-        A catalogue that is searched by codes is searched for the nearest and the most popular, as many of each as are
-        asked for: an item that is neither may be missed.
+        A catalogue that is searched by codes is searched for the nearest and the most popular, WIDER times as many of
+        each as are asked for: an item that is neither may be missed.
         """
-        scored, settings = super().opinion(asked), self.encoder.settings
-        if not settings.aware or not len(scored.scores):
+        settings = self.encoder.settings
+        if not settings.aware:
+            return super().opinion(asked)
+        scored = super().opinion(replace(asked, k=WIDER * asked.k))
+        if not len(scored.scores):
             return scored
         popular, history = self.encoder.popular(), wanted_history(asked.view)
 
@@ -96,10 +101,12 @@ class SequencePlug(VectorPlug):
             return logits * np.float32(settings.temperature)
 
         touched, n, k = asked.past.items, asked.n, asked.k
-        if scored.items is None or (cosines_of := scored.exact) is None:
+        if scored.items is None:
             scores = whole(scored.scores)
             return best_of(scores, k, touched, n, above=-np.inf, otherwise=float(scores.min()))
-        items = np.union1d(scored.items, self._most_popular(popular, n, k + len(touched)))
+        cosines_of = scored.exact
+        assert cosines_of is not None  # who names items gives this as well
+        items = np.union1d(scored.items, self._most_popular(popular, n, WIDER * k + len(touched)))
         scores = whole(cosines_of(items), items)
         best = best_rows(items, scores, k, touched, n, -np.inf)
         return Scored(items, scores, *best, exact=lambda some: whole(cosines_of(some), some))

@@ -24,7 +24,8 @@ STAYS = {
     "`driftline dlq replay` sends dead letters of the user again",
     "disk": "RocksDB's files keep the bytes of deleted rows until it compacts them: --rebuild writes new files",
     "event ids": "without a user, until state.dedupe_ids newer ones came",
-    "items": "memories, counts, popularity and the usual price took from the user's events: --rebuild takes that out",
+    "items": "memories, counts, popularity and the usual price took from the user's events (with one partition from "
+    "those before the late window): --rebuild takes that out",
     "weights": "the trainer's weights, item tables and samples without a user id, and the snapshots: until a trainer "
     "with a new trainer.root has learnt from a log without the user",
     "text vectors": "encoder.cache has vectors of texts, by a hash of the text, no user: delete the file",

@@ -262,7 +262,7 @@ class Checks:
         """Nothing in its state names a user who was forgotten."""
         learner = learner_of(self.settings)
         drive(learner, shop(groups=CUT))
-        learner.forget("user-0")
+        learner.forget(["user-0"])
         found = list(_named(learner.parts[self.name].state_dict(), "user-0"))
         assert not found, f"forgotten: the state of {self.name} still names the user at {', '.join(found)}"
 

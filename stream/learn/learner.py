@@ -321,15 +321,16 @@ class StreamLearner:
         self.processor.commit(self.processor.adopt(model))
         self.adoptions += 1
 
-    def forget(self, user_id: str) -> None:
-        """Drops the rows, histories and samples of a user; what was learnt from them stays in weights and counts."""
+    def forget(self, user_ids: Sequence[str]) -> None:
+        """Drops the rows, histories and samples of users; what was learnt from them stays in weights and counts."""
         self.apply_waiting()
-        self.processor.commit(self.processor.forget(user_id))
+        self.processor.commit(self.processor.forget(user_ids))
         self.processor.acknowledged = True  # the worker sends the tombstones
         self.processor.clear_outbox()
-        self.engine.signals.users.forget(user_id)
-        for part in self.parts.values():
-            part.forget(user_id)
+        for user_id in user_ids:
+            self.engine.signals.users.forget(user_id)
+            for part in self.parts.values():
+                part.forget(user_id)
 
     def charge(self, clocks: Clocks) -> None:
         """Has every part's processor time counted from here on."""

@@ -14,7 +14,7 @@ MOST_SAID = 20
 """Unknown actions that are named in the log."""
 OUTCOMES = {
     "too_late": "events so far came too late: more than state.late_ms, {late_min:g} min, older than the newest one, "
-    "before state.late_events others or more, or older than one that came before a user was forgotten. "
+    "or before state.late_events others or more. "
     "They are counted and change no state. Produce history in order of time, before what is newer.",
     "forwarded": "events so far came in another partition than their user's and were sent on to it, a second record "
     "each. To save that, key events by user_id and partition them as Java and kafka-python do (librdkafka: partitioner "

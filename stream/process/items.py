@@ -8,7 +8,7 @@ of what no worker sent.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import numpy as np
 import orjson
@@ -175,13 +175,14 @@ class ItemNodes:
             del self._index[item_id]
         self._graph.items.remove(indices)
 
-    def forget(self, user_id: str, pending: dict[bytes, bytes | None]) -> None:
-        """Empties the user's places in the rings of all items; what the user's events did to memories and counts stays.
+    def forget(self, user_ids: Collection[str], pending: dict[bytes, bytes | None]) -> None:
+        """Empties users' places in the rings of all items; what their events did to memories and counts stays.
 
         The places stay: rings are the same whether a user leaves before others come or after.
         """
         rings = self._graph.items["ring"].reshape(-1, self._ring, 2)
-        item, place = np.nonzero(rings[:, :, 0] == np.uint64(key64(user_id)))
+        keys = np.array([key64(user_id) for user_id in user_ids], np.uint64)
+        item, place = np.nonzero(np.isin(rings[:, :, 0], keys))
         rings[item, place] = 0
         self._encode(np.unique(item).tolist(), pending)
 
@@ -294,7 +295,7 @@ class ItemProcessor:
                         continue
                     self._settle(waiting, changes)
                     waiting = []
-                    self.items.forget(user_id, changes.puts)
+                    self.items.forget([user_id], changes.puts)
                     self._note_source(partition, source, changes)
                     continue
                 found = sent(record, self.settings.graph.memory_dim)

@@ -208,7 +208,6 @@ class LateWindow:
 
     def clear(self) -> list[bytes]:
         """Drops everything: nothing up to now can be rolled back any more."""
-        self._orders.clear()
         return self.close(self._last)
 
     def encode(self) -> bytes:

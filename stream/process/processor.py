@@ -167,7 +167,8 @@ class Processor:
                     too_late.append(event)
         self._settle(fresh, too_late, changes)
         self._take_out(leaving, changes)
-        self.room = max(self.settings.state.epoch_events, NEW_FOR_AGAIN * changes.again)
+        again = min(changes.again, self.settings.state.late_events)
+        self.room = max(self.settings.state.epoch_events, NEW_FOR_AGAIN * again)
         self.forwarded += changes.forwarded
         return self._finish(changes)  # 6
 
@@ -221,7 +222,7 @@ class Processor:
             changes.outgoing += framed(self.partition, in_order, vectors, self._item_partitions, self.intake.log_id)
         changes.outgoing += due_requests(self.rows, before)
 
-    def _take_out(self, user_ids: list[str], changes: Changes) -> None:
+    def _take_out(self, user_ids: Sequence[str], changes: Changes) -> None:
         """Takes users out of rows and undo records, as if they had gone at the start of the late window: from their
         first event in undo records on, all is applied again without those events, of which time and offset stay.
 
@@ -233,14 +234,15 @@ class Processor:
         leaving = {user_id for user_id in user_ids if self._ttl_ms or self.rows.has(user_id)}
         if not leaving:
             return
+        self.rows.pending |= dict.fromkeys(self.window.drop_old())  # these may name rows that were swept
         undone = self.window.take_from_first_of(leaving)
         events, top = self._undone(undone)
-        stay = [event for event in events if order_of(event) <= self.window.closed]
+        closed = self.window.closed
+        stay = [event for event in events if order_of(event) <= closed]
         if stay:
             self.rows.pending |= dict.fromkeys(self.window.close(order_of(stay[-1])))
             self._apply_in_order(stay, top, RUN_EVENTS, [], again=True, keep=False)
-        for user_id in sorted(leaving):
-            self.rows.forget(user_id)
+        self.rows.forget(leaving)
         for undo in self.window.empty_places(leaving):
             self.rows.pending[undo.store_key] = undo.encode()
         follow = [event.nameless() if event.user_id in leaving else event for event in events[len(stay) :]]
@@ -344,12 +346,13 @@ class Processor:
         self.rows.pending[NEWEST] = kept
         return self._finish(Changes(next_offset=self.next_offset, outgoing=[said]))
 
-    def forget(self, user_id: str) -> Changes:
-        """Forgets a user at `next_offset`; commit the changes like an epoch's."""
+    def forget(self, user_ids: Sequence[str]) -> Changes:
+        """Forgets users at `next_offset`; commit the changes like an epoch's."""
         changes = Changes(next_offset=self.next_offset)
-        changes.outgoing += endings.forget(user_id, changes)
-        changes.outgoing += self.to_items(user_id, self.next_offset - 1)
-        self._take_out([user_id], changes)
+        for user_id in user_ids:
+            changes.outgoing += endings.forget(user_id, changes)
+            changes.outgoing += self.to_items(user_id, self.next_offset - 1)
+        self._take_out(user_ids, changes)
         return self._finish(changes)
 
     def pass_to(self, offset: int) -> Changes:

@@ -5,7 +5,7 @@ Which events are applied, and in which order, the processor says; here they chan
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from driftline.configs.settings import Settings
 from driftline.graph.arrays import Float32, Int64
@@ -145,11 +145,11 @@ class Rows:
         if item_ids:
             self.items.count_too_late(item_ids, self.pending)
 
-    def forget(self, user_id: str) -> None:
-        """Takes a user out of all rows, see stream/process/forget.py."""
-        self.users.remove([user_id], self.pending)
+    def forget(self, user_ids: Collection[str]) -> None:
+        """Takes users out of all rows, see stream/process/forget.py."""
+        self.users.remove(sorted(user_ids), self.pending)
         if self.local_items:
-            self.items.forget(user_id, self.pending)
+            self.items.forget(user_ids, self.pending)
 
     def settle_items(self, restored: list[bytes], events: Sequence[Event]) -> None:
         """Writes the items that were put back and that no event touched since, or removes them where none is left.

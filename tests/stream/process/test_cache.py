@@ -161,7 +161,7 @@ def test_rows_that_were_changed_or_removed_stand_until_the_commit() -> None:
     log = [Record(n, encode_event(Event(f"u{n}", "i", T0_MS + n))) for n in range(6)]
     processor.commit(processor.apply(log))
     assert len(processor.nodes.indices) == 1
-    changes = processor.forget("u2")
+    changes = processor.forget(["u2"])
     again = [Record(6, encode_event(Event("u0", "i", T0_MS + 9)))]
     later = processor.apply(again)
     assert processor.user("u2") is None

@@ -400,6 +400,7 @@ def test_a_trainer_keeps_no_row_history_sample_or_open_group_of_a_forgotten_user
     key, value = encode_forget(name)
     trainer.take(0, Record(401, value, key))
     assert trainer.open_groups == 0
+    trainer.close_idle(())
     assert trainer.learner.processor.user(name) is None
     trainer.checkpoint_if_due()
     assert kept() == set()

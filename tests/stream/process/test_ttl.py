@@ -434,7 +434,7 @@ def test_no_span_is_longer_than_the_time_to_live_and_none_is_cut_without_need() 
 
 def test_a_forgotten_user_leaves_a_place_that_the_next_one_takes() -> None:
     processor = state_of([one(f"a{n}", "x", T0_MS, n) for n in range(5)], Settings())
-    processor.commit(processor.forget("a2"))
+    processor.commit(processor.forget(["a2"]))
     processor.commit(processor.apply([one("b", "x", T0_MS, 6)]))
     assert processor.graph.users.size == 5
     assert [processor.user(name).events for name in ("a1", "b", "a3")] == [1, 1, 1]

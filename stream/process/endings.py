@@ -1,4 +1,4 @@
-"""How rows end, and what an epoch counts and says of it: a user is forgotten, or the time to live is over.
+"""How rows end when the time to live is over, and what an epoch counts and says of it.
 
 A user's profile ends with the row, since its versions count the row's events.
 """
@@ -14,12 +14,6 @@ from driftline.stream.events.records import Changes, Outgoing
 from driftline.stream.process.forget import tombstones
 from driftline.stream.process.late import LateWindow
 from driftline.stream.process.rows import Ended, Rows
-
-
-def forget(user_id: str, changes: Changes) -> Iterator[Outgoing]:
-    """Counts a request to forget, see stream/process/forget.py; what ends the user's profile."""
-    changes.forgotten += 1
-    return tombstones(user_id)
 
 
 def sweep(rows: Rows, window: LateWindow, changes: Changes) -> None:

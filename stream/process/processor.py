@@ -29,7 +29,7 @@ from driftline.stream.events.schema import InvalidEvent
 from driftline.stream.process import endings
 from driftline.stream.process.adopted import NEWEST, OLDER, AdoptedVersions, VersionOf, adoption, places_of
 from driftline.stream.process.by_item import framed
-from driftline.stream.process.forget import forgotten_user, to_items, whose
+from driftline.stream.process.forget import forgotten_user, to_items, tombstones, whose
 from driftline.stream.process.intake import FOREIGN, Intake
 from driftline.stream.process.known import KnownIds
 from driftline.stream.process.late import LateWindow, Undo, order_of
@@ -135,16 +135,14 @@ class Processor:
             except InvalidEvent as refusal:
                 if refusal.reason != FOREIGN and (user_id := forgotten_user(record)) is not None:
                     asked = Event(user_id, "", 0)
-                    if self._is_ours(record, asked, changes):
+                    ours = self._is_ours(record, asked, changes)
+                    # else there may be a part of the row, from before events were sent on to their owner
+                    if ours or (self.intake.owner(asked) != self.partition and self.rows.has(user_id)):
                         self._settle(fresh, too_late, changes)
                         fresh, too_late, leaving = [], [], [*leaving, user_id]
-                        changes.outgoing += endings.forget(user_id, changes)
-                        changes.outgoing += self.to_items(user_id, record.offset)
+                    if ours:
+                        self._say_forgotten(user_id, record.offset, changes)
                         changes.outgoing += self.intake.to_others(record, user_id)
-                    elif self.intake.owner(asked) != self.partition and self.rows.has(user_id):
-                        # a part of the row, from before events were sent on to their owner
-                        self._settle(fresh, too_late, changes)
-                        fresh, too_late, leaving = [], [], [*leaving, user_id]
                     continue
                 changes.outgoing.append(dead_letter(self._topic, self.partition, record, refusal))
                 changes.dead += 1
@@ -350,8 +348,7 @@ class Processor:
         """Forgets users at `next_offset`; commit the changes like an epoch's."""
         changes = Changes(next_offset=self.next_offset)
         for user_id in user_ids:
-            changes.outgoing += endings.forget(user_id, changes)
-            changes.outgoing += self.to_items(user_id, self.next_offset - 1)
+            self._say_forgotten(user_id, self.next_offset - 1, changes)
         self._take_out(user_ids, changes)
         return self._finish(changes)
 
@@ -366,6 +363,12 @@ class Processor:
     def step_over(self, record: Record) -> None:
         """Takes note that a record which is left out of the log was seen: a second copy of it is none to be applied."""
         self.intake.is_ours(record, Event(whose(record)[0] or "", "", 0))
+
+    def _say_forgotten(self, user_id: str, offset: int, changes: Changes) -> None:
+        """Counts a request at an offset; what ends the user's profile and takes the user out of other partitions."""
+        changes.forgotten += 1
+        changes.outgoing += tombstones(user_id)
+        changes.outgoing += self.to_items(user_id, offset)
 
     def to_items(self, user_id: str, offset: int) -> Iterator[Outgoing]:
         """What takes a user out of the rings of items in other partitions, for a request at an offset of this one."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import orjson
 import pytest
 from tests.stream.process.test_forget import renamed, traces
-from tests.stream.process.test_processor import records, run, shop_log
+from tests.stream.process.test_processor import records, run, run_adopting, shop_log
 
 from driftline.configs.settings import Settings
 from driftline.graph.memory import GraphMemory
@@ -77,25 +78,12 @@ def test_requests_among_rows_that_end_swept_ones_and_adoptions_end_in_one_state(
     models = {
         at: GraphMemory(settings.graph.model_copy(update={"seed": at})) for at in rng.integers(1, 450, 3).tolist()
     }
-    ended = 0
-
-    def driven(cuts: Sequence[int]) -> str:
-        nonlocal ended
-        processor = Processor(settings, MemoryStore(), partitions=partitions)
-        processor.intake.is_ours = lambda record, event: True  # type: ignore[method-assign]
-        for start, end in itertools.pairwise([0, *sorted({*cuts, *models}), len(log)]):
-            if start in models:
-                processor.commit(processor.adopt(models[start], {} if partitions > 1 else None))
-            changes = processor.apply(log[start:end])
-            processor.commit(changes)
-            ended += changes.users_swept + changes.users_anew
-        return state_sha256([processor.store])
-
-    whole = driven([])
+    driven = partial(run_adopting, log, models, settings=settings, partitions=partitions)
+    whole, ended = driven([])
     assert ended > 5
-    assert driven(range(1, len(log))) == whole
+    assert driven(range(1, len(log)))[0] == whole
     for _ in range(3):
-        assert driven(rng.choice(np.arange(1, len(log)), 25, replace=False).tolist()) == whole
+        assert driven(rng.choice(np.arange(1, len(log)), 25, replace=False).tolist())[0] == whole
 
 
 def test_a_request_in_the_epoch_of_a_sweep_brings_no_swept_row_back(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,18 +107,11 @@ def test_adoptions_among_requests_and_late_events_end_in_one_state(state: dict[s
     settings, log = settings_with(**state), shuffled_with_requests(ASKED, seed=3)
     models = {at: GraphMemory(settings.graph.model_copy(update={"seed": at})) for at in (110, 150, 190, 255, 258, 330)}
 
-    def driven(cuts: Sequence[int]) -> str:
-        processor = Processor(settings, MemoryStore())
-        for start, end in itertools.pairwise([0, *sorted({*cuts, *models}), len(log)]):
-            if start in models:
-                processor.commit(processor.adopt(models[start]))
-            processor.commit(processor.apply(log[start:end]))
-        return state_sha256([processor.store])
-
-    whole, rng = driven([]), np.random.default_rng(5)
-    assert driven(range(1, len(log))) == whole
+    driven = partial(run_adopting, log, models, settings=settings)
+    (whole, _), rng = driven([]), np.random.default_rng(5)
+    assert driven(range(1, len(log)))[0] == whole
     for _ in range(4):
-        assert driven(rng.choice(np.arange(1, len(log)), 20, replace=False).tolist()) == whole
+        assert driven(rng.choice(np.arange(1, len(log)), 20, replace=False).tolist())[0] == whole
 
 
 def rows(store: MemoryStore) -> dict[bytes, bytes]:

@@ -7,12 +7,14 @@ import itertools
 import math
 import struct
 import time
+from collections.abc import Sequence
 
 import numpy as np
 import orjson
 import pytest
 
 from driftline.configs.settings import Action, Settings, State
+from driftline.graph.memory import GraphMemory
 from driftline.graph.rows import Event, decode_item
 from driftline.stream.events.records import believed_ms
 from driftline.stream.events.schema import InvalidEvent, encode_event, parse_event
@@ -48,6 +50,21 @@ def run(log: list[Record], cuts: list[int], store: StateStore | None = None, set
     for start, end in itertools.pairwise(edges):
         processor.commit(processor.apply(log[start:end]))
     return state_sha256([store])
+
+
+def run_adopting(
+    log: Sequence[Record], models: dict[int, GraphMemory], cuts: Sequence[int], settings: Settings, partitions: int = 1
+) -> tuple[str, int]:
+    """Hash of the state of a log in which versions are adopted before some offsets, and how many users' rows ended."""
+    processor, ended = Processor(settings, MemoryStore(), partitions=partitions), 0
+    processor.intake.is_ours = lambda record, event: True  # type: ignore[method-assign]
+    for start, end in itertools.pairwise([0, *sorted({*cuts, *models}), len(log)]):
+        if start in models:
+            processor.commit(processor.adopt(models[start], {} if partitions > 1 else None))
+        changes = processor.apply(log[start:end])
+        processor.commit(changes)
+        ended += changes.users_swept + changes.users_anew
+    return state_sha256([processor.store]), ended
 
 
 def test_a_log_cut_at_20_random_places_ends_in_the_same_state() -> None:

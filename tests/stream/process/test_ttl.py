@@ -10,7 +10,7 @@ import orjson
 import pytest
 from pydantic import ValidationError
 from tests.stream.process.singles import singles
-from tests.stream.process.test_processor import records, run, shop_log
+from tests.stream.process.test_processor import records, run, run_adopting, shop_log
 
 from driftline.configs.settings import Settings
 from driftline.graph.memory import GraphMemory
@@ -133,17 +133,9 @@ def test_adoptions_and_forgotten_users_between_them_end_in_one_state_cut_anywher
     log[200] = Record(200, value, key)
     models = {at: GraphMemory(ONE_DAY.graph.model_copy(update={"seed": at})) for at in (90, 128, 300)}
 
-    def driven(cuts: Sequence[int]) -> str:
-        processor = Processor(ONE_DAY, MemoryStore())
-        for start, end in itertools.pairwise([0, *sorted({*cuts, *models}), len(log)]):
-            if start in models:
-                processor.commit(processor.adopt(models[start]))
-            processor.commit(processor.apply(log[start:end]))
-        return state_sha256([processor.store])
-
-    whole = driven([])
+    whole, _ = run_adopting(log, models, [], ONE_DAY)
     for seed in range(5):
-        assert driven(cuts_of(log, seed)) == whole
+        assert run_adopting(log, models, cuts_of(log, seed), ONE_DAY)[0] == whole
 
 
 def test_forgetting_somebody_whose_row_ended_leaves_one_state_cut_anywhere_and_no_place_in_a_ring(

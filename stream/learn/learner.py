@@ -42,6 +42,8 @@ from driftline.stream.state.store import MemoryStore, StateStore, fill
 
 COUNTED = 512
 """Events of groups that were only counted, which wait to be applied at once."""
+LEAVE_GROUPS = 64
+"""Groups for which the rows of somebody who is forgotten stay at most."""
 
 
 class Profiles(Artefact[str, ProfileVectors], Protocol):
@@ -108,7 +110,8 @@ class StreamLearner:
         """Whether groups that are only counted may: who reads rows then asks `view` or `slate`, or applies them."""
         self._waiting, self._counted = WaitingEvents(), Held()
         self._counted_groups: list[Group] = []
-        self.groups = 0
+        self._leaving: list[str] = []
+        self.groups = self._leave_at = 0
         self.clocks: Clocks = NoClocks()
         self.adoptions = 0
         """Graph versions that were adopted, `processor.graph.model` last."""
@@ -169,6 +172,8 @@ class StreamLearner:
         """What is known of a user, and of their request, at `now_ms`: a row that ended by then is none."""
         if user_id in self._counted.users:
             self._apply_counted()
+        if user_id in self._leaving:
+            self.let_leave()
         with self.clocks.on("profiles"):
             profile = self.profiles.at(user_id, now_ms)
         with self.clocks.on("state"):
@@ -212,9 +217,11 @@ class StreamLearner:
                 part.learn(group, view, takes[name])
         if not waits:
             self._waiting.applied(len(events))
+        self.groups += 1
         if self._waiting.due:
             self.apply_waiting()
-        self.groups += 1
+        elif self.groups >= self._leave_at:
+            self.let_leave()
         due = self.groups % self.settings.graph.publish_groups == 0
         if due and self.learning and graph is not None and graph.trained:
             self.apply_waiting()
@@ -258,16 +265,26 @@ class StreamLearner:
                 self.graph.take_in(self.processor.graph, nodes, memory[first], last_ms[first])
 
     def apply_waiting(self) -> None:
-        """Applies the groups that were only counted, or puts the late events that wait in their places."""
+        """Applies the groups that were only counted, or puts the late events that wait in their places; then the rows
+        of those who are forgotten go."""
         self._apply_counted()
-        events, processor = self._waiting.take_all(), self.processor
-        if not events:
-            return
-        self._apply(self._numbered(events))
-        if self.graph is not None:
+        events, leaving, processor = self._waiting.take_all(), self._leaving, self.processor
+        if events:
+            self._apply(self._numbered(events))
+        if events and self.graph is not None:
             ids = list(dict.fromkeys(event.item_id for event in events))
             nodes = np.array([processor.items.find(item_id) for item_id in ids], np.int64)
             self.graph.refresh(processor.graph, np.array([self.table.find(item_id) for item_id in ids]), nodes)
+        if leaving:
+            self._leaving = []
+            processor.commit(processor.forget(leaving))
+            processor.acknowledged = True  # the worker sends the tombstones
+            processor.clear_outbox()
+
+    def let_leave(self) -> None:
+        """The rows of those who are forgotten go, if there are any."""
+        if self._leaving:
+            self.apply_waiting()
 
     def is_known(self, event: Event) -> bool:
         """Whether an event of this id came within the remembered ones."""
@@ -322,11 +339,15 @@ class StreamLearner:
         self.adoptions += 1
 
     def forget(self, user_ids: Sequence[str]) -> None:
-        """Drops the rows, histories and samples of users; what was learnt from them stays in weights and counts."""
-        self.apply_waiting()
-        self.processor.commit(self.processor.forget(user_ids))
-        self.processor.acknowledged = True  # the worker sends the tombstones
-        self.processor.clear_outbox()
+        """Drops the histories and samples of users; what was learnt from them stays in weights and counts.
+
+        Their rows go with `apply_waiting`, all on one way back: before a group of one of them, before anything is
+        written, and after `LEAVE_GROUPS` groups of others.
+        """
+        self._apply_counted()
+        if not self._leaving:
+            self._leave_at = self.groups + LEAVE_GROUPS
+        self._leaving += user_ids
         for user_id in user_ids:
             self.engine.signals.users.forget(user_id)
             for part in self.parts.values():

@@ -95,7 +95,6 @@ class Trainer:
         state = read_checkpoint(self._checkpoint_path(), learning_sha256(settings), keys)
         self._rows = KeptRows(settings.trainer.root, None if state is None else self._named_rows(state))
         self._forgotten: set[str] = set()
-        self._leaving: list[str] = []
         """Users of whom the last checkpoint may have bytes."""
         store = self._rows.store if state is None else None  # else `_restore` hands them over: they are read once
         self.learner = StreamLearner(
@@ -240,27 +239,17 @@ class Trainer:
                 self._learn(number, events)
 
     def forget(self, user_id: str) -> None:
-        """Drops what is kept of a user, and soon after the checkpoint, and the current snapshot, that still have it.
-
-        Rows and samples go before anything else is learnt or written: requests in a row are one way back.
-        """
+        """Drops what is kept of a user, and soon after the checkpoint, and the current snapshot, that still have it."""
         self._open.drop(user_id)
         self.profiles.forget(user_id)
-        self._leaving.append(user_id)
+        self.learner.forget([user_id])
         self._forgotten.add(user_id)
         self._publishing.anew()
         self._since_publish += 1
         self._checkpoint_soon()
 
-    def _let_leave(self) -> None:
-        """Rows and samples of those who are forgotten go."""
-        if self._leaving:
-            self.learner.forget(self._leaving)
-            self._leaving = []
-
     def close_idle(self, silent: Collection[int]) -> None:
         """Learns the groups of partitions of which the topic has nothing more and had nothing for a while."""
-        self._let_leave()
         for number, events in self._open.idle(silent, time.monotonic()):
             self._learn(number, events)
 
@@ -272,11 +261,12 @@ class Trainer:
 
         While it lags a snapshot is stale when it appears, so there are fewer of them.
         """
-        self._let_leave()
         if self._publishing.writing:
             return self._written(wait=False)
-        if not self._publishing.copying and not self.snapshot_due:
-            return None
+        if not self._publishing.copying:
+            if not self.snapshot_due:
+                return None
+            self.learner.let_leave()  # before the copy begins, as it may change many items
         self.learner.refresh()
         if self._publishing.copy():
             self._write()
@@ -310,7 +300,6 @@ class Trainer:
 
     def publish(self) -> str:
         """Publishes a snapshot of everything that serving reads, and waits until it is on disk; its version."""
-        self._let_leave()
         version = self._written(wait=True)
         for _ in range(2):  # the second time it builds on nothing that may be damaged
             self._publishing.copy_all()
@@ -397,7 +386,6 @@ class Trainer:
 
         Dead letters of `items` go out before it, which says that they were sent: again after a crash in between.
         """
-        self._let_leave()
         if self._letters:
             self._send(self._letters)
             self._letters = []
@@ -450,7 +438,6 @@ class Trainer:
         Groups close in another order than they opened, and several partitions share one processor, so the learner gives
         events the offsets of the order in which they are learnt.
         """
-        self._let_leave()
         self.closed += 1
         learner, user_id, t_ms = self.learner, events[0].user_id, events[0].timestamp_ms
         view = learner.view(user_id, t_ms, context_of(events[0].extra, self.settings.signals.context))

@@ -12,7 +12,7 @@ what `unsent` lists and goes on at `next_offset`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from operator import attrgetter
 
 import numpy as np
@@ -32,7 +32,7 @@ from driftline.stream.process.by_item import framed
 from driftline.stream.process.forget import forgotten_user, to_items, tombstones, whose
 from driftline.stream.process.intake import FOREIGN, Intake
 from driftline.stream.process.known import KnownIds
-from driftline.stream.process.late import LateWindow, Undo, order_of
+from driftline.stream.process.late import LateWindow, Order, Undo, order_of
 from driftline.stream.process.requests import due_requests
 from driftline.stream.process.rows import Ended, Rows
 from driftline.stream.process.ttl import spans, sweep_is_due
@@ -119,7 +119,7 @@ class Processor:
         changes = Changes(next_offset=self.next_offset)
         fresh: list[Event] = []
         too_late: list[Event] = []
-        leaving: list[str] = []
+        leaving: dict[str, Order] = {}
         validated, judge, several = self.intake.validated, self.window.judge, not self.intake.owns_all
         for record in records:
             if record.offset < self.next_offset:
@@ -128,7 +128,7 @@ class Processor:
                 self._settle(fresh, too_late, changes)
                 self._take_out(leaving, changes)
                 endings.sweep(self.rows, self.window, changes)
-                fresh, too_late, leaving = [], [], []
+                fresh, too_late, leaving = [], [], {}
             self.next_offset = record.offset + 1
             try:
                 event = validated(record)  # 1
@@ -139,7 +139,10 @@ class Processor:
                     # else there may be a part of the row, from before events were sent on to their owner
                     if ours or (self.intake.owner(asked) != self.partition and self.rows.has(user_id)):
                         self._settle(fresh, too_late, changes)
-                        fresh, too_late, leaving = [], [], [*leaving, user_id]
+                        fresh, too_late = [], []
+                        if not leaving:
+                            self._drop_old()
+                        leaving.setdefault(user_id, self.window.closed)
                     if ours:
                         self._say_forgotten(user_id, record.offset, changes)
                         changes.outgoing += self.intake.to_others(record, user_id)
@@ -152,10 +155,12 @@ class Processor:
             if event.event_id and self.known.is_second(event, self.rows.pending):  # 2
                 changes.duplicates += 1
                 continue
-            if leaving:  # requests that come one after the other are one way back
+            verdict = judge(event.timestamp_ms, event.offset)  # 3
+            if leaving and (verdict == "too late" or event.user_id in leaving):  # which look for rows
+                self._settle(fresh, too_late, changes)
                 self._take_out(leaving, changes)
-                leaving = []
-            match judge(event.timestamp_ms, event.offset):  # 3
+                fresh, too_late, leaving = [], [], {}
+            match verdict:
                 case "in order":
                     fresh.append(event)
                 case "late":
@@ -220,33 +225,54 @@ class Processor:
             changes.outgoing += framed(self.partition, in_order, vectors, self._item_partitions, self.intake.log_id)
         changes.outgoing += due_requests(self.rows, before)
 
-    def _take_out(self, user_ids: Sequence[str], changes: Changes) -> None:
-        """Takes users out of rows and undo records, as if they had gone at the start of the late window: from their
+    def _drop_old(self) -> None:
+        """Drops undo records that are no longer needed before somebody leaves: they may name rows that were swept.
+
+        Not while somebody is leaving: the late window moves on meanwhile, and what was in it at the request is needed.
+        """
+        self.rows.pending |= dict.fromkeys(self.window.drop_old())
+
+    def _take_out(self, leaving: Mapping[str, Order], changes: Changes) -> None:
+        """Takes users out of rows and undo records, as if each had gone at the start of the late window: from their
         first event in undo records on, all is applied again without those events, of which time and offset stay.
+
+        An epoch does it once for all whom it forgets, at its end, or before an event that would look for a row of them.
 
         Without times to live somebody who has no row is in no undo record either; with them a row may have ended whose
         key is still in rings of items, which undo records hold. What lies before that first event, and what follows
         where there is none, has of a user no more than a place in such a ring. It is emptied there, which is the same
         before and after what others do.
+
+        Args:
+            leaving: by user, where the late window began at the request.
+            changes: count what was applied again.
         """
-        leaving = {user_id for user_id in user_ids if self._ttl_ms or self.rows.has(user_id)}
+        leaving = {user_id: at for user_id, at in leaving.items() if self._ttl_ms or self.rows.has(user_id)}
         if not leaving:
             return
-        self.rows.pending |= dict.fromkeys(self.window.drop_old())  # these may name rows that were swept
         undone = self.window.take_from_first_of(leaving)
         events, top = self._undone(undone)
-        closed = self.window.closed
-        stay = [event for event in events if order_of(event) <= closed]
-        if stay:
-            self.rows.pending |= dict.fromkeys(self.window.close(order_of(stay[-1])))
-            self._apply_in_order(stay, top, RUN_EVENTS, [], again=True, keep=False)
-        self.rows.forget(leaving)
+        rest, gone, touching = events, set[str](), list[Event]()
+        for closed in sorted(set(leaving.values())):
+            stay = [event for event in rest if order_of(event) <= closed]
+            if stay:
+                self.rows.pending |= dict.fromkeys(self.window.close(order_of(stay[-1])))
+                touching += self._apply_again(stay, gone, top, keep=False)
+                rest, top = rest[len(stay) :], max([top, *(event.offset for event in stay)])
+            gone_here = {user_id for user_id, at in leaving.items() if at == closed}
+            self.rows.forget(gone_here)
+            gone |= gone_here
         for undo in self.window.empty_places(leaving):
             self.rows.pending[undo.store_key] = undo.encode()
-        follow = [event.nameless() if event.user_id in leaving else event for event in events[len(stay) :]]
-        self._apply_in_order(follow, max([top, *(event.offset for event in stay)]), RUN_EVENTS, [], again=True)
-        self.rows.settle_items([key for undo in undone for key in undo.before], [*stay, *follow])
+        touching += self._apply_again(rest, gone, top)
+        self.rows.settle_items([key for undo in undone for key in undo.before], touching)
         changes.again += len(events)
+
+    def _apply_again(self, events: list[Event], gone: Collection[str], top: int, keep: bool = True) -> list[Event]:
+        """Applies events in order; of users who are gone time and offset alone. What was applied."""
+        applied = [event.nameless() if event.user_id in gone else event for event in events]
+        self._apply_in_order(applied, top, RUN_EVENTS, [], again=True, keep=keep)
+        return applied
 
     def _undone(self, taken: list[Undo]) -> tuple[list[Event], int]:
         """Puts back the rows from before some records; their events in order, and the first `Undo.top`."""
@@ -349,7 +375,8 @@ class Processor:
         changes = Changes(next_offset=self.next_offset)
         for user_id in user_ids:
             self._say_forgotten(user_id, self.next_offset - 1, changes)
-        self._take_out(user_ids, changes)
+        self._drop_old()
+        self._take_out(dict.fromkeys(user_ids, self.window.closed), changes)
         return self._finish(changes)
 
     def pass_to(self, offset: int) -> Changes:

@@ -137,5 +137,5 @@ def test_what_waits_is_in_a_checkpoint_in_a_snapshot_and_gone_with_a_user_who_is
     assert not trainer.learner._waiting.events
     trainer = waits()
     trainer.forget(waiting.user_id)
-    trainer.close_idle(())
+    trainer.checkpoint()
     assert b"u:" + waiting.user_id.encode() not in rows_of(trainer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import pickle
 import weakref
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -19,7 +20,7 @@ from driftline.graph.memory import GraphMemory
 from driftline.graph.rows import Event
 from driftline.stream.events.schema import encode_event
 from driftline.stream.learn.checkpoint import read_checkpoint, write_checkpoint
-from driftline.stream.learn.learner import StreamLearner, group_of, learning_sha256
+from driftline.stream.learn.learner import LEAVE_GROUPS, StreamLearner, group_of, learning_sha256
 from driftline.stream.learn.profiles import StreamProfiles
 from driftline.stream.learn.trainer import Trainer as TrainerLoop
 from driftline.stream.process.processor import Changes, Outgoing, Processor, Record
@@ -270,6 +271,54 @@ def test_groups_that_are_counted_at_once_leave_what_each_alone_leaves_to_the_bit
     assert each.sequence.steps > 3
     assert each.graph is not None
     assert each.graph.steps > 0
+
+
+def test_requests_between_groups_of_others_are_one_way_back_and_who_comes_back_starts_anew(settings) -> None:
+    """The rows go together: before a group of one of them, and soon in any case."""
+    graph = settings.graph.model_copy(update={"publish_groups": 1000})  # an adoption waits for none
+    learner, ways_back = StreamLearner(settings.model_copy(update={"graph": graph})), list[list[str]]()
+    forget = learner.processor.forget
+
+    def noted(user_ids: Sequence[str]) -> Changes:
+        ways_back.append(list(user_ids))
+        return forget(user_ids)
+
+    def learn(groups: Sequence[list[Event]]) -> list[int]:
+        """Numbers of events that the users are seen with."""
+        seen = []
+        for events in groups:
+            for n, event in enumerate(events, learner.processor.next_offset):
+                event.offset = n
+            view = learner.view(events[0].user_id, events[0].timestamp_ms)
+            slate = learner.slate(view, events[0].timestamp_ms)
+            learner.add_group(events)
+            learner.learn(group_of(events, learner.table, settings), events, view, slate)
+            seen.append(view.events)
+        return seen
+
+    learner.processor.forget = noted  # type: ignore[method-assign]
+    groups = baskets(LEAVE_GROUPS + 40, seed=4)
+    going = ["visitor-0", "visitor-1", "visitor-2"]
+    for n, user_id in enumerate(going):
+        groups[n] = [event.changed(user_id=user_id) for event in groups[n]]
+    learn(groups[:20])
+    for n, user_id in enumerate(going):
+        learner.forget([user_id])
+        assert learner.sequence is not None
+        assert user_id.encode() not in pickle.dumps(learner.sequence.state_dict())
+        learn(groups[20 + n : 21 + n])
+    assert ways_back == []
+    back = [event.changed(user_id="visitor-1") for event in groups[23]]
+    assert learn([back]) == [0]
+    assert ways_back == [going]
+    learner.forget(["visitor-1"])
+    learn(groups[24 : 23 + LEAVE_GROUPS])
+    assert ways_back == [going]
+    learn(groups[23 + LEAVE_GROUPS : 24 + LEAVE_GROUPS])
+    assert ways_back == [going, ["visitor-1"]]
+    assert not list(learner.processor.store.scan(b"u:visitor-"))
+    learn(groups[24 + LEAVE_GROUPS :])
+    assert len(ways_back) == 2
 
 
 def test_a_trainer_lets_groups_wait_though_a_profile_falls_due_that_another_process_writes(settings) -> None:

@@ -400,9 +400,8 @@ def test_a_trainer_keeps_no_row_history_sample_or_open_group_of_a_forgotten_user
     key, value = encode_forget(name)
     trainer.take(0, Record(401, value, key))
     assert trainer.open_groups == 0
-    trainer.close_idle(())
-    assert trainer.learner.processor.user(name) is None
     trainer.checkpoint_if_due()
+    assert trainer.learner.processor.user(name) is None
     assert kept() == set()
     assert trainer.publish_news() is not None  # the snapshot that has the user's vector is replaced
     assert served() == []

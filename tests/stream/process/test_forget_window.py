@@ -268,18 +268,45 @@ def test_who_was_not_there_lately_goes_without_a_way_back_and_late_events_end_as
         assert rows(processor.store) == rows(expected.store)
 
 
-def test_requests_that_follow_one_another_go_back_once() -> None:
+@pytest.mark.parametrize("between", [0, 1])
+def test_requests_of_one_epoch_go_back_once(between: int) -> None:
+    """Whether they follow one another or stand between events of others."""
     log = records(shop_log(60))
-    users = sorted({record.key.decode() for record in log})[:20]
-    asked = [Record(len(log) + n, *encode_forget(user)[::-1]) for n, user in enumerate(users)]
+    users, now = sorted({record.key.decode() for record in log})[:20], orjson.loads(log[-1].value)["timestamp_ms"]
+    pairs = []
+    for n, user in enumerate(users):
+        pairs.append(encode_forget(user)[::-1])
+        pairs += [(encode_event(Event(f"v{n}", f"i{n % 5}", now, "purchase")), b"v")] * between
+    asked = [Record(len(log) + n, *pair) for n, pair in enumerate(pairs)]
     processor = Processor(Settings(), MemoryStore())
     processor.commit(processor.apply(log))
     changes = processor.apply(asked)
     assert changes.forgotten == 20
-    assert 0 < changes.again <= len(log)
+    assert 0 < changes.again <= len(log) + len(users)
     apart = Processor(Settings(), MemoryStore())
     apart.commit(apart.apply(log))
     processor.commit(changes)
     for record in asked:
         apart.commit(apart.apply([record]))
     assert state_sha256([apart.store]) == state_sha256([processor.store])
+
+
+def test_many_requests_among_late_events_end_in_one_state_cut_anywhere() -> None:
+    """Also of users who come back, who are asked for again, and of events that come too late meanwhile."""
+    settings = settings_with(**SMALL)
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        asked = {at: f"u{rng.integers(40)}" for at in rng.integers(5, 480, 90).tolist()}
+        log = shuffled_with_requests(asked, 40 * MINUTE_MS, seed)
+        whole = run(log, [], settings=settings)
+        assert run(log, list(range(1, len(log))), settings=settings) == whole
+        cuts = rng.choice(np.arange(1, len(log)), 12, replace=False).tolist()
+        assert run(log, cuts, settings=settings) == whole
+
+
+def test_a_second_request_after_the_window_moved_on_changes_nothing() -> None:
+    start = 1_600_000_000_000
+    pairs = [(encode_event(Event("u", "x", start, "purchase")), b"u"), encode_forget("u")[::-1]]
+    pairs += [(encode_event(Event("v", "y", start + 2 * Settings().state.late_ms, "purchase")), b"v")]
+    log = [Record(n, *pair) for n, pair in enumerate([*pairs, encode_forget("u")[::-1]])]
+    assert run(log, []) == run(log, [1, 2, 3])

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from driftline.configs.settings import Model
@@ -89,35 +90,59 @@ def weight_arrays(backbone: HSTU | SASRec) -> dict[str, Float32]:
 def whole_logits(
     cosines: Float32,
     popular: Float32,
-    history: History,
+    window: tuple[Int32 | Int64, Int64],
     settings: Model,
     copying: Copying | None,
     items: Int32 | None = None,
 ) -> Float32:
-    """Logits [n] float32 of cosines [n]; items that the model does not know are as popular as the rarest that it does.
+    """Logits [n] float32 of items.
 
     Args:
-        cosines: of a user and items.
-        popular: [N] popularity logits.
-        history: what the user did.
+        cosines: [n] of a user and the items.
+        popular: [n] popularity logits of the items.
+        window: items and times of what the user did last, see `window_of`.
         settings: of the model.
         copying: the terms of the window's items, if it has any.
         items: [n] which ones, any; None = items 0..n-1.
     """
-    n, known = len(cosines), len(popular)
     logits = cosines / np.float32(settings.temperature)
     if copying is not None:
-        window = window_of(history, known if items is not None else min(n, known), settings.max_len)
         logits = copying.logits(logits, *window, items)
-    if items is None and n <= known:
-        return logits + popular[:n]
-    if known:
+    return logits + popular
+
+
+class PopularItems:
+    """Popularity logits [N] float32 that stay as they are; further items are as popular as the rarest of these."""
+
+    def __init__(self, logits: Float32) -> None:
+        self.logits = logits
+        self._most: Int32 = np.zeros(0, np.int32)
+
+    def of(self, n: int, items: Int32 | None = None) -> Float32:
+        """Logits [m] of some items; None = items 0..n-1."""
+        known = len(self.logits)
+        if items is None and n <= known:
+            return self.logits[:n]
+        if not known:
+            return np.zeros(n if items is None else len(items), np.float32)
         rows = np.arange(n) if items is None else items
-        inside = rows < known
-        if not inside.all():  # a log share is below 0, and its weight may have any sign
-            rows = np.where(inside, rows, np.abs(popular).argmax())
-        logits += popular[rows]
-    return logits
+        if (inside := rows < known).all():
+            return self.logits[rows]
+        rarest = np.abs(self.logits).argmax()  # a log share is below 0, and its weight may have any sign
+        return self.logits[np.where(inside, rows, rarest)]
+
+    def most(self, n: int, k: int) -> Int32:
+        """The k of items 0..n-1 whose logits are the largest, any order; found once for all whose k is no larger."""
+        if len(self._most) < min(k, n, len(self.logits)):
+            self._most = largest(self.logits[:n], 2 * k)
+        return self._most[:k]
+
+
+def largest(values: Float32 | NDArray[np.float64], k: int) -> Int32:
+    """Places [k] int32 of the largest of some values, the largest first; all of them where there are fewer."""
+    k = min(k, len(values))
+    first = np.argpartition(-values, k - 1)[:k].astype(np.int32) if k else np.zeros(0, np.int32)
+    return first[np.argsort(-values[first], kind="stable")]
 
 
 class SequenceScorer:
@@ -136,7 +161,7 @@ class SequenceScorer:
         weights = {k.removeprefix(_WEIGHT): torch.tensor(v) for k, v in arrays.items() if k.startswith(_WEIGHT)}
         self.backbone.load_state_dict(weights)
         self.backbone.requires_grad_(False)
-        self._vectors, self._prior = arrays["vectors"], arrays["prior"]
+        self._vectors, self._popular = arrays["vectors"], PopularItems(arrays["prior"])
         self.copying = Copying.of(arrays["copying"]) if settings.copying else None
         self._codes = Codes.from_arrays(settings.dim, arrays, "matrix")
         self._matrix: Float32 = (
@@ -175,7 +200,15 @@ class SequenceScorer:
 
     def popular(self) -> Float32:
         """As `SequenceLearner.popular`, of the snapshot's last event."""
-        return self._prior
+        return self._popular.logits
+
+    def popular_of(self, n: int, items: Int32 | None = None) -> Float32:
+        """As `SequenceLearner.popular_of`."""
+        return self._popular.of(n, items)
+
+    def most_popular(self, n: int, k: int) -> Int32:
+        """As `SequenceLearner.most_popular`."""
+        return self._popular.most(n, k)
 
     def item_matrix(self) -> Float32:
         """Unit vectors [N, D] float32 of all items of the snapshot."""
@@ -188,4 +221,5 @@ class SequenceScorer:
     def scores(self, history: History, now_ms: int) -> Float32:
         """As `SequenceLearner.scores`, with the popularity of the time when the snapshot was written."""
         cosines: Float32 = self._matrix @ self.encode([history], [now_ms])[0]
-        return whole_logits(cosines, self._prior, History(*history), self.settings, self.copying)
+        window = window_of(History(*history), len(cosines), self.settings.max_len)
+        return whole_logits(cosines, self._popular.of(len(cosines)), window, self.settings, self.copying)

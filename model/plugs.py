@@ -13,7 +13,7 @@ from driftline.graph.rows import key64
 from driftline.graph.sparse import best_rows
 from driftline.model.encode import SequenceScorer, whole_logits
 from driftline.model.history_cache import HistoryCache
-from driftline.model.incremental import History
+from driftline.model.incremental import History, window_of
 from driftline.model.part import Part, Plug, VectorPlug
 from driftline.model.recall import Scored, best_of
 from driftline.model.sequence import SequenceLearner
@@ -59,8 +59,11 @@ class Encoder(Protocol):
     def read(self, rows: Int64) -> Float32:
         """Vectors [m, D] of item rows [m] as the backbone reads them, not normalised."""
 
-    def popular(self) -> Float32:
-        """Popularity logits [N]."""
+    def popular_of(self, n: int, items: Int32 | None = None) -> Float32:
+        """Popularity logits [m] of some items; None = items 0..n-1."""
+
+    def most_popular(self, n: int, k: int) -> Int32:
+        """Some k of items 0..n-1 that are the most popular."""
 
 
 def wanted_history(view: UserView) -> History:
@@ -79,7 +82,6 @@ class SequencePlug(VectorPlug):
 
     def __init__(self, encoder: Encoder) -> None:
         self.encoder = encoder
-        self._most: tuple[Float32, Int32] | None = None
         if encoder.settings.aware:
             self.columns = ("score", "rank", "cosine", "near_best", "near_top", "near_mean", "near_last")
 
@@ -89,15 +91,17 @@ class SequencePlug(VectorPlug):
         A catalogue that is searched by codes is searched for the nearest and the most popular, WIDER times as many of
         each as are asked for: an item that is neither may be missed.
         """
-        settings = self.encoder.settings
-        by_codes = settings.aware and self.encoder.item_codes() is not None
+        encoder, settings = self.encoder, self.encoder.settings
+        by_codes = settings.aware and encoder.item_codes() is not None
         scored = super().opinion(replace(asked, k=WIDER * asked.k) if by_codes else asked)
         if not settings.aware or not len(scored.scores):
             return scored
-        popular, history = self.encoder.popular(), wanted_history(asked.view)
+        history, known = wanted_history(asked.view), len(encoder.item_matrix())
 
         def whole(cosines: Float32, items: Int32 | None = None) -> Float32:
-            logits = whole_logits(cosines, popular, history, settings, self.encoder.copying, items)
+            window = window_of(history, known if items is not None else min(len(cosines), known), settings.max_len)
+            popular = encoder.popular_of(len(cosines), items)
+            logits = whole_logits(cosines, popular, window, settings, encoder.copying, items)
             return logits * np.float32(settings.temperature)
 
         touched, n, k = asked.past.items, asked.n, asked.k
@@ -106,18 +110,10 @@ class SequencePlug(VectorPlug):
             return best_of(scores, k, touched, n, above=-np.inf, otherwise=float(scores.min()))
         cosines_of = scored.exact
         assert cosines_of is not None  # who names items gives this as well
-        items = np.union1d(scored.items, self._most_popular(popular, n, WIDER * k + len(touched)))
+        items = np.union1d(scored.items, encoder.most_popular(n, WIDER * k + len(touched)))
         scores = whole(cosines_of(items), items)
         best = best_rows(items, scores, k, touched, n, -np.inf)
         return Scored(items, scores, *best, exact=lambda some: whole(cosines_of(some), some))
-
-    def _most_popular(self, popular: Float32, n: int, k: int) -> Int32:
-        """The k most popular of n items, any order; of a snapshot they are found once for all whose k is no larger."""
-        most = self._most
-        if most is None or most[0] is not popular or len(most[1]) < min(k, n, len(popular)):
-            first = np.argpartition(-popular[:n], min(2 * k, n, len(popular)) - 1)[: 2 * k].astype(np.int32)
-            most = self._most = popular, first[np.argsort(-popular[first], kind="stable")]
-        return most[1][:k]
 
     def features(self, asked: Asked, pool: Pool, place: Int32, scored: Scored, out: Float32) -> None:
         """See VectorPlug and the class."""

@@ -84,7 +84,7 @@ class PopularityPrior:
         out: Float32 = np.log((count + SMOOTHING) / (count.sum() + 1.0)).astype(np.float32)
         return out
 
-    def log_share_of(self, rows: Int64, now_ms: int) -> Float32:
+    def log_share_of(self, rows: Int32 | Int64, now_ms: int) -> Float32:
         """Log shares [m] float32 of some items; zeros without a prior."""
         if not self.on:
             return np.zeros(len(rows), np.float32)
@@ -99,11 +99,19 @@ class PopularityPrior:
         """What a count is worth at a time that is not in the past."""
         return float(0.5 ** ((max(now_ms, self._now_ms) - self._base_ms) / self.half_life_ms))
 
-    def logits_now(self, now_ms: int, n: int, more: float = 0.0) -> Float32:
-        """What a request adds to its logits [n] float32, by a coefficient that is larger by so much."""
+    def logits_now(self, now_ms: int, n: int, more: float = 0.0, items: Int32 | Int64 | None = None) -> Float32:
+        """What a request adds to its logits [m] float32 of some items, by a coefficient that is larger by so much.
+
+        Args:
+            now_ms: the time of the request.
+            n: of the items 0..n-1, where none are named.
+            more: than the coefficient.
+            items: which ones.
+        """
         if not self.on:
-            return np.zeros(n, np.float32)
-        return (float(self.coefficient.detach()) + more) * self.log_share(now_ms, n)
+            return np.zeros(n if items is None else len(items), np.float32)
+        share = self.log_share(now_ms, n) if items is None else self.log_share_of(items, now_ms)
+        return (float(self.coefficient.detach()) + more) * share
 
     def at(self, asked_ms_R: Int64, rows_C: Tensor) -> Prior:
         """What training rows add to their logits.

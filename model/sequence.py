@@ -36,6 +36,7 @@ from driftline.model.encode import (
     cached_encoder,
     encode_each,
     encode_histories,
+    largest,
     weight_arrays,
     whole_logits,
 )
@@ -57,6 +58,8 @@ __all__ = ["History", "SequenceLearner", "SequenceScorer"]
 
 WEIGHED, SAMPLED = 16_384, 4096
 """Items among which the terms of a logit are weighed: all of so many, else a sample that stands for them."""
+POPULAR_GROUPS = 64
+"""Groups after which the most popular items of a large catalogue are looked for anew."""
 CACHE_BYTES = 8 << 20
 """Of keys and values between two steps, after which none of them hold: a few users' worth."""
 
@@ -94,6 +97,8 @@ class SequenceLearner:
         self._fresh: list[int] = []
         self._waiting = np.zeros(2, np.int64)
         """Groups and events learnt since the last step."""
+        self._most_popular: tuple[int, Int32] = 0, np.zeros(0, np.int32)
+        """The group from which on it is looked for anew, and what was found."""
         self.steps = 0
         self._cache = ItemCache(self.items, self.average)
 
@@ -278,13 +283,30 @@ class SequenceLearner:
 
     def popular(self, now_ms: int = 0) -> Float32:
         """Popularity logits [N] float32 at a time, as of the last event at least."""
+        return self.popular_of(len(self.items), now_ms=now_ms)
+
+    def popular_of(self, n: int, items: Int32 | None = None, now_ms: int = 0) -> Float32:
+        """Popularity logits [m] float32 of some items; None = items 0..n-1."""
         more = 0.0 if self.copying is None else float(self.copying.weights[SHARE])
-        return self.prior.logits_now(now_ms, len(self.items), more)
+        return self.prior.logits_now(now_ms, max(n, len(self.items)), more, items)[: n if items is None else len(items)]
+
+    def most_popular(self, n: int, k: int) -> Int32:
+        """Some k of items 0..n-1, those that are the most popular or were a while ago, any order.
+
+        A catalogue of a million takes long to search: what was found stays for `POPULAR_GROUPS` groups, early in a
+        stream for a sixteenth of those there were.
+        """
+        until, most = self._most_popular
+        if self.log.end >= until or len(most) < min(k, n):
+            most = largest(self.popular_of(n), 2 * k)
+            self._most_popular = self.log.end + min(POPULAR_GROUPS, self.log.end // 16), most
+        return most[:k]
 
     def scores(self, history: History, now_ms: int) -> Float32:
         """Logits [N] float32 of all items of the table for one user, popularity included; higher is better."""
         cosines: Float32 = self.item_matrix() @ self.encode([history], [now_ms])[0]
-        return whole_logits(cosines, self.popular(now_ms), History(*history), self.settings, self.copying)
+        window = window_of(History(*history), len(cosines), self.settings.max_len)
+        return whole_logits(cosines, self.popular(now_ms), window, self.settings, self.copying)
 
     def state_dict(self) -> dict[str, Any]:
         """Weights, optimiser, rehearsal log and random state, as plain values, arrays and tensors."""
@@ -302,6 +324,7 @@ class SequenceLearner:
             "seen": self._seen[: self._seen_n].copy(),
             "fresh": list(self._fresh),
             "waiting": self._waiting.copy(),
+            "most_popular": self._most_popular,
             "steps": self.steps,
         }
 
@@ -322,6 +345,7 @@ class SequenceLearner:
         self._is_seen = np.zeros(len(self.items), bool)
         self._is_seen[self._seen] = True
         self._waiting, self.steps = np.array(state["waiting"], np.int64), state["steps"]
+        self._most_popular = state.get("most_popular", (0, np.zeros(0, np.int32)))
         self._cache.forget_all(state["item_projects"])
         self._histories.clear()
 

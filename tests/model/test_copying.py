@@ -6,7 +6,7 @@ from tests.model.test_hstu_learner import SETTINGS, group
 
 from driftline.model import sequence
 from driftline.model.copying import COSINE, LAST, SHARE, WITHIN, Copying, Weighing, terms_of
-from driftline.model.encode import SequenceScorer, whole_logits
+from driftline.model.encode import PopularItems, SequenceScorer
 from driftline.model.sequence import History, SequenceLearner
 from driftline.stream.learn.contracts import CHECKS, SETTINGS_OF_A_SHOP, Checks
 
@@ -193,9 +193,12 @@ def test_what_a_request_reads_is_what_the_weights_learn_from():
 
 @pytest.mark.parametrize("more", [3.0, -3.0])
 def test_an_unknown_item_is_as_popular_as_the_rarest_whatever_popularity_is_worth(more):
-    popular = more * np.log(np.array([0.01, 0.3, 0.69], np.float32))
-    logits = whole_logits(np.zeros(5, np.float32), popular, History(np.zeros(0, np.int64), hours()), OWN, None)
+    popular = PopularItems(more * np.log(np.array([0.01, 0.3, 0.69], np.float32)))
+    logits = popular.of(5)
     assert logits[3] == logits[4] == logits[0]
+    assert popular.of(5, np.array([4, 1, 0], np.int32)).tolist() == [logits[0], logits[1], logits[0]]
+    assert popular.of(2).tolist() == logits[:2].tolist()
+    assert PopularItems(np.zeros(0, np.float32)).of(3).tolist() == [0.0] * 3
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ from driftline.graph import codes
 from driftline.graph.learn import GraphLearner
 from driftline.graph.texts import TextTable
 from driftline.graph.view import Group, ItemTable, ProfileVectors, UserView
+from driftline.model import sequence
 from driftline.model.engine import Engine
 from driftline.model.plugs import GraphPlug, SequencePlug
 from driftline.model.sequence import SequenceLearner, SequenceScorer
@@ -135,6 +136,30 @@ def test_by_codes_a_candidate_is_worth_the_whole_logit_as_in_a_whole_search(monk
         assert len(columns) == 6
         np.testing.assert_allclose(mine.raw[columns][:, here], theirs.raw[columns][:, there], atol=1e-4)
     assert np.mean(shares) >= 0.95
+
+
+def test_the_most_popular_of_a_large_catalogue_are_looked_for_now_and_then_and_restored_to_the_bit(monkeypatch):
+    monkeypatch.setattr(codes, "SMALL", 1000)
+    monkeypatch.setattr(sequence, "POPULAR_GROUPS", 8)
+    world, looked = World(groups=160, aware=True, copying=True, untied=True), []
+    popular = world.sequence.popular_of
+
+    def noted(n, items=None, now_ms=0):
+        looked.extend([1] * (items is None))
+        return popular(n, items, now_ms)
+
+    world.sequence.popular_of = noted
+    for _ in range(20):
+        world.learn()
+    assert 2 <= len(looked) <= 4
+    del world.sequence.popular_of
+    state = world.sequence.state_dict()
+    state["most_popular"] = (state["most_popular"][0], state["most_popular"][1][::-1].copy())  # as no search would say
+    again = SequenceLearner(world.sequence.settings, text_dim=DIM, texts=world.engine.text)
+    again.load_state_dict(copy.deepcopy(state))
+    assert again.most_popular(ITEMS, 10).tolist() == state["most_popular"][1][:10].tolist()
+    popularity, found = world.sequence.popular(), world.sequence.most_popular(ITEMS, 10)
+    assert len(np.intersect1d(found, np.argsort(-popularity)[:20])) >= 9
 
 
 def test_scores_of_given_items_are_exact_whoever_asks(world):

@@ -1,7 +1,8 @@
 """What a user may come back to: the items of the window have terms of their own in the logit.
 
     logit = w0 cosine / temperature + (coefficient + w1) log share
-            + w2 + w3 [the last one] + w4 log(1 + events since) + w5 log(1 + times)     of an item in the window
+            + w2 + w3 [the last one] + w4 log(1 + events since) + w5 log(1 + times)
+            + w6 log(1 + times right after what is last now)                           of an item in the window
 
 A user is one vector, which can't be near to all of a hundred scattered items at once, however often such users come
 back to one of them. And a backbone that rehearses windows knows their answers by heart, so what it gives its own
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 # h events of a window, m distinct items of it, n items, C candidates of a step, T targets
 
-COSINE, SHARE, WITHIN, LAST, SINCE, TIMES = range(6)
+COSINE, SHARE, WITHIN, LAST, SINCE, TIMES, NEXT = range(7)
 RATE, BETAS, EPSILON = 0.003, (0.9, 0.999), 1e-8
 """Of Adam; the squares are remembered for as long as a term takes that one request in some hundreds tells about."""
 
@@ -39,7 +40,7 @@ class Weighing:
     Attributes:
         similarity_C, share_C: [C] cosine / temperature and log share of the candidates.
         fixed_C: [C] coefficient * log share + log of how many items each stands for.
-        own, terms: [m] places among the candidates of the window's items and their terms [m, 4], see `terms_of`.
+        own, terms: [m] places among the candidates of the window's items and their terms [m, 5], see `terms_of`.
         targets: [T] distinct places of the answers, T >= 1.
     """
 
@@ -52,10 +53,10 @@ class Weighing:
 
 
 class Copying:
-    """The weights of a logit's terms: float64 [6], in the order of the formula, and those of a bare logit at first."""
+    """The weights of a logit's terms: float64 [7], in the order of the formula, and those of a bare logit at first."""
 
     def __init__(self) -> None:
-        self.weights = np.array([1.0, 0.0, 0.0, 0.0, 0.0, 0.0])
+        self.weights = np.array([1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0])
         self._mean, self._square = np.zeros((2, len(self.weights)))
         self._steps = 0
 
@@ -63,7 +64,7 @@ class Copying:
     def of(cls, weights: Float32 | NDArray[np.float64]) -> Self:
         """Of weights that were learnt elsewhere, to answer only."""
         copying = cls()
-        copying.weights = np.array(weights, np.float64)
+        copying.weights[: len(weights)] = weights  # earlier versions of driftline knew fewer terms
         return copying
 
     def logits(self, similarity_n: Float32, window: Int32 | Int64, t_ms: Int64, items: Int32 | None = None) -> Float32:
@@ -111,19 +112,24 @@ class Copying:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores what `state_dict` returned."""
-        self.weights, self._mean, self._square = (np.array(state[name]) for name in ("weights", "mean", "square"))
+        for name, array in (("weights", self.weights), ("mean", self._mean), ("square", self._square)):
+            array[: len(state[name])] = state[name]
         self._steps = state["steps"]
 
 
 def terms_of(window: Int32 | Int64, t_ms: Int64) -> tuple[NDArray[Any], Float32]:
-    """The distinct items [m] of a window, and their terms [m, 4] float32: 1, of the last group, since, times.
+    """The distinct items [m] of a window, and their terms [m, 5] float32 as in the formula.
 
     Items of one time are one group, in which order says nothing.
 
     Args:
         window, t_ms: [h] items and their times, in order of time.
     """
-    items, from_end, times = np.unique(window[::-1], return_index=True, return_counts=True)
+    items, from_end, place, times = np.unique(window[::-1], return_index=True, return_inverse=True, return_counts=True)
+    place, group = place[::-1], np.unique(t_ms, return_inverse=True)[1]  # of each event
     since = len(t_ms) - np.searchsorted(t_ms, t_ms[::-1][from_end], side="right")
-    columns = np.ones(len(items)), since == 0, np.log1p(since), np.log1p(times)
+    follows = np.zeros(len(t_ms) + 1, bool)  # groups right after one with an item of the last group
+    follows[group[(since == 0)[place]] + 1] = True
+    after = np.bincount(place[follows[group]], minlength=len(items))
+    columns = np.ones(len(items)), since == 0, np.log1p(since), np.log1p(times), np.log1p(after)
     return items, np.column_stack(columns).astype(np.float32)

@@ -35,8 +35,31 @@ def test_terms_are_of_each_item_once_since_its_newest_event():
     items, terms = terms_of(np.array([5, 2, 5, 9, 2]), hours(0, 1, 2, 3, 4))
     assert items.tolist() == [2, 5, 9]
     np.testing.assert_allclose(
-        terms, [[1, 1, 0, np.log(3)], [1, 0, np.log(3), np.log(3)], [1, 0, np.log(2), np.log(2)]], rtol=1e-6
+        terms,
+        [
+            [1, 1, 0, np.log(3), 0],
+            [1, 0, np.log(3), np.log(3), np.log(2)],
+            [1, 0, np.log(2), np.log(2), 0],
+        ],
+        rtol=1e-6,
     )
+
+
+def test_what_came_next_after_the_last_one_is_counted_whatever_came_between():
+    items, terms = terms_of(np.array([1, 2, 1, 3, 1, 2, 4, 1]), hours(0, 1, 2, 3, 4, 5, 6, 7))
+    assert items.tolist() == [1, 2, 3, 4]
+    np.testing.assert_allclose(terms[:, 4], np.log([1, 3, 2, 1]), rtol=1e-6)
+    in_baskets = terms_of(np.array([1, 5, 2, 3, 5, 9, 2, 5]), hours(0, 0, 1, 1, 2, 3, 3, 4))
+    np.testing.assert_allclose(in_baskets[1][:, 4], np.log([1, 3, 2, 1, 2]), rtol=1e-6)  # of 1, 2, 3, 5, 9
+    assert terms_of(np.array([7]), hours(0))[1][:, 4].tolist() == [0]
+
+
+def test_weights_of_earlier_versions_have_no_more_terms_than_they_knew():
+    assert Copying.of(np.arange(1.0, 7.0)).weights.tolist() == [1, 2, 3, 4, 5, 6, 0]
+    copying, kept = Copying(), {"weights": np.arange(1.0, 7.0), "mean": np.ones(6), "square": np.ones(6), "steps": 9}
+    copying.load_state_dict(kept)
+    assert copying.weights.tolist() == [1, 2, 3, 4, 5, 6, 0]
+    assert copying.state_dict()["mean"].tolist() == [1] * 6 + [0]
 
 
 def test_of_a_basket_every_item_is_the_last_one_in_whatever_order():
@@ -58,7 +81,7 @@ def test_before_anything_is_learnt_a_logit_is_the_bare_one():
 def test_a_step_is_one_of_adam_on_the_softmax_over_all_that_the_candidates_stand_for():
     random = np.random.default_rng(0)
     similarity, share = random.normal(size=(2, 5)).astype(np.float32)
-    own, terms, fixed = np.array([1, 2]), random.random((2, 4)).astype(np.float32), np.array([0, 0, 0, 3.0, 3.0])
+    own, terms, fixed = np.array([1, 2]), random.random((2, 5)).astype(np.float32), np.array([0, 0, 0, 3.0, 3.0])
     copying, targets = Copying(), np.array([0, 2])
 
     def loss(weights):
@@ -67,7 +90,7 @@ def test_a_step_is_one_of_adam_on_the_softmax_over_all_that_the_candidates_stand
         return np.log(np.exp(logits).sum()) - logits[targets].mean()
 
     before = copying.weights.copy()
-    slope = np.array([(loss(before + h) - loss(before - h)) / 2e-4 for h in 1e-4 * np.eye(6)])
+    slope = np.array([(loss(before + h) - loss(before - h)) / 2e-4 for h in 1e-4 * np.eye(7)])
     copying.learn(Weighing(similarity, share, fixed.astype(np.float32), own, terms, targets))
     np.testing.assert_allclose(before - copying.weights, 0.003 * np.sign(slope), rtol=1e-3)  # Adam's first step
 
@@ -75,7 +98,7 @@ def test_a_step_is_one_of_adam_on_the_softmax_over_all_that_the_candidates_stand
 @pytest.mark.parametrize(("often", "right"), [(0.1, 0.02), (0.01, 0.003)])
 def test_what_is_rare_gets_the_share_that_it_has(often, right):
     random, copying, shares = np.random.default_rng(0), Copying(), []
-    nothing, once = np.zeros(50, np.float32), np.array([[1, 0, 0, 0]], np.float32)
+    nothing, once = np.zeros(50, np.float32), np.array([[1, 0, 0, 0, 0]], np.float32)
     for step in range(8000):
         target = 0 if random.random() < often else random.integers(1, 50)
         copying.learn(Weighing(nothing, nothing, nothing, np.array([0]), once, np.array([target])))
@@ -87,7 +110,7 @@ def test_what_is_rare_gets_the_share_that_it_has(often, right):
 
 def test_it_is_not_trusted_less_than_not_at_all():
     copying, one = Copying(), np.array([1, 0], np.float32)
-    nothing, none = np.zeros(2, np.float32), np.zeros((0, 4), np.float32)
+    nothing, none = np.zeros(2, np.float32), np.zeros((0, 5), np.float32)
     for _ in range(2000):
         copying.learn(Weighing(one, nothing, nothing, np.zeros(0, np.int64), none, np.array([1])))
     assert copying.weights[COSINE] == 0

@@ -78,7 +78,7 @@ clean: ## what a run leaves behind; the virtual environment and the models stay
 TICK ?= 30
 # $(call ticking,2/5) says every TICK seconds that a quiet step goes on, as long as the shell of the recipe lives
 ticking = s=0; while sleep $(TICK) >/dev/null 2>&1; do s=$$((s + $(TICK))); echo "set-up $(1): $$s s so far" >&2; done & \
-	ticks=$$!; trap "kill $$ticks" EXIT; trap "exit 130" INT TERM;
+	ticks=$$!; trap "kill $$ticks 2>/dev/null" EXIT; trap "exit 130" INT TERM;
 
 $(STAMPS)/venv:
 	@test -n "$(PYTHON)" || { echo "Python 3.11, 3.12 or 3.13 was not found: install one, or make PYTHON=/path/to/python3.11" >&2; exit 66; }

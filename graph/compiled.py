@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import fcntl
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any, TypeVar
 
 from numba import njit
@@ -12,6 +17,10 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 _OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
 """A division that checks for 0, as Python's does, keeps a loop from working on vectors. `fastmath` stays off: it would
 reorder sums, and a row would depend on the processor."""
+WAITS_S, LOOK_S = 60.0, 0.02
+"""For another process that compiles the same, at most, and between two looks whether it still does."""
+SAYS_S = 5.0
+"""Of compiling, before and between two lines that say so."""
 
 
 def compiled(*signatures: str) -> Callable[[Function], Function]:
@@ -28,11 +37,72 @@ def compiled(*signatures: str) -> Callable[[Function], Function]:
 
 def kept(function: Function, signatures: tuple[str, ...], options: dict[str, Any]) -> Function:
     """`compiled` with other options of numba."""
+    began_s, source = time.monotonic(), Path(function.__code__.co_filename)
     try:
-        made: Function = njit(list(signatures), cache=True, **options)(function)
+        made: Any = njit(cache=True, **options)(function)
+        with nullcontext() if _may_be_there(made, source, function) else _alone(source):
+            for signature in signatures:
+                made.compile(signature)
+        made.disable_compile()
+        new = bool(made.stats.cache_misses)
     except Exception:  # noqa: BLE001 - whatever a damaged cache raises; what the function itself raises comes again
-        made = njit(list(signatures), **options)(function)
-    return made
+        made, new = njit(list(signatures), **options)(function), True
+    if new:
+        _told.compiled(time.monotonic() - began_s)
+    return made  # type: ignore[no-any-return]
+
+
+def _may_be_there(made: Any, source: Path, function: Callable[..., Any]) -> bool:
+    """Whether machine code of a function lies there that is newer than its source."""
+    name = f"{source.stem}.{function.__qualname__.replace('<', '').replace('>', '')}-{function.__code__.co_firstlineno}"
+    there = [path.stat().st_mtime for path in Path(made.stats.cache_path).glob(f"{name}.*.nbi")]
+    return max(there, default=0.0) > source.stat().st_mtime
+
+
+@contextmanager
+def _alone(source: Path) -> Iterator[None]:
+    """Lets one process compile at a time, whose work the others then find; none waits long for one that stands still.
+
+    Args:
+        source: file of the function; where nothing can be written beside it nobody waits.
+    """
+    try:
+        folder = source.resolve(strict=True).parent / "__pycache__"
+        folder.mkdir(exist_ok=True)
+        file = (folder / "compiling.lock").open("ab")
+    except OSError:
+        yield
+        return
+    with file:
+        until_s = time.monotonic() + WAITS_S
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError:
+                if time.monotonic() >= until_s:
+                    break
+                time.sleep(LOOK_S)
+        yield
+
+
+class _Told:
+    """Says on stderr that a process compiles, where that takes long."""
+
+    def __init__(self) -> None:
+        self._functions, self._seconds, self._said_s = 0, 0.0, 0.0
+
+    def compiled(self, seconds: float) -> None:
+        """Takes note of a function that was compiled here."""
+        self._functions, self._seconds = self._functions + 1, self._seconds + seconds
+        if self._seconds - self._said_s >= SAYS_S:
+            so_far = f"{self._functions} function{'s' if self._functions > 1 else ''} so far"
+            words = f"compiling machine code, once for each version of the code: {so_far}"
+            print(words, file=sys.stderr, flush=True)
+            self._said_s = self._seconds
+
+
+_told = _Told()
 
 
 def inlined(function: Function) -> Function:

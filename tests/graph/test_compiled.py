@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
+import subprocess
+import sys
 from pathlib import Path
+from subprocess import PIPE
 
 import numba
 import numpy as np
@@ -39,6 +43,45 @@ def test_what_one_process_compiled_the_next_one_loads(tmp_path: Path, monkeypatc
     monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
     compiled("int64(int64)")(thrice)
     assert sum(compiled("int64(int64)")(thrice).stats.cache_hits.values()) == 1
+
+
+MODULE = """
+import sys, time
+from driftline.graph import compiled
+compiled.SAYS_S = 0.0
+@compiled.compiled("float64(float64)")
+def slow(x):
+    return x ** 2.5 + x ** 1.5
+print(len(slow.stats.cache_misses), slow(4.0), flush=True)
+"""
+
+
+def test_of_several_processes_one_compiles_and_says_so(tmp_path: Path) -> None:
+    (tmp_path / "here.py").write_text(MODULE)
+    folder = tmp_path / "__pycache__"
+    folder.mkdir()
+    command = [sys.executable, str(tmp_path / "here.py")]
+    with (folder / "compiling.lock").open("ab") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        processes = [subprocess.Popen(command, stdout=PIPE, stderr=PIPE, text=True) for _ in range(3)]
+        with pytest.raises(subprocess.TimeoutExpired):
+            processes[0].communicate(timeout=10)
+    found = [process.communicate(timeout=120) for process in processes]
+    assert sorted(said for said, _ in found) == ["0 40.0\n", "0 40.0\n", "1 40.0\n"]
+    said = "compiling machine code, once for each version of the code: 1 function so far\n"
+    assert sorted(error for _, error in found) == ["", "", said]
+
+
+def test_a_process_that_stands_still_as_it_compiles_holds_nobody_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr("driftline.graph.compiled.WAITS_S", 0.1)
+    folder = Path(__file__).parent / "__pycache__"
+    folder.mkdir(exist_ok=True)
+    with (folder / "compiling.lock").open("ab") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert compiled("int64(int64)")(thrice)(5) == 15
 
 
 def test_kernels_are_compiled_for_their_types_before_the_first_event_and_for_no_others() -> None:

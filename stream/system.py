@@ -75,8 +75,8 @@ class Standing(msgspec.Struct):
     Attributes:
         read: records that the state has taken in so far, also by workers of before; None where no worker answers.
         applied: events that this worker applied since it began; None where no worker answers.
-        dead, too_late, unknown_actions: records that it refused, events that came too late, events with an action that
-            the configuration does not set, since it began.
+        dead, duplicates, too_late, unknown_actions: records that it refused, second copies of events, events that came
+            too late, events with an action that the configuration does not set, since it began.
         state_behind: records that the state lacks; None where no worker answers.
         opening: partitions that no worker of this system has open yet.
         state_s: how long the worker takes for them at its present rate; None where that is not known.
@@ -93,6 +93,7 @@ class Standing(msgspec.Struct):
     read: int | None = None
     applied: int | None = None
     dead: int = 0
+    duplicates: int = 0
     too_late: int = 0
     unknown_actions: int = 0
     state_behind: int | None = None
@@ -142,6 +143,7 @@ class Standing(msgspec.Struct):
             f"{n:,} {words}"
             for n, words in (
                 (self.dead, "records refused (`driftline dlq list`)"),
+                (self.duplicates, "events a second time, by event_id or place, and dropped"),
                 (self.too_late, "events too late to change the state (`driftline doctor`)"),
                 (self.unknown_actions, "events with an action that is not in the configuration (the worker's log)"),
             )
@@ -324,7 +326,7 @@ def standing(settings: Settings, ports: Mapping[str, int], pids: Collection[int]
 
     found = Standing()
     if applied := told("worker"):
-        for outcome in ("applied", "dead", "too_late", "unknown_actions"):
+        for outcome in ("applied", "dead", "duplicates", "too_late", "unknown_actions"):
             setattr(found, outcome, int(applied.get(f'driftline_events_total{{outcome="{outcome}"}}', 0)))
         found.read = summed(applied, "driftline_next_offset")
         found.state_behind = summed(applied, "driftline_lag")

@@ -209,7 +209,7 @@ def _wait(settings: Settings, parts: Sequence[str], process: subprocess.Popen[by
                 raise _given_up(f"nothing went on for {duration(STILL_S)}", lag, log)
             last = log.last_of(lag.part)
             more = f"; last line of {lag.part or 'its log'}: {last}" if last else ""
-            waiting.still(f"up: waits for {lag.what}, {duration(now_s - began_s)} so far{more}")
+            waiting.still(f"up: waits for {lag.what}, {int(now_s - began_s):,} s so far{more}")
             time.sleep(LOOK_S)
     err.print("\n".join(log.lines()[-TAIL:]), soft_wrap=True)
     raise typer.Exit(process.returncode)

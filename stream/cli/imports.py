@@ -47,8 +47,8 @@ def import_files(
     Example: `driftline import ratings.csv --items movies.csv --action rate -c media --out mine`
     """
     from driftline.stream.convert.guess import EVENTS, ITEMS
-    from driftline.stream.convert.run import Plan, titles_of, write_events, write_items
-    from driftline.stream.convert.words import below_zero, check_value, reading_of, write_config
+    from driftline.stream.convert.run import Plan, is_converted, titles_of, write_events, write_items
+    from driftline.stream.convert.words import below_zero, check_value, prices_below_zero, reading_of, write_config
     from driftline.stream.events.ids import Join
 
     settings = settings_of(config)
@@ -61,16 +61,20 @@ def import_files(
     say(check_value(plan, settings))
     whole: dict[str, Any] = {}
     files, join = [to / "events.parquet"], None
+    if item_plan is None and is_converted(to / "items.parquet"):
+        say(f"{to / 'items.parquet'} is of an earlier import and stays; --items FILE writes it anew")
     with together(to) as begun:
         with progress(None, "rows of events read") as update:
             done = write_events(plan, begun / "events.parquet", settings, told.bad, update)
         say(below_zero(plan, done, settings))
+        say(prices_below_zero(plan, done))
         whole["events"] = done.report.as_json() | {
             "written": done.written, "put_aside": done.bad, "below_zero": done.below_zero
         }  # fmt: skip
         if item_plan is not None:
             with progress(None, "rows of items read") as update:
                 item_done = write_items(item_plan, begun / "items.parquet", told.bad_items, update)
+            say(prices_below_zero(item_plan, item_done))
             whole["items"] = item_done.report.as_json() | {"written": item_done.written, "put_aside": item_done.bad}
             files.append(to / "items.parquet")
             join = Join.of(done.report.item_rows, item_done.report.item_rows)

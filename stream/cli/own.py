@@ -191,6 +191,8 @@ def show(plan: Plan) -> None:
         err.print(f"{plan.source}: has no column {column!r}, which the configuration names for {field}", soft_wrap=True)
     if plan.mapping.left_out:
         err.print(f"left out: {', '.join(plan.mapping.left_out)}", soft_wrap=True)
+        for words in plan.mapping.unfit:
+            say(words)
         if plan.mapping.kind.option == "--map":
             err.print(
                 "what is known when a request is made is kept if `signals: {context: [COLUMN]}` of the settings names "
@@ -266,7 +268,7 @@ def own_files(
     """
     from driftline.stream.convert.guess import EVENTS, ITEMS
     from driftline.stream.convert.run import Plan, is_ready, write_events, write_items
-    from driftline.stream.convert.words import below_zero, check_value
+    from driftline.stream.convert.words import below_zero, check_value, prices_below_zero
 
     with ExitStack() as stack:
         event_file, item_file = (None if text is None else Path(text) for text in (events, items))
@@ -284,6 +286,7 @@ def own_files(
                 with progress(None, "rows of events read") as update:
                     done = write_events(plan, begun / event_file.name, settings, told.bad, update, sort, undone)
                 say(below_zero(plan, done, settings))
+                say(prices_below_zero(plan, done))
                 _say_aside(done, told.bad)
             if items is not None and of_items:
                 plan = Plan.of(ITEMS, items, told.items(settings))
@@ -291,6 +294,7 @@ def own_files(
                 item_file = place / "items.parquet"
                 with progress(None, "rows of items read") as update:
                     done = write_items(plan, begun / item_file.name, told.bad_items, update, undone)
+                say(prices_below_zero(plan, done))
                 _say_aside(done, told.bad_items)
         yield event_file, item_file
 
@@ -306,7 +310,7 @@ def checked_events(source: str, settings: Settings, told: Told, count_items: boo
     """What `validate` says of events, converted where they must be."""
     from driftline.stream.convert.guess import EVENTS
     from driftline.stream.convert.run import Plan, check, is_ready
-    from driftline.stream.convert.words import below_zero, check_value
+    from driftline.stream.convert.words import below_zero, check_value, prices_below_zero
     from driftline.stream.events.files import validate
 
     files = told.events(settings)
@@ -319,6 +323,7 @@ def checked_events(source: str, settings: Settings, told: Told, count_items: boo
     with progress(None, "rows of events read") as update:
         done = check(plan, settings, told.bad, update)
     say(below_zero(plan, done, settings))
+    say(prices_below_zero(plan, done))
     done.report.unknown_actions.update({name: n for name, n in done.actions.items() if name not in settings.actions})
     return done.report
 

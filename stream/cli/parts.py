@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from driftline.configs.addresses import joined
+from driftline.configs.errors import InputError
 from driftline.configs.settings import Settings
 from driftline.stream.cli.common import (
     AsJson,
@@ -82,7 +83,7 @@ def produce(
     settings = settings_of(config)
     with own_files(events, items, settings, told, sort=False, undone="sent") as (event_file, item_file):
         seen: dict[str, Any] = {}
-        oldest_ms = -1
+        oldest_ms, rows = -1, 0
         if event_file is not None:
             actions: Counter[str] = Counter()
             order = order_of(event_file, settings.state.late_ms, since or 0, until, actions)
@@ -93,9 +94,9 @@ def produce(
             say(str(order) if as_it_is and order.earlier else "")
             unknown = {name: n for name, n in actions.most_common() if name not in settings.actions}
             seen = {"unknown_actions": unknown, "too_late": order.too_late if as_it_is else 0}
-            oldest_ms = order.oldest_ms
+            oldest_ms, rows = order.oldest_ms, 0 if as_it_is else order.rows
         total = count_rows(event_file) if event_file is not None and since is None and until is None else None
-        _send(event_file, item_file, settings, rate, since or 0, until, sort, total, oldest_ms, seen, as_json)
+        _send(event_file, item_file, settings, rate, since or 0, until, sort, total, oldest_ms, rows, seen, as_json)
 
 
 def _send(
@@ -108,10 +109,14 @@ def _send(
     sort: bool,
     total: int | None,
     oldest_ms: int,
+    rows: int,
     seen: dict[str, Any],
     as_json: bool,
 ) -> None:
-    """Sends files in the schema and says how many rows there were: as JSON beside what was `seen` of them before."""
+    """Sends files in the schema and says how many rows there were: as JSON beside what was `seen` of them before.
+
+    Events of which so many `rows` were seen are refused where most come too late; 0 = they are not.
+    """
     from driftline.stream.events.produce import send_files, sender
     from driftline.stream.events.topics import create_topics
     from driftline.stream.kafka.broker import broker
@@ -119,7 +124,7 @@ def _send(
     with broker(settings.broker) as bootstrap:
         create_topics(settings.broker, bootstrap)
         if events is not None:
-            seen = seen | {"behind": _behind(events, settings, bootstrap, since_ms, until_ms, oldest_ms)}
+            seen = seen | {"behind": _behind(events, settings, bootstrap, since_ms, until_ms, oldest_ms, rows)}
         done, what = {"items": 0, "interactions": 0}, "items" if events is None else "events"
         try:
             with sender(settings.broker, bootstrap) as to_kafka, progress(total, what) as update:
@@ -144,9 +149,13 @@ def _send(
 
 
 def _behind(
-    events: Path, settings: Settings, bootstrap: str, since_ms: int, until_ms: int | None, oldest_ms: int
+    events: Path, settings: Settings, bootstrap: str, since_ms: int, until_ms: int | None, oldest_ms: int, rows: int
 ) -> int:
-    """How many events are too old for what their partitions hold already, which is said."""
+    """How many events are too old for what their partitions hold already, which is said; see `_send` for `rows`.
+
+    Raises:
+        InputError: it is most of them, as of a file that is sent again.
+    """
     from driftline.serving.owner import partition_of
     from driftline.stream.events.files import count_behind
     from driftline.stream.events.produce import LAST_RECORDS, SPOTS, newest_event_ms
@@ -157,13 +166,17 @@ def _behind(
         return 0
     owner = partial(partition_of, partitions=len(newest_ms))
     n = count_behind(events, newest_ms - late_ms, owner, since_ms, until_ms)
-    say(
-        f"{n:,} events are more than state.late_ms, {late_ms / 60_000:g} min, older than those that their partition "
-        f"of the topic holds already, up to {when(last_ms)} (in its last {LAST_RECORDS:,} records and {SPOTS} spread "
-        "over those before): they are counted and change no state"
-        if n
-        else ""
+    words = (
+        f"more than state.late_ms, {late_ms / 60_000:g} min, older than those that their partition of the topic holds "
+        f"already, up to {when(last_ms)} (in its last {LAST_RECORDS:,} records and {SPOTS} spread over those before): "
+        "they come too late and change no state"
     )
+    if n > rows / 2 > 0:
+        raise InputError(
+            f"{events}: {n:,} of {rows:,} events are {words}. Nothing was sent: were they sent before? --since TIME "
+            "sends what is newer, --as-it-is all of them"
+        )
+    say(f"{n:,} events are {words}" if n else "")
     return n
 
 

@@ -139,7 +139,9 @@ def status(config: Config = None, as_json: AsJson = False) -> None:
         where = f"http://127.0.0.1:{port}/metrics" if port and alive else ""
         table.add_row(child.name, str(child.pid) if alive else "ended", where)
     out.print(table)
-    out.print(f"broker {note.bootstrap}, answers on {note.address}")
+    serves = any(child.name == "service" for child in note.children)
+    answers = f"answers on {note.address}" if now.model_sequence is not None else "the service does not answer yet"
+    out.print(f"broker {note.bootstrap}" + (f", {answers}" if serves else ""))
     out.print(now.sentence(), soft_wrap=True)
     if losses := now.losses():
         out.print(losses, soft_wrap=True)

@@ -71,6 +71,7 @@ class Mapping:
         lacking: columns by field that the configuration names and the file has not.
         action_from: (least value, action) of the events whose value says what was done, the smallest first.
         below_zero: action of the events whose value is below 0, which is then written above it; "" = that of all.
+        unfit: words on those of the left out that are called as a field is and hold something else.
         kept: columns that stay as they are, as text, whether a field takes them or not: those of `signals.context`.
     """
 
@@ -85,6 +86,7 @@ class Mapping:
     lacking: dict[str, str]
     action_from: tuple[tuple[float, str], ...] = ()
     below_zero: str = ""
+    unfit: tuple[str, ...] = ()
     kept: tuple[str, ...] = ()
 
     @property
@@ -178,7 +180,16 @@ def mapping_of(kind: Kind, sample: Sample, reading: ItemFiles, source: str) -> M
     others = {field: found for field, found in others.items() if found}
     action_from = _action_from(reading, ordered, source)
     below_zero = _below_zero(reading, ordered, action, source)
-    return Mapping(kind, ordered, clocks, decimal, action, left_out, others, names, lacking, action_from, below_zero)
+    unfit = tuple(
+        f"{name!r} is called as {field} is and holds {_some(sample, name)}; expected {WHAT[kind.columns[field]]} in "
+        "most rows, or it stays out"
+        for name in left_out
+        for field in kind.columns.keys() - ordered.keys() - told.keys()
+        if sample.values[name] and rank(name, kind.names[field]) is not None
+    )
+    return Mapping(
+        kind, ordered, clocks, decimal, action, left_out, others, names, lacking, action_from, below_zero, unfit
+    )
 
 
 def _action_from(reading: ItemFiles, columns: dict[str, str], source: str) -> tuple[tuple[float, str], ...]:
@@ -332,8 +343,15 @@ def _check_contents(
         raise InputError(_ambiguous(source, name, sample, open_word))
     could = [other for other in sample.names if other != name and fits(field, other, False)]
     hint = f"{', '.join(map(repr, could))} could be it" if could else "no other column could be it"
+    zones = (
+        "names of zones but UTC and GMT, as CEST or Europe/Berlin, can't be read: take them out and say --zone "
+        "Europe/Berlin"
+    )
     if meaning in TIMES and not reading.time:
-        hint += "; say how it is written, as --time '%d.%m.%Y %H:%M'"
+        say = f"say how it is written, as --time '%d.%m.%Y %H:%M'; {zones}"
+        hint = f"{hint}; {say}" if could else say
+    elif meaning in TIMES and "%Z" in reading.time:
+        hint = zones
     told = f" as {Clock(reading.time, reading.zone)}" if reading.time and meaning in TIMES else ""
     raise InputError(
         f"{source}: {kind.option} {field}={name}: {name!r} holds {_some(sample, name)}; expected {what}{told}; {hint}"

@@ -24,6 +24,7 @@ from driftline.stream.convert.sources import CONVERTED, QUERY, Sample, Source
 from driftline.stream.durable import durable_file
 from driftline.stream.events.checks import FUTURE, Problem, Report
 from driftline.stream.events.chunks import Form
+from driftline.stream.events.equal import EqualRows
 from driftline.stream.events.files import UNNAMED, by_action, item_counts, raw_chunks
 from driftline.stream.events.ids import Hints
 from driftline.stream.events.order import Order
@@ -104,6 +105,7 @@ class Done:
         without_action: rows whose action is chosen by value, and whose value chooses none.
         below_zero: rows whose value is below 0 in the file.
         below_zero_of: the same by action, where a column says it.
+        prices_below_zero: rows whose price is.
         repeated: item rows that a later row of their id replaced.
     """
 
@@ -115,6 +117,7 @@ class Done:
     without_action: int = 0
     below_zero: int = 0
     below_zero_of: Counter[str] = field(default_factory=Counter)
+    prices_below_zero: int = 0
     repeated: int = 0
 
 
@@ -244,7 +247,7 @@ def _last_of_each(table: pa.Table) -> pa.Table:
 
 def _watched(plan: Plan, done: Done, aside: Bad, say: Callable[[int], None]) -> Iterator[pa.RecordBatch]:
     """The rows of a plan, counted."""
-    report, hints = done.report, Hints()
+    report, hints, equal = done.report, Hints(), EqualRows()
     for batch in typed_rows(plan.source, plan.mapping, report, aside):
         say(report.rows)
         if not batch.num_rows:
@@ -252,6 +255,7 @@ def _watched(plan: Plan, done: Done, aside: Bad, say: Callable[[int], None]) -> 
         report.item_rows.update(item_counts(batch))
         if plan.kind is EVENTS:
             hints.see(batch)
+            equal.see(batch)
             t_ms = batch.column("timestamp_ms").to_numpy()
             if (ahead := t_ms > time.time() * 1000).any():
                 _warn_of_future(report, plan.mapping.columns["timestamp_ms"], t_ms[ahead])
@@ -261,15 +265,19 @@ def _watched(plan: Plan, done: Done, aside: Bad, say: Callable[[int], None]) -> 
             report.first_ms = low if report.first_ms is None else min(low, report.first_ms)
             report.last_ms = high if report.last_ms is None else max(high, report.last_ms)
             done.actions.update(by_action(batch))
+            done.prices_below_zero += pc.sum(pc.less(batch.column("price"), 0)).as_py() or 0
             if plan.mapping.action_from:
                 done.without_action += batch.column("action").null_count
             below = batch.filter(_below_zero(plan.mapping, batch))
             done.below_zero += below.num_rows
             if "action" in plan.mapping.columns:
                 done.below_zero_of.update(by_action(below))
+        elif (price := batch.column("price")) is not None:
+            done.prices_below_zero += pc.sum(pc.less(price, 0)).as_py() or 0
         yield batch
     for problem in hints.problems():
         report.add(problem)
+    equal.tell(report)
 
 
 def _below_zero(mapping: Mapping, batch: pa.RecordBatch) -> pa.Array:

@@ -65,7 +65,8 @@ class Clock:
         if _names_zone(self.how) or (sample and all(map(_has_zone, sample))):
             return words
         other = "; --zone Europe/Berlin changes it" if self.zone == "UTC" else ""
-        return f"{words}; {self.zone}, as no zone is named{other}"
+        where = "where no zone is named, as in some rows" if any(map(_has_zone, sample)) else "as no zone is named"
+        return f"{words}; {self.zone}, {where}{other}"
 
     def read(self, raw: Any) -> tuple[pa.Array, list[int]]:
         """Milliseconds [n] int64, null where there is nothing, and the rows where there is something that is no time.

@@ -121,6 +121,14 @@ def _unsaid(plan: Plan, settings: Settings) -> str:
     return f"nothing says what was done: each row is an {UNNAMED!r}, {meaning(settings, UNNAMED)}; {hint}"
 
 
+def prices_below_zero(plan: Plan, done: Done) -> str:
+    """A word on prices below 0, which are kept, "" = there are none."""
+    if not (n := done.prices_below_zero):
+        return ""
+    rows, column = "row has" if n == 1 else "rows have", plan.mapping.columns["price"]
+    return f"{n:,} {rows} a price below 0 in {column!r}: they are kept, and such a price says nothing of what is paid"
+
+
 def below_zero(plan: Plan, done: Done, settings: Settings) -> str:
     """A word on values below 0, "" = there are none, or they are ratings."""
     mapping, n = plan.mapping, done.below_zero

@@ -49,8 +49,8 @@ class Order:
         share = 100 * self.too_late / self.rows
         return (
             f"{self.earlier:,} of {self.rows:,} rows are earlier than a row above them; sent so, {self.too_late:,} "
-            f"({share:.1f}%) would come more than state.late_ms, {self.late_ms / 60_000:g} min, too late: they are "
-            "counted and change no state"
+            f"({share:.1f}%) would come more than state.late_ms, {self.late_ms / 60_000:g} min, too late: they "
+            "would change no state"
         )
 
     def as_json(self) -> dict[str, Any]:

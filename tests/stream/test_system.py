@@ -289,13 +289,14 @@ def test_what_a_worker_of_before_read_is_told_and_what_did_not_reach_the_state()
     begun = standing(Settings(), {"worker": port}, [os.getpid()])
     assert "state: 24,700 records read, 0 events applied by this worker, nothing behind" in begun.sentence()
     assert begun.losses() == ""
-    worker.count(Changes(applied=3, dead=6, too_late=1, unknown_actions=2, late=5))
+    worker.count(Changes(applied=3, dead=6, duplicates=7, too_late=1, unknown_actions=2, late=5))
     now = standing(Settings(), {"worker": port}, [os.getpid()])
     close()
     assert "24,700 records read, 3 events applied by this worker" in now.sentence()
     assert now.losses() == (
-        "since this worker began: 6 records refused (`driftline dlq list`), 1 events too late to change the state "
-        "(`driftline doctor`), 2 events with an action that is not in the configuration (the worker's log)"
+        "since this worker began: 6 records refused (`driftline dlq list`), 7 events a second time, by event_id or "
+        "place, and dropped, 1 events too late to change the state (`driftline doctor`), 2 events with an action that "
+        "is not in the configuration (the worker's log)"
     )
 
 

@@ -248,7 +248,7 @@ def test_produce_says_how_many_events_are_too_old_for_what_the_topic_holds(
 ) -> None:
     world.partitions, alone = partitions, partition_of("u0", 2)
 
-    def sent(*hours: int, users: int = 8, more: tuple[str, ...] = ()) -> Any:
+    def sent(*hours: int, users: int = 8, more: tuple[str, ...] = ("--as-it-is",)) -> Any:
         path = tmp_path / "events.jsonl"
         events = [{"user_id": f"u{n}", "item_id": "i", "timestamp_ms": 1_600_000_000_000 + h * 3_600_000}
                   for n in range(users) for h in hours]  # fmt: skip
@@ -266,9 +266,27 @@ def test_produce_says_how_many_events_are_too_old_for_what_the_topic_holds(
     assert "note: 16 events are more than state.late_ms, 60 min, older than those that their partition of" in said
     assert "the topic holds already, up to 2020-09-13 22:26:40 UTC" in said
     assert "(in its last 10,000 records and 16 spread over those before)" in said
-    assert sent(2, 5, more=("--until", str(1_600_000_000_000 + 3 * 3_600_000)))[0] == 8
+    assert sent(2, 5, more=("--as-it-is", "--until", str(1_600_000_000_000 + 3 * 3_600_000)))[0] == 8
     assert sent(*[4] * 300, users=1)[0] == 300
     assert sent(9)[0] == 8, "an older file after it, of more than a few records, hides nothing of 11"
+
+
+def test_a_file_that_was_sent_before_is_refused_unless_told_or_what_is_newer_of_it_is_asked_for(
+    world: Any, driftline: Run, tmp_path: Path
+) -> None:
+    path, start_ms = tmp_path / "events.jsonl", 1_600_000_000_000
+    rows = [{"user_id": "u", "item_id": "i", "timestamp_ms": start_ms + h * 3_600_000} for h in range(10)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    given = ("produce", "--events", str(path), "-c", str(world.config), "--json")
+    assert json.loads(driftline(*given).stdout)["behind"] == 0
+    refused(
+        driftline(*given), 65, "8 of 10 events are more than state.late_ms, 60 min, older than those", "sent before?"
+    )
+    assert len(list(read_all(world.settings.broker, world.bootstrap, "interactions"))) == 10
+    newer = json.loads(driftline(*given, "--since", str(start_ms + 7 * 3_600_000)).stdout)
+    assert (newer["events"], newer["behind"]) == (3, 1)
+    told = json.loads(driftline(*given, "--as-it-is").stdout)
+    assert (told["events"], told["behind"]) == (10, 8)
 
 
 def test_a_topic_is_looked_at_in_its_last_records_and_in_some_spread_over_those_before(

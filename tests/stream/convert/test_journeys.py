@@ -515,3 +515,60 @@ def test_events_and_items_have_encodings_of_their_own(tmp_path):
     assert (
         "items.csv: is UTF-8 by its letters and is read as cp1252" in run(*given, "--items-encoding", "cp1252").stderr
     )
+
+
+SHOP = "reader,book,when,pieces,paid\n"
+
+
+def test_rows_that_stand_twice_are_told_where_no_event_id_says_which_are_meant(tmp_path):
+    rows = [f"u{n},b{n % 7},2026-07-0{n % 9 + 1} 10:00:00,1,2.5" for n in range(60)]
+    plain, numbered = tmp_path / "plain.csv", tmp_path / "numbered.csv"
+    plain.write_text(SHOP + "\n".join([*rows, *rows[:3], rows[0]]) + "\n")
+    lines = [f"{row},r{n % 60}" for n, row in enumerate([*rows, *rows[:3]])]
+    numbered.write_text(SHOP.replace("paid", "paid,receipt") + "\n".join(lines) + "\n")
+    told = ("--map", "user_id=reader,item_id=book,timestamp_ms=when,value=pieces,price=paid", "--action", "purchase")
+    result = run("import", plain, *told, "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert "warning: file: equal in every field to a row before: got twice what 'u0' did with 'b0'" in result.stdout
+    assert "(4 rows)" in result.stdout
+    assert len(written(tmp_path / "out")) == 64, "each counts"
+    checked = run("validate", "--events", plain, *told, "--json")
+    assert checked.exit_code == 0
+    assert any("equal in every field" in example["kind"] for example in json.loads(checked.stdout)["examples"])
+    given = f"{told[1]},event_id=receipt"
+    result = run("import", numbered, "--map", given, "--action", "purchase", "--out", tmp_path / "other")
+    assert "equal in every field" not in result.output
+    assert "3 events have the event_id of an earlier one" in result.stdout
+
+
+def test_items_of_an_earlier_import_and_prices_that_are_none_are_told(tmp_path):
+    events, items, out = tmp_path / "events.csv", tmp_path / "items.csv", tmp_path / "out"
+    events.write_text(SHOP + "".join(f"u,x{n % 4},2026-07-01 10:00:0{n},1,{n - 2}.5\n" for n in range(6)))
+    items.write_text("id,name,price\nx0,A,12.50 EUR\nx1,B,n/a\nx2,C,-5\nx3,D,ask\n")
+    given = ("--map", "user_id=reader,item_id=book,timestamp_ms=when,price=paid", "--action", "purchase", "--out", out)
+    result = run("import", events, "--items", items, *given)
+    assert result.exit_code == 0, result.output
+    assert "note: 2 rows have a price below 0 in 'paid'" in result.stderr
+    assert "note: 'price' is called as price is and holds '12.50 EUR', 'n/a', '-5'; expected a number" in result.stderr
+    assert "earlier import" not in result.stderr
+    again = run("import", events, *given)
+    assert again.exit_code == 0
+    assert f"note: {out / 'items.parquet'} is of an earlier import and stays" in again.stderr
+
+
+def test_names_of_zones_are_refused_with_what_to_do_and_mixed_ones_are_told(tmp_path):
+    events = tmp_path / "events.csv"
+    given = ("--map", "user_id=reader,item_id=book,timestamp_ms=when", "--action", "purchase", "--out", tmp_path / "o")
+
+    def of(*times):
+        events.write_text(SHOP + "".join(f"u,x,{time},1,2\n" for time in times))
+        return run("import", events, *given)
+
+    named = of("10/07/2026 04:47 CEST", "11/07/2026 04:47 CEST")
+    refused = run("import", events, *given, "--time", "%d/%m/%Y %H:%M %Z")
+    for result in (named, refused):
+        assert result.exit_code == 1
+        assert "as CEST or Europe/Berlin, can't be read: take them out and say --zone" in str(result.exception)
+    mixed = of("2026-07-10T04:47:00+0200", "2026-07-10T04:48:00")
+    assert mixed.exit_code == 0
+    assert "UTC, where no zone is named, as in some rows" in " ".join(mixed.stderr.replace("│", " ").split())

@@ -1,0 +1,51 @@
+"""Events that stand in a file twice: without an event_id nobody can tell whether both are meant."""
+
+from __future__ import annotations
+
+from collections import deque
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from driftline.stream.events.checks import Problem, Report
+from driftline.stream.events.schema import shorten
+
+NEARBY = 200_000
+"""Rows among which an equal one is looked for: those of before, as they come."""
+
+
+class EqualRows:
+    """Counts rows without an event_id that are equal, in every field, to one before."""
+
+    def __init__(self) -> None:
+        self._found, self._example = 0, ""
+        self._known: set[int] = set()
+        self._by_age: deque[int] = deque()
+
+    def see(self, batch: pa.RecordBatch) -> None:
+        """Takes the typed columns of the next rows."""
+        names = batch.schema.names
+        if "event_id" in names:
+            if batch.column("event_id").null_count == 0:
+                return
+            batch = batch.filter(pc.is_null(batch.column("event_id")))
+        columns = [pc.fill_null(batch.column(name).cast(pa.string()), "") for name in names if name != "event_id"]
+        for row, text in enumerate(pc.binary_join_element_wise(*columns, "\x1f").to_pylist()):
+            if (key := hash(text)) in self._known:
+                if not self._found:
+                    user_id, item_id = (shorten(batch.column(name)[row].as_py()) for name in ("user_id", "item_id"))
+                    self._example = f"twice what {user_id} did with {item_id}"
+                self._found += 1
+                continue
+            self._known.add(key)
+            self._by_age.append(key)
+            if len(self._by_age) > NEARBY:
+                self._known.remove(self._by_age.popleft())
+
+    def tell(self, report: Report) -> None:
+        """Adds a warning to a report, if there are any."""
+        if self._found:
+            expected = "rows that differ, or an event_id: without one each of them counts"
+            problem = Problem(0, "", "equal in every field to a row before", self._example, expected, True)
+            report.add(problem, keep=1)
+            report.counts[problem.kind, problem.column] += self._found - 1

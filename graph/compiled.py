@@ -17,10 +17,12 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 _OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
 """A division that checks for 0, as Python's does, keeps a loop from working on vectors. `fastmath` stays off: it would
 reorder sums, and a row would depend on the processor."""
-WAITS_S, LOOK_S = 60.0, 0.02
-"""For another process that compiles the same, at most, and between two looks whether it still does."""
+LOOK_S = 0.02
+"""Between two looks whether another process still compiles."""
 SAYS_S = 5.0
 """Of compiling, before and between two lines that say so."""
+_waits_s = 60.0
+"""At most for a function that another process compiles."""
 
 
 def compiled(*signatures: str) -> Callable[[Function], Function]:
@@ -37,10 +39,12 @@ def compiled(*signatures: str) -> Callable[[Function], Function]:
 
 def kept(function: Function, signatures: tuple[str, ...], options: dict[str, Any]) -> Function:
     """`compiled` with other options of numba."""
-    began_s, source = time.monotonic(), Path(function.__code__.co_filename)
+    source = Path(function.__code__.co_filename)
+    began_s = time.monotonic()
     try:
         made: Any = njit(cache=True, **options)(function)
         with nullcontext() if _may_be_there(made, source, function) else _alone(source):
+            began_s = time.monotonic()
             for signature in signatures:
                 made.compile(signature)
         made.disable_compile()
@@ -61,11 +65,12 @@ def _may_be_there(made: Any, source: Path, function: Callable[..., Any]) -> bool
 
 @contextmanager
 def _alone(source: Path) -> Iterator[None]:
-    """Lets one process compile at a time, whose work the others then find; none waits long for one that stands still.
+    """Lets one process compile at a time, whose work the others then find; one that waited in vain waits no more.
 
     Args:
-        source: file of the function; where nothing can be written beside it nobody waits.
+        source: file of the function; where nothing can be written or locked beside it nobody waits.
     """
+    global _waits_s
     try:
         folder = source.resolve(strict=True).parent / "__pycache__"
         folder.mkdir(exist_ok=True)
@@ -74,15 +79,18 @@ def _alone(source: Path) -> Iterator[None]:
         yield
         return
     with file:
-        until_s = time.monotonic() + WAITS_S
+        until_s = time.monotonic() + _waits_s
         while True:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
-            except OSError:
+            except BlockingIOError:
                 if time.monotonic() >= until_s:
+                    _waits_s = 0.0
                     break
                 time.sleep(LOOK_S)
+            except OSError:  # some file systems know no locks
+                break
         yield
 
 

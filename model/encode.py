@@ -132,7 +132,8 @@ class PopularItems:
         return self.logits[np.where(inside, rows, rarest)]
 
     def most(self, n: int, k: int) -> Int32:
-        """The k of items 0..n-1 whose logits are the largest, any order; found once for all whose k is no larger."""
+        """The k of items 0..n-1, of a snapshot as many for all, whose logits are the largest, any order; found once for
+        all whose k is no larger."""
         if len(self._most) < min(k, n, len(self.logits)):
             self._most = largest(self.logits[:n], 2 * k)
         return self._most[:k]

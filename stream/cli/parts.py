@@ -94,7 +94,7 @@ def produce(
             say(str(order) if as_it_is and order.earlier else "")
             unknown = {name: n for name, n in actions.most_common() if name not in settings.actions}
             seen = {"unknown_actions": unknown, "too_late": order.too_late if as_it_is else 0}
-            oldest_ms, rows = order.oldest_ms, 0 if as_it_is else order.rows
+            oldest_ms, rows = order.oldest_ms, 0 if as_it_is or sort else order.rows
         total = count_rows(event_file) if event_file is not None and since is None and until is None else None
         _send(event_file, item_file, settings, rate, since or 0, until, sort, total, oldest_ms, rows, seen, as_json)
 
@@ -136,7 +136,10 @@ def _send(
                 sent, sent_items = send_files(to_kafka, events, items, rate, since_ms, until_ms, report, sort)
         except KeyboardInterrupt:
             counts = f"{done['interactions']:,} events and {done['items']:,} items"
-            err.print(f"interrupted: at most {counts} were sent and stay; events with an event_id may be sent again")
+            err.print(
+                f"interrupted: at most {counts} were sent and stay; events with an event_id may be sent again, with "
+                "--sort or --as-it-is where most of them were"
+            )
             raise
     if as_json:
         done_all = {"events": sent.records, "items": sent_items.records, "bytes": sent.bytes, "per_s": sent.per_s}
@@ -174,7 +177,7 @@ def _behind(
     if n > rows / 2 > 0:
         raise InputError(
             f"{events}: {n:,} of {rows:,} events are {words}. Nothing was sent: were they sent before? --since TIME "
-            "sends what is newer, --as-it-is all of them"
+            "sends what is newer, --as-it-is or --sort all of them"
         )
     say(f"{n:,} events are {words}" if n else "")
     return n

@@ -184,8 +184,8 @@ def mapping_of(kind: Kind, sample: Sample, reading: ItemFiles, source: str) -> M
         f"{name!r} is called as {field} is and holds {_some(sample, name)}; expected {WHAT[kind.columns[field]]} in "
         "most rows, or it stays out"
         for name in left_out
-        for field in kind.columns.keys() - ordered.keys() - told.keys()
-        if sample.values[name] and rank(name, kind.names[field]) is not None
+        for field in kind.columns
+        if field not in {*ordered, *told} and sample.values[name] and rank(name, kind.names[field]) is not None
     )
     return Mapping(
         kind, ordered, clocks, decimal, action, left_out, others, names, lacking, action_from, below_zero, unfit

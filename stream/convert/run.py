@@ -253,6 +253,7 @@ def _watched(plan: Plan, done: Done, aside: Bad, say: Callable[[int], None]) -> 
         if not batch.num_rows:
             continue
         report.item_rows.update(item_counts(batch))
+        done.prices_below_zero += pc.sum(pc.less(batch.column("price"), 0)).as_py() or 0
         if plan.kind is EVENTS:
             hints.see(batch)
             equal.see(batch)
@@ -265,15 +266,12 @@ def _watched(plan: Plan, done: Done, aside: Bad, say: Callable[[int], None]) -> 
             report.first_ms = low if report.first_ms is None else min(low, report.first_ms)
             report.last_ms = high if report.last_ms is None else max(high, report.last_ms)
             done.actions.update(by_action(batch))
-            done.prices_below_zero += pc.sum(pc.less(batch.column("price"), 0)).as_py() or 0
             if plan.mapping.action_from:
                 done.without_action += batch.column("action").null_count
             below = batch.filter(_below_zero(plan.mapping, batch))
             done.below_zero += below.num_rows
             if "action" in plan.mapping.columns:
                 done.below_zero_of.update(by_action(below))
-        elif (price := batch.column("price")) is not None:
-            done.prices_below_zero += pc.sum(pc.less(price, 0)).as_py() or 0
         yield batch
     for problem in hints.problems():
         report.add(problem)

@@ -126,7 +126,7 @@ def prices_below_zero(plan: Plan, done: Done) -> str:
     if not (n := done.prices_below_zero):
         return ""
     rows, column = "row has" if n == 1 else "rows have", plan.mapping.columns["price"]
-    return f"{n:,} {rows} a price below 0 in {column!r}: they are kept, and such a price says nothing of what is paid"
+    return f"{n:,} {rows} a price below 0 in {column!r}, which is kept and says nothing of what is paid"
 
 
 def below_zero(plan: Plan, done: Done, settings: Settings) -> str:

@@ -15,7 +15,7 @@ NEARBY = 200_000
 
 
 class EqualRows:
-    """Counts rows without an event_id that are equal, in every field, to one before."""
+    """Counts rows without an event_id that are equal, in every column that is read, to one before."""
 
     def __init__(self) -> None:
         self._found, self._example = 0, ""
@@ -45,7 +45,9 @@ class EqualRows:
     def tell(self, report: Report) -> None:
         """Adds a warning to a report, if there are any."""
         if self._found:
-            expected = "rows that differ, or an event_id: without one each of them counts"
-            problem = Problem(0, "", "equal in every field to a row before", self._example, expected, True)
+            expected = "rows that differ, or columns for an event_id: without one each of them counts"
+            problem = Problem(
+                0, "", "equal in every column that is read to a row before", self._example, expected, True
+            )
             report.add(problem, keep=1)
             report.counts[problem.kind, problem.column] += self._found - 1

@@ -180,7 +180,7 @@ class StreamLearner:
             return view_of(self.processor.user(user_id, now_ms), self.table, user_id, profile, context)
 
     def slate(self, view: UserView, now_ms: int) -> EngineSlate:
-        """Candidates, features and scores at a request time; changes nothing."""
+        """Candidates, features and scores at a request time; changes nothing that is learnt."""
         self._apply_counted()
         return self.engine.slate(view, now_ms)
 
@@ -271,15 +271,18 @@ class StreamLearner:
         events, leaving, processor = self._waiting.take_all(), self._leaving, self.processor
         if events:
             self._apply(self._numbered(events))
-        if events and self.graph is not None:
-            ids = list(dict.fromkeys(event.item_id for event in events))
-            nodes = np.array([processor.items.find(item_id) for item_id in ids], np.int64)
-            self.graph.refresh(processor.graph, np.array([self.table.find(item_id) for item_id in ids]), nodes)
+        changed = [event.item_id for event in events]
         if leaving:
             self._leaving = []
-            processor.commit(processor.forget(leaving))
+            changes = processor.forget(leaving)
+            processor.commit(changes)
             processor.acknowledged = True  # the worker sends the tombstones
             processor.clear_outbox()
+            changed += [key[2:].decode() for key in changes.puts if key.startswith(b"i:")]
+        ids = [item_id for item_id in dict.fromkeys(changed) if self.table.find(item_id) >= 0]
+        if ids and self.graph is not None:
+            nodes = np.array([processor.items.find(item_id) for item_id in ids], np.int64)
+            self.graph.refresh(processor.graph, np.array([self.table.find(item_id) for item_id in ids]), nodes)
 
     def let_leave(self) -> None:
         """The rows of those who are forgotten go, if there are any."""

@@ -107,6 +107,11 @@ class ItemNodes:
         found: NDArray[np.uint64] = self._graph.items["key"][indices]
         return found
 
+    def has_too_late(self, item_id: str) -> bool:
+        """Whether an item has a row, which has counted events that came too late."""
+        index = self._index.get(item_id, -1)
+        return index >= 0 and bool(self._graph.items["too_late"][index])
+
     def find(self, item_id: str, now_ms: int = -1) -> int:
         """Dense index of an item, -1 if it was never seen, and where an event at `now_ms` would start it anew."""
         index = self._index.get(item_id, -1)

@@ -190,6 +190,10 @@ class LateWindow:
         first = min(len(orders), max(bisect_left(orders, late), len(orders) - self.late_events + 1))
         return max(self.floor, orders[first - 1]) if first else self.floor
 
+    def items_of(self, user_id: str) -> set[str]:
+        """Ids of the items of a user's events in the records."""
+        return {event.item_id for undo in self._undo for event in undo.events if event.user_id == user_id}
+
     def take_from_first_of(self, user_ids: Collection[str]) -> list[Undo]:
         """Removes and returns, oldest first, the records from the first on that holds an event of some users."""
         first = next((n for n, undo in enumerate(self._undo) if undo.has(user_ids)), len(self._undo))

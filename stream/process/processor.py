@@ -120,6 +120,7 @@ class Processor:
         fresh: list[Event] = []
         too_late: list[Event] = []
         leaving: dict[str, Order] = {}
+        going: set[str] = set()  # items that may go with them, and that have counted what came too late
         validated, judge, several = self.intake.validated, self.window.judge, not self.intake.owns_all
         for record in records:
             if record.offset < self.next_offset:
@@ -128,7 +129,7 @@ class Processor:
                 self._settle(fresh, too_late, changes)
                 self._take_out(leaving, changes)
                 endings.sweep(self.rows, self.window, changes)
-                fresh, too_late, leaving = [], [], {}
+                fresh, too_late, leaving, going = [], [], {}, set()
             self.next_offset = record.offset + 1
             try:
                 event = validated(record)  # 1
@@ -143,6 +144,7 @@ class Processor:
                         if not leaving:
                             self._drop_old()
                         leaving.setdefault(user_id, self.window.closed)
+                        going.update(filter(self.items.has_too_late, self.window.items_of(user_id)))
                     if ours:
                         self._say_forgotten(user_id, record.offset, changes)
                         changes.outgoing += self.intake.to_others(record, user_id)
@@ -156,10 +158,10 @@ class Processor:
                 changes.duplicates += 1
                 continue
             verdict = judge(event.timestamp_ms, event.offset)  # 3
-            if leaving and (verdict == "too late" or event.user_id in leaving):  # which look for rows
-                self._settle(fresh, too_late, changes)
+            if leaving and (verdict == "too late" or event.user_id in leaving or event.item_id in going):
+                self._settle(fresh, too_late, changes)  # such an event finds a row that must be gone by now
                 self._take_out(leaving, changes)
-                fresh, too_late, leaving = [], [], {}
+                fresh, too_late, leaving, going = [], [], {}, set()
             match verdict:
                 case "in order":
                     fresh.append(event)
@@ -236,7 +238,8 @@ class Processor:
         """Takes users out of rows and undo records, as if each had gone at the start of the late window: from their
         first event in undo records on, all is applied again without those events, of which time and offset stay.
 
-        An epoch does it once for all whom it forgets, at its end, or before an event that would look for a row of them.
+        An epoch does it once for all whom it forgets, at its end, or before an event that would find a row which went
+        with them.
 
         Without times to live somebody who has no row is in no undo record either; with them a row may have ended whose
         key is still in rings of items, which undo records hold. What lies before that first event, and what follows

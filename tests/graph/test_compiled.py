@@ -12,6 +12,7 @@ import numba
 import numpy as np
 import pytest
 
+from driftline.graph import compiled as module
 from driftline.graph.compiled import compiled
 from driftline.graph.kernel import _exponential, _time_encoding, apply_events, apply_to_items
 
@@ -72,16 +73,26 @@ def test_of_several_processes_one_compiles_and_says_so(tmp_path: Path) -> None:
     assert sorted(error for _, error in found) == ["", "", said]
 
 
-def test_a_process_that_stands_still_as_it_compiles_holds_nobody_up(
+def test_a_process_that_stands_still_as_it_compiles_holds_nobody_up_for_more_than_one_function(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr("driftline.graph.compiled.WAITS_S", 0.1)
+    monkeypatch.setattr(module, "_waits_s", 0.1)
+    looks: list[float] = []
+    monkeypatch.setattr(module.time, "sleep", looks.append)
+    monkeypatch.setattr(module.time, "monotonic", lambda: 0.05 * len(looks))
     folder = Path(__file__).parent / "__pycache__"
     folder.mkdir(exist_ok=True)
     with (folder / "compiling.lock").open("ab") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert compiled("int64(int64)")(thrice)(5) == 15
+        assert len(looks) == 2
+        assert compiled("float64(float64)")(half)(5.0) == 2.5
+        assert len(looks) == 2
+
+
+def half(x: float) -> float:
+    return x / 2
 
 
 def test_kernels_are_compiled_for_their_types_before_the_first_event_and_for_no_others() -> None:

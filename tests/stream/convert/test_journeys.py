@@ -529,15 +529,18 @@ def test_rows_that_stand_twice_are_told_where_no_event_id_says_which_are_meant(t
     told = ("--map", "user_id=reader,item_id=book,timestamp_ms=when,value=pieces,price=paid", "--action", "purchase")
     result = run("import", plain, *told, "--out", tmp_path / "out")
     assert result.exit_code == 0, result.output
-    assert "warning: file: equal in every field to a row before: got twice what 'u0' did with 'b0'" in result.stdout
+    assert (
+        "warning: file: equal in every column that is read to a row before: got twice what 'u0' did with 'b0'"
+        in result.stdout
+    )
     assert "(4 rows)" in result.stdout
     assert len(written(tmp_path / "out")) == 64, "each counts"
     checked = run("validate", "--events", plain, *told, "--json")
     assert checked.exit_code == 0
-    assert any("equal in every field" in example["kind"] for example in json.loads(checked.stdout)["examples"])
+    assert any("equal in every column" in example["kind"] for example in json.loads(checked.stdout)["examples"])
     given = f"{told[1]},event_id=receipt"
     result = run("import", numbered, "--map", given, "--action", "purchase", "--out", tmp_path / "other")
-    assert "equal in every field" not in result.output
+    assert "equal in every column" not in result.output
     assert "3 events have the event_id of an earlier one" in result.stdout
 
 

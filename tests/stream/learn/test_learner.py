@@ -317,6 +317,11 @@ def test_requests_between_groups_of_others_are_one_way_back_and_who_comes_back_s
     learn(groups[23 + LEAVE_GROUPS : 24 + LEAVE_GROUPS])
     assert ways_back == [going, ["visitor-1"]]
     assert not list(learner.processor.store.scan(b"u:visitor-"))
+    graph, processor = learner.graph, learner.processor
+    assert graph is not None
+    for item_id in learner.table.ids:  # what items took from them is gone from what is trained on, too
+        node, held = processor.items.find(item_id), graph._columns["memory"][learner.table.find(item_id)]
+        assert np.array_equal(held, processor.graph.items["memory"][node] if node >= 0 else np.zeros_like(held))
     learn(groups[24 + LEAVE_GROUPS :])
     assert len(ways_back) == 2
 

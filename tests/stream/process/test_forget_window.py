@@ -304,6 +304,24 @@ def test_many_requests_among_late_events_end_in_one_state_cut_anywhere() -> None
         assert run(log, cuts, settings=settings) == whole
 
 
+def test_an_item_that_goes_with_a_user_starts_anew_for_who_comes_after_the_request() -> None:
+    """Also its count of what came too late, wherever the log is cut."""
+    start = 1_600_000_000_000
+    rows_ = [("z", "q", 0), ("a", "x", 20), ("c", "x", 0), None, ("b", "x", 21), ("b", "q", 22)]
+    pairs = [
+        encode_forget("a")[::-1]
+        if row is None
+        else (encode_event(Event(row[0], row[1], start + row[2] * MINUTE_MS, "purchase")), row[0].encode())
+        for row in rows_
+    ]
+    log, settings = [Record(n, *pair) for n, pair in enumerate(pairs)], settings_with(late_ms=10 * MINUTE_MS)
+    for cuts in ([], [4], [3], list(range(1, 6))):
+        store = MemoryStore()
+        run(log, cuts, store, settings)
+        row = decode_item(dict(store.scan(b"i:x"))[b"i:x"])
+        assert (row.count, row.too_late) == (1, 0)
+
+
 def test_a_second_request_after_the_window_moved_on_changes_nothing() -> None:
     start = 1_600_000_000_000
     pairs = [(encode_event(Event("u", "x", start, "purchase")), b"u"), encode_forget("u")[::-1]]

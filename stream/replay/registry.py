@@ -43,5 +43,5 @@ def build_arm(name: str, setup: Setup) -> tuple[Arm, Family]:
             return arm, family
     known = [known for family in FAMILIES for known in family.names]
     near = difflib.get_close_matches(name, known, 1, 0.5)
-    hint = f"did you mean {near[0]!r}?" if near else "choose among these"
-    raise InputError(f"--arms got {name!r}; expected any of {', '.join(known)}; {hint}")
+    hint = f": did you mean {near[0]!r}?" if near else ""
+    raise InputError(f"--arms got {name!r}{hint}; expected any of {', '.join(known)}")

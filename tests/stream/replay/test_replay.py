@@ -301,7 +301,7 @@ def test_rows_of_a_known_event_id_are_neither_scored_nor_learnt_and_stay_in_the_
 
 
 def test_an_unknown_arm_is_named_with_the_nearest(tmp_path):
-    with pytest.raises(InputError, match=r"got 'ease_recnt'; expected any of popularity.*did you mean 'ease_recent'"):
+    with pytest.raises(InputError, match=r"got 'ease_recnt': did you mean 'ease_recent'\?; expected any of popularity"):
         replay(options(tmp_path, arms=("popularity", "ease_recnt")), Settings())
 
 

@@ -114,7 +114,7 @@ def test_by_codes_a_candidate_is_worth_the_whole_logit_as_in_a_whole_search(monk
     """Popularity, and the terms of what the user had, included; the most popular are found however far they lie."""
     monkeypatch.setattr(codes, "SMALL", 1000)
     world = World(groups=60, aware=True, copying=True, untied=True)
-    world.sequence.copying.weights[:] = 1.0, 2.0, 3.0, -4.0, 0.5, 0.7
+    world.sequence.copying.weights[:] = 1.0, 2.0, 3.0, -4.0, 0.5, 0.7, 0.8
     whole, plug = world.whole(), world.plugs["hstu"]
     assert plug.item_codes() is not None
     shares = []

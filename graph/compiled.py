@@ -59,8 +59,8 @@ def kept(function: Function, signatures: tuple[str, ...], options: dict[str, Any
 def _may_be_there(made: Any, source: Path, function: Callable[..., Any]) -> bool:
     """Whether machine code of a function lies there that is newer than its source."""
     name = f"{source.stem}.{function.__qualname__.replace('<', '').replace('>', '')}-{function.__code__.co_firstlineno}"
-    there = [path.stat().st_mtime for path in Path(made.stats.cache_path).glob(f"{name}.*.nbi")]
-    return max(there, default=0.0) > source.stat().st_mtime
+    index = Path(made.stats.cache_path, f"{name}.py{sys.version_info[0]}{sys.version_info[1]}{sys.abiflags}.nbi")
+    return index.exists() and index.stat().st_mtime > source.stat().st_mtime
 
 
 @contextmanager

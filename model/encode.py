@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from driftline.configs.settings import Model
@@ -139,7 +138,7 @@ class PopularItems:
         return self._most[:k]
 
 
-def largest(values: Float32 | NDArray[np.float64], k: int) -> Int32:
+def largest(values: Float32, k: int) -> Int32:
     """Places [k] int32 of the largest of some values, the largest first; all of them where there are fewer."""
     k = min(k, len(values))
     first = np.argpartition(-values, k - 1)[:k].astype(np.int32) if k else np.zeros(0, np.int32)

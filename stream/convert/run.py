@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -24,7 +24,7 @@ from driftline.stream.convert.sources import CONVERTED, QUERY, Sample, Source
 from driftline.stream.durable import durable_file
 from driftline.stream.events.checks import FUTURE, Problem, Report
 from driftline.stream.events.chunks import Form
-from driftline.stream.events.equal import EqualRows
+from driftline.stream.events.equal import EqualRows, Recent
 from driftline.stream.events.files import UNNAMED, by_action, item_counts, raw_chunks
 from driftline.stream.events.ids import Hints
 from driftline.stream.events.order import Order
@@ -199,13 +199,15 @@ def write_events(
     with bad_file(bad) as aside:
         rows = _watched(plan, done, aside, say)
         tables = sorted_rows(rows, to.parent) if sort else (pa.Table.from_batches([batch]) for batch in rows)
-        repeats = _Repeats(settings.state.dedupe_ids)
+        remembered = settings.state.dedupe_ids
+        before = Recent[str](remembered)  # as a Processor remembers them
         with parquet_file(to, plan.kind, dict.fromkeys(plan.mapping.kept, pa.string())) as writer:
             for table in tables:
                 writer.write_table(table, ROW_GROUP)
                 done.written += len(table)
-                repeats.see(table["event_id"])
-            done.bad, done.duplicates = aside.rows, repeats.found
+                if remembered:
+                    done.duplicates += sum(map(before.has, table["event_id"].drop_null().to_pylist()))
+            done.bad = aside.rows
             _refuse_bad(plan, done, bad, undone)  # within: so no file comes to be
             _refuse_unmeant(plan, done, settings)
     return done
@@ -286,8 +288,7 @@ def _below_zero(mapping: Mapping, batch: pa.RecordBatch) -> pa.Array:
 
 def _warn_of_future(report: Report, column: str, t_ms: Int64) -> None:
     problem = Problem(0, column, "in the future", str(t_ms[0]), FUTURE, True)
-    report.add(problem, keep=1)
-    report.counts[problem.kind, column] += len(t_ms) - 1
+    report.add(problem, keep=1, times=len(t_ms))
 
 
 def _refuse_unmeant(plan: Plan, done: Done, settings: Settings) -> None:
@@ -346,25 +347,3 @@ def parquet_file(
     schema = pa.schema(fields, {CONVERTED: kind.schema.encode()})
     with durable_file(to) as file, pq.ParquetWriter(file, schema, compression="zstd", **packed) as writer:
         yield writer
-
-
-class _Repeats:
-    """Counts event_ids that are among the last ones already, as a Processor does."""
-
-    def __init__(self, remembered: int) -> None:
-        self.found, self._remembered = 0, remembered
-        self._known: set[str] = set()
-        self._by_age: deque[str] = deque()
-
-    def see(self, ids: pa.ChunkedArray) -> None:
-        """Takes the ids of the next rows."""
-        if not self._remembered or ids.null_count == len(ids):
-            return
-        for one in ids.drop_null().to_pylist():
-            if one in self._known:
-                self.found += 1
-                continue
-            self._known.add(one)
-            self._by_age.append(one)
-            if len(self._known) > self._remembered:
-                self._known.remove(self._by_age.popleft())

@@ -153,14 +153,14 @@ class Report:
         """True if nothing but warnings was found."""
         return all(key in self.warnings for key in self.counts)
 
-    def add(self, problem: Problem, warning: bool = False, keep: int = 5) -> None:
-        """Count a problem and keep the first `keep` of its kind as examples."""
+    def add(self, problem: Problem, warning: bool = False, keep: int = 5, times: int = 1) -> None:
+        """Count a problem, which so many rows have, and keep the first `keep` of its kind as examples."""
         key = (problem.kind, problem.column)
         if warning or problem.warning:
             self.warnings.add(key)
         if self.counts[key] < keep:
             self.examples.append(problem)
-        self.counts[key] += 1
+        self.counts[key] += times
 
     def as_json(self) -> dict[str, Any]:
         """The report as plain values."""

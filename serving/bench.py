@@ -14,15 +14,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
-from contextlib import ExitStack, contextmanager
-from functools import partial
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import grpc
 import numpy as np
 import psutil
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from driftline.configs.addresses import free_port
 from driftline.configs.errors import ServingError
@@ -30,8 +28,7 @@ from driftline.configs.settings import Settings
 from driftline.serving.bench_load import TIMEOUT_S, channels, closed_loop, most_per_s
 from driftline.serving.bench_parts import recommend_parts
 from driftline.serving.bench_world import ITEMS, World, build_world
-from driftline.serving.health import SERVING, Health
-from driftline.serving.server import SERVICE, run_server
+from driftline.serving.server import run_server
 from driftline.serving.transport import direct_channel
 from driftline.v1 import recommendation_pb2 as pb
 from driftline.v1 import recommendation_pb2_grpc as pb_grpc
@@ -42,6 +39,8 @@ TARGETS_P99_MS = {"recommend": 50.0, "get_user_state": 10.0}
 _ECHO_BYTES = 1000
 _WARM_UP = 30
 _START_S = 60.0
+CONNECTIONS = 32
+"""To several processes on one port: the kernel spreads connections, and few are spread unevenly."""
 
 Tell = Callable[[str], None]
 Call = Callable[[int], object]
@@ -75,17 +74,17 @@ def bench_serve(
         tell(f"building a shop of {items:,} items")
         world = build_world(own, items)
         tell("measuring an echo")
-        with _processes("echo", own, 1) as (channel, server):
+        with _process("echo", own) as server, _channel(own) as channel:
             echo = channel.unary_unary("/echo/Echo", lambda data: data, lambda data: data)
             payload = bytes(_ECHO_BYTES)
             results: dict[str, Any] = {"echo": _timed(lambda n: echo(payload), requests, server)}
-            results["echo"]["per_s"] = closed_loop([lambda n: echo(payload)] * clients, requests)
-        with _processes("serve", own, 1) as (channel, server):
+            results["echo"]["per_s"] = closed_loop([lambda n: echo(payload)] * clients, requests)["per_s"]
+        with _process("serve", own) as server, _channel(own) as channel:
             for name, call in _calls(channel, world).items():
                 tell(f"measuring {name}")
                 count = max(1, requests // BATCH) if name == "recommend_batch" else requests
                 results[name] = _timed(call, count, server)
-                results[name]["per_s"] = closed_loop([call] * clients, count)
+                results[name]["per_s"] = closed_loop([call] * clients, count)["per_s"]
         results["recommend_batch"]["users"] = BATCH
         tell("measuring the parts of recommend")
         results["recommend"]["parts_us"] = recommend_parts(own, world, requests)
@@ -106,29 +105,37 @@ def bench_serve(
 def _spread(
     own: Settings, world: World, processes: int, requests: int, clients: int, seconds: float
 ) -> dict[str, object]:
-    """Rates of Recommend with a connection for each client: a closed loop, and arrivals that wait for nobody."""
+    """Rates of Recommend by many connections: a closed loop, and arrivals that wait for nobody."""
     data = own.model_dump(mode="json")
     data["serving"]["reuse_port"] = True
     shared = Settings.model_validate(data)
     options = pb.SlateOptions(request_time_ms=world.now_ms)
-    with _processes("serve", shared, processes):
-        connected = channels(f"127.0.0.1:{shared.serving.port}", clients)
-        try:
-            stubs: list[Any] = [pb_grpc.RecommendationServiceStub(channel) for channel in connected]
+    with ExitStack() as stack:
+        servers = [stack.enter_context(_process("serve", shared)) for _ in range(processes)]
+        connected = channels(f"127.0.0.1:{shared.serving.port}", CONNECTIONS)
+        stubs: list[Any] = [pb_grpc.RecommendationServiceStub(stack.enter_context(channel)) for channel in connected]
 
-            def request(n: int) -> pb.RecommendRequest:
-                return pb.RecommendRequest(user_id=world.user_ids[n % len(world.user_ids)], options=options)
+        def request(n: int) -> pb.RecommendRequest:
+            return pb.RecommendRequest(user_id=world.user_ids[n % len(world.user_ids)], options=options)
 
-            calls = [partial(lambda stub, n: stub.Recommend(request(n)), stub) for stub in stubs]
-            asks = [
-                partial(lambda stub, n: stub.Recommend.future(request(n), timeout=TIMEOUT_S), stub) for stub in stubs
-            ]
-            closed_loop(calls, min(requests, _WARM_UP * clients))
-            closed = closed_loop(calls, requests)
-            return {"closed_per_s": closed, "open": most_per_s(asks, seconds)}
-        finally:
-            for channel in connected:
-                channel.close()
+        def call(n: int) -> object:
+            return stubs[n % CONNECTIONS].Recommend(request(n))
+
+        def ask(n: int) -> grpc.Future:
+            return stubs[n % CONNECTIONS].Recommend.future(request(n), timeout=TIMEOUT_S)
+
+        closed_loop([call] * clients, _WARM_UP * CONNECTIONS)
+        closed = closed_loop([call] * clients, requests)
+        return {
+            "connections": [_connections(server, shared.serving.port) for server in servers],
+            **{f"closed_{name}": value for name, value in closed.items()},
+            "open": most_per_s([ask], seconds),
+        }
+
+
+def _connections(server: psutil.Process, port: int, status: str = psutil.CONN_ESTABLISHED) -> int:
+    """Connections of one process at its side of the port; with CONN_LISTEN, sockets that take new ones."""
+    return sum(held.laddr.port == port and held.status == status for held in server.net_connections("tcp"))
 
 
 def _own(settings: Settings, directory: Path) -> Settings:
@@ -196,17 +203,13 @@ def _timed(call: Call, requests: int, server: psutil.Process) -> dict[str, Any]:
     return {name: round(float(value), 3) for name, value in figures.items()}
 
 
-@contextmanager
-def _processes(part: str, settings: Settings, count: int) -> Iterator[tuple[grpc.Channel, psutil.Process]]:
-    """A channel to servers in processes of their own, once each is ready, and the first process."""
-    with ExitStack() as stack:
-        opened = [stack.enter_context(_process(part, settings)) for _ in range(count)]
-        yield opened[0]
+def _channel(settings: Settings) -> grpc.Channel:
+    return direct_channel(f"127.0.0.1:{settings.serving.port}")
 
 
 @contextmanager
-def _process(part: str, settings: Settings) -> Iterator[tuple[grpc.Channel, psutil.Process]]:
-    """A channel to a server in a process of its own, once it is ready, and the process."""
+def _process(part: str, settings: Settings) -> Iterator[psutil.Process]:
+    """A server in a process of its own, once it is ready."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     command = [sys.executable, "-P", "-m", "driftline.serving.bench", part]
     with subprocess.Popen(command, stdin=subprocess.PIPE, env=environment) as process:
@@ -214,22 +217,20 @@ def _process(part: str, settings: Settings) -> Iterator[tuple[grpc.Channel, psut
             process.stdin.write(settings.model_dump_json().encode())
             process.stdin.close()
         try:
-            with direct_channel(f"127.0.0.1:{settings.serving.port}") as channel:
-                _wait(channel, process)
-                yield channel, psutil.Process(process.pid)
+            server = psutil.Process(process.pid)
+            _wait(server, process, settings.serving.port)
+            yield server
         finally:
             process.terminate()
 
 
-def _wait(channel: grpc.Channel, process: subprocess.Popen[bytes]) -> None:
+def _wait(server: psutil.Process, process: subprocess.Popen[bytes], port: int) -> None:
+    """Until this process takes calls: another one on the same port would answer in its place if it were asked."""
     deadline = time.monotonic() + _START_S
-    check = health_pb2_grpc.HealthStub(channel).Check
     while process.poll() is None and time.monotonic() < deadline:
-        try:
-            if check(health_pb2.HealthCheckRequest(service=SERVICE)).status == health_pb2.HealthCheckResponse.SERVING:
+        with suppress(psutil.Error):  # it ended: the next round sees that
+            if _connections(server, port, psutil.CONN_LISTEN):
                 return
-        except grpc.RpcError:
-            pass
         time.sleep(0.05)
     raise ServingError(f"the measured server did not start within {_START_S:g} s; its messages above say why")
 
@@ -239,7 +240,6 @@ def _echo(settings: Settings) -> None:
     server = grpc.server(futures.ThreadPoolExecutor(settings.serving.threads))
     handler = grpc.unary_unary_rpc_method_handler(lambda data, context: data)
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("echo", {"Echo": handler}),))
-    health_pb2_grpc.add_HealthServicer_to_server(Health({SERVICE: SERVING}, 1), server)
     server.add_insecure_port(f"127.0.0.1:{settings.serving.port}")
     server.start()
     threading.Event().wait()

@@ -34,14 +34,22 @@ def channels(address: str, count: int) -> list[grpc.Channel]:
     return [grpc.insecure_channel(address, options) for _ in range(count)]
 
 
-def closed_loop(calls: Sequence[Callable[[int], object]], requests: int) -> float:
-    """Answers a second of several clients that ask one after the other, each with a call of its own."""
+def closed_loop(calls: Sequence[Callable[[int], object]], requests: int) -> dict[str, float]:
+    """Several clients that ask one after the other, each with a call of its own: {"per_s", "p50_ms", "p99_ms"}."""
+    took_ms = np.empty(requests)
+
+    def ask(client: int) -> None:
+        for n in range(client, requests, len(calls)):
+            begun = time.perf_counter()
+            calls[client](n)
+            took_ms[n] = (time.perf_counter() - begun) * 1000
+
     started = time.perf_counter()
     with futures.ThreadPoolExecutor(len(calls)) as pool:
-        list(
-            pool.map(lambda client: [calls[client](n) for n in range(client, requests, len(calls))], range(len(calls)))
-        )
-    return round(requests / (time.perf_counter() - started), 1)
+        list(pool.map(ask, range(len(calls))))
+    per_s = requests / (time.perf_counter() - started)
+    p50_ms, p99_ms = np.percentile(took_ms, (50, 99))
+    return {"per_s": round(per_s, 1), "p50_ms": round(float(p50_ms), 3), "p99_ms": round(float(p99_ms), 3)}
 
 
 def open_loop(asks: Sequence[Ask], rate_per_s: float, seconds: float, seed: int = 0) -> dict[str, float]:

@@ -13,13 +13,22 @@ PINGS_MS = 5000
 KEEPALIVE_MS = 20_000
 ANSWER_MS = 10_000
 """A client that vanished without a word is noticed after KEEPALIVE_MS and this; its streams give their threads back."""
+AGE_MS = 300_000
+"""Of a connection to one of several processes on a port: a new one may lead to another, as to one that came back."""
 DIRECT = (("grpc.enable_http_proxy", 0),)
 """Options of a channel that http_proxy, https_proxy and grpc_proxy do not divert."""
 
 
 def server_options(reuse_port: bool) -> tuple[tuple[str, int], ...]:
-    """Options of the server: its own pings, and which of its clients it puts up with."""
+    """Options of the server: its own pings, and which of its clients it puts up with.
+
+    Args:
+        reuse_port: others may listen there, so a connection takes no new calls once it is `AGE_MS` old (give or take a
+            tenth, as gRPC draws it); calls and streams that it has end as they would.
+    """
+    ages = (("grpc.max_connection_age_ms", AGE_MS),) if reuse_port else ()
     return (
+        *ages,
         ("grpc.so_reuseport", int(reuse_port)),
         ("grpc.keepalive_time_ms", KEEPALIVE_MS),
         ("grpc.keepalive_timeout_ms", ANSWER_MS),

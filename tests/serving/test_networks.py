@@ -23,6 +23,8 @@ from driftline.graph.rows import Event
 from driftline.serving import forget, guard, transport
 from driftline.serving.local import client_of
 from driftline.serving.server import Server
+from driftline.serving.service import RecommendationService
+from driftline.serving.transport import direct_channel
 from driftline.v1 import recommendation_pb2 as pb
 from driftline.v1 import recommendation_pb2_grpc as pb_grpc
 
@@ -39,6 +41,31 @@ def test_a_watch_lives_through_pings_more_often_than_every_five_minutes(worker, 
         watch = pb_grpc.RecommendationServiceStub(channel).WatchUserState(request)
         assert next(watch).user_state.known
         time.sleep(3.0)
+        worker.apply([Event("user-1", "item-1", START_MS + 10**10)])
+        assert next(watch).user_state.freshness.last_event_ms == START_MS + 10**10
+        watch.cancel()
+
+
+def test_a_connection_to_one_of_several_processes_ages_and_takes_neither_call_nor_watch_with_it(
+    worker, settings, snapshot, monkeypatch
+):
+    monkeypatch.setattr(transport, "AGE_MS", 300)
+    several = settings.model_copy(update={"serving": settings.serving.model_copy(update={"reuse_port": True})})
+    peers = set()
+
+    def note(self, request, context):
+        peers.add(context.peer())
+        return pb.GetUserStateResponse()
+
+    monkeypatch.setattr(RecommendationService, "GetUserState", note)
+    with Server(several) as server, direct_channel(f"127.0.0.1:{server.port}") as channel:
+        stub = pb_grpc.RecommendationServiceStub(channel)
+        watch = stub.WatchUserState(pb.WatchUserStateRequest(user_id="user-1"))
+        assert next(watch).user_state.known
+        until = time.monotonic() + 3.0
+        while time.monotonic() < until:
+            stub.GetUserState(pb.GetUserStateRequest(user_id="user-1"))
+        assert len(peers) > 2
         worker.apply([Event("user-1", "item-1", START_MS + 10**10)])
         assert next(watch).user_state.freshness.last_event_ms == START_MS + 10**10
         watch.cancel()

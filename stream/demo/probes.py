@@ -18,8 +18,12 @@ from driftline.configs.security import producer_options
 from driftline.serving.local import local_address
 from driftline.serving.transport import direct_channel
 from driftline.stream.demo.parts import LOGS, DemoError
+from driftline.stream.events.produce import LINGER_MS
 from driftline.v1 import recommendation_pb2 as pb
 from driftline.v1 import recommendation_pb2_grpc as pb_grpc
+
+POLL_S = 0.02
+"""Between two looks at a state that lacks an event: every one of them costs the service what a user's question does."""
 
 
 class Serving:
@@ -92,7 +96,7 @@ class Sender:
     def __init__(self, broker: settings.Broker, bootstrap: str) -> None:
         self.newest = Sent()
         self._topic = broker.prefix + "interactions"
-        self._producer = KafkaProducer(**producer_options(broker, bootstrap), linger_ms=1)
+        self._producer = KafkaProducer(**producer_options(broker, bootstrap), linger_ms=LINGER_MS)
 
     def send(self, key: bytes | None, value: bytes) -> None:
         """Hands an encoded event to the producer."""
@@ -172,7 +176,7 @@ class Probes:
                 if self._serving.state(sent.user_id, latest=1).provenance.user_state_version > sent.offset:
                     self.measured.event_to_state_ms.append((time.monotonic() - sent.at_s) * 1000)
                     break
-                time.sleep(0.005)
+                time.sleep(POLL_S)
             for _ in range(3):
                 before = time.perf_counter()
                 self._serving.recommend(sent.user_id, sent.t_ms + 1000)

@@ -29,11 +29,6 @@ Rows = tuple[int, list[Event]]
 """A partition and the rows of one group in order of their offsets in it."""
 
 
-def is_of_share(number: int, share: float) -> bool:
-    """Whether the group of a number is one of an even share of all."""
-    return int(number * share) > int((number - 1) * share)
-
-
 class OpenGroups:
     """The open groups of all partitions.
 

@@ -8,7 +8,7 @@
 
 Why a restart loses nothing: reading goes on at the offsets that the checkpoint holds, and the groups that were open go
 on with it, so each event is learnt exactly once by the weights that survive. While it lags it learns a share of the
-groups (`trainer.catch_up_share`) and only counts the others; the shares are part of the metrics.
+groups (`pace`) and only counts the others; the shares are part of the metrics.
 """
 
 from __future__ import annotations
@@ -45,9 +45,10 @@ from driftline.stream.kafka.identity import Identity
 from driftline.stream.learn.catalogue import NOWHERE, Catalogue, CatalogueLabels, CatalogueTexts
 from driftline.stream.learn.checkpoint import read_checkpoint, write_checkpoint
 from driftline.stream.learn.gate import LevelGate
-from driftline.stream.learn.groups import OpenGroups, is_of_share
+from driftline.stream.learn.groups import OpenGroups
 from driftline.stream.learn.kept import KeptRows
 from driftline.stream.learn.learner import LEARNING_SECTIONS, StreamLearner, group_of, learning_sha256
+from driftline.stream.learn.pace import Pace
 from driftline.stream.learn.profiles import StreamProfiles
 from driftline.stream.learn.publishing import Publishing
 from driftline.stream.ops.backlog import write_standing
@@ -107,6 +108,7 @@ class Trainer:
         """Which log the offsets are of, by partition; empty where that is not known."""
         self.metrics = TrainerMetrics()
         self.lag = 0
+        self.pace = Pace(settings.trainer.catch_up_events, settings.trainer.catch_up_share)
         self.taken = self.closed = 0
         """Records taken in, and groups closed, since the start."""
         self._open = OpenGroups(settings.state.ordered)
@@ -395,7 +397,7 @@ class Trainer:
             "offsets": dict(self.offsets),
             "topic": {partition: (i.topic_id, i.offset, i.mark) for partition, i in self.topic.items()},
             "open": self._open.state(),
-            "groups": (self._groups, self._learnt_groups),
+            "groups": (self._groups, self._learnt_groups, self.pace.taken.owed),
             "ndcg": list(self._ndcg),
             "unpublished": max(self._since_publish + self._unwritten, int(self._catalogue_news)),
             "catalogue": self.catalogue.state_dict(),
@@ -460,15 +462,10 @@ class Trainer:
             return "no_target"
         if events[0].timestamp_ms < view.last_update_ms:
             return "late"  # the row holds the user's future
-        learnt = self._is_learnt()
+        learnt = self.pace.takes_next(self.lag)
         self._groups += 1
         self._learnt_groups += learnt
         return "learnt" if learnt else "counted"
-
-    def _is_learnt(self) -> bool:
-        """Every group while it keeps up, an even share of them while it lags."""
-        trainer = self.settings.trainer
-        return self.lag <= trainer.catch_up_events or is_of_share(self._groups, trainer.catch_up_share)
 
     def _withdrawn_now(self) -> frozenset[str]:
         return self.catalogue.withdrawn(self.learner.table)
@@ -517,7 +514,8 @@ class Trainer:
             self.offsets.update(state["offsets"])
             self.topic = {partition: Identity(*known) for partition, known in state.get("topic", {}).items()}
             self._open.load(state.get("open", []))
-            self._groups, self._learnt_groups = state["groups"]
+            self._groups, self._learnt_groups, *owed = state["groups"]
+            self.pace.taken.owed = sum(owed)  # of a checkpoint that tells it
             self._ndcg.extend(state["ndcg"])
             self._since_publish = state.get("unpublished", 0)
             self._judged = dict(state.get("judged", {}))

@@ -6,7 +6,7 @@
 A profile is valid from the event time that the stream has reached when it is appended: no reader can use it for a
 request of an earlier time. Requests that a crash leaves unanswered are read again, since the topic keeps the newest of
 each user and what was answered is in `profiles`; so a signal ends the process in the middle of a batch, which may take
-minutes where others need the processor. The process gives way to all others (nice).
+minutes where others need the processor. The process gives way to all others (SCHED_IDLE).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any
 
 import orjson
@@ -179,10 +179,20 @@ def run_profiler(settings: Settings, bootstrap: str, until_caught_up: bool = Fal
         with stopping.cutting():
             encoder = TextEncoder(settings.encoder) if settings.ranker.text_dim else None
             generator = ProfileGenerator(make_client(settings.llm), settings.profiles, encoder)
+        give_way()
         with outlet(settings.broker, bootstrap, "driftline-profiler") as send:
             _run(Profiler(settings, generator, send, stopping.cutting), bootstrap, until_caught_up, stopping)
     except CutShort:
         LOG.info("stopping; who waits for a profile is asked for again at the next start")
+
+
+def give_way() -> None:
+    """Leaves the processor to every other process, where the system has a policy for that (Linux).
+
+    A process that is nice alone keeps a core while others wait at another one; an idle one's core counts as free.
+    """
+    with suppress(AttributeError, OSError):
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
 
 
 def _run(profiler: Profiler, bootstrap: str, until_caught_up: bool, stopping: Stopping) -> None:

@@ -12,8 +12,8 @@ from driftline.model.clocks import Clocks
 from driftline.model.engine import GATE, MAIN, EngineSlate, ranker_part
 from driftline.model.ranker import HEADS
 from driftline.model.standing import is_known, sentence
-from driftline.stream.learn.groups import is_of_share
 from driftline.stream.learn.learner import StreamLearner
+from driftline.stream.learn.pace import EvenShare
 from driftline.stream.replay.arms import Arrival, Cost, Ranking, Request, Setup, Slate
 from driftline.stream.replay.inputs import labels_of, replay_profiles, texts_of
 from driftline.stream.state.store import state_sha256
@@ -49,18 +49,6 @@ class NoEngine:
         return True
 
 
-class Share:
-    """An even share of the groups that could be learnt; a trainer that lags chooses alike."""
-
-    def __init__(self, share: float) -> None:
-        self.share, self._seen = share, 0
-
-    def takes_next(self) -> bool:
-        """Whether the next group is one of it."""
-        self._seen += 1
-        return is_of_share(self._seen, self.share)
-
-
 class EnginePass:
     """One StreamLearner and what several arms of one pass ask of it, each thing computed once.
 
@@ -75,7 +63,7 @@ class EnginePass:
     def __init__(
         self, setup: Setup, settings: Settings, whole: bool = True, share: float | None = None, ranks: bool = False
     ) -> None:
-        self.share = Share(setup.learn_share if share is None else share)
+        self.share = EvenShare(setup.learn_share if share is None else share)
         self.setup, self.settings, self.whole, self.ranks = setup, settings, whole, ranks
         self.clocks = Clocks()
         self.learner = self._learner()

@@ -10,8 +10,9 @@ import numpy as np
 from driftline.configs.settings import Settings
 from driftline.model.plugs import wanted_history
 from driftline.model.sequence import SequenceLearner
+from driftline.stream.learn.pace import EvenShare
 from driftline.stream.replay.arms import Arrival, Cost, Ranking, Request, Setup, Slate
-from driftline.stream.replay.engine_pass import EnginePass, Share
+from driftline.stream.replay.engine_pass import EnginePass
 from driftline.stream.replay.inputs import replay_texts
 
 
@@ -24,7 +25,7 @@ class SequenceArm:
         self.name, self._setup, self._settings, self._shared = name, setup, settings, shared
         self._own: SequenceLearner | None = None
         self._train_s = self._score_s = 0.0
-        self.trained_share, self._share = setup.learn_share, Share(setup.learn_share)
+        self.trained_share, self._share = setup.learn_share, EvenShare(setup.learn_share)
 
     def _lent(self) -> SequenceLearner | None:
         """The learner of the shared pass where it trains the same backbone."""

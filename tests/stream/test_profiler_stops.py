@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -57,6 +59,7 @@ def test_a_profiler_ends_in_the_middle_of_a_batch_and_the_next_one_writes_it(wor
         sender.send(prefix + "profile-requests", key=user_id.encode(), value=orjson.dumps(asked))
     sender.close()
     monkeypatch.setattr(module.os, "nice", lambda by: 0)
+    monkeypatch.setattr(module, "give_way", lambda: None)  # it would hold for all that this process does
     monkeypatch.setattr(module, "TextEncoder", lambda settings: None)
     monkeypatch.setattr(module, "make_client", lambda settings: Slow())
     settings = world.settings.model_copy(
@@ -70,3 +73,10 @@ def test_a_profiler_ends_in_the_middle_of_a_batch_and_the_next_one_writes_it(wor
     monkeypatch.setattr(module, "make_client", lambda settings: make_client(template))
     module.run_profiler(settings, world.bootstrap, until_caught_up=True)
     assert sorted(profiles_of(world)) == list(USERS)
+
+
+@pytest.mark.skipif(not hasattr(os, "SCHED_IDLE"), reason="this system has no idle policy")
+def test_the_processor_is_for_whoever_else_wants_it() -> None:
+    code = "from driftline.stream.profile.profiler import give_way, os; give_way(); print(os.sched_getscheduler(0))"
+    said = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True).stdout
+    assert int(said) == os.SCHED_IDLE

@@ -10,7 +10,6 @@ from driftline.stream.bundled import EVENTS
 from driftline.stream.events.files import read_columns
 from driftline.stream.learn.learner import NoProfiles, StreamLearner, group_of
 from driftline.stream.replay.arms import Setup
-from driftline.stream.replay.engine_pass import Share
 from driftline.stream.replay.log import EventLog
 from driftline.stream.replay.protocol import questions
 from driftline.stream.replay.registry import build_arm
@@ -22,26 +21,6 @@ SETTINGS = Settings(
     model=Model(dim=8, blocks=1, max_len=20, step_groups=4),
     ranker=Ranker(hidden=8, members=1),
 )
-
-
-@pytest.mark.parametrize("share", [1.0, 0.5, 0.1, 0.3])
-def test_a_share_is_spread_evenly(share):
-    one = Share(share)
-    taken = np.array([one.takes_next() for _ in range(1000)])
-    assert taken.sum() == pytest.approx(1000 * share, abs=1)
-    assert all(abs(part.sum() - 100 * share) <= 1 for part in np.split(taken, 10))
-
-
-def test_a_trainer_that_lags_learns_the_same_groups(monkeypatch):
-    from driftline.stream.learn.trainer import Trainer
-
-    class Lagging:
-        settings, lag, _groups = Settings(), 10**6, 0
-
-    trainer, one = Lagging(), Share(Settings().trainer.catch_up_share)
-    for _ in range(100):
-        trainer._groups += 1
-        assert Trainer._is_learnt(trainer) == one.takes_next()
 
 
 def driven(share):

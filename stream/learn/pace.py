@@ -69,10 +69,10 @@ class Pace:
         if waited_s >= TICK_S:
             took = (taken - taken_before) / waited_s
             self._came.append((lag - lag_before) / waited_s + took)
-            if lag_before > self._calm:
-                self._took.append(took)
-            else:  # it may have waited for some to come, so that says nothing of how many it can take
+            if lag_before <= self._calm:  # it may have waited for some to come, which says nothing of what it can take
                 self._took.clear()
+            elif took:  # else it waited for another partition
+                self._took.append(took)
             self._adapt(lag, median(self._came), fmean(self._took) if self._took else None)
         if waited_s >= TICK_S or self._before is None:
             self._before = lag, taken, now_s

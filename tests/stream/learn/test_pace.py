@@ -89,6 +89,13 @@ def test_a_long_history_is_learnt_by_the_share_and_its_end_whole() -> None:
     assert learnt[-last:].all()
 
 
+def test_who_waits_for_another_partition_learns_no_less_for_it() -> None:
+    pace = Pace(MOST, LEAST)
+    for second in range(30):
+        pace.see(2000, 100, float(second))
+    assert pace.share(2000) == 1.0
+
+
 def test_the_share_comes_back_when_less_comes() -> None:
     times, lags, learnt = played(lambda now: 1200 * min(now, 100) + 50 * max(now - 100, 0), 0.04, 0.004, 300)
     assert lags[times > 150].max() < CALM * MOST

@@ -78,13 +78,13 @@ def bench_serve(
             echo = channel.unary_unary("/echo/Echo", lambda data: data, lambda data: data)
             payload = bytes(_ECHO_BYTES)
             results: dict[str, Any] = {"echo": _timed(lambda n: echo(payload), requests, server)}
-            results["echo"]["per_s"] = closed_loop([lambda n: echo(payload)] * clients, requests)["per_s"]
+            results["echo"]["per_s"] = closed_loop(lambda n: echo(payload), clients, requests)["per_s"]
         with _process("serve", own) as server, _channel(own) as channel:
             for name, call in _calls(channel, world).items():
                 tell(f"measuring {name}")
                 count = max(1, requests // BATCH) if name == "recommend_batch" else requests
                 results[name] = _timed(call, count, server)
-                results[name]["per_s"] = closed_loop([call] * clients, count)["per_s"]
+                results[name]["per_s"] = closed_loop(call, clients, count)["per_s"]
         results["recommend_batch"]["users"] = BATCH
         tell("measuring the parts of recommend")
         results["recommend"]["parts_us"] = recommend_parts(own, world, requests)
@@ -124,12 +124,12 @@ def _spread(
         def ask(n: int) -> grpc.Future:
             return stubs[n % CONNECTIONS].Recommend.future(request(n), timeout=TIMEOUT_S)
 
-        closed_loop([call] * clients, _WARM_UP * CONNECTIONS)
-        closed = closed_loop([call] * clients, requests)
+        closed_loop(call, clients, _WARM_UP * CONNECTIONS)
+        closed = closed_loop(call, clients, requests)
         return {
             "connections": [_connections(server, shared.serving.port) for server in servers],
             **{f"closed_{name}": value for name, value in closed.items()},
-            "open": most_per_s([ask], seconds),
+            "open": most_per_s(ask, seconds),
         }
 
 

@@ -34,29 +34,29 @@ def channels(address: str, count: int) -> list[grpc.Channel]:
     return [grpc.insecure_channel(address, options) for _ in range(count)]
 
 
-def closed_loop(calls: Sequence[Callable[[int], object]], requests: int) -> dict[str, float]:
-    """Several clients that ask one after the other, each with a call of its own: {"per_s", "p50_ms", "p99_ms"}."""
+def closed_loop(call: Callable[[int], object], clients: int, requests: int) -> dict[str, float]:
+    """Several clients of which each asks again once it is answered: {"per_s", "p50_ms", "p99_ms"}."""
     took_ms = np.empty(requests)
 
     def ask(client: int) -> None:
-        for n in range(client, requests, len(calls)):
+        for n in range(client, requests, clients):
             begun = time.perf_counter()
-            calls[client](n)
+            call(n)
             took_ms[n] = (time.perf_counter() - begun) * 1000
 
     started = time.perf_counter()
-    with futures.ThreadPoolExecutor(len(calls)) as pool:
-        list(pool.map(ask, range(len(calls))))
+    with futures.ThreadPoolExecutor(clients) as pool:
+        list(pool.map(ask, range(clients)))
     per_s = requests / (time.perf_counter() - started)
     p50_ms, p99_ms = np.percentile(took_ms, (50, 99))
     return {"per_s": round(per_s, 1), "p50_ms": round(float(p50_ms), 3), "p99_ms": round(float(p99_ms), 3)}
 
 
-def open_loop(asks: Sequence[Ask], rate_per_s: float, seconds: float, seed: int = 0) -> dict[str, float]:
+def open_loop(ask: Ask, rate_per_s: float, seconds: float, seed: int = 0) -> dict[str, float]:
     """Latencies in ms from the drawn time of each request to its answer, with Poisson arrivals.
 
     Args:
-        asks: begin a call and return its future; used in turn.
+        ask: begins the n-th call and returns its future.
         rate_per_s: mean arrivals a second.
         seconds: how long; at least `_LEAST` requests are sent.
 
@@ -78,7 +78,7 @@ def open_loop(asks: Sequence[Ask], rate_per_s: float, seconds: float, seed: int 
         rest_s = due_s[n] - (time.perf_counter() - started)
         if rest_s > 0:
             time.sleep(rest_s)
-        asks[n % len(asks)](n).add_done_callback(lambda future, n=n: done(n, future))
+        ask(n).add_done_callback(lambda future, n=n: done(n, future))
     until = time.monotonic() + TIMEOUT_S
     for _ in range(requests):
         if not left.acquire(timeout=max(0.0, until - time.monotonic())):
@@ -95,12 +95,12 @@ def open_loop(asks: Sequence[Ask], rate_per_s: float, seconds: float, seed: int 
     }
 
 
-def most_per_s(asks: Sequence[Ask], seconds: float, rates: Sequence[float] = RATES_PER_S) -> dict[str, object]:
+def most_per_s(ask: Ask, seconds: float, rates: Sequence[float] = RATES_PER_S) -> dict[str, object]:
     """The largest rate that is answered within `P99_MS`, and every rate tried: {"per_s", "p99_ms", "rates"}."""
     tried: list[dict[str, float]] = []
     best = 0.0
     for rate in rates:
-        tried.append(open_loop(asks, rate, seconds))
+        tried.append(open_loop(ask, rate, seconds))
         if tried[-1]["p99_ms"] > P99_MS or tried[-1]["failed"]:
             break
         best = float(rate)

@@ -213,15 +213,13 @@ def _polled(
     ends = reader.end_offsets(main_places)
     behind = {place.partition: ends[place] - reader.position(place) for place in main_places}
     left = sum(behind.values()) + len(merge)
-    trainer.pace.see(left, trainer.taken, now_s)
-    trainer.metrics.lag.set(left)
+    trainer.behind(left, now_s)
     for partition, record in merge.ready([number for number, more in behind.items() if more > 0], now_s, 500):
         left -= 1
         if time.monotonic() - now_s > ENDS_S:
             before, ends, now_s = ends, reader.end_offsets(main_places), time.monotonic()
             left += sum(ends.values()) - sum(before.values())
-            trainer.pace.see(left, trainer.taken, now_s)
-            trainer.metrics.lag.set(left)
+            trainer.behind(left, now_s)
         trainer.lag = left
         yield partition, record
     trainer.lag = left

@@ -50,7 +50,7 @@ class Pace:
         self._before: tuple[int, int, float] | None = None
         self._came: deque[float] = deque(maxlen=TICKS)
         self._took: deque[float] = deque(maxlen=TICKS)
-        self.taken = EvenShare()
+        self.even = EvenShare()
 
     def share(self, lag: int) -> float:
         """Of the groups, with so many records to take."""
@@ -89,5 +89,5 @@ class Pace:
 
     def takes_next(self, lag: int) -> bool:
         """Whether the next group is learnt, with so many records to take."""
-        self.taken.share = self.share(lag)
-        return self.taken.takes_next()
+        self.even.share = self.share(lag)
+        return self.even.takes_next()

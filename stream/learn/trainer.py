@@ -240,6 +240,12 @@ class Trainer:
             for number, events in self._open.add(partition, event, time.monotonic()):
                 self._learn(number, events)
 
+    def behind(self, lag: int, now_s: float) -> None:
+        """Says how many records there are to take, as the log's end was just asked for, by a monotonic clock."""
+        self.lag = lag
+        self.pace.see(lag, self.taken, now_s)
+        self.metrics.lag.set(lag)
+
     def forget(self, user_id: str) -> None:
         """Drops what is kept of a user, and soon after the checkpoint, and the current snapshot, that still have it."""
         self._open.drop(user_id)
@@ -397,7 +403,7 @@ class Trainer:
             "offsets": dict(self.offsets),
             "topic": {partition: (i.topic_id, i.offset, i.mark) for partition, i in self.topic.items()},
             "open": self._open.state(),
-            "groups": (self._groups, self._learnt_groups, self.pace.taken.owed),
+            "groups": (self._groups, self._learnt_groups, self.pace.even.owed),
             "ndcg": list(self._ndcg),
             "unpublished": max(self._since_publish + self._unwritten, int(self._catalogue_news)),
             "catalogue": self.catalogue.state_dict(),
@@ -515,7 +521,7 @@ class Trainer:
             self.topic = {partition: Identity(*known) for partition, known in state.get("topic", {}).items()}
             self._open.load(state.get("open", []))
             self._groups, self._learnt_groups, *owed = state["groups"]
-            self.pace.taken.owed = sum(owed)  # of a checkpoint that tells it
+            self.pace.even.owed = sum(owed)  # of a checkpoint that tells it
             self._ndcg.extend(state["ndcg"])
             self._since_publish = state.get("unpublished", 0)
             self._judged = dict(state.get("judged", {}))

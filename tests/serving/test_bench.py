@@ -51,9 +51,9 @@ class Slow:
 def test_arrivals_that_wait_for_nobody_see_the_queue_that_a_closed_loop_does_not(monkeypatch):
     monkeypatch.setattr(bench_load, "_LEAST", 10)
     server = Slow()
-    calm = bench_load.open_loop([server.ask], 20, 0.1)
-    swamped = bench_load.open_loop([server.ask], 400, 0.25)
-    assert bench_load.closed_loop([lambda n: server.ask(n).result()], 20)["per_s"] <= 100
+    calm = bench_load.open_loop(server.ask, 20, 0.1)
+    swamped = bench_load.open_loop(server.ask, 400, 0.25)
+    assert bench_load.closed_loop(lambda n: server.ask(n).result(), 1, 20)["per_s"] <= 100
     assert calm["p50_ms"] < 100 < swamped["p99_ms"]
     assert swamped["answered_per_s"] <= 100
 
@@ -64,7 +64,7 @@ def test_the_largest_rate_is_the_last_one_before_one_is_too_slow_or_fails():
         future.set_exception(OSError("gone"))
         return future
 
-    assert bench_load.most_per_s([broken], 0.01, rates=(2000, 3000)) | {"rates": None} == {
+    assert bench_load.most_per_s(broken, 0.01, rates=(2000, 3000)) | {"rates": None} == {
         "per_s": 0.0,
         "within_p99_ms": bench_load.P99_MS,
         "rates": None,

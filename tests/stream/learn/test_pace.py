@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from driftline.configs.settings import Settings
 from driftline.stream.learn.pace import CALM, EvenShare, Pace
 
 MOST, LEAST = 5000, 0.1
@@ -28,6 +29,12 @@ def test_a_share_that_changes_is_made_up_for_by_the_next_ones() -> None:
         one.share = float(share)
         taken, owed = taken + one.takes_next(), owed + float(share)
         assert abs(taken - owed) <= 1
+
+
+def test_a_trainer_that_lags_learns_the_groups_that_a_replay_of_the_same_share_learns() -> None:
+    settings = Settings().trainer
+    pace, one = Pace(settings.catch_up_events, settings.catch_up_share), EvenShare(settings.catch_up_share)
+    assert [pace.takes_next(10**6) for _ in range(100)] == [one.takes_next() for _ in range(100)]
 
 
 def played(

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from driftline.graph.arrays import Arrays, Int32, Int64, grown
-from driftline.graph.signals_kernel import add_met_pairs, joined_pairs, keep_pairs
+from driftline.graph.arrays import Arrays, Int32, grown
+from driftline.graph.signals_kernel import add_to_pairs
 from driftline.graph.slots import Slots
 from driftline.graph.sparse import NOTHING, best_partners, strongest_source
 from driftline.graph.touched import Touched
@@ -92,18 +92,7 @@ class PartnerTable:
         self.partner[freed], self.weight[freed] = -1, 0
         if (rows < 0).any():
             source, source_weight, rows = source[rows >= 0], source_weight[rows >= 0], rows[rows >= 0]
-        fresh = np.empty((len(source), len(target)), np.float32)
-        left = add_met_pairs(
-            source, rows, target, source_weight, target_weight, self.partner, self.weight, self._mark, fresh
-        )
-        if len(left):
-            self._insert(left, rows, fresh, target)
-
-    def _insert(self, left: Int64, rows: Int32, fresh: Float32, target: Int32) -> None:
-        """Merge the pairs [s, m] that have no slot yet into the rows [r] that have any; the heaviest `slots` stay."""
-        below = joined_pairs(left, rows, fresh, self.weight)
-        keep = np.argpartition(below, self.slots - 1, axis=1)
-        keep_pairs(left, rows, below, keep, target, self.partner, self.weight)
+        add_to_pairs(source, rows, target, source_weight, target_weight, self.partner, self.weight, self._mark)
 
     def sums(self, source: Int32, weight: Float32, n: int) -> tuple[Int32, Float32]:
         """Weighted sum of the sources' normalised rows, over those of items 0..n-1 that they hold.

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from driftline.graph.arrays import Bool, Float32, Int32, Int64
+from driftline.graph.arrays import Bool, Float32, Int32
 from driftline.graph.compiled import compiled, inlined
 
 Float64 = NDArray[np.float64]
@@ -109,95 +109,55 @@ def add_decayed(
 
 
 @compiled(
-    "int64[::1](Array(int32, 1, 'C', readonly=True), Array(int32, 1, 'C', readonly=True),"
+    "void(Array(int32, 1, 'C', readonly=True), Array(int32, 1, 'C', readonly=True),"
     " Array(int32, 1, 'C', readonly=True), float32[::1], Array(float32, 1, 'C', readonly=True),"
-    " int32[:, ::1], float32[:, ::1], int32[::1], float32[:, ::1])"
+    " int32[:, ::1], float32[:, ::1], int32[::1])"
 )
-def add_met_pairs(
+def add_to_pairs(
     source: Int32, rows: Int32, target: Int32, source_weight: Float32, target_weight: Float32,
-    partner: Int32, weight: Float32, mark: Int32, fresh: Float32,
-) -> Int64:  # fmt: skip
-    """Adds source_weight[i] * target_weight[j] to the pairs that have a slot; the others of different items are fresh.
+    partner: Int32, weight: Float32, mark: Int32,
+) -> None:  # fmt: skip
+    """Adds source_weight[i] * target_weight[j] to pairs of different items; one without a slot may take the lightest's.
 
     Args:
         source: [s] distinct items; rows: [s] that of each; target: [m] distinct items.
-        source_weight: [s]; target_weight: [m].
-        partner: [r, slots] int32, -1 = empty; weight: [r, slots].
+        source_weight: [s] and target_weight: [m], not below 0.
+        partner: [r, slots] int32, -1 = empty; weight: [r, slots], 0 where empty.
         mark: [n] int32, all -1 before and after.
-        fresh: [s, m] takes the weights of the pairs without a slot, 0 for all others.
-
-    Returns:
-        [r] int64, the entries of `source` that have any.
     """
-    left, found = np.empty(len(source), np.int64), 0
-    for j in range(len(target)):
+    m, slots = len(target), partner.shape[1]
+    fresh, keys = np.empty(m, np.float32), np.empty(slots, np.int64)
+    bits = fresh.view(np.int32)  # those of floats that are not below 0 are in their order
+    for j in range(m):
         mark[target[j]] = j
     for i in range(len(source)):
-        row, one, new = rows[i], fresh[i], 0
-        for j in range(len(target)):
-            one[j] = source_weight[i] * target_weight[j]
-        if mark[source[i]] >= 0:
-            one[mark[source[i]]] = 0
-        for slot in range(partner.shape[1]):
-            j = mark[partner[row, slot]] if partner[row, slot] >= 0 else -1
-            if j >= 0:
-                weight[row, slot] += one[j]
-                one[j] = 0
-        for j in range(len(target)):
-            new += one[j] != 0
-        if new:
-            left[found] = i
-            found += 1
-    for j in range(len(target)):
-        mark[target[j]] = -1
-    return left[:found]
-
-
-@compiled(
-    "float32[:, ::1](int64[::1], Array(int32, 1, 'C', readonly=True), float32[:, ::1],"
-    " Array(float32, 2, 'C', readonly=True))"
-)
-def joined_pairs(left: Int64, rows: Int32, fresh: Float32, weight: Float32) -> Float32:
-    """Weights of pairs without a slot and of those with one, negative: fresh first, at equal weight the newer stays.
-
-    Args:
-        left, rows, fresh, weight: as `add_met_pairs` has them.
-
-    Returns:
-        [r, m + slots].
-    """
-    m, k = fresh.shape[1], weight.shape[1]
-    out = np.empty((len(left), m + k), np.float32)
-    for n in range(len(left)):
+        row, new = rows[i], 0
+        partners, weights = partner[row], weight[row]
         for j in range(m):
-            out[n, j] = -fresh[left[n], j]
-        for slot in range(k):
-            out[n, m + slot] = -weight[rows[left[n]], slot]
-    return out
-
-
-@compiled(
-    "void(int64[::1], Array(int32, 1, 'C', readonly=True), float32[:, ::1], int64[:, ::1],"
-    " Array(int32, 1, 'C', readonly=True), int32[:, ::1], float32[:, ::1])"
-)
-def keep_pairs(
-    left: Int64, rows: Int32, below: Float32, keep: Int64, target: Int32, partner: Int32, weight: Float32
-) -> None:
-    """Fills rows with some of the pairs that they held and of the fresh ones.
-
-    Args:
-        left, rows, target, partner, weight: as `add_met_pairs` has them.
-        below: [r, m + slots] of `joined_pairs`; keep: of that shape, the first `slots` columns that stay.
-    """
-    m, k = len(target), partner.shape[1]
-    before = np.empty(k, np.int32)
-    for n in range(len(left)):
-        row = rows[left[n]]
-        before[:] = partner[row]
-        for slot in range(k):
-            j = keep[n, slot]
-            weight[row, slot] = -below[n, j]
-            if weight[row, slot] <= 0:
-                partner[row, slot] = -1
-            else:
-                partner[row, slot] = target[j] if j < m else before[j - m]
+            fresh[j] = source_weight[i] * target_weight[j]
+        if mark[source[i]] >= 0:
+            fresh[mark[source[i]]] = 0
+        for slot in range(slots):
+            j = mark[partners[slot]] if partners[slot] >= 0 else -1
+            if j >= 0:
+                weights[slot] += fresh[j]
+                fresh[j] = 0
+        for j in range(m):
+            new += fresh[j] > 0
+        if new == 0:
+            continue
+        held = weights.view(np.int32)
+        for slot in range(slots):
+            keys[slot] = np.int64(held[slot]) * slots + slot
+        for j in range(m):
+            if fresh[j] <= 0:
+                continue
+            least = keys[0]
+            for slot in range(1, slots):  # a minimum of integers is found on vectors, one of floats is not
+                least = min(least, keys[slot])
+            lightest = least % slots
+            if fresh[j] >= weights[lightest]:
+                partners[lightest], weights[lightest] = target[j], fresh[j]
+                keys[lightest] = np.int64(bits[j]) * slots + lightest
+    for j in range(m):
+        mark[target[j]] = -1

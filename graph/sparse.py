@@ -294,6 +294,39 @@ def best_partners(
     return found
 
 
+@compiled(f"Tuple((int64[::1], int32[::1], float32[::1]))({_L}, {_I}, {_F}, int64)")
+def owners_of(start: Int64, items: Int32, value: Float32, most: int) -> tuple[Int64, Int32, Float32]:
+    """The rows of users, turned: who has each item.
+
+    Args:
+        start: [users + 1] of each user's run in items [e] and value [e].
+        most: owners of an item; it keeps its last ones.
+
+    Returns:
+        start [items + 1] of each item's run in: users [o] int32 and values [o] float32, in the order of the users.
+    """
+    n = 0
+    for item in items:
+        n = max(n, item + 1)
+    above = np.full(n, -most, np.int64)  # of each item's owners, those who come first and are left out
+    for item in items:
+        above[item] += 1
+    by_item = np.zeros(n + 1, np.int64)
+    for item in range(n):
+        by_item[item + 1] = by_item[item] + most + min(above[item], 0)
+    place = by_item[:-1].copy()
+    owner, owner_value = np.empty(by_item[n], np.int32), np.empty(by_item[n], np.float32)
+    for user in range(len(start) - 1):
+        for at in range(start[user], start[user + 1]):
+            item = items[at]
+            if above[item] > 0:
+                above[item] -= 1
+                continue
+            owner[place[item]], owner_value[place[item]] = user, value[at]
+            place[item] += 1
+    return by_item, owner, owner_value
+
+
 @compiled(f"int64({_I}, {_F}, {_L}, {_I}, {_F}, int64, float64[::1], int32[::1], float64[::1])")
 def _similar(
     items: Int32,

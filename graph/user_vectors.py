@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from driftline.graph.arrays import Int32, Int64
 from driftline.graph.rows import key64
-from driftline.graph.sparse import NOTHING, best_of_users
+from driftline.graph.sparse import NOTHING, best_of_users, owners_of
 
 if TYPE_CHECKING:
     from driftline.graph.arrays import Arrays, Float32
@@ -121,16 +121,8 @@ class UserVectors:
         return self._by_item, self._owner, self._owner_value, self._row
 
     def _indexed(self) -> _Index:
-        items = self._items
-        n = int(items.max()) + 1 if len(items) else 0
-        owner = np.repeat(np.arange(len(self._keys), dtype=np.int32), np.diff(self._start))
-        order = np.argsort(items, kind="stable")  # users stand in the order of their last activity
-        end = np.cumsum(np.bincount(items, minlength=n))
-        if len(items):
-            order = order[end[items[order]] - np.arange(len(order)) <= OWNERS]
-        by_item = np.zeros(n + 1, np.int64)
-        np.cumsum(np.bincount(items[order], minlength=n), out=by_item[1:])
-        return by_item, owner[order], self._value[order], {key: i for i, key in enumerate(self._keys.tolist())}
+        owners = owners_of(self._start, self._items, self._value, OWNERS)  # users stand as they were last active
+        return *owners, {key: i for i, key in enumerate(self._keys.tolist())}
 
     def sums(self, user_id: str, items: Int32, weight: Float32, n: int) -> tuple[Int32, Float32]:
         """What the nearest users took, weighted by their similarity, the asking user left out.

@@ -18,22 +18,14 @@ def add_counts(rows, weight, scale, count, largest, k):
 
 
 def add_pairs(source, target, source_weight, target_weight, partner, weight):
-    """Adds to a table of rows [n, slots]; those that have no slot yet are merged, the heaviest stay."""
-    k, mark = partner.shape[1], np.full(len(partner) + 1, -1, np.int32)  # the last answers for empty slots
-    fresh = source_weight[:, None] * target_weight
-    rows_p, rows_w = partner[source], weight[source]
-    mark[target] = np.arange(len(target))
-    own, hit = mark[source], mark[rows_p]
-    same = np.flatnonzero(own >= 0)
-    fresh[same, own[same]] = 0
-    row, slot = np.nonzero(hit >= 0)
-    at = hit[row, slot]
-    rows_w[row, slot] += fresh[row, at]
-    fresh[row, at] = 0
-    left = np.flatnonzero(np.count_nonzero(fresh, axis=1))
-    everyone = np.concatenate((fresh[left], rows_w[left]), axis=1)
-    partners = np.concatenate((np.broadcast_to(target, (len(left), len(target))), rows_p[left]), axis=1)
-    keep = np.argpartition(-everyone, k - 1, axis=1)[:, :k]
-    rows_w[left] = masses = np.take_along_axis(everyone, keep, 1)
-    rows_p[left] = np.where(masses > 0, np.take_along_axis(partners, keep, 1), -1)
-    partner[source], weight[source] = rows_p, rows_w
+    """Adds to a table of rows [n, slots], pair by pair; one without a slot takes the lightest's if it is as heavy."""
+    for one, of_one in zip(source, source_weight, strict=True):
+        known = set(partner[one].tolist())
+        for other, of_other in zip(target, target_weight, strict=True):
+            fresh = of_one * of_other
+            if other in known and other != one:
+                weight[one, partner[one] == other] += fresh
+        for other, of_other in zip(target, target_weight, strict=True):
+            fresh, lightest = of_one * of_other, np.argmin(weight[one])
+            if other not in known and other != one and fresh >= weight[one, lightest]:
+                partner[one, lightest], weight[one, lightest] = other, fresh

@@ -5,7 +5,7 @@ import pytest
 
 from driftline.graph.history import DAY_MS
 from driftline.graph.neighbors import PartnerTable
-from driftline.graph.sparse import best_rows, rank_in
+from driftline.graph.sparse import best_rows, owners_of, rank_in
 
 N = 500
 
@@ -64,3 +64,18 @@ def test_the_strongest_source_is_that_of_the_whole_matrix():
         other, strength = table.strongest(source, weight, item)
         assert (other, strength) == (expected[0], pytest.approx(expected[1], rel=1e-5))
     assert met > 5
+
+
+def test_owners_of_an_item_are_its_last_ones_in_the_order_of_users():
+    random = np.random.default_rng(4)
+    start = np.append(0, np.cumsum(random.integers(0, 9, 60)))
+    items = random.integers(0, 25, start[-1]).astype(np.int32)
+    value = random.random(start[-1], np.float32)
+    by_item, owner, owner_value = owners_of(start, items, value, 6)
+    of = np.repeat(np.arange(60), np.diff(start))
+    for item in range(items.max() + 1):
+        run, wanted = slice(by_item[item], by_item[item + 1]), np.flatnonzero(items == item)[-6:]
+        np.testing.assert_array_equal(owner[run], of[wanted])
+        np.testing.assert_array_equal(owner_value[run], value[wanted])
+    assert (np.bincount(items) > 6).any()
+    assert [len(part) for part in owners_of(np.zeros(1, np.int64), items[:0], value[:0], 6)] == [1, 0, 0]

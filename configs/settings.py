@@ -466,8 +466,8 @@ class Trainer(Section):
     checkpoint_s: float = Field(
         60.0, gt=0, description="seconds between two checkpoints of weights, optimiser and offsets"
     )
-    catch_up_events: int = Field(5000, ge=1, description="with more lag than this, only the next share is learnt")
-    catch_up_share: float = Field(0.1, gt=0, le=1, description="of groups; with less lag what there is time for")
+    catch_up_events: int = Field(5000, ge=1, description="with more lag than this, only `catch_up_share` is learnt")
+    catch_up_share: float = Field(0.1, gt=0, le=1, description="of the groups, at least while it lags; 1 = all")
     gate_drop: float = Field(0.5, ge=0, le=1, description="refuse a snapshot whose NDCG@10 fell by this share")
     gate_patience: int = Field(20, ge=1, description="after so many refusals in a row their level is the new one")
     threads: int = Field(1, ge=1, description="of torch")

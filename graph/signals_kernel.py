@@ -119,6 +119,8 @@ def add_to_pairs(
 ) -> None:  # fmt: skip
     """Adds source_weight[i] * target_weight[j] to pairs of different items; one without a slot may take the lightest's.
 
+    At equal weight the newer one stays, of those of one call any.
+
     Args:
         source: [s] distinct items; rows: [s] that of each; target: [m] distinct items.
         source_weight: [s] and target_weight: [m], not below 0.
@@ -149,15 +151,17 @@ def add_to_pairs(
         held = weights.view(np.int32)
         for slot in range(slots):
             keys[slot] = np.int64(held[slot]) * slots + slot
+        lightest, known = np.int64(0), False
         for j in range(m):
             if fresh[j] <= 0:
                 continue
-            least = keys[0]
-            for slot in range(1, slots):  # a minimum of integers is found on vectors, one of floats is not
-                least = min(least, keys[slot])
-            lightest = least % slots
+            if not known:
+                least = keys[0]
+                for slot in range(1, slots):  # a minimum of integers is found on vectors, one of floats is not
+                    least = min(least, keys[slot])
+                lightest, known = least % slots, True
             if fresh[j] >= weights[lightest]:
                 partners[lightest], weights[lightest] = target[j], fresh[j]
-                keys[lightest] = np.int64(bits[j]) * slots + lightest
+                keys[lightest], known = np.int64(bits[j]) * slots + lightest, False
     for j in range(m):
         mark[target[j]] = -1

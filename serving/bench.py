@@ -28,7 +28,7 @@ from driftline.configs.settings import Settings
 from driftline.serving.bench_load import TIMEOUT_S, channels, closed_loop, most_per_s
 from driftline.serving.bench_parts import recommend_parts
 from driftline.serving.bench_world import ITEMS, World, build_world
-from driftline.serving.server import run_server
+from driftline.serving.server import SERVICE, run_server
 from driftline.serving.transport import direct_channel
 from driftline.v1 import recommendation_pb2 as pb
 from driftline.v1 import recommendation_pb2_grpc as pb_grpc
@@ -113,16 +113,15 @@ def _spread(
     with ExitStack() as stack:
         servers = [stack.enter_context(_process("serve", shared)) for _ in range(processes)]
         connected = channels(f"127.0.0.1:{shared.serving.port}", CONNECTIONS)
-        stubs: list[Any] = [pb_grpc.RecommendationServiceStub(stack.enter_context(channel)) for channel in connected]
-
-        def request(n: int) -> pb.RecommendRequest:
-            return pb.RecommendRequest(user_id=world.user_ids[n % len(world.user_ids)], options=options)
+        # bytes in and out: what a client makes of a message is no load of the server's
+        asks = [stack.enter_context(channel).unary_unary(f"/{SERVICE}/Recommend") for channel in connected]
+        messages = [pb.RecommendRequest(user_id=user, options=options).SerializeToString() for user in world.user_ids]
 
         def call(n: int) -> object:
-            return stubs[n % CONNECTIONS].Recommend(request(n))
+            return asks[n % CONNECTIONS](messages[n % len(messages)])
 
         def ask(n: int) -> grpc.Future:
-            return stubs[n % CONNECTIONS].Recommend.future(request(n), timeout=TIMEOUT_S)
+            return asks[n % CONNECTIONS].future(messages[n % len(messages)], timeout=TIMEOUT_S)
 
         closed_loop(call, clients, _WARM_UP * CONNECTIONS)
         closed = closed_loop(call, clients, requests)

@@ -48,6 +48,8 @@ class Pace:
         self._most, self._least, self._calm = most, least, CALM * most
         self._share = 1.0
         self._before: tuple[int, int, float] | None = None
+        self._low = most
+        """The smallest lag since then."""
         self._came: deque[float] = deque(maxlen=TICKS)
         self._took: deque[float] = deque(maxlen=TICKS)
         self.even = EvenShare()
@@ -65,26 +67,26 @@ class Pace:
             now_s: of a clock that never goes back.
         """
         lag_before, taken_before, before_s = self._before or (lag, taken, now_s)
-        waited_s = now_s - before_s
+        waited_s, self._low = now_s - before_s, min(self._low, lag)
         if waited_s >= TICK_S:
             took = (taken - taken_before) / waited_s
             self._came.append((lag - lag_before) / waited_s + took)
-            if lag_before <= self._calm:  # it may have waited for some to come, which says nothing of what it can take
+            if self._low <= self._calm:  # it may have waited for some to come, which says nothing of what it can take
                 self._took.clear()
             elif took:  # else it waited for another partition
                 self._took.append(took)
             self._adapt(lag, median(self._came), fmean(self._took) if self._took else None)
         if waited_s >= TICK_S or self._before is None:
-            self._before = lag, taken, now_s
+            self._before, self._low = (lag, taken, now_s), lag
 
     def _adapt(self, lag: int, came: float, can: float | None) -> None:
         """By records a second that came, and that can be taken with the present share, if that is known."""
         needed = came + max(0.0, lag - self._calm) / SOON_S
         if lag > self._most:  # who learns all takes `least` of what is taken now, or more
             self._share = 1.0 if can is not None and needed <= self._least * can else self._least
-        elif lag <= self._calm or (can is not None and needed <= can):
+        elif self._low <= self._calm or (can is not None and needed <= can):
             self._share = min(1.0, self._share + UP)
-        elif can is not None:
+        elif can is not None and len(self._came) == TICKS:  # one slow group right at the start says nothing
             self._share = max(self._least, DOWN * self._share)
 
     def takes_next(self, lag: int) -> bool:

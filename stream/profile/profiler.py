@@ -179,7 +179,6 @@ def run_profiler(settings: Settings, bootstrap: str, until_caught_up: bool = Fal
         with stopping.cutting():
             encoder = TextEncoder(settings.encoder) if settings.ranker.text_dim else None
             generator = ProfileGenerator(make_client(settings.llm), settings.profiles, encoder)
-        give_way()
         with outlet(settings.broker, bootstrap, "driftline-profiler") as send:
             _run(Profiler(settings, generator, send, stopping.cutting), bootstrap, until_caught_up, stopping)
     except CutShort:
@@ -187,7 +186,8 @@ def run_profiler(settings: Settings, bootstrap: str, until_caught_up: bool = Fal
 
 
 def give_way() -> None:
-    """Leaves the processor to every other process, where the system has a policy for that (Linux).
+    """Leaves the processor to every other process, where the system has a policy for that (Linux): of the calling
+    thread, and of those that it starts. Models are loaded by then, and who reads the metrics does not wait for long.
 
     A process that is nice alone keeps a core while others wait at another one; an idle one's core counts as free.
     """
@@ -198,6 +198,7 @@ def give_way() -> None:
 def _run(profiler: Profiler, bootstrap: str, until_caught_up: bool, stopping: Stopping) -> None:
     settings = profiler.settings
     profiler.metrics.serve(settings.metrics)
+    give_way()
     take = {
         "items": profiler.take_item,
         "profiles": profiler.take_profile,

@@ -27,5 +27,5 @@ def add_pairs(source, target, source_weight, target_weight, partner, weight):
                 weight[one, partner[one] == other] += fresh
         for other, of_other in zip(target, target_weight, strict=True):
             fresh, lightest = of_one * of_other, np.argmin(weight[one])
-            if other not in known and other != one and fresh >= weight[one, lightest]:
+            if other not in known and other != one and fresh > 0 and fresh >= weight[one, lightest]:
                 partner[one, lightest], weight[one, lightest] = other, fresh

@@ -32,7 +32,7 @@ def test_the_bench_measures_every_kind_beside_an_echo(tmp_path, monkeypatch):
     shared = result["processes"]
     assert shared["processes"] == 2
     assert shared["closed_per_s"] > 0
-    assert shared["closed_p50_ms"] <= shared["closed_p99_ms"]
+    assert shared["closed_p50_ms"] > 0
     assert sum(shared["connections"]) == bench.CONNECTIONS
     assert all(shared["connections"]), "a process that is not up yet takes none, and so measures the others alone"
     assert all(rate["failed"] == 0 for rate in shared["open"]["rates"])

@@ -59,7 +59,8 @@ def test_a_profiler_ends_in_the_middle_of_a_batch_and_the_next_one_writes_it(wor
         sender.send(prefix + "profile-requests", key=user_id.encode(), value=orjson.dumps(asked))
     sender.close()
     monkeypatch.setattr(module.os, "nice", lambda by: 0)
-    monkeypatch.setattr(module, "give_way", lambda: None)  # it would hold for all that this process does
+    gave_way: list[int] = []
+    monkeypatch.setattr(module, "give_way", lambda: gave_way.append(1))  # it would hold for all that this process does
     monkeypatch.setattr(module, "TextEncoder", lambda settings: None)
     monkeypatch.setattr(module, "make_client", lambda settings: Slow())
     settings = world.settings.model_copy(
@@ -68,6 +69,7 @@ def test_a_profiler_ends_in_the_middle_of_a_batch_and_the_next_one_writes_it(wor
     began_s = time.monotonic()
     module.run_profiler(settings, world.bootstrap)
     assert time.monotonic() - began_s < 30
+    assert gave_way
     assert profiles_of(world) == []
     template = settings.llm.model_copy(update={"client": "template"})
     monkeypatch.setattr(module, "make_client", lambda settings: make_client(template))

@@ -88,6 +88,30 @@ def test_a_file_that_comes_at_once_is_learnt_whole_up_to_the_bound() -> None:
     assert learnt.all()
 
 
+@pytest.mark.parametrize("first_s", [5.0, 60.0])
+@pytest.mark.parametrize("records", [3000, 4900])
+def test_a_file_is_learnt_whole_though_its_first_group_takes_long(records: int, first_s: float) -> None:
+    pace, now, taken = Pace(MOST, LEAST), 0.0, 0
+    while taken < records - ROWS:
+        pace.see(records - taken, taken, now)
+        for _ in range(min(30, (records - taken) // ROWS)):
+            assert pace.takes_next(records - taken)
+            now, taken = now + 0.05 + (first_s if taken == 0 else 0), taken + ROWS
+
+
+def test_bursts_that_come_as_the_clock_ticks_are_learnt_whole_while_there_is_time() -> None:
+    pace, now, taken, learnt = Pace(MOST, LEAST), 0.0, 0, []
+    while now < 300:
+        lag = 640 * (int(now / 0.5) + 1) - taken
+        pace.see(lag, taken, now)
+        for _ in range(lag // ROWS):  # 40 groups take .4 of .5 s
+            learnt.append(pace.takes_next(lag))
+            now, taken, lag = now + 0.01 * learnt[-1], taken + ROWS, lag - ROWS
+        pace.see(lag, taken, now)  # the poll that finds nothing
+        now = 0.5 * (int(now / 0.5) + 1)
+    assert np.mean(learnt) > 0.99
+
+
 def test_a_long_history_is_learnt_by_the_share_and_its_end_whole() -> None:
     _, lags, learnt = played(lambda now: 200_000.0, 0.02, 0.003, 600)
     assert lags[-1] < ROWS

@@ -16,6 +16,7 @@ from driftline.graph.chunks import whole_users
 from driftline.graph.profile import Profile
 from driftline.graph.rows import Event, decode_user
 from driftline.graph.view import FACETS
+from driftline.model.engine import MAIN
 from driftline.serving.snapshot import open_snapshot
 from driftline.stream.learn.groups import MOST_OPEN, SPAN_MS, OpenGroups
 from driftline.stream.learn.loop import Backlog
@@ -56,6 +57,36 @@ def test_a_checkpoint_behind_an_open_group_keeps_the_group_and_a_restart_learns_
     for part, arrays in theirs.items():
         for name, array in arrays.items():
             assert ours[part][name].tobytes() == array.tobytes(), (part, name)
+
+
+def test_a_restart_while_it_lags_learns_the_groups_that_would_have_been_learnt(settings) -> None:
+    learning = settings.trainer.model_copy(update={"catch_up_events": 10, "catch_up_share": 0.3})
+    settings = settings.model_copy(update={"trainer": learning})
+    log, cut = log_of(baskets(21)), 3 * 9 + 1  # two of eight are learnt by then, and .4 of a group is owed
+
+    def behind() -> TrainerLoop:
+        trainer = start(settings)
+        trainer.behind(10**6, 0.0)
+        return trainer
+
+    whole = feed(behind(), log)
+    first = feed(behind(), log[:cut])
+    first.checkpoint()
+    second = feed(behind(), log[cut:])
+    assert uses(whole) == {"learnt": 6, "counted": 14}
+    assert {use: uses(first)[use] + uses(second)[use] for use in uses(whole)} == uses(whole)
+    ours, theirs = second.learner.engine.arms[MAIN].ranker, whole.learner.engine.arms[MAIN].ranker
+    assert ours.theta.tobytes() == theirs.theta.tobytes()
+
+
+def test_a_trainer_whose_backlog_does_not_fall_learns_less(settings) -> None:
+    trainer = start(settings)
+    lag = settings.trainer.catch_up_events - 1
+    for second in range(60):
+        trainer.taken += 10
+        trainer.behind(lag, float(second))
+    assert trainer.pace.share(lag) == settings.trainer.catch_up_share
+    assert trainer.metrics.registry.get_sample_value("driftline_trainer_lag") == lag
 
 
 def test_an_event_and_its_copy_in_its_owners_partition_are_learnt_once(settings) -> None:

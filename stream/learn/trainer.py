@@ -68,7 +68,7 @@ METRIC_GROUPS = 500
 TEXTS_AT_ONCE = 256
 """Item texts whose vectors are in memory while they are encoded; afterwards the encoder's cache on disk has them."""
 FIRST_GROUPS = 50
-"""Scored groups without which a model that lags answers worse than the popular items do."""
+"""Scored groups without which a model answers worse than the popular items do, where more records are there to take."""
 SOON_S = 5.0
 """Within how long a checkpoint is written that should not wait: of several reasons for one, one is written."""
 LAGGING_RARER = 4
@@ -294,11 +294,10 @@ class Trainer:
     def _has_news(self) -> bool:
         """Whether something was learnt, or an item that is served says something else, since the last snapshot.
 
-        The first one of a stream that is still being caught up with waits until it has learnt enough to be of use.
+        The first one of a stream that is still being caught up with waits until it has learnt enough to be of use: of
+        a short file, too, it would answer with the one item that it knows.
         """
-        useless = (
-            not self.snapshots and self.lag > self.settings.trainer.catch_up_events and len(self._ndcg) < FIRST_GROUPS
-        )
+        useless = not self.snapshots and self.lag >= FIRST_GROUPS and len(self._ndcg) < FIRST_GROUPS
         return bool(self._since_publish or self._catalogue_news) and not useless
 
     def publish_news(self) -> str | None:

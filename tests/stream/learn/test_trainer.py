@@ -79,6 +79,21 @@ def test_a_restart_while_it_lags_learns_the_groups_that_would_have_been_learnt(s
     assert ours.theta.tobytes() == theirs.theta.tobytes()
 
 
+def test_the_first_model_waits_until_it_is_of_use_or_there_is_no_more_to_learn_from(settings) -> None:
+    soon = settings.trainer.model_copy(update={"publish_s": 1e-6})
+    settings = settings.model_copy(update={"trainer": soon})
+    log = log_of(baskets(70))
+    trainer = start(settings)
+    trainer.behind(len(log), 0.0)
+    feed(trainer, log[:30])
+    assert not trainer.snapshot_due, "it knows a few items"
+    trainer.behind(0, 1.0)
+    assert trainer.snapshot_due
+    trainer.behind(len(log), 2.0)
+    feed(trainer, log[30:])
+    assert trainer.snapshot_due
+
+
 def test_a_trainer_whose_backlog_does_not_fall_learns_less(settings) -> None:
     trainer = start(settings)
     lag = settings.trainer.catch_up_events - 1

@@ -123,6 +123,8 @@ class Standing(msgspec.Struct):
             if self.model_behind is None
             else f"model: {self.model_behind:,} events behind"
             if self.model_behind
+            else "model: none yet, no event came since the start (driftline produce sends some)"
+            if self.model_sequence == 0 and not self.read
             else "model: none yet, the texts of the items are encoded before the first one"
             if self.model_sequence == 0
             else "model: nothing behind",

@@ -174,7 +174,8 @@ def down(config: Config = None, as_json: AsJson = False) -> None:
         ended = [f"{p.name} {p.pid}" for p in left] + ["the embedded broker"] * broker
         out.print(f"ended {', '.join(ended)}, left by a system that was killed")
     else:
-        out.print(f"nothing ran on state.root {settings.state.root.absolute()}", soft_wrap=True)
+        root = settings.state.root.absolute()
+        out.print(f"nothing ran on state.root {root}; one that runs elsewhere is ended from its folder", soft_wrap=True)
         _tell_how_it_ended(settings)
 
 

@@ -63,7 +63,7 @@ def _yaml_key(name: str) -> str:
 
 
 def check_value(plan: Plan, settings: Settings) -> str:
-    """A word on rows whose action nothing names, "" = there is nothing to say.
+    """A word on what values mean, and on rows whose action nothing names, "" = there is nothing to say.
 
     Raises:
         InputError: they are ratings: low ones would count as wanted.
@@ -78,9 +78,15 @@ def check_value(plan: Plan, settings: Settings) -> str:
             f"a rate has {meaning(settings, 'rate')} under configuration {settings.name!r}; "
             f"under -c media it has {meaning(load_settings('media'), 'rate', values)}"
         )
+    span = f"{min(values):g} to {max(values):g} in the first {len(values):,} rows"
+    if mapping.action and settings.action(mapping.action).positive_from is not None:
+        return (
+            f"{column!r} is the value ({span}); each {mapping.action} has {meaning(settings, mapping.action, values)}, "
+            f"in the unit of configuration {settings.name!r}: actions: {{{_yaml_key(mapping.action)}: "
+            "{positive_from: ...}} in driftline.yaml says it in yours"
+        )
     if _says_action(mapping):
         return ""
-    span = f"{min(values):g} to {max(values):g} in the first {len(values):,} rows"
     if not mapping.is_rating and not (mapping.may_be_rating and are_grades(values)):
         known = [
             f"--action {name} ({meaning(settings, name, values)})"

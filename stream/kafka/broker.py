@@ -90,6 +90,12 @@ class EmbeddedBroker:
         self._users: IO[str] | None = None
 
     def __enter__(self) -> str:
+        try:
+            if not self.directory.exists():
+                self._wait_for_port()  # a command in the wrong folder leaves nothing there
+        except ConfigError:
+            if not self.directory.exists():  # else another command has begun meanwhile, whose broker it may be
+                raise
         with self._exclusive():
             self._users = (self.directory / "users.lock").open("a")
             fcntl.flock(self._users, fcntl.LOCK_SH)
@@ -171,8 +177,7 @@ class EmbeddedBroker:
             del _children[pid]  # one that was killed
         (self.directory / "broker.json").unlink(missing_ok=True)
 
-    def _start(self) -> Running:
-        binary = _binary()
+    def _wait_for_port(self) -> None:
         deadline = time.monotonic() + FREE_S
         while _listens(self.port) and time.monotonic() < deadline:
             time.sleep(0.05)
@@ -183,6 +188,10 @@ class EmbeddedBroker:
                 f"Else set broker.embedded_port to a free port, or broker.bootstrap to {HOST}:{self.port} if a Kafka "
                 "broker listens there"
             )
+
+    def _start(self) -> Running:
+        binary = _binary()
+        self._wait_for_port()
         if not os.access(binary, os.X_OK):
             binary.chmod(0o755)
         command = [str(binary), "start", "--only", "kafka", "--kafka-port", str(self.port), "--host", HOST]

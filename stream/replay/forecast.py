@@ -12,8 +12,8 @@ from driftline.stream.replay.source import Input, Options
 
 ENGINE_S = (0.01, 0.05)
 """A group by arms with a part of the engine, on two cores of a server: single ratings to baskets by default arms."""
-SIMPLE_S = (0.001, 0.003)
-"""The same by arms that only count."""
+SIMPLE_S = (0.00003, 0.0005)
+"""The same by one arm that only counts: from `popularity` to those that solve or compare."""
 OFFLINE_S = (0.008, 0.025)
 """A group of the past in each training of the arm that trains offline before every week."""
 
@@ -33,7 +33,10 @@ def forecast(data: Input, random: Mapping[str, bool], options: Options, audit_ro
     groups, scored = data.log.groups, len(scored_groups(data.log, data.split_ms, data.scope))
     engine = [name for name, drawn in random.items() if drawn]
     counted = groups * (len(options.seeds) if engine else 1)
-    least, most = (counted * (1.25 if audit_rows else 1.0) * seconds for seconds in (ENGINE_S if engine else SIMPLE_S))
+    least, most = (
+        counted * (1.25 if audit_rows else 1.0) * seconds
+        for seconds in (ENGINE_S if engine else [len(random) * s for s in SIMPLE_S])
+    )
     if RetrainArm.name in random:
         trainings = len(options.seeds) * weeks_from(data.split_ms, data.log)
         least, most = (sum_s + trainings * groups * s for sum_s, s in zip((least, most), OFFLINE_S, strict=True))

@@ -349,7 +349,8 @@ def _explained(error: grpc.RpcError, target: str) -> ClientError:
         return _no_tls(target, text)
     if code == grpc.StatusCode.UNAVAILABLE and "try again in" not in text:
         return ClientError(
-            f"no driftline service answers at {target}: start it with 'driftline up' or 'driftline serve', or name "
+            f"no driftline service answers at {target}: one that was just started takes some seconds; else start it "
+            "with 'driftline up' or 'driftline serve', or name "
             "another address (--address HOST:PORT of a command, else serving.host and serving.port of -c); "
             "'driftline status' says what runs"
         )

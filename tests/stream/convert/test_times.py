@@ -121,6 +121,7 @@ def test_a_unit_counts_from_the_time_that_is_said(zone):
         (Clock("iso"), ["2024-12-31"], "ISO 8601; UTC, as no zone is named; --zone Europe/Berlin changes it"),
         (Clock("iso"), [datetime(2024, 12, 31)], "ISO 8601; UTC, as no zone is named; --zone Europe/Berlin changes it"),
         (Clock("iso"), ["2024-12-31T10:00Z", "2024-12-31 10:00:00.5 +0100", "2024-12-31T10:00-05"], "ISO 8601"),
+        (Clock("iso"), ["2024-12-31T10:00Z", "yesterday"], "ISO 8601"),
         (Clock("iso"), [datetime(2024, 12, 31, tzinfo=UTC)], "ISO 8601"),
         (Clock("s"), ["1600000000"], "seconds"),
     ],

@@ -169,6 +169,7 @@ def test_a_taken_port_is_named_with_the_two_ways_out(settings: Broker) -> None:
             broker(settings),
         ):
             pass
+    assert not settings.embedded_dir.exists(), "a command in the wrong folder leaves nothing there"
     with broker(settings):
         pass
 

@@ -73,7 +73,7 @@ class Standing(msgspec.Struct):
     """How far a system is.
 
     Attributes:
-        read: records that the state has taken in so far, also by workers of before; None where no worker answers.
+        read: records that the state has taken in so far, also by workers of before; None where no worker has one open.
         applied: events that this worker applied since it began; None where no worker answers.
         dead, duplicates, too_late, unknown_actions: records that it refused, second copies of events, events that came
             too late, events with an action that the configuration does not set, since it began.
@@ -113,7 +113,9 @@ class Standing(msgspec.Struct):
         said = [
             "no worker answers yet"
             if self.state_behind is None
-            else f"state: {self.read or 0:,} records read, {self.applied or 0:,} events applied by this worker"
+            else "state: no partition is open yet"
+            if self.read is None
+            else f"state: {self.read:,} records read, {self.applied or 0:,} events applied by this worker"
             + (f", {self.state_behind:,} behind" if self.state_behind else ", nothing behind")
             + (f", about {duration(self.state_s)}" if self.state_behind and self.state_s is not None else "")
             + (f", {self.opening} partitions not open yet" if self.opening else ""),
@@ -123,8 +125,8 @@ class Standing(msgspec.Struct):
             if self.model_behind is None
             else f"model: {self.model_behind:,} events behind"
             if self.model_behind
-            else "model: none yet, no event came since the start (driftline produce sends some)"
-            if self.model_sequence == 0 and not self.read
+            else "model: none yet, no event was read yet (driftline produce sends some)"
+            if self.model_sequence == 0 and self.read == 0
             else "model: none yet, the texts of the items are encoded before the first one"
             if self.model_sequence == 0
             else "model: nothing behind",
@@ -330,7 +332,8 @@ def standing(settings: Settings, ports: Mapping[str, int], pids: Collection[int]
     if applied := told("worker"):
         for outcome in ("applied", "dead", "duplicates", "too_late", "unknown_actions"):
             setattr(found, outcome, int(applied.get(f'driftline_events_total{{outcome="{outcome}"}}', 0)))
-        found.read = summed(applied, "driftline_next_offset")
+        is_open = any(key.startswith("driftline_next_offset{") for key in applied)
+        found.read = summed(applied, "driftline_next_offset") if is_open else None
         found.state_behind = summed(applied, "driftline_lag")
         found.state_s = known(applied.get("driftline_backlog_seconds"))
         found.opening = summed(applied, "driftline_partitions_waiting")

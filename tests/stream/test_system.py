@@ -32,6 +32,7 @@ from driftline.stream.state.store import RocksStore, partition_path
 from driftline.stream.system import (
     Note,
     Process,
+    Standing,
     claimed,
     end_left_over,
     ports_of,
@@ -281,9 +282,17 @@ def test_how_far_a_system_is_comes_from_its_own_processes_alone() -> None:
     assert "model: 12,000 events behind, about 4,000 groups at 20.0/s: 3 min" in known.sentence()
 
 
+def test_a_system_without_events_is_told_as_one() -> None:
+    new = Standing(read=0, state_behind=0, trains=True, model_behind=0, model_sequence=0)
+    assert "model: none yet, no event was read yet (driftline produce sends some)" in new.sentence()
+    new.read = 5
+    assert "model: none yet, the texts of the items are encoded" in new.sentence()
+
+
 def test_what_a_worker_of_before_read_is_told_and_what_did_not_reach_the_state() -> None:
     worker, port = WorkerMetrics(), free_port()
     close = open_metrics(worker.registry, Metrics(worker_port=port), "worker_port")
+    assert "state: no partition is open yet" in standing(Settings(), {"worker": port}, [os.getpid()]).sentence()
     for partition, offset in ((0, 24_000), (1, 700)):
         worker.offset.labels(partition).set(offset)
     begun = standing(Settings(), {"worker": port}, [os.getpid()])

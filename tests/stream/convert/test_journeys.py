@@ -272,6 +272,11 @@ def test_values_without_an_action_are_told_which_actions_of_the_configuration_go
     (tmp_path / "plays.jsonl").write_text("\n".join(map(json.dumps, plays)))
     said = run("validate", tmp_path / "plays.jsonl", "-c", "media").stderr
     assert "--action play (weight 1, counts as wanted from 30 on, 92% of these) says more" in said
+    said = " ".join(run("validate", tmp_path / "plays.jsonl", "-c", "media", "--action", "play").stderr.split())
+    assert (
+        "each play has weight 1, counts as wanted from 30 on, 92% of these, in the unit of configuration 'media'"
+        in said
+    )
     assert (
         "--action purchase, play, ... says more" in run("validate", tmp_path / "plays.jsonl", "-c", "ecommerce").stderr
     )

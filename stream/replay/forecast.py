@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
+
 from driftline.stream.headway import duration
 from driftline.stream.replay.frozen_arms import RetrainArm, weeks_from
+from driftline.stream.replay.log import EventLog
 from driftline.stream.replay.named import PEERS
 from driftline.stream.replay.protocol import scored_groups
 from driftline.stream.replay.source import Input, Options
@@ -43,12 +46,21 @@ def forecast(data: Input, random: Mapping[str, bool], options: Options, audit_ro
     took = f"{duration(least)} to {duration(most)}" if most >= 10 else "some seconds"
     kept = ", less what lies in --out already" if options.resume else ""
     peers = "; peers fit models of their own beside that" if PEERS.keys() & random.keys() else ""
+    idle = 0 if data.scope.session else unwanted(data.log, data.split_ms)
+    why = f" ({idle:,} more after the split have no event that counts as wanted)" if idle else ""
     return (
-        f"{len(data.log):,} events are {groups:,} groups (of one user at one time), of which {scored:,} are scored; "
-        f"{many(len(random), 'arm')}, {many(len(options.seeds), 'seed')}, "
+        f"{len(data.log):,} events are {groups:,} groups (of one user at one time), of which {scored:,} are scored"
+        f"{why}; {many(len(random), 'arm')}, {many(len(options.seeds), 'seed')}, "
         + (f"a leak audit on about {min(audit_rows, len(data.log)):,} events" if audit_rows else "no leak audit")
         + f". As a rule {took} in all{kept}{peers}; the first groups say more"
     )
+
+
+def unwanted(log: EventLog, split_ms: int) -> int:
+    """Groups from the split on without a positive row: of ratings, those of low ones."""
+    wanted = np.zeros(log.groups, np.bool_)
+    wanted[log.group_of[log.positive]] = True
+    return int(((log.group_t_ms >= split_ms) & ~wanted).sum())
 
 
 def many(n: int, what: str) -> str:

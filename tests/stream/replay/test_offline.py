@@ -144,6 +144,12 @@ def test_what_is_said_before_the_first_group_counts_the_trainings_of_all_weeks(t
     assert weeks_from(without, data.log) == weeks_from(early, data.log), "a week without groups is no training"
     assert "As a rule 4 min to 20 min in all" in forecast(data, {"incremental": True}, options, 0)
     assert "As a rule 20 min to 69 min in all" in forecast(data, {"incremental": True, "retrain": True}, options, 0)
+    missed = data.log.group_of[~data.log.positive]
+    idle = np.setdiff1d(missed, data.log.group_of[data.log.positive])
+    after = int((data.log.group_t_ms[idle] >= data.split_ms).sum())
+    assert after > 0
+    said = forecast(data, {"popularity": False}, options, 0)
+    assert f"are scored ({after:,} more after the split have no event that counts as wanted);" in said
     assert "As a rule 1 s to 23 s in all" in forecast(
         data, dict.fromkeys(("popularity", "transitions"), False), options, 0
     )

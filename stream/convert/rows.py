@@ -46,12 +46,17 @@ class Bad:
 
 @contextmanager
 def bad_file(path: Path | None) -> Iterator[Bad]:
-    """A `Bad` that writes to a file, which is there at the end also if nothing was wrong; without a path it counts."""
+    """A `Bad` that writes to a file, which is there at the end also if nothing was wrong; without a path it counts.
+
+    An earlier file is kept beside it as `.old`.
+    """
     if path is None:
         yield Bad()
         return
     with durable_file(path) as file:
         yield Bad(file)
+        if path.is_file():
+            path.replace(path.with_name(path.name + ".old"))
 
 
 def schema_of(kind: Kind) -> pa.Schema:

@@ -483,6 +483,7 @@ def test_few_rows_with_bad_times_are_bad_rows_not_a_bad_column(tmp_path):
         assert run(*given, *more, "--bad", tmp_path / "bad.jsonl").exit_code == 0
         bad = [json.loads(line) for line in (tmp_path / "bad.jsonl").read_text().splitlines()]
         assert [line["row"] for line in bad] == [2, 5, 8]
+        assert (tmp_path / "bad.jsonl.old").exists() == bool(more), "the file of the run before stays"
         assert len(written(tmp_path / "out")) == 5
 
 

@@ -167,7 +167,14 @@ def _link(temporary: Path, path: Path) -> None:
 
 @contextmanager
 def _placed(path: Path, place: Callable[[Path, Path], object]) -> Iterator[IO[bytes]]:
-    """A file of a name that nobody else has, also on another host; synced and placed at the end, gone otherwise."""
+    """A file of a name that nobody else has, also on another host; synced and placed at the end, gone otherwise.
+
+    What is no file, as /dev/null or a pipe, is written to: placing one there would take it from everybody.
+    """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        with path.open("wb") as device:
+            yield device
+        return
     missing = [folder for folder in (path.parent, *path.parent.parents) if not folder.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")

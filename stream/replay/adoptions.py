@@ -24,6 +24,7 @@ import orjson
 from driftline.configs.errors import InputError, StateError
 from driftline.configs.settings import Settings
 from driftline.graph.memory import GraphMemory
+from driftline.stream.durable import write_durably
 from driftline.stream.events.files import read_messages
 from driftline.stream.kafka.reading import first_offsets, read_all
 from driftline.stream.owned.parts import SHA256, TOPIC, Assembler
@@ -111,10 +112,8 @@ def write_adoptions(path: Path, lines: Iterable[dict[str, Any]]) -> None:
     Raises:
         InputError: it can't be written.
     """
-    unfinished = path.with_name(path.name + ".tmp")
     try:
-        unfinished.write_bytes(b"".join(orjson.dumps(line) + b"\n" for line in lines))
-        unfinished.replace(path)
+        write_durably(path, b"".join(orjson.dumps(line) + b"\n" for line in lines))
     except OSError as error:
         raise InputError(f"{path}: can't be written: {error.strerror}; choose another --out") from None
 

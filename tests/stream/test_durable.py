@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from pathlib import Path
 from typing import IO, Any
@@ -11,7 +12,7 @@ import pytest
 from driftline.configs.addresses import free_port
 from driftline.configs.errors import LockedError
 from driftline.configs.settings import Broker
-from driftline.stream.durable import delete_folder, has_name, open_locked
+from driftline.stream.durable import delete_folder, has_name, open_locked, write_durably
 from driftline.stream.kafka.broker import EmbeddedBroker
 from driftline.stream.learn import checkpoint
 
@@ -79,3 +80,15 @@ def test_what_a_killed_deletion_has_left_goes_with_the_next(tmp_path: Path) -> N
         (tmp_path / name / "partition-0").mkdir(parents=True)
     delete_folder(tmp_path / "state")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_device_that_is_named_as_a_file_is_written_to_and_stays_one(tmp_path: Path) -> None:
+    pipe, read = tmp_path / "null", []
+    os.mkfifo(pipe)
+    reader = threading.Thread(target=lambda: read.append(pipe.read_bytes()))
+    reader.start()
+    write_durably(pipe, b"rows")
+    reader.join(10)
+    assert read == [b"rows"]
+    assert pipe.is_fifo()
+    assert [path.name for path in tmp_path.iterdir()] == ["null"]

@@ -108,8 +108,9 @@ def test_replay_of_a_topic_says_what_came_too_late_and_needs_no_name_of_the_topi
 
 
 def test_a_file_of_adoptions_that_can_not_be_written_is_one_message(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"adoptions\.jsonl: can't be written: No such file.*choose another --out"):
-        write_adoptions(tmp_path / "missing" / "adoptions.jsonl", [])
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"adoptions\.jsonl: can't be written: File exists.*choose another --out"):
+        write_adoptions(tmp_path / "file" / "adoptions.jsonl", [])
 
 
 @pytest.mark.parametrize("place", ["file", "file/below", "/proc/x"])

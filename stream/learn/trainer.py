@@ -69,6 +69,8 @@ TEXTS_AT_ONCE = 256
 """Item texts whose vectors are in memory while they are encoded; afterwards the encoder's cache on disk has them."""
 FIRST_GROUPS = 50
 """Scored groups without which a model answers worse than the popular items do, where more records are there to take."""
+ANYWAY_GROUPS = 1000
+"""Groups after which a first model does not wait for scored ones: views alone give none."""
 SOON_S = 5.0
 """Within how long a checkpoint is written that should not wait: of several reasons for one, one is written."""
 LAGGING_RARER = 4
@@ -297,7 +299,8 @@ class Trainer:
         The first one of a stream that is still being caught up with waits until it has learnt enough to be of use: of
         a short file, too, it would answer with the one item that it knows.
         """
-        useless = not self.snapshots and self.lag >= FIRST_GROUPS and len(self._ndcg) < FIRST_GROUPS
+        few = len(self._ndcg) < FIRST_GROUPS and self.closed < ANYWAY_GROUPS
+        useless = not self.snapshots and self.lag >= FIRST_GROUPS and few
         return bool(self._since_publish or self._catalogue_news) and not useless
 
     def publish_news(self) -> str | None:

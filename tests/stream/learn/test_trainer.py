@@ -94,6 +94,19 @@ def test_the_first_model_waits_until_it_is_of_use_or_there_is_no_more_to_learn_f
     assert trainer.snapshot_due
 
 
+def test_the_first_model_comes_also_where_hardly_a_group_is_scored_and_there_is_more_to_take(settings, monkeypatch) -> None:
+    soon = settings.trainer.model_copy(update={"publish_s": 1e-6})
+    trainer = start(settings.model_copy(update={"trainer": soon}))
+    monkeypatch.setattr("driftline.stream.learn.trainer.ANYWAY_GROUPS", 20)
+    trainer.behind(10**6, 0.0)
+    views = [event for g in range(30) for event in rows(f"u{g % 4}", g, T0_MS + g * HOUR_MS, action="view")]
+    feed(trainer, log_of(views[:30]))
+    assert not trainer.snapshot_due
+    feed(trainer, log_of(views))
+    assert uses(trainer)["learnt"] < 5, "a share of them is scored, if any"
+    assert trainer.snapshot_due
+
+
 def test_a_trainer_whose_backlog_does_not_fall_learns_less(settings) -> None:
     trainer = start(settings)
     lag = settings.trainer.catch_up_events - 1

@@ -94,7 +94,7 @@ def test_the_first_model_waits_until_it_is_of_use_or_there_is_no_more_to_learn_f
     assert trainer.snapshot_due
 
 
-def test_the_first_model_comes_also_where_hardly_a_group_is_scored_and_there_is_more_to_take(settings, monkeypatch) -> None:
+def test_the_first_model_comes_also_where_hardly_a_group_is_scored(settings, monkeypatch) -> None:
     soon = settings.trainer.model_copy(update={"publish_s": 1e-6})
     trainer = start(settings.model_copy(update={"trainer": soon}))
     monkeypatch.setattr("driftline.stream.learn.trainer.ANYWAY_GROUPS", 20)

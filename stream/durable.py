@@ -119,6 +119,11 @@ def delete_folder(path: Path) -> None:
     shutil.rmtree(path)
 
 
+def put_aside(path: Path) -> None:
+    """Keeps a file beside its place, as `.old`: another one is about to take its name."""
+    path.replace(path.with_name(path.name + ".old"))
+
+
 @contextmanager
 def durable_file(path: Path) -> Iterator[IO[bytes]]:
     """A file to write beside its place, synced and renamed at the end: then file and name are on disk.

@@ -73,7 +73,7 @@ class Standing(msgspec.Struct):
     """How far a system is.
 
     Attributes:
-        read: records that the state has taken in so far, also by workers of before; None where no worker has one open.
+        read: records that the state has taken in so far, also by workers of before; None before a partition is open.
         applied: events that this worker applied since it began; None where no worker answers.
         dead, duplicates, too_late, unknown_actions: records that it refused, second copies of events, events that came
             too late, events with an action that the configuration does not set, since it began.

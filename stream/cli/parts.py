@@ -121,8 +121,8 @@ def _send(
     from driftline.stream.events.topics import create_topics
     from driftline.stream.kafka.broker import EmbeddedBroker, broker
 
-    embedded = None if settings.broker.bootstrap else EmbeddedBroker(settings.broker)
-    alone = embedded is not None and embedded.running() is None
+    embedded = EmbeddedBroker(settings.broker)
+    alone = not settings.broker.bootstrap and embedded.running() is None
     with broker(settings.broker) as bootstrap:
         create_topics(settings.broker, bootstrap)
         if events is not None:
@@ -151,7 +151,7 @@ def _send(
             err.print("no event of the file lies between --since and --until")
         rate_shown = f", {sent.per_s:,.0f} events/s" if events is not None else ""
         out.print(f"sent {sent.records:,} events and {sent_items.records:,} items{rate_shown}")
-        if alone and embedded is not None:
+        if alone:
             err.print(
                 f"they lie in the embedded broker of {embedded.directory}, which only this command used: "
                 "'driftline up' in this folder takes them in; a system of another folder does not see them",

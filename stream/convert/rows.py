@@ -18,7 +18,7 @@ from driftline.stream.convert.columns import NO_VALUES, NULLS, joined, without
 from driftline.stream.convert.guess import TIMES, Kind, Mapping
 from driftline.stream.convert.numbers import column_with_point
 from driftline.stream.convert.sources import Source
-from driftline.stream.durable import durable_file
+from driftline.stream.durable import durable_file, put_aside
 from driftline.stream.events.cells import ARROW, values_of
 from driftline.stream.events.checks import Problem, Report, check_column
 from driftline.stream.events.chunks import Chunk
@@ -56,7 +56,7 @@ def bad_file(path: Path | None) -> Iterator[Bad]:
     with durable_file(path) as file:
         yield Bad(file)
         if path.is_file():
-            path.replace(path.with_name(path.name + ".old"))
+            put_aside(path)
 
 
 def schema_of(kind: Kind) -> pa.Schema:

@@ -62,9 +62,11 @@ class Clock:
     def about(self, sample: Sequence[Any]) -> str:
         """Words on how a column is read whose first values are those of `sample`, with what changes the zone."""
         words = WORDS.get(self.how, self.how)
+        if _names_zone(self.how):
+            return words
         times = self.read(list(sample))[0].is_valid().to_pylist()  # what is no time has no zone either
         sample = [cell for cell, is_time in zip(sample, times, strict=True) if is_time]
-        if _names_zone(self.how) or (sample and all(map(_has_zone, sample))):
+        if sample and all(map(_has_zone, sample)):
             return words
         other = "; --zone Europe/Berlin changes it" if self.zone == "UTC" else ""
         where = "where no zone is named, as in some rows" if any(map(_has_zone, sample)) else "as no zone is named"

@@ -17,6 +17,7 @@ from driftline.configs.settings import UNKNOWN_ACTION, ItemFiles, Settings
 from driftline.stream.convert.guess import TIMES, Mapping
 from driftline.stream.convert.numbers import BETWEEN, are_grades
 from driftline.stream.convert.run import Done, Plan
+from driftline.stream.durable import put_aside
 from driftline.stream.events.files import UNNAMED
 from driftline.stream.events.schema import shorten
 
@@ -240,6 +241,6 @@ def write_config(
     sections |= {name: found for name, found in more if found}
     text = HEAD + yaml.safe_dump(sections, sort_keys=False, allow_unicode=True, width=100)
     if to.exists() and to.read_text("utf-8") != text:
-        to.replace(to.with_name(to.name + ".old"))
+        put_aside(to)
     to.write_text(text, "utf-8")
     return True

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import numpy as np
-
 from driftline.stream.headway import duration
 from driftline.stream.replay.frozen_arms import RetrainArm, weeks_from
-from driftline.stream.replay.log import EventLog
 from driftline.stream.replay.named import PEERS
-from driftline.stream.replay.protocol import scored_groups
+from driftline.stream.replay.protocol import scored_groups, wanted_groups
 from driftline.stream.replay.source import Input, Options
 
 ENGINE_S = (0.01, 0.05)
@@ -35,18 +32,17 @@ def forecast(data: Input, random: Mapping[str, bool], options: Options, audit_ro
     """
     groups, scored = data.log.groups, len(scored_groups(data.log, data.split_ms, data.scope))
     engine = [name for name, drawn in random.items() if drawn]
-    counted = groups * (len(options.seeds) if engine else 1)
-    least, most = (
-        counted * (1.25 if audit_rows else 1.0) * seconds
-        for seconds in (ENGINE_S if engine else [len(random) * s for s in SIMPLE_S])
-    )
+    counted: float = groups * (len(options.seeds) if engine else 1)
+    counted *= (1.25 if audit_rows else 1.0) * (1 if engine else len(random))
+    least, most = (counted * seconds for seconds in (ENGINE_S if engine else SIMPLE_S))
     if RetrainArm.name in random:
         trainings = len(options.seeds) * weeks_from(data.split_ms, data.log)
         least, most = (sum_s + trainings * groups * s for sum_s, s in zip((least, most), OFFLINE_S, strict=True))
     took = f"{duration(least)} to {duration(most)}" if most >= 10 else "some seconds"
     kept = ", less what lies in --out already" if options.resume else ""
     peers = "; peers fit models of their own beside that" if PEERS.keys() & random.keys() else ""
-    idle = 0 if data.scope.session else unwanted(data.log, data.split_ms)
+    past = data.log.group_t_ms >= data.split_ms
+    idle = 0 if data.scope.session else int((past & ~wanted_groups(data.log)).sum())
     why = f" ({idle:,} more after the split have no event that counts as wanted)" if idle else ""
     return (
         f"{len(data.log):,} events are {groups:,} groups (of one user at one time), of which {scored:,} are scored"
@@ -54,13 +50,6 @@ def forecast(data: Input, random: Mapping[str, bool], options: Options, audit_ro
         + (f"a leak audit on about {min(audit_rows, len(data.log)):,} events" if audit_rows else "no leak audit")
         + f". As a rule {took} in all{kept}{peers}; the first groups say more"
     )
-
-
-def unwanted(log: EventLog, split_ms: int) -> int:
-    """Groups from the split on without a positive row: of ratings, those of low ones."""
-    wanted = np.zeros(log.groups, np.bool_)
-    wanted[log.group_of[log.positive]] = True
-    return int(((log.group_t_ms >= split_ms) & ~wanted).sum())
 
 
 def many(n: int, what: str) -> str:

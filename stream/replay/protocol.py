@@ -276,10 +276,16 @@ def rankings(slate: Slate) -> tuple[Ranking, ...]:
     return first, slate.novel or first, slate.repeat or first, first, first, first, first
 
 
+def wanted_groups(log: EventLog) -> NDArray[np.bool_]:
+    """Which groups [groups] have a row that counts as wanted."""
+    wanted = np.zeros(log.groups, np.bool_)
+    wanted[log.group_of[log.positive]] = True
+    return wanted
+
+
 def scored_groups(log: EventLog, split_ms: int, scope: Scope = EVERYTHING) -> Int64:
     """Numbers of the groups with a positive row from the split on that a scope takes; InputError if there is none."""
-    answers, t_ms = np.zeros(log.groups, np.bool_), log.group_t_ms
-    answers[log.group_of[log.positive]] = True
+    answers, t_ms = wanted_groups(log), log.group_t_ms
     if scope.session:
         answers, t_ms = log.sessions.targets(answers, scope.session, scope.share), log.sessions.start_ms
     answers &= t_ms >= split_ms

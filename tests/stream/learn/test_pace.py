@@ -38,9 +38,12 @@ def test_a_trainer_that_lags_learns_the_groups_that_a_replay_of_the_same_share_l
 
 
 def played(
-    arrived: Callable[[float], float], learn_s: float, count_s: float, seconds: float
+    arrived: Callable[[float], float], learn_s: float, count_s: float, seconds: float, first_s: float = 0.0
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """A trainer that reads 500 of the `arrived(now)` records at a time, and publishes for .3 s after every 2 s.
+
+    Args:
+        first_s: what the first group takes beyond.
 
     Returns:
         Time and lag at each read, and whether each group was learnt.
@@ -57,7 +60,7 @@ def played(
         for _ in range(min(lag, 500) // ROWS):
             taken, lag = taken + ROWS, lag - ROWS
             learnt.append(pace.takes_next(lag))
-            now += learn_s if learnt[-1] else count_s
+            now += (learn_s if learnt[-1] else count_s) + (first_s if len(learnt) == 1 else 0.0)
         if now - published > 2.0:
             published, now = now, now + 0.3
     return np.array(times), np.array(lags), np.array(learnt)
@@ -91,12 +94,9 @@ def test_a_file_that_comes_at_once_is_learnt_whole_up_to_the_bound() -> None:
 @pytest.mark.parametrize("first_s", [5.0, 60.0])
 @pytest.mark.parametrize("records", [3000, 4900])
 def test_a_file_is_learnt_whole_though_its_first_group_takes_long(records: int, first_s: float) -> None:
-    pace, now, taken = Pace(MOST, LEAST), 0.0, 0
-    while taken < records - ROWS:
-        pace.see(records - taken, taken, now)
-        for _ in range(min(30, (records - taken) // ROWS)):
-            assert pace.takes_next(records - taken)
-            now, taken = now + 0.05 + (first_s if taken == 0 else 0), taken + ROWS
+    _, _, learnt = played(lambda now: records, 0.05, 0.003, 100, first_s)
+    assert len(learnt) == records // ROWS
+    assert learnt.all()
 
 
 def test_bursts_that_come_as_the_clock_ticks_are_learnt_whole_while_there_is_time() -> None:
